@@ -1,0 +1,1 @@
+"""What producer and worker agree on: the job, its outcome, its events, and where they lie in Redis."""

@@ -1,0 +1,166 @@
+"""What a caller asks for: media, a prompt or a chat, and how to answer."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from config.contract import Contract
+
+MAX_MEDIA = 64
+MAX_METADATA_BYTES = 16 * 1024
+SCHEMES = ("s3", "file", "data", "https")
+
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=4 * 1024 * 1024)]
+Pixels = Annotated[int, Field(ge=28 * 28)]
+Side = Annotated[int, Field(ge=28, le=16384)]
+
+
+class Priority(StrEnum):
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Thinking(StrEnum):
+    """`auto` lets the model decide whether to reason before it answers."""
+
+    AUTO = "auto"
+    THINK = "think"
+    NO_THINK = "no_think"
+
+
+class Content(StrEnum):
+    """What a video shows decides how many frames a second are worth reading."""
+
+    ACTION = "action"
+    STATIC = "static"
+    DIALOGUE = "dialogue"
+    HD = "hd"
+
+
+class MediaPart(Contract):
+    """One image or video: `s3://bucket/key`, `file:///path`, a plain absolute path, `data:`, or `https://` where allowed.
+
+    The model sees it at no fewer than `min_pixels` and no more than `max_pixels` (width x height, per frame), or at
+    exactly `resized_height` x `resized_width`, rounded to the patch grid. Unset limits come from the checkpoint.
+    """
+
+    uri: Uri
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    resized_height: Side | None = None
+    resized_width: Side | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        scheme, separator, _ = uri.partition(":")
+        if uri.startswith("/") or (separator and scheme.lower() in SCHEMES):
+            return uri
+        raise ValueError(f"{uri[:80]!r} is neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if (self.resized_height is None) != (self.resized_width is None):
+            raise ValueError("resized_height and resized_width go together: give both or neither")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
+class ImagePart(MediaPart):
+    type: Literal["image"] = "image"
+
+
+class VideoPart(MediaPart):
+    """`fps` frames are read a second, or as many as `content` asks for; neither means the model's own 2 a second."""
+
+    type: Literal["video"] = "video"
+    fps: Annotated[float, Field(gt=0, le=60)] | None = None
+    content: Content | None = None
+    max_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
+    start_seconds: Annotated[float, Field(ge=0)] | None = None
+    end_seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _sampling_agrees(self) -> Self:
+        if self.fps is not None and self.content is not None:
+            raise ValueError("fps and content both set the frame rate: give one of them")
+        if self.end_seconds is not None and self.end_seconds <= (self.start_seconds or 0):
+            raise ValueError(f"end_seconds {self.end_seconds} is not after start_seconds {self.start_seconds or 0}")
+        return self
+
+
+class TextPart(Contract):
+    type: Literal["text"] = "text"
+    text: str
+
+
+AnyMedia = Annotated[ImagePart | VideoPart, Field(discriminator="type")]
+AnyPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+
+
+class ChatMessage(Contract):
+    role: Literal["system", "user", "assistant"]
+    content: str | tuple[AnyPart, ...]
+
+
+class GenerationOptions(Contract):
+    """Unset sampling options take the checkpoint's `generation_config.json`; `temperature` 0 is greedy."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    stop: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], Field(max_length=8)] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+class AnalysisJob(Contract):
+    """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media."""
+
+    media: Annotated[tuple[AnyMedia, ...], Field(max_length=MAX_MEDIA)] = ()
+    prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)] | None = None
+    thinking: Thinking = Thinking.AUTO
+    generation: GenerationOptions = GenerationOptions()
+    priority: Priority = Priority.NORMAL
+    deadline_seconds: Annotated[float, Field(gt=0, le=7 * 86400)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_small(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        size = len(json.dumps(metadata).encode())
+        if size > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata is {size} bytes of JSON, the limit is {MAX_METADATA_BYTES}: store a reference")
+        return metadata
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt (with media) or messages, not both and not neither")
+        if self.messages is not None:
+            if self.media:
+                raise ValueError("with messages, put the media into the messages' content")
+            if self.messages[-1].role != "user":
+                raise ValueError(f"the last message must be the user's, it is the {self.messages[-1].role}'s")
+            if len(self.all_media()) > MAX_MEDIA:
+                raise ValueError(f"{len(self.all_media())} media in the messages, the limit is {MAX_MEDIA}")
+        return self
+
+    def conversation(self) -> tuple[ChatMessage, ...]:
+        """The job as chat messages; a plain prompt is one user turn with its media before the text."""
+        if self.messages is not None:
+            return self.messages
+        return (ChatMessage(role="user", content=(*self.media, TextPart(text=self.prompt or ""))),)
+
+    def all_media(self) -> tuple[ImagePart | VideoPart, ...]:
+        """Every medium in prompt order; a failure's `media_index` counts in this list."""
+        parts = (p for m in self.conversation() if not isinstance(m.content, str) for p in m.content)
+        return tuple(p for p in parts if not isinstance(p, TextPart))

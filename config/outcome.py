@@ -1,0 +1,125 @@
+"""How a job ended: a result with its evidence, or a failure a person can act on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter
+
+from config.contract import Contract
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.state import JobState
+
+
+class TokenUsage(Contract):
+    """`prompt_tokens` counts everything the model read, `visual_tokens` the part of it that came from media."""
+
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+
+
+class StageTimings(Contract):
+    """Seconds spent in each stage of the attempt that settled the job; `queued` is from submission to its claim."""
+
+    queued: float = 0.0
+    fetch: float = 0.0
+    decode: float = 0.0
+    prepare: float = 0.0
+    generate: float = 0.0
+    total: float = 0.0
+    first_token: float | None = None
+
+
+class MediaSeen(Contract):
+    """What the model was shown of one medium: sizes are (height, width) in pixels."""
+
+    type: Literal["image", "video"]
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    visual_tokens: int
+    frames: int = 1
+    fps: float | None = None
+    duration_seconds: float | None = None
+    frames_corrupt: int = 0
+
+
+class ModelIdentity(Contract):
+    name: str
+    model_type: str
+    precision: str
+
+
+class WorkerIdentity(Contract):
+    host: str
+    pid: int
+    device: str
+
+
+class JobResult(Contract):
+    """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed."""
+
+    kind: Literal["result"] = "result"
+    job_id: str
+    answer: str
+    reasoning: str | None
+    raw_text: str
+    finish_reason: Literal["stop", "length"]
+    usage: TokenUsage
+    timings: StageTimings
+    media: tuple[MediaSeen, ...]
+    model: ModelIdentity
+    worker: WorkerIdentity
+    attempts: int
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def state(self) -> JobState:
+        return JobState.SUCCEEDED
+
+
+class JobFailure(Contract):
+    """`stage` is where it went wrong, `media_index` which medium of the job, where one is to blame."""
+
+    kind: Literal["failure"] = "failure"
+    job_id: str
+    code: ErrorCode
+    message: str
+    stage: Stage
+    retryable: bool
+    attempts: int
+    media_index: int | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def state(self) -> JobState:
+        match self.code:
+            case ErrorCode.CANCELLED:
+                return JobState.CANCELLED
+            case ErrorCode.DEADLINE_EXCEEDED:
+                return JobState.EXPIRED
+            case _:
+                return JobState.FAILED
+
+
+Outcome = Annotated[JobResult | JobFailure, Field(discriminator="kind")]
+OUTCOME: TypeAdapter[JobResult | JobFailure] = TypeAdapter(Outcome)
+
+
+class JobFailed(Exception):
+    """The job ended without an answer. Raised by `Job.result`; also what a plain Celery `AsyncResult.get` raises."""
+
+    def __init__(self, code: str, message: str, failure_json: str) -> None:
+        # Celery rebuilds exceptions from their args through JSON, so the args are plain strings.
+        super().__init__(code, message, failure_json)
+        self.code = ErrorCode(code)
+
+    @classmethod
+    def of(cls, failure: JobFailure) -> "JobFailed":
+        return cls(failure.code.value, failure.message, failure.model_dump_json())
+
+    @property
+    def failure(self) -> JobFailure:
+        return JobFailure.model_validate_json(self.args[2])
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.args[1]}"

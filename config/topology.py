@@ -1,0 +1,51 @@
+"""How jobs travel through Celery: the task's name, the queue, priorities, and the options both sides share."""
+
+from typing import Any
+
+from config.job import Priority
+
+ANALYZE_TASK = "keye.analyze"
+QUEUE = "keye.jobs"
+
+# Celery's Redis transport keeps one list per step and reads them in this order: the lowest number first.
+PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
+
+
+def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_seconds: float) -> dict[str, Any]:
+    """Options of the Celery app, the same for who publishes and who consumes.
+
+    Timeouts and health checks are set on every connection: without them a half-open connection leaves a worker deaf
+    for as long as the operating system keeps the socket.
+    """
+    return {
+        "broker_url": redis_url,
+        "result_backend": redis_url,
+        "result_expires": result_ttl_seconds,
+        "task_default_queue": QUEUE,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": True,
+        "task_track_started": False,
+        "worker_prefetch_multiplier": 1,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend_always_retry": True,
+        "redis_socket_timeout": 5.0,
+        "redis_socket_connect_timeout": 5.0,
+        "redis_backend_health_check_interval": 5,
+        "broker_transport_options": {
+            "priority_steps": sorted(PRIORITY_STEPS.values()),
+            "queue_order_strategy": "priority",
+            "visibility_timeout": visibility_timeout_seconds,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 10,
+            "socket_timeout": 5.0,
+            "socket_connect_timeout": 5.0,
+            "health_check_interval": 5,
+        },
+        # Ours are leases, events and metrics; Celery's chatter costs connections and fans out with every worker.
+        "worker_send_task_events": False,
+        "task_send_sent_event": False,
+    }

@@ -1,0 +1,69 @@
+"""The sealed job: what is stored in the record and published to the queue, as versioned JSON."""
+
+import time
+import uuid
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from config.contract import Contract
+from config.event import EVENT
+from config.job import AnalysisJob
+from config.outcome import OUTCOME
+
+SCHEMA_VERSION = 1
+
+
+class SealedJob(Contract):
+    """A job with its identity. Times are Unix seconds of the producer's clock."""
+
+    schema_version: int = SCHEMA_VERSION
+    job_id: str
+    submitted_at: float
+    job: AnalysisJob
+
+
+class UnknownSchemaVersion(ValueError):
+    """The payload says a schema version that this release does not read."""
+
+
+class InvalidJob(ValueError):
+    """The payload does not fit the schema; the message lists every fault."""
+
+
+def seal(job: AnalysisJob) -> SealedJob:
+    """Give the job its id and its time of submission."""
+    return SealedJob(job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
+
+
+def open_sealed(payload: Any) -> SealedJob:
+    """Read a sealed job from decoded JSON.
+
+    Raises `UnknownSchemaVersion` before anything else is looked at, then `InvalidJob` with every fault at once.
+    """
+    version = payload.get("schema_version") if isinstance(payload, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise UnknownSchemaVersion(
+            f"The job has schema version {version}, this release reads {SCHEMA_VERSION}. Upgrade the older side."
+        )
+    try:
+        # As JSON, not as Python objects: a list is then a tuple, and a number written as a string is a fault.
+        return SealedJob.model_validate_json(to_json(payload), strict=True)
+    except ValidationError as error:
+        raise InvalidJob(describe_faults(error)) from None
+
+
+def describe_faults(error: ValidationError) -> str:
+    """One line a fault: where, and what is wrong. Values are left out: they may hold secrets such as signed URLs."""
+    faults = [f"{'.'.join(map(str, f['loc'])) or 'job'}: {f['msg']}" for f in error.errors(include_input=False)]
+    return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: " + "; ".join(faults)
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas for producers in other languages: what they send, and what they read back."""
+    return {
+        "job": TypeAdapter(SealedJob).json_schema(),
+        "outcome": OUTCOME.json_schema(),
+        "event": EVENT.json_schema(),
+    }
