@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - Chinese sentences end in Chinese punctuation
 """Questions about a scene with their right answers, in English and Chinese. Draws nothing."""
 
 from collections.abc import Sequence
@@ -97,18 +98,19 @@ def image_questions(
     return tuple(questions)
 
 
-def images_questions(rng: np.random.Generator, shapes: Sequence[Shape]) -> tuple[Question, ...]:
+def images_questions(shapes: Sequence[Shape]) -> tuple[Question, ...]:
     """Questions about two or three images in one prompt, one shape in each."""
     sight = "; ".join(f"{ordinal}: {s.colour} {s.kind}" for ordinal, s in zip(ORDINALS, shapes, strict=False))
-    questions = []
-    for ordinal, shape in zip(ORDINALS, shapes, strict=False):
-        where = f"in the {ordinal} image"
-        questions += [
-            Question("several images", "en", f"What colour is the shape {where}?", f"{shape.colour.capitalize()}.", sight),
-            Question("several images", "en", f"What shape is {where}?", f"A {shape.kind}.", sight),
-            Question("several images", "en", f"What is {where}?", _sentence([_a(shape)]), sight),
-        ]
-    return tuple(questions)
+    asked = [
+        (text.format(where=f"in the {ordinal} image"), answer)
+        for ordinal, shape in zip(ORDINALS, shapes, strict=False)
+        for text, answer in (
+            ("What colour is the shape {where}?", f"{shape.colour.capitalize()}."),
+            ("What shape is {where}?", f"A {shape.kind}."),
+            ("What is {where}?", _sentence([_a(shape)])),
+        )
+    ]
+    return tuple(Question("several images", "en", text, answer, sight) for text, answer in asked)
 
 
 def video_questions(shape: Shape, event: Direction | Colour) -> tuple[Question, ...]:

@@ -107,7 +107,7 @@ def draw_images(
 ) -> tuple[list[ImageScene], tuple[Question, ...]]:
     """Two or three scenes of one shape for a single prompt, and questions that tell the images apart."""
     scenes = [draw_image_scene(rng, size, num_shapes=1) for _ in range(rng.integers(2, 4))]
-    return scenes, images_questions(rng, [scene.shapes[0][1] for scene in scenes])
+    return scenes, images_questions([scene.shapes[0][1] for scene in scenes])
 
 
 def draw_video_scene(rng: np.random.Generator, size: Size = VIDEO_SIZE) -> VideoScene:

