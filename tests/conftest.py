@@ -1,0 +1,29 @@
+"""What every level of tests may ask for. Nothing here fakes a part that runs on this machine."""
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from worker.demo.embedded_valkey import EmbeddedValkey
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    with EmbeddedValkey() as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[Redis]:
+    """A client of the session's server, emptied before and after each test."""
+    with Redis.from_url(valkey_url, decode_responses=True) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def redis_url(redis: Redis, valkey_url: str) -> str:
+    """The emptied server's URL."""
+    return valkey_url

@@ -1,0 +1,51 @@
+"""The embedded server ends with its owner, on every way out."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError
+
+from worker.demo.embedded_valkey import EmbeddedValkey
+
+OWNER = """
+import signal
+from worker.demo.embedded_valkey import EmbeddedValkey
+with EmbeddedValkey() as server:
+    print(server.url, flush=True)
+    signal.pause()
+"""
+
+
+def wait_until_gone(url: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    with Redis.from_url(url) as client:
+        while time.monotonic() < end:
+            try:
+                client.ping()
+            except ConnectionError:
+                return
+            time.sleep(0.02)
+    pytest.fail(f"the server still answers after {seconds} s")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_server_stops_when_its_owner_is_ended_by(sent: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().decode().strip()
+        with Redis.from_url(url) as client:
+            assert client.ping()
+        owner.send_signal(sent)
+        owner.wait()
+    wait_until_gone(url)
+
+
+def test_server_keeps_jobs_on_disk_and_never_evicts() -> None:
+    with EmbeddedValkey() as server, Redis.from_url(server.url, decode_responses=True) as client:
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    wait_until_gone(server.url)
