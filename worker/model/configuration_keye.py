@@ -1,0 +1,110 @@
+"""The fields of a Keye-VL `config.json`, for both released variants. No tensors live here."""
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+class KeyeVisionConfig(PreTrainedConfig):
+    """The vision tower. Absent fields take the values of the released 8B model, leftover fields are kept unread."""
+
+    model_type = "keye_vision"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 384
+    patch_size: int = 14
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    spatial_merge_size: int = 2
+    tokens_per_second: int | float = 2
+
+    @property
+    def position_table_side(self) -> int:
+        """Rows and columns of the learned position table, in patches."""
+        return self.image_size // self.patch_size
+
+
+class KeyeConfig(PreTrainedConfig):
+    """Keye-VL-8B-Preview: the text model's fields at the top level beside one `vision_config`."""
+
+    model_type = "Keye"
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"vision_config": KeyeVisionConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+    ignore_keys_at_rope_validation = {"mrope_section"}
+
+    # What sets the variants apart (see docs/model.md). Preview: a video is one item of attention and one block of
+    # positions with a clock, and the projector normalises each patch.
+    splits_video_into_frames: ClassVar[bool] = False
+    normalises_merged_patches: ClassVar[bool] = False
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    max_position_embeddings: int = 40960
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    bos_token_id: int | None = 151643
+    eos_token_id: int | list[int] | None = 151645
+    pad_token_id: int | None = None
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = KeyeVisionConfig(**(self.vision_config or {}))
+        self.rope_parameters = _rope_parameters(
+            self.rope_parameters or kwargs.pop("rope_scaling", None) or {}, kwargs.pop("rope_theta", None), self.head_dim
+        )
+        # The released files carry the keys of a sliding window that the architecture does not have; a cache built
+        # from this config would believe them.
+        for leftover in ("sliding_window", "use_sliding_window", "max_window_layers"):
+            kwargs.pop(leftover, None)
+        super().__post_init__(**kwargs)
+
+
+class KeyeVL1_5Config(KeyeConfig):  # noqa: N801 - the released name
+    """Keye-VL-1.5-8B: each frame of a video is an item and a block of positions of its own."""
+
+    model_type = "KeyeVL1_5"
+    splits_video_into_frames: ClassVar[bool] = True
+    normalises_merged_patches: ClassVar[bool] = True
+
+    max_position_embeddings: int = 131072
+
+
+def _rope_parameters(saved: dict[str, Any], rope_theta: float | None, head_dim: int) -> dict[str, Any]:
+    """One form for what official files, files saved again by transformers 4 and by transformers 5 write differently.
+
+    Raises `ValueError` for a rotary type the model was not trained with and for sections that do not fill the head.
+    """
+    rope_type = saved.get("rope_type", saved.get("type", "default"))
+    if rope_type not in ("default", "mrope"):
+        raise ValueError(f"rope type {rope_type!r} is not one Keye-VL has: expected 'mrope' or 'default'")
+    section = list(saved.get("mrope_section", (16, 24, 24)))
+    if len(section) != 3 or sum(section) * 2 != head_dim:
+        raise ValueError(f"mrope_section {section} must be three numbers with the sum head_dim / 2 = {head_dim // 2}")
+    theta = saved.get("rope_theta", rope_theta)
+    return {"rope_type": "default", "rope_theta": float(theta or 1_000_000), "mrope_section": section}
+
+
+AutoConfig.register(KeyeConfig.model_type, KeyeConfig)
+AutoConfig.register(KeyeVL1_5Config.model_type, KeyeVL1_5Config)

@@ -1,0 +1,214 @@
+"""The whole model: vision tower, projector and text decoder behind one `PreTrainedModel` that can `generate`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, Cache, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
+from worker.model.positions import Grid, PlaceholderMismatch, position_ids
+from worker.model.projector import Projector
+from worker.model.text_decoder import KeyePreTrainedModel, KeyeTextModel
+from worker.model.vision_tower import VisionTower
+from worker.model.weight_names import UNUSED_TENSORS
+
+
+class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
+    """Keye-VL-8B-Preview. Nothing about a sequence is kept here, so calls may interleave."""
+
+    _keys_to_ignore_on_load_unexpected = [UNUSED_TENSORS]
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: KeyeConfig) -> None:
+        super().__init__(config)
+        self.visual = VisionTower(config.vision_config)
+        self.mlp_AR = Projector(config)
+        self.model = KeyeTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Grid]) -> Tensor:
+        """Rows [sum t*h*w/4, H] that replace image placeholders, for patches [sum t*h*w, 3, p, p] and grids [n, 3]."""
+        return self._features(pixel_values, _as_lists(image_grid_thw))
+
+    def get_video_features(self, pixel_values: Tensor, video_grid_thw: Tensor | Sequence[Grid]) -> Tensor:
+        """The same for videos: a whole video is one item of attention in Preview, each frame is one in 1.5."""
+        grids = _as_lists(video_grid_thw)
+        if self.config.splits_video_into_frames:
+            grids = [[1, h, w] for t, h, w in grids for _ in range(t)]
+        return self._features(pixel_values, grids)
+
+    def _features(self, pixel_values: Tensor, grids: list[list[int]]) -> Tensor:
+        return self.mlp_AR(self.visual(pixel_values.to(self.visual_dtype), grids), grids)
+
+    @property
+    def visual_dtype(self) -> torch.dtype:
+        return self.visual.vision_model.embeddings.patch_embedding.weight.dtype
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B, L, H] of the tokens [B, L], placeholders filled in order of occurrence, row by row."""
+        embeds = self.model.embed_tokens(input_ids)
+        if pixel_values is not None:
+            features = self.get_image_features(pixel_values, image_grid_thw)
+            embeds = _fill(embeds, input_ids == self.config.image_token_id, features, "image")
+        if pixel_values_videos is not None:
+            features = self.get_video_features(pixel_values_videos, video_grid_thw)
+            embeds = _fill(embeds, input_ids == self.config.video_token_id, features, "video")
+        return embeds
+
+    def positions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Position ids [3, B, L] (1 at padding) and rope deltas [B, 1] of a padded batch.
+
+        The grids of all rows follow each other; each row takes as many as it has runs of placeholders.
+        """
+        config = self.config
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        images, videos = _as_lists(image_grid_thw), _as_lists(video_grid_thw)
+        seconds = None if second_per_grid_ts is None else [float(s) for s in second_per_grid_ts]
+        result = torch.ones(3, *input_ids.shape, dtype=torch.long)
+        deltas = []
+        rows = zip(input_ids.cpu(), real.cpu().bool(), strict=True)
+        for row, (ids, mask) in enumerate(rows):
+            tokens = ids[mask]
+            num_images = _num_runs(tokens == config.image_token_id)
+            num_videos = _rows_of_runs(videos, _num_runs(tokens == config.video_token_id), config.splits_video_into_frames)
+            result[:, row, mask], _ = position_ids(
+                tokens,
+                image_token_id=config.image_token_id,
+                video_token_id=config.video_token_id,
+                image_grids=images[:num_images],
+                video_grids=videos[:num_videos],
+                seconds_per_frame=None if seconds is None else seconds[:num_videos],
+                tokens_per_second=config.vision_config.tokens_per_second,
+                merge_size=config.vision_config.spatial_merge_size,
+                splits_video_into_frames=config.splits_video_into_frames,
+            )
+            images, videos = images[num_images:], videos[num_videos:]
+            seconds = None if seconds is None else seconds[num_videos:]
+            deltas.append(int(result[:, row, mask].max()) + 1 - len(ids))
+        if images or videos:
+            raise PlaceholderMismatch(f"{len(images)} image and {len(videos)} video grids are left over by the prompts")
+        return result.to(input_ids.device), torch.tensor(deltas, device=input_ids.device).unsqueeze(1)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, L, V] of a padded batch, or of its last `logits_to_keep` columns.
+
+        `position_ids` [3, B, L] may be left out where the whole prompt is in `input_ids`.
+        """
+        if position_ids is None:
+            position_ids, _ = self.positions(
+                input_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
+            )
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        outputs = self.model(
+            inputs_embeds,
+            position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    # `generate` carries position ids from step to step in its own arguments; these three say what they are for Keye.
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        names = ("attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        return self.positions(inputs_tensor, *(model_kwargs.get(name) for name in names))[0]
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        model_kwargs = super()._update_model_kwargs_for_generation(*args, **kwargs)
+        # Behind a run of placeholders all three rows go on from the largest, not each from its own last.
+        position_ids = model_kwargs["position_ids"]
+        position_ids[..., -1] = position_ids[..., -1].amax(dim=0)
+        return model_kwargs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        visual = {
+            name: kwargs.pop(name, None)
+            for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+        }
+        if expand_size > 1:
+            # Packed patches have no batch dimension to repeat; the embeddings they become have one.
+            kwargs["inputs_embeds"] = self.embed(input_ids, **visual)
+            kwargs.pop("second_per_grid_ts", None)
+        else:
+            kwargs.update(visual)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+
+
+class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):  # noqa: N801 - the released name
+    """Keye-VL-1.5-8B."""
+
+    config_class = KeyeVL1_5Config
+
+
+def _as_lists(grids: Tensor | Sequence[Grid] | None) -> list[list[int]]:
+    if grids is None:
+        return []
+    return grids.tolist() if isinstance(grids, Tensor) else [list(grid) for grid in grids]
+
+
+def _num_runs(flags: Tensor) -> int:
+    return int(flags[:1].sum() + (flags[1:] & ~flags[:-1]).sum())
+
+
+def _rows_of_runs(grids: list[list[int]], runs: int, splits_video_into_frames: bool) -> int:
+    """How many rows of video grids this many runs of placeholders use up."""
+    if not splits_video_into_frames:
+        return runs
+    rows = 0
+    while runs > 0 and rows < len(grids):
+        runs -= grids[rows][0]
+        rows += 1
+    return rows
+
+
+def _fill(embeds: Tensor, placeholders: Tensor, features: Tensor, name: str) -> Tensor:
+    if (count := int(placeholders.sum())) != len(features):
+        raise PlaceholderMismatch(f"{count} {name} placeholder tokens, but the {name}s give {len(features)} rows")
+    return embeds.masked_scatter(placeholders.unsqueeze(-1), features.to(embeds.dtype))
+
+
+AutoModelForImageTextToText.register(KeyeConfig, KeyeForConditionalGeneration)
+AutoModelForImageTextToText.register(KeyeVL1_5Config, KeyeVL1_5ForConditionalGeneration)

@@ -1,0 +1,40 @@
+"""A checkpoint folder to a model in memory. The folder is checked whole before a weight is read."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from worker.model.checkpoint import check_checkpoint
+from worker.model.configuration_keye import KeyeVL1_5Config
+from worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
+
+
+class CheckpointFault(Exception):
+    """The checkpoint folder cannot be loaded; `faults` holds every reason, not just the first."""
+
+    def __init__(self, path: Path, faults: list[str]) -> None:
+        self.path = path
+        self.faults = faults
+        shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
+        super().__init__(f"{path} has {len(faults)} faults: {'; '.join(shown)}" if len(faults) > 1 else f"{path}: {shown[0]}")
+
+
+def load_model(
+    path: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> KeyeForConditionalGeneration:
+    """The model of either variant, in evaluation mode, on one device; `dtype` None keeps the checkpoint's own.
+
+    Raises `CheckpointFault` with all faults at once: files and shards that are missing or cut off, tensors that are
+    missing, left over or of another shape than the config asks for.
+    """
+    folder = Path(path)
+    if faults := check_checkpoint(folder):
+        raise CheckpointFault(folder, faults)
+    config = AutoConfig.from_pretrained(folder)
+    model_class = (
+        KeyeVL1_5ForConditionalGeneration if isinstance(config, KeyeVL1_5Config) else KeyeForConditionalGeneration
+    )
+    return model_class.from_pretrained(
+        folder, config=config, dtype=dtype or "auto", device_map={"": torch.device(device)}, use_safetensors=True
+    )

@@ -1,0 +1,129 @@
+"""The vision tower: packed patches to one feature vector a patch. The projector that thins them out is next door."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from worker.model.configuration_keye import KeyeVisionConfig
+from worker.model.rotary import rotate, vision_rotation
+from worker.model.vision_attention import ItemAttention, item_attention
+
+
+class VisionEmbeddings(nn.Module):
+    """A linear map of each patch plus a learned position, interpolated from a square table to the item's grid."""
+
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.table_side = config.position_table_side
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Embedding(self.table_side**2, config.hidden_size)
+
+    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """[patches, 3, p, p] to [patches, D]."""
+        # A convolution whose stride is its kernel is one matrix product, and the product is faster on every device.
+        kernel = self.patch_embedding
+        patches = F.linear(pixel_values.flatten(1), kernel.weight.flatten(1), kernel.bias)
+        return patches + self.position_rows(grids).to(patches.dtype)
+
+    def position_rows(self, grids: Sequence[Sequence[int]]) -> Tensor:
+        weight = self.position_embedding.weight.float()
+        table = weight.T.unflatten(1, (self.table_side, self.table_side)).unsqueeze(0)
+        rows = {
+            (h, w): F.interpolate(table, size=(h, w), mode="bilinear", align_corners=False)[0].flatten(1).T
+            for h, w in {(h, w) for _, h, w in grids}
+        }
+        return torch.cat([rows[h, w].repeat(t, 1) for t, h, w in grids])
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: ItemAttention) -> Tensor:
+        heads = (self.num_heads, -1)
+        query = self.q_proj(hidden).unflatten(-1, heads)
+        key = self.k_proj(hidden).unflatten(-1, heads)
+        value = self.v_proj(hidden).unflatten(-1, heads)
+        # The model was trained with this rotation in float32 whatever its weights are in.
+        query = rotate(query.float(), *rotation).to(value.dtype)
+        key = rotate(key.float(), *rotation).to(value.dtype)
+        return self.out_proj(attend(query, key, value).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(hidden)))
+
+
+class VisionEncoderLayer(nn.Module):
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: ItemAttention) -> Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), rotation, attend)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """Features [patches, D] of packed items; every (t, h, w) of `grids` is one item, all its frames together."""
+        hidden = self.embeddings(pixel_values, grids)
+        attend = item_attention([t * h * w for t, h, w in grids], hidden.device, hidden.dtype)
+        rotation = self.rotation(grids, hidden.device)
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, rotation, attend)
+        return self.post_layernorm(hidden)
+
+    def rotation(self, grids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [patches, 1, head_dim]; rows and columns start again in each frame."""
+        frames = [
+            (vision_rotation(h, w, self.head_dim, device), sum(t for t, _, _ in run))
+            for (h, w), run in groupby(grids, key=lambda grid: (grid[1], grid[2]))
+        ]
+        cos, sin = (torch.cat([pair[i].repeat(t, 1) for pair, t in frames]).unsqueeze(1) for i in (0, 1))
+        return cos, sin
+
+
+class VisionTower(nn.Module):
+    """Holds the transformer under the name the released files give it."""
+
+    def __init__(self, config: KeyeVisionConfig) -> None:
+        super().__init__()
+        self.vision_model = VisionTransformer(config)
+
+    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        return self.vision_model(pixel_values, grids)
