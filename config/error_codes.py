@@ -48,7 +48,7 @@ _FACTS = {
         "caller", False, "The worker may not read it: outside KEYE_MEDIA_ROOTS, no S3 access, or the scheme is off."
     ),
     ErrorCode.MEDIA_UNREACHABLE: CodeFacts("service", True, "The store did not answer in time or broke off."),
-    ErrorCode.MEDIA_UNSUPPORTED: CodeFacts("media", False, "It is not an image or video of a kind that is decoded here."),
+    ErrorCode.MEDIA_UNSUPPORTED: CodeFacts("media", False, "It is no image or video of a kind that is decoded here."),
     ErrorCode.MEDIA_CORRUPT: CodeFacts("media", False, "It is damaged so that nothing usable can be decoded."),
     ErrorCode.MEDIA_TOO_LARGE: CodeFacts("media", False, "It exceeds the limit on bytes or pixels."),
     ErrorCode.CANCELLED: CodeFacts("caller", False, "The caller cancelled the job."),

@@ -41,7 +41,7 @@ class Content(StrEnum):
 
 
 class MediaPart(Contract):
-    """One image or video: `s3://bucket/key`, `file:///path`, a plain absolute path, `data:`, or `https://` where allowed.
+    """One image or video: `s3://bucket/key`, `file:///path`, an absolute path, `data:`, or `https://` where allowed.
 
     The model sees it at no fewer than `min_pixels` and no more than `max_pixels` (width x height, per frame), or at
     exactly `resized_height` x `resized_width`, rounded to the patch grid. Unset limits come from the checkpoint.

@@ -1,0 +1,12 @@
+FROM python:3.12-slim
+WORKDIR /app
+COPY pyproject.toml README.md ./
+COPY config config
+COPY producer producer
+COPY worker worker
+RUN pip install --no-cache-dir '.[worker]'
+# The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
+RUN useradd --system --create-home keye
+USER keye
+ENTRYPOINT ["keye-worker"]
+CMD ["run"]

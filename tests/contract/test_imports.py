@@ -1,0 +1,100 @@
+"""Who may import whom: the table of docs/design.md, held as data and checked on the source itself."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# room: the rooms it may import, besides itself. The longest matching prefix of a module's name is its room.
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "producer": {"config"},
+    "worker.media": {"config"},
+    "worker.model": {"config"},
+    "worker.leases": {"config"},
+    "worker.telemetry": {"config"},
+    "worker.results": {"config", "worker.leases"},
+    "worker.engine": {"config", "worker.model"},
+    "worker.tasks": {
+        "config",
+        "worker.engine",
+        "worker.leases",
+        "worker.media",
+        "worker.model",
+        "worker.results",
+        "worker.telemetry",
+    },
+    "worker.daemon": {"config", "producer", "worker"},
+    # The demo plays every part: it draws, trains, submits and works.
+    "worker.demo": {"config", "producer", "worker"},
+}
+MAY_IMPORT_TORCH = ("worker.model", "worker.engine", "worker.demo")
+ENGINE_WITHOUT_TORCH = ("inbox", "sequence", "block_pool", "scheduler", "step_plan", "stop_rules")
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for top in ("config", "producer", "worker"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text())
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    rooms = [room for room in ALLOWED if module == room or module.startswith(room + ".")]
+    return max(rooms, key=len, default=None)
+
+
+def test_every_import_is_in_the_table() -> None:
+    faults = []
+    for name, tree in modules():
+        room = room_of(name)
+        if room is None:
+            assert name == "worker", f"{name} is in no room of the table"
+            continue
+        for imported in imports_of(tree):
+            target = room_of(imported)
+            allowed = ALLOWED[room]
+            if target and target != room and not any(target == a or target.startswith(a + ".") for a in allowed):
+                faults.append(f"{name} imports {imported}")
+    assert not faults
+
+
+def test_torch_is_imported_only_where_tensors_live() -> None:
+    faults = []
+    for name, tree in modules():
+        at_module_level = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        heavy = {i.split(".")[0] for i in imports_of(at_module_level)} & {"torch", "transformers"}
+        allowed = name.startswith(MAY_IMPORT_TORCH) and name.removeprefix("worker.engine.") not in ENGINE_WITHOUT_TORCH
+        if heavy and not allowed:
+            faults.append(f"{name} imports {', '.join(sorted(heavy))}")
+    assert not faults
+
+
+@pytest.mark.parametrize("module", ["producer", "producer.cli", "worker.daemon.cli", "worker.daemon.supervisor"])
+def test_light_processes_never_load_torch(module: str) -> None:
+    """A producer lives in a web backend; a supervisor that touched CUDA would spoil its children's pinning."""
+    heavy = "{'torch', 'transformers', 'av', 'numpy'}" if module.startswith("producer") else "{'torch', 'transformers'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_producer_does_not_load_the_worker() -> None:
+    code = "import sys, producer, producer.cli; print([m for m in sys.modules if m.split('.')[0] == 'worker'])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert loaded.stdout.strip() == "[]"
