@@ -1,0 +1,219 @@
+"""The engine's door: what a job's thread hands in, and the generation it then follows. No tensors are touched here."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from config.error_codes import ErrorCode
+
+if TYPE_CHECKING:
+    from worker.model.processor import PreparedPrompt
+
+FinishReason = Literal["stop", "length", "abandoned", "deadline"]
+
+# A reader is woken this often, not at every step: on a small model the readers' wake-ups would cost the step thread
+# more of Python's lock than the steps themselves.
+WAKE_INTERVAL_SECONDS = 0.02
+
+
+class TooLongForEngine(Exception):
+    """Prompt and new tokens together could never be held, however long they waited."""
+
+    def __init__(self, needed: int, limit: int) -> None:
+        super().__init__(
+            f"Prompt and max_new_tokens need {needed} tokens, this worker holds {limit} for one job. "
+            "Lower max_new_tokens, max_pixels, max_frames or fps."
+        )
+        self.needed = needed
+        self.limit = limit
+
+
+class GenerationFault(Exception):
+    """A generation ended without an answer."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How tokens are chosen and when to stop. Temperature 0 is greedy, top_k 0 means all, `seed` None is a new one."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that came since the last one, and how many tokens were generated meanwhile."""
+
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a generation came to.
+
+    `token_ids` holds all that was generated, the end token too; `text` neither special tokens nor the stop string nor
+    what follows it. Seconds: from submitting to the first step, from submitting to the first token (None when there
+    was none), from the first step to the end.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    queued_seconds: float
+    first_token_seconds: float | None
+    generate_seconds: float
+
+
+class PendingGeneration:
+    """One generation, seen by the thread that waits for it and by the thread that steps it."""
+
+    def __init__(
+        self, prompt: "PreparedPrompt", sampling: SamplingOptions, priority: int = 0, deadline: float | None = None
+    ) -> None:
+        self.prompt = prompt
+        self.sampling = sampling
+        self.priority = priority
+        self.deadline = deadline
+        self.submitted_at = time.monotonic()
+        self.is_abandoned = False
+        self._changed = threading.Condition()
+        self._unread: list[str] = []
+        self._num_unread_tokens = 0
+        self._woken_at = 0.0
+        self._generated: Generated | None = None
+        self._fault: GenerationFault | None = None
+
+    def deltas(self) -> Iterator[TextDelta]:
+        """New text as it is generated; ends with the generation. One reader only.
+
+        Raises `GenerationFault` when the generation failed.
+        """
+        while True:
+            with self._changed:
+                while not (self._num_unread_tokens or self._unread or self.has_ended):
+                    self._changed.wait()
+                delta = TextDelta("".join(self._unread), self._num_unread_tokens)
+                has_ended = self.has_ended
+                self._unread.clear()
+                self._num_unread_tokens = 0
+            if delta.text or delta.num_tokens:
+                yield delta
+            if has_ended:
+                if self._fault is not None:
+                    raise self._fault
+                return
+
+    def abandon(self) -> None:
+        """Stop at the next step, from any thread; what was generated so far is kept in `generated`."""
+        self.is_abandoned = True
+
+    @property
+    def has_ended(self) -> bool:
+        return self._generated is not None or self._fault is not None
+
+    @property
+    def generated(self) -> Generated:
+        """What it came to. Raises `GenerationFault` when it failed and `RuntimeError` while it goes on."""
+        if self._fault is not None:
+            raise self._fault
+        if self._generated is None:
+            raise RuntimeError("the generation has not ended yet: read deltas() to the end first")
+        return self._generated
+
+    def deliver(self, text: str, num_tokens: int, now: float) -> None:
+        """For the engine: new text, and how many tokens it took."""
+        with self._changed:
+            if text:
+                self._unread.append(text)
+            self._num_unread_tokens += num_tokens
+            if now - self._woken_at >= WAKE_INTERVAL_SECONDS:
+                self._woken_at = now
+                self._changed.notify_all()
+
+    def end(self, generated: Generated) -> None:
+        """For the engine: the generation has ended with this."""
+        with self._changed:
+            self._generated = generated
+            self._changed.notify_all()
+
+    def fail(self, fault: GenerationFault) -> None:
+        """For the engine: the generation has ended without an answer."""
+        with self._changed:
+            self._fault = fault
+            self._changed.notify_all()
+
+
+class Inbox:
+    """Where generations wait until the step thread takes them in."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._changed = threading.Condition()
+        self._arrived: list[PendingGeneration] = []
+        self._closed_by: GenerationFault | None = None
+        self._is_woken = False
+
+    def submit(
+        self,
+        prompt: "PreparedPrompt",
+        sampling: SamplingOptions,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> PendingGeneration:
+        """Hand in a prepared prompt; the lower `priority` goes first, `deadline` is of `time.monotonic`.
+
+        Raises `TooLongForEngine` when it could never fit and `GenerationFault` when the engine has ended.
+        """
+        needed = len(prompt.input_ids) + sampling.max_new_tokens
+        if needed > self.max_tokens:
+            raise TooLongForEngine(needed, self.max_tokens)
+        pending = PendingGeneration(prompt, sampling, priority, deadline)
+        with self._changed:
+            if self._closed_by is not None:
+                raise self._closed_by
+            self._arrived.append(pending)
+            self._changed.notify()
+        return pending
+
+    def drain(self) -> list[PendingGeneration]:
+        """For the engine: all that arrived since the last call, in order of arrival."""
+        if not self._arrived:
+            return []
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            return arrived
+
+    def wait(self) -> None:
+        """For the engine: sleep until something arrives or `wake` is called."""
+        with self._changed:
+            while not (self._arrived or self._is_woken):
+                self._changed.wait()
+            self._is_woken = False
+
+    def wake(self) -> None:
+        """Let the engine look around although nothing arrived."""
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify()
+
+    def close(self, fault: GenerationFault) -> list[PendingGeneration]:
+        """For the engine: refuse what comes from now on with `fault`; gives back what has not been taken in."""
+        with self._changed:
+            self._closed_by = fault
+            arrived, self._arrived = self._arrived, []
+            return arrived
