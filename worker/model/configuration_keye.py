@@ -35,8 +35,8 @@ class KeyeConfig(PreTrainedConfig):
 
     model_type = "Keye"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"vision_config": KeyeVisionConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
-    ignore_keys_at_rope_validation = {"mrope_section"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    ignore_keys_at_rope_validation: ClassVar[set[str]] = {"mrope_section"}
 
     # What sets the variants apart (see docs/model.md). Preview: a video is one item of attention and one block of
     # positions with a clock, and the projector normalises each patch.
@@ -72,7 +72,9 @@ class KeyeConfig(PreTrainedConfig):
         if not isinstance(self.vision_config, PreTrainedConfig):
             self.vision_config = KeyeVisionConfig(**(self.vision_config or {}))
         self.rope_parameters = _rope_parameters(
-            self.rope_parameters or kwargs.pop("rope_scaling", None) or {}, kwargs.pop("rope_theta", None), self.head_dim
+            self.rope_parameters or kwargs.pop("rope_scaling", None) or {},
+            kwargs.pop("rope_theta", None),
+            self.head_dim,
         )
         # The released files carry the keys of a sliding window that the architecture does not have; a cache built
         # from this config would believe them.
@@ -81,7 +83,7 @@ class KeyeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class KeyeVL1_5Config(KeyeConfig):  # noqa: N801 - the released name
+class KeyeVL1_5Config(KeyeConfig):
     """Keye-VL-1.5-8B: each frame of a video is an item and a block of positions of its own."""
 
     model_type = "KeyeVL1_5"

@@ -1,7 +1,7 @@
 """The whole model: vision tower, projector and text decoder behind one `PreTrainedModel` that can `generate`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from worker.model.weight_names import UNUSED_TENSORS
 class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
     """Keye-VL-8B-Preview. Nothing about a sequence is kept here, so calls may interleave."""
 
-    _keys_to_ignore_on_load_unexpected = [UNUSED_TENSORS]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_TENSORS]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: KeyeConfig) -> None:
         super().__init__(config)
@@ -88,7 +88,9 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
         for row, (ids, mask) in enumerate(rows):
             tokens = ids[mask]
             num_images = _num_runs(tokens == config.image_token_id)
-            num_videos = _rows_of_runs(videos, _num_runs(tokens == config.video_token_id), config.splits_video_into_frames)
+            num_videos = _rows_of_runs(
+                videos, _num_runs(tokens == config.video_token_id), config.splits_video_into_frames
+            )
             result[:, row, mask], _ = position_ids(
                 tokens,
                 image_token_id=config.image_token_id,
@@ -177,7 +179,7 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
 
 
-class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):  # noqa: N801 - the released name
+class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):
     """Keye-VL-1.5-8B."""
 
     config_class = KeyeVL1_5Config

@@ -17,7 +17,9 @@ class CheckpointFault(Exception):
         self.path = path
         self.faults = faults
         shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        super().__init__(f"{path} has {len(faults)} faults: {'; '.join(shown)}" if len(faults) > 1 else f"{path}: {shown[0]}")
+        super().__init__(
+            f"{path} has {len(faults)} faults: {'; '.join(shown)}" if len(faults) > 1 else f"{path}: {shown[0]}"
+        )
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""Rotary embeddings: angles from positions, and how angles turn queries and keys. Positions come from `positions.py`."""
+"""Rotary embeddings: angles from positions, and how angles turn queries and keys. `positions.py` has the positions."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,7 +1,7 @@
 """The text decoder: embeddings and three-row positions to hidden states. Which attention runs is the config's word."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,8 @@ class KeyePreTrainedModel(PreTrainedModel):
     config_class = KeyeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["KeyeDecoderLayer", "VisionEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar[list[str]] = ["KeyeDecoderLayer", "VisionEncoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = True
 

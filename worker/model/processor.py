@@ -1,0 +1,183 @@
+"""A conversation with its images and videos to the tensors a model or an engine takes. Fetches and decodes nothing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, Qwen2Tokenizer
+
+from worker.model.configuration_keye import KeyeConfig
+from worker.model.image_processing import ImageProcessor, Patches, UnusableImage, frame_types
+from worker.model.positions import position_ids
+from worker.model.prompt import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    Message,
+    PromptFormat,
+    Thinking,
+    fill_placeholders,
+    readable,
+    slow_fast_filler,
+)
+from worker.model.visual_input import Image, Video
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrompt:
+    """One conversation, ready to run. Nothing is padded and nothing refers to another conversation."""
+
+    text: str
+    """After the chat template and with all placeholders in."""
+    input_ids: Tensor
+    """int64 [L]"""
+    position_ids: Tensor
+    """int64 [3, L]: temporal, height, width"""
+    rope_delta: int
+    """The token generated in column n stands at n + rope_delta in all three rows."""
+    num_visual_tokens: int
+    pixel_values: Tensor | None = None
+    """float32 [patches, 3, p, p] of all images, in prompt order"""
+    image_grid_thw: Tensor | None = None
+    """int64 [images, 3]: 1, rows, columns in patches"""
+    pixel_values_videos: Tensor | None = None
+    video_grid_thw: Tensor | None = None
+    """int64 [rows, 3]: frames, rows, columns. Preview: a row a video. 1.5: a row a run of frames of one size"""
+    second_per_grid_ts: Tensor | None = None
+    """float32 [videos], Preview only"""
+    num_frames: Tensor | None = None
+    """int64 [videos]"""
+
+
+class KeyeProcessor:
+    def __init__(
+        self, config: KeyeConfig, prompt_format: PromptFormat, images: ImageProcessor, eos_token_ids: Sequence[int]
+    ) -> None:
+        self.config = config
+        self.prompt_format = prompt_format
+        self.image_processor = images
+        self.eos_token_ids = tuple(eos_token_ids)
+        """A generation ends at any of these."""
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str) -> "KeyeProcessor":
+        config = AutoConfig.from_pretrained(path)
+        generation = json.loads((Path(path) / "generation_config.json").read_text(encoding="utf-8"))
+        eos = generation.get("eos_token_id", config.eos_token_id)
+        return cls(
+            config,
+            PromptFormat.from_checkpoint(path),
+            ImageProcessor.from_checkpoint(path),
+            eos if isinstance(eos, list) else [eos],
+        )
+
+    @property
+    def tokenizer(self) -> Qwen2Tokenizer:
+        return self.prompt_format.tokenizer
+
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image] = (),
+        videos: Sequence[Video] = (),
+        thinking: Thinking = "auto",
+    ) -> PreparedPrompt:
+        """Tensors of one conversation; images and videos are given in the order the messages name them.
+
+        Raises `PlaceholderMismatch` when messages and media differ in number, `UnusableImage` for pixels that cannot
+        be shown.
+        """
+        image_patches = [self.image_processor.process_image(image) for image in images]
+        video_patches, fillers = self._videos(videos)
+        text = fill_placeholders(
+            self.prompt_format.render(messages, thinking),
+            images=[IMAGE_PAD * sum(self._frame_tokens(patches)) for patches in image_patches],
+            videos=fillers,
+        )
+        return self._assemble(text, image_patches, video_patches, videos)
+
+    def _videos(self, videos: Sequence[Video]) -> tuple[list[Patches], list[str]]:
+        """Patches of each video and the text that stands for it."""
+        if not self.config.splits_video_into_frames:
+            whole = [self.image_processor.process_video(video) for video in videos]
+            return whole, [VIDEO_PAD * sum(self._frame_tokens(patches)) for patches in whole]
+        split = [self.image_processor.process_slow_fast_video(video) for video in videos]
+        return split, [
+            slow_fast_filler(self._frame_tokens(patches), frame_types(video), _timestamps(video))
+            for patches, video in zip(split, videos, strict=True)
+        ]
+
+    def _frame_tokens(self, patches: Patches) -> list[int]:
+        return [h * w // self.image_processor.merge_size**2 for t, h, w in patches.grids for _ in range(t)]
+
+    def _assemble(
+        self, text: str, images: list[Patches], videos: list[Patches], shown: Sequence[Video]
+    ) -> PreparedPrompt:
+        config, vision = self.config, self.config.vision_config
+        input_ids = torch.tensor(self.prompt_format.encode(text))
+        image_grids = [grid for patches in images for grid in patches.grids]
+        video_grids = [grid for patches in videos for grid in patches.grids]
+        seconds = None
+        if shown and not config.splits_video_into_frames:
+            seconds = torch.tensor([1 / video.fps for video in shown], dtype=torch.float32)
+        positions, delta = position_ids(
+            input_ids,
+            image_token_id=config.image_token_id,
+            video_token_id=config.video_token_id,
+            image_grids=image_grids,
+            video_grids=video_grids,
+            seconds_per_frame=None if seconds is None else seconds.tolist(),
+            tokens_per_second=vision.tokens_per_second,
+            merge_size=vision.spatial_merge_size,
+            splits_video_into_frames=config.splits_video_into_frames,
+        )
+        visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+        return PreparedPrompt(
+            text=readable(text),
+            input_ids=input_ids,
+            position_ids=positions,
+            rope_delta=delta,
+            num_visual_tokens=int(visual.sum()),
+            pixel_values=_joined(images),
+            image_grid_thw=torch.tensor(image_grids) if images else None,
+            pixel_values_videos=_joined(videos),
+            video_grid_thw=torch.tensor(video_grids) if videos else None,
+            second_per_grid_ts=seconds,
+            num_frames=torch.tensor([len(video.frames) for video in shown]) if shown else None,
+        )
+
+    def pad_left(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Any]:
+        """The keyword arguments of `model.generate` for a batch: padded in front, so that all rows end together."""
+        length = max(len(prompt.input_ids) for prompt in prompts)
+        batch: dict[str, Any] = {
+            "input_ids": torch.full((len(prompts), length), self.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(len(prompts), length, dtype=torch.long),
+            "position_ids": torch.ones(3, len(prompts), length, dtype=torch.long),
+        }
+        for row, prompt in enumerate(prompts):
+            start = length - len(prompt.input_ids)
+            batch["input_ids"][row, start:] = prompt.input_ids
+            batch["attention_mask"][row, start:] = 1
+            batch["position_ids"][:, row, start:] = prompt.position_ids
+        for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+            parts = [part for prompt in prompts if (part := getattr(prompt, name)) is not None]
+            if parts:
+                batch[name] = torch.cat(parts)
+        return batch
+
+
+def _joined(parts: list[Patches]) -> Tensor | None:
+    return torch.from_numpy(np.concatenate([part.values for part in parts])) if parts else None
+
+
+def _timestamps(video: Video) -> list[float] | None:
+    if video.timestamps is None:
+        return None
+    if len(video.timestamps) != len(video.frames):
+        raise UnusableImage(f"{len(video.timestamps)} timestamps came with {len(video.frames)} frames")
+    # In float32, as the model was trained: 0.25 and 0.35 round differently there.
+    return np.asarray(video.timestamps, dtype=np.float32).tolist()
