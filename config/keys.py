@@ -26,3 +26,8 @@ def leases() -> str:
 def idempotency(key: str) -> str:
     """String, `job_id fingerprint` of the first job sent under this key; lives as long as that job's record."""
     return f"{PREFIX}idempotency:{key}"
+
+
+def worker(host: str, pid: int) -> str:
+    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
+    return f"{PREFIX}worker:{host}:{pid}"

@@ -1,0 +1,1 @@
+"""Processes: start, watch, end. Imports every other room; nobody imports it."""

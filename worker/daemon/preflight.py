@@ -1,0 +1,117 @@
+"""What must be right before a worker starts, all faults at once. Changes nothing; never imports torch."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from config.settings import Settings
+from worker.model.checkpoint import check_checkpoint
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
+
+
+class Severity(StrEnum):
+    """A fault stops a worker from starting, a warning does not."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked: what was found, and in one line what to do about it."""
+
+    subject: str
+    severity: Severity
+    found: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.found}. {self.cure}".rstrip()
+
+
+def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
+    return [
+        *check_broker(settings.redis_url.get_secret_value()),
+        check_model_files(settings.model_path),
+        check_device(settings.device, gpus),
+        *check_media_roots(settings.media_roots),
+    ]
+
+
+def check_broker(url: str) -> Iterator[Finding]:
+    """Reachable, never evicts, keeps what it was told, asks who is there."""
+    address = urlsplit(url)
+    shown = f"{address.hostname or address.path}:{address.port or 6379}"
+    try:
+        with Redis.from_url(
+            url, socket_timeout=5, socket_connect_timeout=5, decode_responses=True, retry=Retry(NoBackoff(), 0)
+        ) as redis:
+            facts = redis.info()
+    except (RedisError, ValueError) as error:
+        yield Finding(
+            "broker", Severity.FAULT, f"{shown} cannot be used: {error}", "Start it, or correct KEYE_REDIS_URL."
+        )
+        return
+    server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
+    yield Finding("broker", Severity.OK, f"{server} at {shown}")
+
+    policy = facts.get("maxmemory_policy", "unknown")
+    if policy == "noeviction":
+        yield Finding("broker eviction", Severity.OK, policy)
+    else:
+        cure = "Set it to noeviction: any other drops waiting jobs or results when memory is full."
+        yield Finding("broker eviction", Severity.FAULT, f"maxmemory-policy is {policy}", cure)
+
+    if facts.get("aof_enabled"):
+        yield Finding("broker persistence", Severity.OK, "append-only file")
+    else:
+        cure = "Set appendonly yes: without it a crash of the broker loses accepted jobs."
+        yield Finding("broker persistence", Severity.WARNING, "there is no append-only file", cure)
+
+    if address.scheme != "unix" and not address.password and address.hostname not in LOOPBACK:
+        cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
+        yield Finding("broker password", Severity.WARNING, f"{shown} is used without a password", cure)
+
+
+def check_model_files(path: Path | None) -> Finding:
+    if path is None:
+        return Finding(
+            "checkpoint", Severity.FAULT, "KEYE_MODEL_PATH is not set", "Set it to a Keye-VL checkpoint folder."
+        )
+    if faults := check_checkpoint(path):
+        return Finding("checkpoint", Severity.FAULT, "; ".join(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
+    return Finding("checkpoint", Severity.OK, str(path))
+
+
+def check_device(device: str, gpus: Sequence[str]) -> Finding:
+    if device == "cuda" and not gpus:
+        cure = "Install the driver, or set KEYE_DEVICE=auto to run on the CPU."
+        return Finding("device", Severity.FAULT, "KEYE_DEVICE is cuda and nvidia-smi lists no GPU", cure)
+    return Finding("device", Severity.OK, f"{len(gpus)} GPU: {', '.join(gpus)}" if gpus else "CPU")
+
+
+def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
+    if not roots:
+        yield Finding("media roots", Severity.OK, "none: no local media")
+    for root in roots:
+        if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
+            yield Finding("media roots", Severity.OK, str(root))
+        else:
+            cure = "Create or mount it, or take it out of KEYE_MEDIA_ROOTS."
+            yield Finding("media roots", Severity.FAULT, f"{root} is no folder that can be read", cure)
+
+
+def describe(findings: Sequence[Finding]) -> str:
+    """`preflight: 2 faults: ...; ...` for a log line."""
+    count = len(findings)
+    lines = "".join(f"\n  - {finding}" for finding in findings)
+    return f"preflight: {count} {findings[0].severity}{'s' if count > 1 else ''}:{lines}"

@@ -1,0 +1,148 @@
+"""Starts one Celery child per GPU, watches them, ends them. Never imports torch; decides no pauses (`revival`)."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from redis import Redis, RedisError
+
+from worker.daemon.exit_codes import ExitCode, describe
+from worker.daemon.revival import MAX_DEATHS_BEFORE_READY, Revival
+from worker.telemetry.presence import WorkerState, read_presence
+
+TICK_SECONDS = 0.2
+# After the drain a child still has to put its threads to rest and close its connections.
+KILL_MARGIN_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Child:
+    """One pinned worker process and its history; times are `time.monotonic`."""
+
+    gpu: str | None
+    index: int
+    revival: Revival = field(default_factory=Revival)
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    ready_at: float | None = None
+    revive_at: float | None = 0.0
+
+    def __str__(self) -> str:
+        return "worker on the CPU" if self.gpu is None else f"worker on GPU {self.gpu}"
+
+
+class Supervisor:
+    """`run` blocks until the first SIGTERM or SIGINT has drained every child, or a child is given up."""
+
+    def __init__(self, redis: Redis, gpus: Sequence[str], *, concurrency: int, drain_seconds: float) -> None:
+        self._redis = redis
+        self._concurrency = concurrency
+        self._drain_seconds = drain_seconds
+        self._children = [Child(gpu, index) for index, gpu in enumerate(gpus)] or [Child(None, 0)]
+
+    def run(self) -> ExitCode:
+        with _recorded_signals() as signals:
+            while not _arrived(signals):
+                for child in self._children:
+                    if not self._keep_alive(child):
+                        return self._drain(signals, ExitCode.CHILD_NEVER_READY)
+            return self._drain(signals, ExitCode.OK)
+
+    def _keep_alive(self, child: Child) -> bool:
+        """Start, watch or revive one child; False when it is given up."""
+        now = time.monotonic()
+        if child.process is None:
+            if child.revive_at is not None and now >= child.revive_at:
+                self._start(child)
+            return True
+        if (returncode := child.process.poll()) is None:
+            if child.ready_at is None and self._is_ready(child.process.pid):
+                child.ready_at = now
+                logger.info("%s (pid %d) is ready after %.1f s", child, child.process.pid, now - child.started_at)
+            return True
+        pause = child.revival.pause_after_death(None if child.ready_at is None else now - child.ready_at)
+        child.process = None
+        if pause is None:
+            logger.critical(
+                "%s ended with %s, %d times in a row before it was ready: giving up. Its log above says why; "
+                "`keye-worker doctor` checks the whole set-up.",
+                child,
+                describe(returncode),
+                MAX_DEATHS_BEFORE_READY,
+            )
+            return False
+        logger.error("%s ended with %s; it is started again in %g s", child, describe(returncode), pause)
+        child.revive_at = now + pause
+        return True
+
+    def _start(self, child: Child) -> None:
+        # Before anything imports torch: CUDA reads these once. A pinned child must not fall back to the CPU in silence.
+        pinning = {"CUDA_VISIBLE_DEVICES": child.gpu or "", "KEYE_DEVICE": "cpu" if child.gpu is None else "cuda"}
+        name = "cpu" if child.gpu is None else f"gpu{child.index}"
+        command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
+        command += ["worker", "--pool", "threads", "--concurrency", str(self._concurrency), "--loglevel", "INFO"]
+        command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
+        child.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.PIPE, process_group=0)
+        child.started_at = time.monotonic()
+        child.ready_at = None
+        logger.info("%s is starting (pid %d)", child, child.process.pid)
+
+    def _is_ready(self, pid: int) -> bool:
+        try:
+            presence = read_presence(self._redis, socket.gethostname(), pid)
+        except RedisError:
+            return False  # it could not have become ready without Redis either; asked again at the next tick
+        return presence is not None and presence.state is WorkerState.READY
+
+    def _drain(self, signals: "SimpleQueue[int]", outcome: ExitCode) -> ExitCode:
+        """Let running jobs finish for `drain_seconds`, then cut them off; a further signal cuts them off at once."""
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            process.terminate()
+        logger.info("Waiting up to %g s for running jobs. (Once more to force.)", self._drain_seconds)
+        give_up_at = time.monotonic() + self._drain_seconds + KILL_MARGIN_SECONDS
+        while any(process.poll() is None for process in running):
+            if _arrived(signals):
+                outcome = ExitCode.FORCED
+                break
+            if time.monotonic() >= give_up_at:
+                outcome = ExitCode.DRAIN_TIMED_OUT
+                break
+        for process in running:
+            process.kill()
+            process.wait()
+        logger.info("All workers have ended: %s", outcome.meaning)
+        return outcome
+
+
+@contextmanager
+def _recorded_signals() -> Iterator["SimpleQueue[int]"]:
+    """SIGTERM and SIGINT are only recorded; the loop acts. `SimpleQueue.put` may be called in a signal handler."""
+    signals: SimpleQueue[int] = SimpleQueue()
+    handlers = {s: signal.signal(s, lambda number, _: signals.put(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _arrived(signals: "SimpleQueue[int]") -> bool:
+    """Wait one tick; did a signal come?"""
+    try:
+        signals.get(timeout=TICK_SECONDS)
+    except Empty:
+        return False
+    return True

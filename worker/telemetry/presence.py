@@ -1,0 +1,73 @@
+"""A worker process says it is there and how far it is: a key in Redis that expires when the process falls silent."""
+
+import logging
+import threading
+from enum import StrEnum
+
+from redis import Redis, RedisError
+
+from config import keys
+from config.contract import Contract
+from config.outcome import ModelIdentity, WorkerIdentity
+
+RENEW_EVERY_SECONDS = 5.0
+EXPIRY_SECONDS = 20
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Presence(Contract):
+    """What the key holds; `model` is unset until it is loaded."""
+
+    worker: WorkerIdentity
+    state: WorkerState
+    model: ModelIdentity | None = None
+
+
+def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
+    """None when no such process has spoken within `EXPIRY_SECONDS`."""
+    content = redis.get(keys.worker(host, pid))
+    return None if content is None else Presence.model_validate_json(content)
+
+
+class Announcer:
+    """Writes the presence at once when it changes and again every `RENEW_EVERY_SECONDS`, from a thread of its own."""
+
+    def __init__(self, redis: Redis, presence: Presence) -> None:
+        self._redis = redis
+        self._presence = presence
+        self._changed = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def announce(self, state: WorkerState, model: ModelIdentity | None = None) -> None:
+        self._presence = self._presence.model_copy(update={"state": state, "model": model or self._presence.model})
+        self._changed.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._changed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        key = keys.worker(self._presence.worker.host, self._presence.worker.pid)
+        while not self._stopping:
+            try:
+                self._redis.set(key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
+            except RedisError as error:
+                logger.warning("This worker is not announced: %s. Next try in %g s.", error, RENEW_EVERY_SECONDS)
+            self._changed.wait(RENEW_EVERY_SECONDS)
+            self._changed.clear()
+        try:
+            self._redis.delete(key)
+        except RedisError as error:
+            logger.warning("This worker stays announced for %d s: %s", EXPIRY_SECONDS, error)
