@@ -31,9 +31,9 @@ class Settings(BaseSettings):
     )
     s3_endpoint_url: str | None = Field(None, description="for S3-compatible stores; unset means AWS")
     fetch_timeout_seconds: float = Field(30, gt=0, description="longest silence of a media store")
-    max_image_bytes: int = Field(64 * 2**20, ge=1)
+    max_image_bytes: int = Field(64 * 2**20, ge=1, description="largest image file")
     max_image_pixels: int = Field(100_000_000, ge=1, description="width x height, from the header, before decoding")
-    max_video_bytes: int = Field(4 * 2**30, ge=1)
+    max_video_bytes: int = Field(4 * 2**30, ge=1, description="largest video file")
 
     @field_validator("media_roots", mode="before")
     @classmethod

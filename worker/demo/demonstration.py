@@ -1,0 +1,174 @@
+"""`keye-worker demo`: real jobs through a real broker, worker and S3 server, with answers that can be checked."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+from redis import Redis
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from config import keys
+from config.event import StageStarted
+from config.outcome import JobFailed, JobFailure, JobResult
+from producer import Client, Job
+from worker.demo.embedded_valkey import EmbeddedValkey
+from worker.demo.errands import Errand, draw_errands
+from worker.demo.poster import draw_poster
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+POSTER = Path("demo.png")
+_READY_SECONDS = 60
+_JOB_SECONDS = 60
+_BUCKET = "demo"
+
+
+def run_demo() -> int:
+    """Run every errand and show how it went; 0 if each ended as expected, else 1."""
+    console = Console()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary, EmbeddedValkey() as broker, _s3_server() as endpoint:
+        folder = Path(temporary)
+        errands = draw_errands(folder, lambda path: _upload(endpoint, path))
+        with _worker(broker.url, folder, endpoint) as log, Client(broker.url) as client:
+            console.print("Starting: a Valkey server, an S3 server, and a worker that loads the small trained Keye ...")
+            if not _wait_until_ready(broker.url):
+                console.print(log.read_text(), style="red", markup=False)
+                console.print(f"The worker was not ready after {_READY_SECONDS} s; its log is above.", style="bold red")
+                return 1
+            console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
+            board = _Board(errands, [client.submit(errand.job) for errand in errands])
+            with Live(board, console=console, refresh_per_second=10):
+                board.follow()
+    _save_poster(board)
+    num_right = sum(board.is_right(i) for i in range(len(errands)))
+    console.print(
+        f"{num_right} of {len(errands)} ended as expected, {time.monotonic() - started:.1f} s in all. "
+        f"The media with their answers: {POSTER}"
+    )
+    return 0 if num_right == len(errands) else 1
+
+
+class _Board:
+    """The jobs as a table that fills while they run."""
+
+    def __init__(self, errands: list[Errand], jobs: list[Job]) -> None:
+        self.errands = errands
+        self._jobs = jobs
+        self._stages = ["queued"] * len(jobs)
+        self.outcomes: list[JobResult | JobFailure | None] = [None] * len(jobs)
+
+    def follow(self) -> None:
+        """Read every job's events until all have ended."""
+        threads = [threading.Thread(target=self._follow, args=(i,), daemon=True) for i in range(len(self._jobs))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(_JOB_SECONDS)
+
+    def _follow(self, i: int) -> None:
+        for event in self._jobs[i].events():
+            if isinstance(event, StageStarted):
+                self._stages[i] = event.stage.value
+        try:
+            self.outcomes[i] = self._jobs[i].result(timeout=_JOB_SECONDS)
+        except JobFailed as failed:
+            self.outcomes[i] = failed.failure
+
+    def is_right(self, i: int) -> bool:
+        outcome = self.outcomes[i]
+        found = outcome.answer if isinstance(outcome, JobResult) else outcome and outcome.code
+        return found == self.errands[i].expected
+
+    def __rich__(self) -> Table:
+        table = Table("medium", "question", "answer", "expected", "fetch", "decode", "generate", "", show_lines=False)
+        for i, errand in enumerate(self.errands):
+            match self.outcomes[i]:
+                case JobResult() as result:
+                    answer = result.answer
+                    seconds = [result.timings.fetch, result.timings.decode, result.timings.generate]
+                    times = [f"{s * 1000:.0f} ms" for s in seconds]
+                case JobFailure() as failure:
+                    answer, times = f"{failure.code}: {failure.message}", [""] * 3
+                case None:
+                    answer, times = f"[dim]{self._stages[i]} ...[/dim]", [""] * 3
+            verdict = "" if self.outcomes[i] is None else "[green]✓[/green]" if self.is_right(i) else "[red]✗[/red]"
+            table.add_row(errand.label, errand.job.prompt, answer, errand.expected, *times, verdict)
+        return table
+
+
+@contextmanager
+def _s3_server() -> Iterator[str]:
+    """An S3 server on loopback with an empty bucket; any credentials do."""
+    os.environ.update(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_DEFAULT_REGION="us-east-1")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=_BUCKET)
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def _upload(endpoint: str, path: Path) -> str:
+    boto3.client("s3", endpoint_url=endpoint).upload_file(str(path), _BUCKET, path.name)
+    return f"s3://{_BUCKET}/{path.name}"
+
+
+@contextmanager
+def _worker(redis_url: str, folder: Path, endpoint: str) -> Iterator[Path]:
+    """`keye-worker run` on the CPU as a process of its own; yields its log file."""
+    settings = {
+        "KEYE_REDIS_URL": redis_url,
+        "KEYE_MODEL_PATH": str(CHECKPOINT),
+        "KEYE_MEDIA_ROOTS": str(folder),
+        "KEYE_S3_ENDPOINT_URL": endpoint,
+        "KEYE_DEVICE": "cpu",
+    }
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "worker.daemon.cli", "run"],
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield log
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
+def _wait_until_ready(redis_url: str) -> bool:
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        end = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < end:
+            if any('"ready"' in (redis.get(key) or "") for key in redis.scan_iter(keys.worker("*", "*"))):
+                return True
+            time.sleep(0.1)
+    return False
+
+
+def _save_poster(board: _Board) -> None:
+    tiles = []
+    for i, (errand, outcome) in enumerate(zip(board.errands, board.outcomes, strict=True)):
+        if errand.picture is None or not isinstance(outcome, JobResult):
+            continue
+        question, answer = errand.job.prompt or "", outcome.answer
+        if errand.gloss and board.is_right(i):
+            question, answer = (f"(in Chinese) {text}" for text in errand.gloss)
+        tiles.append((errand.picture, question, answer, board.is_right(i)))
+    draw_poster(tiles).save(POSTER)
