@@ -1,0 +1,79 @@
+"""The producer's front door: send a job, find it again."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import SecretStr, ValidationError
+
+from config.job import AnalysisJob
+from config.settings import Settings
+from config.wire import InvalidJob, describe_faults
+from producer.envelope import enclose
+from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
+from producer.job import Job
+from producer.media_type import part_of
+from producer.transport import Transport
+
+
+class Client:
+    """Sends jobs to the workers of one Redis. One client serves all threads of a process, and its forked children.
+
+    >>> with Client("redis://127.0.0.1:6379/0") as client:
+    ...     job = client.submit(prompt="What is in the picture?", media=["s3://bucket/cat.jpg"])
+    ...     print(job.result(timeout=60).answer)
+    """
+
+    def __init__(self, target: str | Settings | None = None) -> None:
+        """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it."""
+        if isinstance(target, str):
+            target = Settings(redis_url=SecretStr(target))
+        self._transport = Transport(target or Settings())
+
+    def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:
+        """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
+
+        Among `fields`, a medium may be a plain string when its suffix tells an image from a video.
+        Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
+
+        Raises `InvalidJob` with every fault, `IdempotencyConflict` when the key belongs to another job, and
+        `QueueUnavailable` when Redis could not be reached; the job was then not accepted.
+        """
+        envelope = enclose(build_job(fields) if job is None else job)
+        owner_id, owner_fingerprint = self._transport.write_record(envelope)
+        if owner_fingerprint != envelope.fingerprint:
+            raise IdempotencyConflict(envelope.sealed.job.idempotency_key or "", owner_id)
+        if owner_id != envelope.job_id:
+            return Job(owner_id, self._transport)
+        try:
+            self._transport.publish(envelope)
+        except QueueUnavailable:
+            # False: a worker runs the job already, so the message did go out.
+            if self._transport.withdraw(envelope):
+                raise
+        return Job(envelope.job_id, self._transport)
+
+    def find(self, job_id: str) -> Job:
+        """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
+        (state,) = self._transport.read_record(job_id, "state")
+        if state is None:
+            raise JobNotFound(job_id)
+        return Job(job_id, self._transport)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def build_job(fields: dict[str, Any]) -> AnalysisJob:
+    """An `AnalysisJob` from its fields. Raises `InvalidJob` with every fault at once."""
+    if isinstance(fields.get("media"), list | tuple):
+        fields = fields | {"media": [part_of(m) if isinstance(m, str) else m for m in fields["media"]]}
+    try:
+        return AnalysisJob.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidJob(describe_faults(error)) from None

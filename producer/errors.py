@@ -1,0 +1,45 @@
+"""What can go wrong for a producer. A job that ran and failed is `JobFailed`, from `config.outcome`.
+
+KeyeError
+├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
+├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
+├── IdempotencyConflict                     the key was used before, for another job
+└── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
+InvalidJob               (ValueError)       from `config.wire`: the job does not fit the schema; all faults listed
+JobFailed                                   from `config.outcome`: carries the `JobFailure`
+"""
+
+from config.state import JobState
+
+
+class KeyeError(Exception):
+    """Root of the errors that are the producer's own."""
+
+
+class JobNotFound(KeyeError, LookupError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"There is no job {job_id!r}: it was never sent to this Redis, or its outcome has expired "
+            "(KEYE_RESULT_TTL_SECONDS after its end)."
+        )
+
+
+class JobNotEnded(KeyeError, TimeoutError):
+    def __init__(self, job_id: str, state: JobState, waited_seconds: float) -> None:
+        remedy = "Is a worker running?" if state is JobState.QUEUED else "It goes on; wait again or cancel it."
+        super().__init__(f"Job {job_id} is {state} after {waited_seconds:g} s of waiting. {remedy}")
+        self.state = state
+
+
+class IdempotencyConflict(KeyeError):
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(
+            f"The idempotency key {key!r} belongs to job {job_id}, which asks for something else. "
+            "Send the same job again, or use another key."
+        )
+        self.job_id = job_id
+
+
+class QueueUnavailable(KeyeError, ConnectionError):
+    def __init__(self, action: str, cause: Exception) -> None:
+        super().__init__(f"Redis could not {action} ({cause}). Check KEYE_REDIS_URL and that the server runs.")

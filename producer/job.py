@@ -1,0 +1,122 @@
+"""A handle on one submitted job: its state, its events, its outcome. Any process may hold one for the same job."""
+
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+
+from config.error_codes import ErrorCode
+from config.event import JobEnded, Stage, StageStarted
+from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
+from config.state import JobState
+from config.wire import SealedJob
+from producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
+from producer.transport import Transport
+
+# One blocking read; well below the socket's timeout, so that silence is not taken for a dead connection.
+READ_SECONDS = 2.0
+# A waiting caller sits out a restart or a failover of Redis up to this long.
+OUTAGE_SECONDS = 60.0
+OUTAGE_PAUSE_SECONDS = 0.5
+
+
+class Cancellation(StrEnum):
+    """What `Job.cancel` did."""
+
+    CANCELLED = "cancelled"
+    REQUESTED = "requested"
+    ALREADY_ENDED = "already_ended"
+
+
+class Job:
+    """One job. Reading it never changes it; every method raises `JobNotFound` once its record has expired."""
+
+    def __init__(self, job_id: str, transport: Transport) -> None:
+        self.id = job_id
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    @property
+    def state(self) -> JobState:
+        """The state now, read from Redis each time."""
+        (state,) = self._transport.read_record(self.id, "state")
+        if state is None:
+            raise JobNotFound(self.id)
+        return JobState(state)
+
+    def events(self, timeout: float | None = None) -> Iterator[StageStarted | JobEnded]:
+        """Everything the worker said about the job from its start, then live until it ends.
+
+        Raises `JobNotEnded` after `timeout` seconds; None waits as long as it takes.
+        """
+        started_at = answered_at = time.monotonic()
+        seen = "0-0"
+        while True:
+            remaining = READ_SECONDS if timeout is None else timeout - (time.monotonic() - started_at)
+            try:
+                entries = self._transport.read_events(self.id, seen, min(READ_SECONDS, max(0.0, remaining)))
+                ended = not entries and self.state.is_final
+                if ended:
+                    # The job ended after the read: its last events are there by now.
+                    entries = self._transport.read_events(self.id, seen, None)
+                answered_at = time.monotonic()
+            except QueueUnavailable:
+                if remaining <= 0 or time.monotonic() - answered_at > OUTAGE_SECONDS:
+                    raise
+                time.sleep(min(OUTAGE_PAUSE_SECONDS, remaining))
+                continue
+            for entry_id, event in entries:
+                seen = entry_id
+                yield event
+                ended = ended or isinstance(event, JobEnded)
+            if ended:
+                return
+            if not entries and remaining <= 0:
+                raise JobNotEnded(self.id, self.state, timeout or 0.0)
+
+    def result(self, timeout: float | None = None) -> JobResult:
+        """The job's result, waited for without polling.
+
+        Raises `JobFailed` with the typed failure when the job ended without an answer, `JobNotEnded` (a
+        `TimeoutError`) after `timeout` seconds, and `QueueUnavailable` when Redis stays away for a minute.
+        """
+        for _ in self.events(timeout):
+            pass
+        (outcome_json,) = self._transport.read_record(self.id, "outcome")
+        if outcome_json is None:
+            raise JobNotFound(self.id)
+        outcome = OUTCOME.validate_json(outcome_json)
+        if isinstance(outcome, JobFailure):
+            raise JobFailed.of(outcome)
+        return outcome
+
+    def cancel(self) -> Cancellation:
+        """Cancel the job.
+
+        A queued job is cancelled for good (CANCELLED); the worker of a running one is asked to stop, and `result`
+        tells whether it did (REQUESTED); an ended job stays as it ended (ALREADY_ENDED).
+        """
+        sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
+        if sealed_json is None:
+            raise JobNotFound(self.id)
+        job = SealedJob.model_validate_json(sealed_json).job
+        failure = JobFailure(
+            job_id=self.id,
+            code=ErrorCode.CANCELLED,
+            message="The caller cancelled the job while it was queued.",
+            stage=Stage.QUEUED,
+            retryable=False,
+            attempts=int(attempts or 0),
+            metadata=job.metadata,
+        )
+        match self._transport.cancel(self.id, job, failure.model_dump_json()):
+            case None:
+                raise JobNotFound(self.id)
+            # A job that was cancelled before is cancelled: asking twice, or a reply that was lost, is no news.
+            case JobState.QUEUED | JobState.CANCELLED:
+                return Cancellation.CANCELLED
+            case JobState.RUNNING:
+                return Cancellation.REQUESTED
+            case _:
+                return Cancellation.ALREADY_ENDED

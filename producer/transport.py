@@ -1,0 +1,135 @@
+"""The producer's only I/O: records, events and scripts through redis-py, the message through Celery."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from config import keys
+from config.event import EVENT, JobEnded, StageStarted
+from config.job import AnalysisJob
+from config.settings import Settings
+from config.topology import ANALYZE_TASK, QUEUE, celery_options
+from producer.envelope import Envelope
+from producer.errors import QueueUnavailable
+
+SOCKET_TIMEOUT_SECONDS = 5.0
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+class Transport:
+    """Connections to one Redis. Threads may share it; a forked child opens connections of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.redis_url.get_secret_value()
+        self._result_ttl_seconds = settings.result_ttl_seconds
+        self._redis = Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+        )
+        self._submit, self._withdraw, self._cancel = (
+            self._redis.register_script((SCRIPTS / name).read_text())
+            for name in ("submit.lua", "withdraw.lua", "cancel.lua")
+        )
+        self._celery = publishing_app(settings)
+
+    def write_record(self, envelope: Envelope) -> tuple[str, str]:
+        """Store a new job; returns (job_id, fingerprint) of the job that owns its idempotency key."""
+        fields = [text for pair in envelope.record.items() for text in pair]
+        with reaching_redis("store the job"):
+            entry: str = self._submit(
+                keys=record_keys(envelope.job_id, envelope.sealed.job),
+                args=[envelope.job_id, envelope.fingerprint, *fields],
+            )
+        job_id, fingerprint = entry.split(" ")
+        return job_id, fingerprint
+
+    def publish(self, envelope: Envelope) -> None:
+        with reaching_redis("queue the job"):
+            self._celery.send_task(
+                ANALYZE_TASK,
+                kwargs=envelope.message,
+                # The headers would repeat the whole job, signed URLs included.
+                kwargsrepr="{...}",
+                task_id=envelope.job_id,
+                queue=QUEUE,
+                priority=envelope.priority_step,
+            )
+
+    def withdraw(self, envelope: Envelope) -> bool:
+        """Take back a record; False when a worker has the job already."""
+        with reaching_redis("take the job back"):
+            return bool(self._withdraw(keys=record_keys(envelope.job_id, envelope.sealed.job)))
+
+    def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
+        """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
+        record, *idempotency = record_keys(job_id, job)
+        with reaching_redis("cancel the job"):
+            state = self._cancel(
+                keys=[record, keys.events(job_id), *idempotency], args=[outcome_json, self._result_ttl_seconds]
+            )
+        return cast(str | None, state)
+
+    def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
+        """The named fields of the job's record, None for what is not there."""
+        with reaching_redis("read the job"):
+            return tuple(cast(list[str | None], self._redis.hmget(keys.record(job_id), list(fields))))
+
+    def read_events(
+        self, job_id: str, after: str, block_seconds: float | None
+    ) -> list[tuple[str, StageStarted | JobEnded]]:
+        """Events behind the entry `after`, with their entry ids; waits for the first one if `block_seconds` is set.
+
+        `block_seconds` must stay below the socket's timeout.
+        """
+        # Zero would block for ever.
+        block_ms = None if block_seconds is None else max(1, int(block_seconds * 1000))
+        with reaching_redis("read the job's events"):
+            streams: Any = self._redis.xread({keys.events(job_id): after}, block=block_ms)
+        # RESP2 answers with pairs, RESP3 with a map.
+        batches = dict(streams).values() if streams else ()
+        return [(entry_id, EVENT.validate_json(fields["event"])) for batch in batches for entry_id, fields in batch]
+
+    def close(self) -> None:
+        self._redis.close()
+        self._celery.close()
+
+
+def publishing_app(settings: Settings) -> Celery:
+    """A Celery app that publishes and nothing else; the caller's own Celery app, if any, stays the current one."""
+    options = celery_options(
+        settings.redis_url.get_secret_value(), settings.result_ttl_seconds, settings.lease_seconds
+    ) | {
+        # With a result backend, every message sent would subscribe a connection to its result.
+        "result_backend": None,
+        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+    }
+    app = Celery("keye-producer", set_as_current=False)
+    app.conf.update(options)
+    return app
+
+
+def record_keys(job_id: str, job: AnalysisJob) -> list[str]:
+    """The record, and the entry of the job's idempotency key where it has one."""
+    return [keys.record(job_id)] + ([keys.idempotency(job.idempotency_key)] if job.idempotency_key else [])
+
+
+@contextmanager
+def reaching_redis(action: str) -> Iterator[None]:
+    """Redis' and kombu's errors become ours; `action` completes "Redis could not ..."."""
+    try:
+        yield
+    except (RedisError, OperationalError) as error:
+        raise QueueUnavailable(action, error) from error
