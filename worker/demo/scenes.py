@@ -102,9 +102,7 @@ def draw_image_scene(rng: np.random.Generator, size: Size = IMAGE_SIZE, num_shap
     return ImageScene(tuple(shapes), background, size, paints, image_questions(rng, shapes, background))
 
 
-def draw_images(
-    rng: np.random.Generator, size: Size = IMAGE_SIZE
-) -> tuple[list[ImageScene], tuple[Question, ...]]:
+def draw_images(rng: np.random.Generator, size: Size = IMAGE_SIZE) -> tuple[list[ImageScene], tuple[Question, ...]]:
     """Two or three scenes of one shape for a single prompt, and questions that tell the images apart."""
     scenes = [draw_image_scene(rng, size, num_shapes=1) for _ in range(rng.integers(2, 4))]
     return scenes, images_questions([scene.shapes[0][1] for scene in scenes])

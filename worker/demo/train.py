@@ -1,0 +1,234 @@
+"""Trains the small Keye: `python -m worker.demo.train [--out DIR]`. Scenes and batches come from `lessons.py`.
+
+Fixed seeds, step counts and threads, so that a run can be repeated. The tower first learns to name what each visual
+token shows, through a head that is thrown away; without that the decoder reads noise for most of the run.
+"""
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
+from worker.demo.lessons import IGNORED, NUM_SIGHTS, Batch, Item, Teacher
+from worker.demo.questions import CELLS
+from worker.demo.tokenizer import train_tokenizer
+from worker.model.configuration_keye import KeyeConfig
+from worker.model.image_processing import ImageProcessor
+from worker.model.keye import KeyeForConditionalGeneration
+
+SEED = 2026
+NUM_THREADS = 2
+MUON_RATE = 0.02
+ADAM_RATE = 2e-3
+WEIGHT_DECAY = 0.05
+REPORT_EVERY = 25
+BACKGROUND_WEIGHT = 0.3  # of plain visual tokens, which are most of them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows drawn for each step and the learning rate's way, linear, as a share of the full one.
+
+    `sight` weighs the throw-away head's loss; `shares` are those of `Teacher`.
+    """
+
+    name: str
+    steps: int
+    rates: tuple[float, float]
+    num_images: int
+    num_videos: int
+    num_countings: int = 0
+    sight: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+# "Is there ..." stays at a guess for long and then jumps, so it is asked often at first.
+_EARLY = {"is there": 2.0, "caption": 1.5, "which way": 1.5}
+_LATE = {"is there": 1.5, "caption": 2.0, "where": 1.3, "what is at": 1.3, "video caption": 1.5}
+SEEING = Stage("seeing", 450, (1.0, 1.0), num_images=64, num_videos=4)
+ASKING = (
+    Stage("asking", 450, (1.0, 1.0), num_images=32, num_videos=6, num_countings=1, sight=0.5, shares=_EARLY),
+    Stage("settling", 450, (1.0, 0.3), num_images=32, num_videos=7, num_countings=2, sight=0.2, shares=_LATE),
+    Stage("weak spots", 350, (0.3, 0.02), num_images=32, num_videos=9, num_countings=2, shares=_LATE),
+)
+
+
+class SightHead(nn.Module):
+    """Says of each visual token which coloured shape or background it shows, and in which cell a shape is."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.sight = nn.Linear(hidden_size, NUM_SIGHTS)
+        self.cell = nn.Linear(hidden_size, len(CELLS))
+        weights = torch.ones(NUM_SIGHTS)
+        weights[-4:] = BACKGROUND_WEIGHT
+        self.register_buffer("weights", weights)
+
+    def forward(self, features: Tensor, items: Sequence[Item]) -> Tensor:
+        """The loss on projector outputs [visual tokens, H]."""
+        sights, cells = (torch.cat([getattr(item, name) for item in items]) for name in ("sights", "cells"))
+        hidden = self.norm(features)
+        loss = F.cross_entropy(self.sight(hidden), sights, weight=self.weights)
+        if (cells != IGNORED).any():
+            loss = loss + 0.5 * F.cross_entropy(self.cell(hidden), cells, ignore_index=IGNORED)
+        return loss
+
+
+class Trainer:
+    """The model with its throw-away head and the two optimisers that share its parameters."""
+
+    def __init__(self, model: KeyeForConditionalGeneration) -> None:
+        self.model = model
+        self.head = SightHead(model.config.hidden_size)
+        matrices, rest = _split_parameters(model)
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY, momentum=0.95),
+            torch.optim.AdamW([*rest, *self.head.parameters()], lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.full_rates = [MUON_RATE, ADAM_RATE]
+
+    def see(self, items: Sequence[Item]) -> Tensor:
+        """Loss of the head alone; adds to the gradients."""
+        loss = self.head(self._features(items), items)
+        loss.backward()
+        return loss.detach()
+
+    def ask(self, batch: Batch, sight: float, share: float) -> tuple[Tensor, Tensor]:
+        """Loss on the replies, and per question whether its whole reply was right; adds `share` of the gradients."""
+        embeds = self.model.model.embed_tokens(batch.input_ids)
+        loss = torch.zeros(())
+        if batch.items:
+            features = self._features(batch.items)
+            config = self.model.config
+            is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
+            embeds = embeds.masked_scatter(is_visual.unsqueeze(-1), features)
+            if sight:
+                loss = sight * self.head(features, batch.items)
+        hidden = self.model.model(embeds, batch.position_ids, attention_mask=batch.attention_mask).last_hidden_state
+        is_target = batch.targets != IGNORED
+        logits, targets = self.model.lm_head(hidden[is_target]), batch.targets[is_target]
+        weights = batch.weights
+        loss = loss + (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+        (share * loss).backward()
+        wrong = torch.zeros(len(batch.kinds)).index_add_(
+            0, batch.asked[is_target], (logits.argmax(-1) != targets).float()
+        )
+        return loss.detach(), wrong == 0
+
+    def step(self, rate: float) -> None:
+        """Moves the parameters by the gathered gradients, at a share `rate` of the full learning rates."""
+        for optimizer, full in zip(self.optimizers, self.full_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = full * rate
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _features(self, items: Sequence[Item]) -> Tensor:
+        return self.model.get_image_features(torch.cat([i.pixel_values for i in items]), [i.grid for i in items])
+
+
+def train(out: Path) -> None:
+    """Trains from nothing and writes a checkpoint folder after each stage. About 35 minutes on two cores."""
+    torch.set_num_threads(NUM_THREADS)
+    torch.manual_seed(SEED)
+    tokenizer = train_tokenizer()
+    write_folder(out, tokenizer)
+    model = KeyeForConditionalGeneration(KeyeConfig.from_pretrained(out)).float().train()
+    _start_positions(model.visual.vision_model.embeddings.position_embedding.weight)
+    trainer = Trainer(model)
+    image_processor = ImageProcessor.from_checkpoint(out)
+    begun = time.monotonic()
+    teacher = Teacher(tokenizer, image_processor, SEEING.shares)
+    for step, rate in _rates(SEEING):
+        rng = np.random.default_rng((SEED, 0, step))
+        lessons = [teacher.image_lesson(rng) for _ in range(SEEING.num_images)]
+        lessons += [teacher.video_lesson(rng) for _ in range(SEEING.num_videos)]
+        loss = trainer.see([item for lesson in lessons for item in lesson.items])
+        trainer.step(rate)
+        if step % REPORT_EVERY == 0:
+            print(f"{SEEING.name} {step}: loss {loss:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+    for number, stage in enumerate(ASKING, start=1):
+        _ask(trainer, Teacher(tokenizer, image_processor, stage.shares), stage, number, begun)
+        save(model, out)
+
+
+def save(model: KeyeForConditionalGeneration, folder: Path) -> None:
+    """Writes `model.safetensors` in bfloat16 with the official tensor names."""
+    tensors = {name: tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _ask(trainer: Trainer, teacher: Teacher, stage: Stage, number: int, begun: float) -> None:
+    asked: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for step, rate in _rates(stage):
+        rng = np.random.default_rng((SEED, number, step))
+        batches = [teacher.image_batch(rng, stage.num_images), teacher.video_batch(rng, stage.num_videos)]
+        if stage.num_countings:
+            batches.append(teacher.counting_batch(rng, stage.num_countings))
+        losses = []
+        for batch in batches:
+            share = len(batch.kinds) / sum(len(other.kinds) for other in batches)
+            loss, is_right = trainer.ask(batch, stage.sight, share)
+            losses.append(loss)
+            asked.update(batch.kinds)
+            right.update(kind for kind, ok in zip(batch.kinds, is_right.tolist(), strict=True) if ok)
+        trainer.step(rate)
+        if step % REPORT_EVERY == 0:
+            kinds = ", ".join(f"{kind} {right[kind] / asked[kind]:.0%}" for kind in sorted(asked))
+            total = right.total() / asked.total()
+            text = " ".join(f"{loss:.3f}" for loss in losses)
+            print(
+                f"{stage.name} {step}: loss {text}, right {total:.1%} ({kinds}), {time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
+            asked.clear()
+            right.clear()
+
+
+def _rates(stage: Stage) -> Iterator[tuple[int, float]]:
+    first, last = stage.rates
+    for step in range(stage.steps):
+        yield step, first + (last - first) * step / stage.steps
+
+
+def _split_parameters(model: KeyeForConditionalGeneration) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices between hidden layers, which Muon moves, and all others: embeddings, output, norms, biases."""
+    hidden = {
+        id(parameter)
+        for parameter in chain(
+            model.visual.vision_model.encoder.parameters(), model.mlp_AR.parameters(), model.model.layers.parameters()
+        )
+        if parameter.ndim == 2
+    }
+    parameters = list(model.parameters())
+    return [p for p in parameters if id(p) in hidden], [p for p in parameters if id(p) not in hidden]
+
+
+@torch.no_grad()
+def _start_positions(table: Tensor) -> None:
+    """Starts the tower's position table [side * side, D] from sines and cosines of row and column, halved."""
+    side, width = math.isqrt(len(table)), table.shape[1]
+    frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side).unsqueeze(1) * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)
+    table.copy_(torch.cat([rows, columns], dim=1) * 0.5)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the small Keye that the demo and the tests use.")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="checkpoint folder to write")
+    train(parser.parse_args().out)
