@@ -8,7 +8,7 @@ def record(job_id: str) -> str:
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
     attempts, max_attempts, token (fencing token of the newest claim), claimed_at, worker,
-    outcome (JSON, once final), ended_at.
+    cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at.
     """
     return f"{PREFIX}job:{job_id}"
 
@@ -19,8 +19,16 @@ def events(job_id: str) -> str:
 
 
 def leases() -> str:
-    """Sorted set of the running jobs' ids by the end of their lease, Unix seconds of the server's clock."""
+    """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
+
+    Holds the running jobs, and those requeued ones whose message is not published yet.
+    """
     return f"{PREFIX}leases"
+
+
+def reaper_turn() -> str:
+    """String, the worker whose turn it is to look for overdue leases; expires before the next turn."""
+    return f"{PREFIX}reaper-turn"
 
 
 def idempotency(key: str) -> str:
@@ -28,6 +36,14 @@ def idempotency(key: str) -> str:
     return f"{PREFIX}idempotency:{key}"
 
 
-def worker(host: str, pid: int) -> str:
-    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
+def worker(host: str, pid: int | str) -> str:
+    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it.
+
+    `worker("*", "*")` is the pattern of all of them.
+    """
     return f"{PREFIX}worker:{host}:{pid}"
+
+
+def workers() -> str:
+    """Pattern that the presence keys of all workers match."""
+    return f"{PREFIX}worker:*"

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -13,22 +11,19 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
-from redis import Redis
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from config import keys
 from config.event import StageStarted
 from config.outcome import JobFailed, JobFailure, JobResult
 from producer import Client, Job
 from worker.demo.embedded_valkey import EmbeddedValkey
 from worker.demo.errands import Errand, draw_errands
+from worker.demo.local_worker import LocalWorker
 from worker.demo.poster import draw_poster
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 POSTER = Path("demo.png")
-_READY_SECONDS = 60
 _JOB_SECONDS = 60
 _BUCKET = "demo"
 
@@ -40,12 +35,9 @@ def run_demo() -> int:
     with tempfile.TemporaryDirectory() as temporary, EmbeddedValkey() as broker, _s3_server() as endpoint:
         folder = Path(temporary)
         errands = draw_errands(folder, lambda path: _upload(endpoint, path))
-        with _worker(broker.url, folder, endpoint) as log, Client(broker.url) as client:
-            console.print("Starting: a Valkey server, an S3 server, and a worker that loads the small trained Keye ...")
-            if not _wait_until_ready(broker.url):
-                console.print(log.read_text(), style="red", markup=False)
-                console.print(f"The worker was not ready after {_READY_SECONDS} s; its log is above.", style="bold red")
-                return 1
+        console.print("A Valkey and an S3 server run; starting a worker that loads the small trained Keye ...")
+        settings = {"KEYE_MEDIA_ROOTS": temporary, "KEYE_S3_ENDPOINT_URL": endpoint}
+        with LocalWorker(broker.url, folder / "worker.log", **settings), Client(broker.url) as client:
             console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
             board = _Board(errands, [client.submit(errand.job) for errand in errands])
             with Live(board, console=console, refresh_per_second=10):
@@ -125,41 +117,6 @@ def _s3_server() -> Iterator[str]:
 def _upload(endpoint: str, path: Path) -> str:
     boto3.client("s3", endpoint_url=endpoint).upload_file(str(path), _BUCKET, path.name)
     return f"s3://{_BUCKET}/{path.name}"
-
-
-@contextmanager
-def _worker(redis_url: str, folder: Path, endpoint: str) -> Iterator[Path]:
-    """`keye-worker run` on the CPU as a process of its own; yields its log file."""
-    settings = {
-        "KEYE_REDIS_URL": redis_url,
-        "KEYE_MODEL_PATH": str(CHECKPOINT),
-        "KEYE_MEDIA_ROOTS": str(folder),
-        "KEYE_S3_ENDPOINT_URL": endpoint,
-        "KEYE_DEVICE": "cpu",
-    }
-    log = folder / "worker.log"
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker.daemon.cli", "run"],
-            env={**os.environ, **settings},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield log
-        finally:
-            worker.terminate()
-            worker.wait()
-
-
-def _wait_until_ready(redis_url: str) -> bool:
-    with Redis.from_url(redis_url, decode_responses=True) as redis:
-        end = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < end:
-            if any('"ready"' in (redis.get(key) or "") for key in redis.scan_iter(keys.worker("*", "*"))):
-                return True
-            time.sleep(0.1)
-    return False
 
 
 def _save_poster(board: _Board) -> None:

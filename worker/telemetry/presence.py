@@ -36,6 +36,18 @@ def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
     return None if content is None else Presence.model_validate_json(content)
 
 
+def list_present(redis: Redis) -> list[Presence]:
+    """Every worker process that has spoken within `EXPIRY_SECONDS`."""
+    found = (redis.get(key) for key in redis.scan_iter(keys.worker("*", "*")))
+    return [Presence.model_validate_json(content) for content in found if content is not None]
+
+
+def list_presences(redis: Redis) -> list[Presence]:
+    """Every worker process that has spoken within `EXPIRY_SECONDS`."""
+    contents = (redis.get(key) for key in redis.scan_iter(keys.workers()))
+    return [Presence.model_validate_json(content) for content in contents if content is not None]
+
+
 class Announcer:
     """Writes the presence at once when it changes and again every `RENEW_EVERY_SECONDS`, from a thread of its own."""
 

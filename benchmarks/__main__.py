@@ -1,0 +1,12 @@
+"""`make bench`: every benchmark in one run, as Markdown for docs/benchmarks.md."""
+
+import sys
+
+from benchmarks import pipeline
+from benchmarks.machine import describe_machine
+
+BENCHMARKS = {"pipeline": pipeline.run}
+
+print(f"Measured on: {describe_machine()}\n")
+for name in sys.argv[1:] or BENCHMARKS:
+    print(BENCHMARKS[name](), flush=True)

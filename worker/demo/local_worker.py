@@ -1,0 +1,56 @@
+"""A worker of our own for the demo, the tests and the benchmarks: `keye-worker run` on the CPU with the small Keye."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from redis import Redis
+
+from worker.telemetry.presence import WorkerState, list_presences
+
+SMALL_KEYE = Path(__file__).parent / "checkpoint"
+
+
+class LocalWorker:
+    """Started on entering and ready when that returns; drained and gone on leaving. Its log goes to `log`."""
+
+    def __init__(self, redis_url: str, log: Path, *, ready_seconds: float = 60, **settings: str) -> None:
+        """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
+        self.log = log
+        self._redis_url = redis_url
+        self._ready_seconds = ready_seconds
+        chosen = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(SMALL_KEYE), "KEYE_DEVICE": "cpu"}
+        self._environment = {**os.environ, **chosen, **settings}
+
+    def __enter__(self) -> Self:
+        with self.log.open("wb") as output:
+            command = [sys.executable, "-m", "worker.daemon.cli", "run"]
+            self.process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def _wait_until_ready(self) -> None:
+        end = time.monotonic() + self._ready_seconds
+        with Redis.from_url(self._redis_url) as redis:
+            while time.monotonic() < end and self.process.poll() is None:
+                if any(presence.state is WorkerState.READY for presence in list_presences(redis)):
+                    return
+                time.sleep(0.05)
+        raise RuntimeError(
+            f"The worker was not ready within {self._ready_seconds:g} s. Its log:\n{self.log.read_text()}"
+        )
