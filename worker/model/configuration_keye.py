@@ -1,5 +1,6 @@
 """The fields of a Keye-VL `config.json`, for both released variants. No tensors live here."""
 
+from dataclasses import field
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
@@ -36,7 +37,7 @@ class KeyeConfig(PreTrainedConfig):
     model_type = "Keye"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"vision_config": KeyeVisionConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    ignore_keys_at_rope_validation: ClassVar[set[str]] = {"mrope_section"}
+    ignore_keys_at_rope_validation = {"mrope_section"}  # noqa: RUF012 - the library's own way to declare it
 
     # What sets the variants apart (see docs/model.md). Preview: a video is one item of attention and one block of
     # positions with a clock, and the projector normalises each patch.
@@ -58,7 +59,7 @@ class KeyeConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] = field(default_factory=dict)
     bos_token_id: int | None = 151643
     eos_token_id: int | list[int] | None = 151645
     pad_token_id: int | None = None
@@ -66,11 +67,11 @@ class KeyeConfig(PreTrainedConfig):
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: KeyeVisionConfig = field(default_factory=KeyeVisionConfig)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = KeyeVisionConfig(**(self.vision_config or {}))
+        if isinstance(self.vision_config, dict):
+            self.vision_config = KeyeVisionConfig(**self.vision_config)
         self.rope_parameters = _rope_parameters(
             self.rope_parameters or kwargs.pop("rope_scaling", None) or {},
             kwargs.pop("rope_theta", None),

@@ -1,4 +1,4 @@
-"""Pixels to patches: the rule for sizes, resizing, normalising and cutting. NumPy and Pillow only, no torch."""
+"""Pixels to patches: the rule for sizes, resizing, normalising and cutting. Knows nothing of prompts."""
 
 import json
 import math
@@ -141,7 +141,7 @@ class ImageProcessor:
             elif exact[0] % self.factor or exact[1] % self.factor:
                 raise UnusableImage(f"frame size {exact[1]}x{exact[0]}: both sides must be multiples of {self.factor}")
             else:
-                resized = _resize(frames, exact, PIL.Image.Resampling.BILINEAR)
+                resized = _interpolate(frames, exact)
             cut.append(self._cut(resized))
         return join_patches(cut)
 
@@ -191,6 +191,16 @@ def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> n
         return frames
     height, width = size
     return np.stack([np.asarray(PIL.Image.fromarray(frame).resize((width, height), resample)) for frame in frames])
+
+
+def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Antialiased bilinear, as 1.5 was trained: one grey level off Pillow's bilinear in up to a quarter of the pixels."""
+    # Imported here because all else in this file runs in decoder processes, which should not pay for torch.
+    import torch
+
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy()
 
 
 def _require_rgb(pixels: np.ndarray, ndim: int) -> None:

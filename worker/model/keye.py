@@ -1,7 +1,7 @@
 """The whole model: vision tower, projector and text decoder behind one `PreTrainedModel` that can `generate`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from worker.model.weight_names import UNUSED_TENSORS
 class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
     """Keye-VL-8B-Preview. Nothing about a sequence is kept here, so calls may interleave."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_TENSORS]
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _keys_to_ignore_on_load_unexpected = [UNUSED_TENSORS]  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: KeyeConfig) -> None:
         super().__init__(config)
@@ -58,12 +58,21 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Embeddings [B, L, H] of the tokens [B, L], placeholders filled in order of occurrence, row by row."""
         embeds = self.model.embed_tokens(input_ids)
-        if pixel_values is not None:
-            features = self.get_image_features(pixel_values, image_grid_thw)
-            embeds = _fill(embeds, input_ids == self.config.image_token_id, features, "image")
-        if pixel_values_videos is not None:
-            features = self.get_video_features(pixel_values_videos, video_grid_thw)
-            embeds = _fill(embeds, input_ids == self.config.video_token_id, features, "video")
+        for name, token_id, patches, grids, encode in (
+            ("image", self.config.image_token_id, pixel_values, image_grid_thw, self.get_image_features),
+            ("video", self.config.video_token_id, pixel_values_videos, video_grid_thw, self.get_video_features),
+        ):
+            # Without patches a placeholder is a token like any other: a model may write one while it generates.
+            if patches is None:
+                continue
+            if grids is None:
+                raise PlaceholderMismatch(f"{name} patches came without their grids, {name}_grid_thw")
+            placeholders, features = input_ids == token_id, encode(patches, grids)
+            if (count := int(placeholders.sum())) != len(features):
+                raise PlaceholderMismatch(
+                    f"{count} {name} placeholder tokens, but the {name}s give {len(features)} rows"
+                )
+            embeds = embeds.masked_scatter(placeholders.unsqueeze(-1), features.to(embeds.dtype))
         return embeds
 
     def positions(
@@ -130,12 +139,14 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
 
         `position_ids` [3, B, L] may be left out where the whole prompt is in `input_ids`.
         """
-        if position_ids is None:
+        if input_ids is not None and position_ids is None:
             position_ids, _ = self.positions(
                 input_ids, attention_mask, image_grid_thw, video_grid_thw, second_per_grid_ts
             )
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        if inputs_embeds is None or position_ids is None:
+            raise ValueError("give input_ids, or inputs_embeds together with position_ids")
         outputs = self.model(
             inputs_embeds,
             position_ids,
@@ -164,8 +175,8 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
         return model_kwargs
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
         visual = {
             name: kwargs.pop(name, None)
             for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
@@ -176,7 +187,7 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
             kwargs.pop("second_per_grid_ts", None)
         else:
             kwargs.update(visual)
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
 
 
 class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):
@@ -204,12 +215,6 @@ def _rows_of_runs(grids: list[list[int]], runs: int, splits_video_into_frames: b
         runs -= grids[rows][0]
         rows += 1
     return rows
-
-
-def _fill(embeds: Tensor, placeholders: Tensor, features: Tensor, name: str) -> Tensor:
-    if (count := int(placeholders.sum())) != len(features):
-        raise PlaceholderMismatch(f"{count} {name} placeholder tokens, but the {name}s give {len(features)} rows")
-    return embeds.masked_scatter(placeholders.unsqueeze(-1), features.to(embeds.dtype))
 
 
 AutoModelForImageTextToText.register(KeyeConfig, KeyeForConditionalGeneration)

@@ -44,9 +44,10 @@ class PromptFormat:
         conversation = [self._plain(message) for message in messages]
         if thinking != "auto":
             _append_to_last_user_text(conversation, f"/{thinking}")
-        text: str = self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             conversation, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
         )
+        assert isinstance(text, str)
         return text
 
     def encode(self, text: str) -> list[int]:

@@ -1,7 +1,7 @@
 """The text decoder: embeddings and three-row positions to hidden states. Which attention runs is the config's word."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,8 @@ class KeyePreTrainedModel(PreTrainedModel):
     config_class = KeyeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["KeyeDecoderLayer", "VisionEncoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["KeyeDecoderLayer", "VisionEncoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -150,7 +150,7 @@ class KeyeTextModel(KeyePreTrainedModel):
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        attention_mask = create_causal_mask(
+        causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -164,6 +164,6 @@ class KeyeTextModel(KeyePreTrainedModel):
         hidden = inputs_embeds
         for layer in self.layers:
             hidden = layer(
-                hidden, rotation, attention_mask=attention_mask, past_key_values=past_key_values, **attention_kwargs
+                hidden, rotation, attention_mask=causal_mask, past_key_values=past_key_values, **attention_kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)

@@ -5,12 +5,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # this torch build has no packed kernel: the form for equal lengths below is used everywhere
 
 ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""
@@ -18,7 +14,7 @@ ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def item_attention(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> ItemAttention:
     """The attention for packed items of these lengths: the packed kernel where one runs, else one call a length."""
-    if varlen_attn is not None and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return _packed(lengths, device)
     return _batched_by_length(lengths, device)
 
@@ -28,7 +24,9 @@ def _packed(lengths: Sequence[int], device: torch.device) -> ItemAttention:
     longest = max(lengths)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return varlen_attn(query, key, value, borders, borders, longest, longest)
+        output = varlen_attn(query, key, value, borders, borders, longest, longest)
+        assert isinstance(output, Tensor)
+        return output
 
     return attend
 
