@@ -1,0 +1,386 @@
+"""Claims, renewals, settlements and reaping on a real server: one outcome per job, whoever dies and whenever."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import EVENT, JobEnded, Stage
+from config.job import AnalysisJob
+from config.outcome import OUTCOME, JobFailure
+from config.state import JobState
+from config.wire import SealedJob, seal
+from worker.leases.connection import connect
+from worker.leases.job_lease import (
+    AlreadySettled,
+    Claimed,
+    HeldElsewhere,
+    LeaseStore,
+    QueuedJob,
+    Renewal,
+    Requeued,
+    TakenOver,
+)
+from worker.leases.reaper import Reaper
+from worker.leases.renewal import LeaseRenewal
+from worker.results.event_writer import EventWriter
+from worker.results.settlement import Settlement
+
+TTL = 3600
+BRIEF_LEASE_SECONDS = 0.3
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(client: Redis) -> LeaseStore:
+    return LeaseStore(client, lease_seconds=30)
+
+
+@pytest.fixture
+def brief(client: Redis) -> LeaseStore:
+    """A store whose leases end while a test waits."""
+    return LeaseStore(client, BRIEF_LEASE_SECONDS)
+
+
+@pytest.fixture
+def settlement(client: Redis) -> Settlement:
+    return Settlement(client, TTL)
+
+
+def a_job(**options: object) -> SealedJob:
+    return seal(AnalysisJob.model_validate({"prompt": "what is it?", **options}))
+
+
+def claim(store: LeaseStore, sealed: SealedJob, worker: str = "worker-1") -> Claimed:
+    claimed = store.claim(QueuedJob.of(sealed), worker)
+    assert isinstance(claimed, Claimed)
+    return claimed
+
+
+def a_failure(lease: Claimed, message: str = "it broke") -> JobFailure:
+    return JobFailure(
+        job_id=lease.job_id,
+        code=ErrorCode.INTERNAL,
+        message=message,
+        stage=Stage.DECODE,
+        retryable=True,
+        attempts=lease.attempt,
+    )
+
+
+def record(redis: Redis, job_id: str) -> dict[str, str]:
+    return redis.hgetall(keys.record(job_id))
+
+
+def events(redis: Redis, job_id: str) -> list[object]:
+    return [EVENT.validate_json(fields["event"]) for _, fields in redis.xrange(keys.events(job_id))]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "the condition never held"
+        time.sleep(0.01)
+
+
+def test_first_claim_of_a_job_without_record_writes_the_record(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job(deadline_seconds=60, max_attempts=2, priority="high")
+    claimed = claim(store, sealed)
+
+    assert claimed.attempt == 1
+    assert claimed.seconds_to_deadline == pytest.approx(60, abs=2)
+    fields = record(redis, sealed.job_id)
+    assert fields["state"] == JobState.RUNNING
+    assert fields["worker"] == "worker-1"
+    assert fields["priority"] == "high"
+    assert fields["max_attempts"] == "2"
+    assert SealedJob.model_validate_json(fields["sealed"]) == sealed
+    assert redis.ttl(keys.record(sealed.job_id)) == -1, "an unsettled job must not expire"
+    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN]
+
+
+def test_claim_keeps_the_record_that_the_producer_wrote(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    redis.hset(
+        keys.record(sealed.job_id),
+        mapping={"state": "QUEUED", "sealed": "as sent", "attempts": 0, "max_attempts": 7, "submitted_at": 12.5},
+    )
+    claimed = claim(store, sealed)
+
+    assert claimed.submitted_at == 12.5
+    assert record(redis, sealed.job_id)["sealed"] == "as sent"
+    assert record(redis, sealed.job_id)["max_attempts"] == "7"
+
+
+def test_of_many_claimers_at_once_exactly_one_wins(store: LeaseStore) -> None:
+    job = QueuedJob.of(a_job())
+    answers: list[object] = []
+    gate = threading.Barrier(16)
+
+    def contend(name: str) -> None:
+        gate.wait()
+        answers.append(store.claim(job, name))
+
+    threads = [threading.Thread(target=contend, args=(f"worker-{i}",)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(isinstance(answer, Claimed) for answer in answers) == 1
+    assert sum(isinstance(answer, HeldElsewhere) for answer in answers) == 15
+
+
+def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(idempotency_key="receipt-7")
+    redis.set(keys.idempotency("receipt-7"), f"{sealed.job_id} fingerprint")
+    lease = claim(store, sealed)
+    failure = a_failure(lease)
+
+    assert settlement.settle(lease, failure)
+
+    fields = record(redis, sealed.job_id)
+    assert fields["state"] == JobState.FAILED
+    assert OUTCOME.validate_json(fields["outcome"]) == failure
+    last = events(redis, sealed.job_id)[-1]
+    assert isinstance(last, JobEnded)
+    assert last.state is JobState.FAILED
+    assert last.at == pytest.approx(time.time(), abs=5)
+    assert redis.zscore(keys.leases(), sealed.job_id) is None
+    for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("receipt-7")):
+        assert 0 < redis.ttl(key) <= TTL
+
+
+def test_settling_leaves_an_idempotency_key_that_a_later_job_took(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(idempotency_key="receipt-7")
+    redis.set(keys.idempotency("receipt-7"), "another-job fingerprint")
+    lease = claim(store, sealed)
+    settlement.settle(lease, a_failure(lease))
+    assert redis.ttl(keys.idempotency("receipt-7")) == -1
+
+
+def test_redelivery_after_settling_finds_the_outcome(store: LeaseStore, settlement: Settlement) -> None:
+    sealed = a_job()
+    lease = claim(store, sealed)
+    settlement.settle(lease, a_failure(lease))
+    assert store.claim(QueuedJob.of(sealed), "worker-2") == AlreadySettled(a_failure(lease))
+
+
+def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    assert settlement.settle(lease, a_failure(lease, "first"))
+    assert settlement.settle(lease, a_failure(lease, "again, because the answer got lost"))
+    assert json.loads(record(redis, lease.job_id)["outcome"])["message"] == "first"
+    assert sum(isinstance(event, JobEnded) for event in events(redis, lease.job_id)) == 1
+
+
+def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
+    sealed = a_job()
+    frozen = claim(brief, sealed, "frozen")
+    wait_until(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
+
+    assert not settlement.settle(frozen, a_failure(frozen)), "requeued: the old token is worth nothing"
+    second = claim(brief, sealed, "worker-2")
+    assert second.attempt == 2
+    assert not settlement.settle(frozen, a_failure(frozen))
+    assert settlement.settle(second, a_failure(second, "the second's"))
+    assert json.loads(record(redis, sealed.job_id)["outcome"])["message"] == "the second's"
+
+
+def test_renewed_lease_is_not_overdue(brief: LeaseStore) -> None:
+    lease = claim(brief, a_job())
+    ends_at = time.monotonic() + 3 * BRIEF_LEASE_SECONDS
+    while time.monotonic() < ends_at:
+        assert brief.renew([lease]) == ["renewed"]
+        assert brief.overdue(10) == []
+        time.sleep(BRIEF_LEASE_SECONDS / 10)
+    wait_until(lambda: brief.overdue(10) == [lease.job_id])
+
+
+def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
+    lease = claim(brief, a_job())
+    wait_until(lambda: brief.overdue(10))
+    assert brief.renew([lease]) == ["renewed"]
+    assert brief.reap(lease.job_id, "reaper") is None
+    assert record(redis, lease.job_id)["state"] == JobState.RUNNING
+
+
+def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    published: list[Requeued] = []
+    reaper = Reaper(brief, "reaper", published.append, bury=lambda taken: None)
+    reaper.start()
+    wait_until(lambda: published)
+    reaper.stop()
+
+    assert [requeued.job_id for requeued in published] == [sealed.job_id]
+    assert published[0].dead_worker == "dead"
+    assert SealedJob.model_validate_json(published[0].sealed_json) == sealed
+    assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
+    assert redis.zcard(keys.leases()) == 0
+    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED]
+
+
+def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    wait_until(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "this reaper dies before it publishes"), Requeued)
+
+    wait_until(lambda: brief.overdue(10))
+    requeued = brief.reap(sealed.job_id, "the next reaper")
+    assert isinstance(requeued, Requeued)
+    brief.confirm_published(requeued)
+    assert brief.redis.zcard(keys.leases()) == 0
+    assert claim(brief, sealed).attempt == 2, "being queued twice is no attempt"
+
+
+def test_publishing_confirmed_late_does_not_end_the_next_lease(brief: LeaseStore) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    wait_until(lambda: brief.overdue(10))
+    requeued = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(requeued, Requeued)
+    claim(brief, sealed, "faster than the confirmation")
+    brief.confirm_published(requeued)
+    wait_until(lambda: brief.overdue(10) == [sealed.job_id])
+
+
+def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
+    brief: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(max_attempts=1)
+    dead = claim(brief, sealed, "dead")
+    wait_until(lambda: brief.overdue(10))
+    taken = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.lease.attempt == 1
+    assert not taken.cancel_requested
+
+    assert not settlement.settle(dead, a_failure(dead, "late"))
+    assert settlement.settle(taken.lease, a_failure(taken.lease, "buried"))
+    assert json.loads(record(redis, sealed.job_id)["outcome"])["message"] == "buried"
+
+
+def test_job_whose_reaper_died_too_is_taken_over_again(brief: LeaseStore) -> None:
+    sealed = a_job(max_attempts=1)
+    claim(brief, sealed, "dead")
+    wait_until(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "dies too"), TakenOver)
+    assert brief.reap(sealed.job_id, "too early") is None
+    wait_until(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "lives"), TakenOver)
+
+
+def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job(max_attempts=3)
+    claim(brief, sealed, "dead")
+    redis.hset(keys.record(sealed.job_id), "cancel_requested", "1")
+    wait_until(lambda: brief.overdue(10))
+    taken = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.cancel_requested
+
+
+def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore) -> None:
+    jobs = [a_job() for _ in range(20)]
+    for sealed in jobs:
+        claim(brief, sealed, "dead")
+    published: list[str] = []
+    reapers = [
+        Reaper(brief, f"reaper-{i}", lambda requeued: published.append(requeued.job_id), bury=lambda taken: None)
+        for i in range(3)
+    ]
+    for reaper in reapers:
+        reaper.start()
+    wait_until(lambda: brief.redis.zcard(keys.leases()) == 0)
+    for reaper in reapers:
+        reaper.stop()
+    assert sorted(published) == sorted(sealed.job_id for sealed in jobs)
+
+
+def test_reaper_goes_on_after_a_fault_while_publishing(brief: LeaseStore) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    tries: list[str] = []
+
+    def publish(requeued: Requeued) -> None:
+        tries.append(requeued.job_id)
+        if len(tries) == 1:
+            raise RuntimeError("a fault of the first try")
+
+    reaper = Reaper(brief, "reaper", publish, bury=lambda taken: None)
+    reaper.start()
+    wait_until(lambda: len(tries) == 2)
+    reaper.stop()
+
+
+def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    renewal.start()
+    held, left = claim(brief, a_job()), claim(brief, a_job())
+    with renewal.holding(held, lambda reason: None):
+        wait_until(lambda: brief.overdue(10) == [left.job_id])
+    wait_until(lambda: len(brief.overdue(10)) == 2)
+    renewal.stop()
+
+
+def test_holder_is_told_once_that_its_lease_is_lost(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    told: list[Renewal] = []
+    lease = claim(brief, a_job())
+    with renewal.holding(lease, told.append):
+        redis.hincrby(keys.record(lease.job_id), "token", 1)
+        renewal.renew_all()
+        renewal.renew_all()
+    assert told == ["lost"]
+
+
+def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    told: list[Renewal] = []
+    lease = claim(brief, a_job())
+    with renewal.holding(lease, told.append):
+        redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+        wait_until(lambda: brief.overdue(10))
+        renewal.renew_all()
+        assert told == ["cancelled"]
+        assert brief.overdue(10) == []
+
+
+def test_stage_events_lie_between_claim_and_end(
+    store: LeaseStore, settlement: Settlement, client: Redis, redis: Redis
+) -> None:
+    writer = EventWriter(client)
+    lease = claim(store, a_job())
+    writer.stage(lease, Stage.FETCH)
+    writer.stage(lease, Stage.GENERATE)
+    settlement.settle(lease, a_failure(lease))
+    *stages, last = events(redis, lease.job_id)
+    assert [event.stage for event in stages] == [Stage.OPEN, Stage.FETCH, Stage.GENERATE]
+    assert isinstance(last, JobEnded)
+
+
+def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, client: Redis, redis: Redis) -> None:
+    lease = claim(store, a_job())
+    redis.delete(keys.events(lease.job_id))
+    EventWriter(client).stage(lease, Stage.GENERATE)
+    assert not redis.exists(keys.events(lease.job_id))

@@ -1,0 +1,52 @@
+"""The worker's connection to Redis, and patience with it. Celery keeps its own connections."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What a restart, a failover or an operator freeing memory cures.
+PASSING_FAULTS = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+PATIENCE_SECONDS = 600.0
+MAX_PAUSE_SECONDS = 5.0
+
+
+def connect(redis_url: str) -> Redis:
+    """A client for any number of threads, which notices a half-open connection within seconds."""
+    return Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=5,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=5,
+        # One more try replaces a connection that died while idle; waiting out an outage is `patiently`'s.
+        retry=Retry(NoBackoff(), 1),
+    )
+
+
+def patiently(action: Callable[[], T], what: str, patience_seconds: float = PATIENCE_SECONDS) -> T:
+    """Run `action` again, with growing jittered pauses, while Redis is away; raise its fault once patience ends."""
+    give_up_at = time.monotonic() + patience_seconds
+    pause = 0.05
+    while True:
+        try:
+            return action()
+        except PASSING_FAULTS as fault:
+            if time.monotonic() + pause > give_up_at:
+                raise
+            log.warning("%s: Redis is away (%s), again in %.2f s", what, fault, pause)
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)

@@ -1,0 +1,175 @@
+"""Claims: who may run a job, and as which attempt. Renewing is `renewal`, settling `results.settlement`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast
+
+from redis import Redis
+
+from config import keys
+from config.job import Priority
+from config.outcome import OUTCOME, JobFailure, JobResult
+from config.state import JobState
+from config.wire import SealedJob
+from worker.leases.lua import load_script
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """What a delivery says about its job: the record is made of it where the producer wrote none."""
+
+    job_id: str
+    sealed_json: str
+    submitted_at: float | None = None
+    deadline_at: float | None = None
+    max_attempts: int = 1
+    priority: Priority = Priority.NORMAL
+    idempotency_key: str | None = None
+
+    @classmethod
+    def of(cls, sealed: SealedJob) -> Self:
+        job = sealed.job
+        return cls(
+            job_id=sealed.job_id,
+            sealed_json=sealed.model_dump_json(),
+            submitted_at=sealed.submitted_at,
+            deadline_at=None if job.deadline_seconds is None else sealed.submitted_at + job.deadline_seconds,
+            max_attempts=job.max_attempts,
+            priority=job.priority,
+            idempotency_key=job.idempotency_key,
+        )
+
+    def record_fields(self) -> dict[str, str | float]:
+        return {
+            "state": JobState.QUEUED.value,
+            "sealed": self.sealed_json,
+            "priority": self.priority.value,
+            "submitted_at": "" if self.submitted_at is None else self.submitted_at,
+            "deadline_at": "" if self.deadline_at is None else self.deadline_at,
+            "attempts": 0,
+            "max_attempts": self.max_attempts,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The right to settle one job, for as long as `token` is the record's newest. Times are the server's Unix seconds.
+
+    `submitted_at` is the producer's clock; it and `deadline_at` are None where unknown or unset.
+    """
+
+    job_id: str
+    token: int
+    attempt: int
+    claimed_at: float
+    submitted_at: float | None
+    deadline_at: float | None
+    idempotency_key: str | None
+
+    @property
+    def queued_seconds(self) -> float:
+        return 0.0 if self.submitted_at is None else max(0.0, self.claimed_at - self.submitted_at)
+
+    @property
+    def seconds_to_deadline(self) -> float | None:
+        """Counted from the claim; negative when it came too late."""
+        return None if self.deadline_at is None else self.deadline_at - self.claimed_at
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadySettled:
+    """Another attempt, a cancel or the reaper ended the job: this delivery has nothing to do."""
+
+    outcome: JobResult | JobFailure
+
+
+@dataclass(frozen=True, slots=True)
+class HeldElsewhere:
+    """Some worker is on it; if that worker dies, the reaper publishes the job again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """A dead worker's job, QUEUED again: it needs a message, and is reaped again if it gets none."""
+
+    job_id: str
+    sealed_json: str
+    dead_worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A dead worker's job that may not run again: the reaper now holds it and must settle it."""
+
+    lease: Claimed
+    sealed_json: str
+    dead_worker: str
+    cancel_requested: bool
+
+
+Renewal = Literal["renewed", "cancelled", "lost"]
+
+
+class LeaseStore:
+    """Every move of a lease, each one atomic script on the server's clock."""
+
+    def __init__(self, redis: Redis, lease_seconds: float) -> None:
+        self.redis = redis
+        self.lease_seconds = lease_seconds
+        self._claim = load_script(redis, "claim")
+        self._renew = load_script(redis, "renew")
+        self._reap = load_script(redis, "reap")
+        self._published = load_script(redis, "published")
+
+    def claim(self, job: QueuedJob, worker: str) -> Claimed | AlreadySettled | HeldElsewhere:
+        """Begin the next attempt at `job`, unless it is running or over."""
+        fields = [part for field in job.record_fields().items() for part in field]
+        match self._claim(_job_keys(job.job_id), [job.job_id, worker, self.lease_seconds, *fields]):
+            case ["claimed", *facts]:
+                return _claimed(job.job_id, facts, job.idempotency_key)
+            case ["settled", outcome]:
+                return AlreadySettled(OUTCOME.validate_json(outcome))
+            case _:
+                return HeldElsewhere()
+
+    def renew(self, leases: list[Claimed]) -> list[Renewal]:
+        """Extend all of them in one round trip; the answers are in their order."""
+        names = [keys.leases(), *(keys.record(lease.job_id) for lease in leases)]
+        holders = [part for lease in leases for part in (lease.job_id, lease.token)]
+        return list(self._renew(names, [self.lease_seconds, *holders])) if leases else []
+
+    def overdue(self, limit: int) -> list[str]:
+        """Ids of jobs whose lease has ended, longest ago first."""
+        seconds, microseconds = self.redis.time()
+        now = seconds + microseconds / 1e6
+        return cast(list[str], self.redis.zrangebyscore(keys.leases(), "-inf", now, start=0, num=limit))
+
+    def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
+        """Take the job from its dead holder; None when the lease is not overdue (any more)."""
+        match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds]):
+            case ["requeued", dead_worker, sealed_json]:
+                return Requeued(job_id, sealed_json, dead_worker)
+            case ["taken_over", dead_worker, sealed_json, *facts, cancel_requested]:
+                return TakenOver(_claimed(job_id, facts, None), sealed_json, dead_worker, bool(cancel_requested))
+            case _:
+                return None
+
+    def confirm_published(self, requeued: Requeued) -> None:
+        """The requeued job has its message."""
+        self._published([keys.record(requeued.job_id), keys.leases()], [requeued.job_id])
+
+
+def _job_keys(job_id: str) -> list[str]:
+    return [keys.record(job_id), keys.events(job_id), keys.leases()]
+
+
+def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Claimed:
+    token, attempt, now, submitted_at, deadline_at = facts
+    return Claimed(
+        job_id=job_id,
+        token=int(token),
+        attempt=int(attempt),
+        claimed_at=float(now),
+        submitted_at=float(submitted_at) if submitted_at else None,
+        deadline_at=float(deadline_at) if deadline_at else None,
+        idempotency_key=idempotency_key,
+    )

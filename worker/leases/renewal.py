@@ -1,0 +1,66 @@
+"""One thread that keeps every lease this process holds, and tells its holder when it is lost or the caller cancels."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from redis.exceptions import RedisError
+
+from worker.leases.job_lease import Claimed, LeaseStore, Renewal
+
+log = logging.getLogger(__name__)
+
+OnInterrupt = Callable[[Renewal], None]
+
+
+class LeaseRenewal:
+    """Renews at every third of the lease, so that two tries in a row may fail before anything is lost."""
+
+    def __init__(self, store: LeaseStore) -> None:
+        self._store = store
+        self._held: dict[Claimed, OnInterrupt] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Only after the last job has ended: a drain may outlast a lease."""
+        self._stopping.set()
+        self._thread.join()
+
+    @contextmanager
+    def holding(self, lease: Claimed, on_interrupt: OnInterrupt) -> Iterator[None]:
+        """Keep `lease` while the body runs.
+
+        `on_interrupt` is called from the renewal's thread: with "lost" once, with "cancelled" at every renewal.
+        """
+        with self._lock:
+            self._held[lease] = on_interrupt
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.pop(lease, None)
+
+    def renew_all(self) -> None:
+        """One round trip for all; raises `RedisError` where Redis is away."""
+        with self._lock:
+            held = dict(self._held)
+        for lease, answer in zip(held, self._store.renew(list(held)), strict=True):
+            if answer == "lost":
+                with self._lock:
+                    self._held.pop(lease, None)
+            if answer != "renewed":
+                held[lease](answer)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._store.lease_seconds / 3):
+            try:
+                self.renew_all()
+            except RedisError as fault:
+                # The jobs go on: whether their leases outlived the outage is settle's to say.
+                log.warning("leases not renewed: %s", fault)

@@ -1,0 +1,26 @@
+-- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
+-- A job that was published without a record gets it here.
+--
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
+-- ARGV: 1 job id, 2 worker, 3 lease seconds, 4.. fields and values of the record, used where there is none
+-- Returns {"claimed", token, attempt, now, submitted_at, deadline_at}, {"settled", outcome} or {"held"}
+local time = redis.call("TIME")
+local now = time[1] + time[2] / 1e6
+
+local state = redis.call("HGET", KEYS[1], "state")
+if not state then
+  redis.call("HSET", KEYS[1], unpack(ARGV, 4))
+elseif state == "RUNNING" then
+  return { "held" }
+elseif state ~= "QUEUED" then
+  return { "settled", redis.call("HGET", KEYS[1], "outcome") }
+end
+
+local token = redis.call("HINCRBY", KEYS[1], "token", 1)
+local attempt = redis.call("HINCRBY", KEYS[1], "attempts", 1)
+redis.call("HSET", KEYS[1], "state", "RUNNING", "worker", ARGV[2], "claimed_at", string.format("%.6f", now))
+redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
+local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
+redis.call("XADD", KEYS[2], "*", "event", started)
+local times = redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at")
+return { "claimed", token, attempt, string.format("%.6f", now), times[1] or "", times[2] or "" }

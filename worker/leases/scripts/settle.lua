@@ -1,0 +1,29 @@
+-- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state and expiry in one move.
+-- Asked again by the same holder (its answer got lost on the way) it says yes again and changes nothing.
+--
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 the job's idempotency key (string), if it has one
+-- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires
+-- Returns 1, or 0 where the lease was lost
+local record = redis.call("HMGET", KEYS[1], "token", "state")
+if record[1] ~= ARGV[2] then
+  return 0
+end
+if record[2] ~= "RUNNING" then
+  return 1
+end
+
+local time = redis.call("TIME")
+local now = time[1] + time[2] / 1e6
+redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
+redis.call("ZREM", KEYS[3], ARGV[1])
+redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
+redis.call("EXPIRE", KEYS[1], ARGV[5])
+redis.call("EXPIRE", KEYS[2], ARGV[5])
+if KEYS[4] then
+  local owner = redis.call("GET", KEYS[4])
+  -- The key may have been freed and taken by a later job: that one's is not ours to end.
+  if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
+    redis.call("EXPIRE", KEYS[4], ARGV[5])
+  end
+end
+return 1

@@ -1,0 +1,1 @@
+"""What the caller hears: events while a job runs, and its outcome."""
