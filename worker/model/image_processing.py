@@ -194,7 +194,7 @@ def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> n
 
 
 def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:
-    """Antialiased bilinear, as 1.5 was trained: one grey level off Pillow's bilinear in up to a quarter of the pixels."""
+    """Antialiased bilinear, as 1.5 was trained. Pillow's is one grey level off in up to a quarter of the pixels."""
     # Imported here because all else in this file runs in decoder processes, which should not pay for torch.
     import torch
 
