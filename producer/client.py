@@ -11,7 +11,7 @@ from config.wire import InvalidJob, describe_faults
 from producer.envelope import enclose
 from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
 from producer.job import Job
-from producer.media_type import part_of
+from producer.media_type import media_type_of
 from producer.transport import Transport
 
 
@@ -38,7 +38,9 @@ class Client:
         Raises `InvalidJob` with every fault, `IdempotencyConflict` when the key belongs to another job, and
         `QueueUnavailable` when Redis could not be reached; the job was then not accepted.
         """
-        envelope = enclose(build_job(fields) if job is None else job)
+        if job is not None and fields:
+            raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
+        envelope = enclose(job or build_job(fields))
         owner_id, owner_fingerprint = self._transport.write_record(envelope)
         if owner_fingerprint != envelope.fingerprint:
             raise IdempotencyConflict(envelope.sealed.job.idempotency_key or "", owner_id)
@@ -71,9 +73,19 @@ class Client:
 
 def build_job(fields: dict[str, Any]) -> AnalysisJob:
     """An `AnalysisJob` from its fields. Raises `InvalidJob` with every fault at once."""
-    if isinstance(fields.get("media"), list | tuple):
-        fields = fields | {"media": [part_of(m) if isinstance(m, str) else m for m in fields["media"]]}
+    media = fields.get("media")
+    if isinstance(media, list | tuple):
+        fields = fields | {"media": [typed_part(i, m) if isinstance(m, str) else m for i, m in enumerate(media)]}
     try:
         return AnalysisJob.model_validate(fields)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
+
+
+def typed_part(index: int, uri: str) -> dict[str, str]:
+    media_type = media_type_of(uri)
+    if media_type is None:
+        raise InvalidJob(
+            f"1 fault: media.{index}: its suffix tells neither image nor video. Give an ImagePart or a VideoPart."
+        )
+    return {"type": media_type, "uri": uri}

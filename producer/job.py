@@ -72,7 +72,7 @@ class Job:
                 ended = ended or isinstance(event, JobEnded)
             if ended:
                 return
-            if not entries and remaining <= 0:
+            if remaining <= 0:
                 raise JobNotEnded(self.id, self.state, timeout or 0.0)
 
     def result(self, timeout: float | None = None) -> JobResult:

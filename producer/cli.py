@@ -1,0 +1,188 @@
+"""`keye`: the client for shells and scripts. Arguments in, text or JSON out, a typed exit code; nothing else."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from config.event import JobEnded
+from config.job import AnalysisJob, Priority, Thinking
+from config.outcome import JobFailed
+from config.state import JobState
+from config.wire import InvalidJob, describe_faults, schemas
+from producer.client import Client, build_job
+from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable
+from producer.job import Cancellation, Job
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    INVALID = 2  # also what typer exits with for wrong arguments
+    JOB_FAILED = 3
+    NOT_ENDED = 4
+    NOT_FOUND = 5
+    CONFLICT = 6
+    UNAVAILABLE = 7
+    TOO_LATE = 8
+
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
+    "in time; 5 no such job; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
+    "8 too late to cancel, the job had ended."
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Send analysis jobs to Keye-VL workers and read their answers.",
+    epilog=EXIT_CODES,
+)
+
+JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
+RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
+Timeout = Annotated[float | None, typer.Option(help="seconds to wait; default: as long as it takes")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command(epilog=EXIT_CODES)
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="the question; left out with --job")] = None,
+    media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: paths or s3:// URIs")] = None,
+    thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
+    max_new_tokens: Annotated[int | None, typer.Option(help="longest answer, in tokens")] = None,
+    priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
+    deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
+    job_file: Annotated[
+        typer.FileText | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="wait for the answer and print it, as `keye result` does")
+    ] = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue a job and print its id."""
+    with connected(redis_url) as client:
+        if job_file is not None:
+            if prompt is not None:
+                raise typer.BadParameter("give either a prompt or --job, not both")
+            job = client.submit(read_job(job_file.read()))
+        else:
+            job = client.submit(
+                build_job(
+                    {
+                        "prompt": prompt,
+                        "media": [absolute(uri) for uri in media or ()],
+                        "thinking": thinking,
+                        "generation": {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
+                        "priority": priority,
+                        "deadline_seconds": deadline_seconds,
+                        "idempotency_key": idempotency_key,
+                    }
+                )
+            )
+        if wait:
+            print_result(job, timeout, as_json)
+        else:
+            typer.echo(json.dumps({"job_id": job.id}) if as_json else job.id)
+
+
+@app.command(epilog=EXIT_CODES)
+def result(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Wait for a job and print its answer, or why there is none."""
+    with connected(redis_url) as client:
+        print_result(client.find(job_id), timeout, as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Follow a job through its stages until it ends; with --json, one event a line."""
+    with connected(redis_url) as client:
+        job = client.find(job_id)
+        for event in job.events(timeout):
+            if as_json:
+                typer.echo(event.model_dump_json())
+            else:
+                what = event.state if isinstance(event, JobEnded) else f"{event.stage} (attempt {event.attempt})"
+                typer.echo(f"{datetime.fromtimestamp(event.at):%H:%M:%S}  {what}")
+        raise typer.Exit(ExitCode.OK if job.state is JobState.SUCCEEDED else ExitCode.JOB_FAILED)
+
+
+@app.command(epilog=EXIT_CODES)
+def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Cancel a queued job, or ask the worker of a running one to stop."""
+    with connected(redis_url) as client:
+        cancellation = client.find(job_id).cancel()
+        typer.echo(json.dumps({"job_id": job_id, "cancellation": cancellation}) if as_json else cancellation)
+        if cancellation is Cancellation.ALREADY_ENDED:
+            raise typer.Exit(ExitCode.TOO_LATE)
+
+
+@app.command()
+def schema(
+    folder: Annotated[Path | None, typer.Option("--write", help="write one file a schema into this folder")] = None,
+) -> None:
+    """Print the JSON Schemas of jobs, outcomes and events, for producers in other languages."""
+    if folder is None:
+        typer.echo(json.dumps(schemas(), indent=2))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in schemas().items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
+    try:
+        answer = job.result(timeout)
+    except JobFailed as failed:
+        typer.echo(failed.failure.model_dump_json(indent=2) if as_json else str(failed), err=not as_json)
+        raise typer.Exit(ExitCode.JOB_FAILED) from None
+    typer.echo(answer.model_dump_json(indent=2) if as_json else answer.answer)
+
+
+def absolute(uri: str) -> str:
+    """A relative path as an absolute one: the worker has another working directory."""
+    return uri if ":" in uri else str(Path(uri).absolute())
+
+
+def read_job(text: str) -> AnalysisJob:
+    try:
+        return AnalysisJob.model_validate_json(text)
+    except ValidationError as error:
+        raise InvalidJob(describe_faults(error)) from None
+
+
+@contextmanager
+def connected(redis_url: str | None) -> Iterator[Client]:
+    """A client for one command; every typed error becomes one line on standard error and an exit code."""
+    try:
+        with Client(redis_url) as client:
+            yield client
+    # ValueError: an invalid job, an odd Redis URL, a KEYE_* setting out of range.
+    except (KeyeError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(exit_code_of(error)) from None
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    match error:
+        case JobNotEnded():
+            return ExitCode.NOT_ENDED
+        case JobNotFound():
+            return ExitCode.NOT_FOUND
+        case IdempotencyConflict():
+            return ExitCode.CONFLICT
+        case QueueUnavailable():
+            return ExitCode.UNAVAILABLE
+        case _:
+            return ExitCode.INVALID

@@ -1,0 +1,47 @@
+"""A job from keyword fields: plain strings as media, and every fault at once."""
+
+import pytest
+
+from config.job import ImagePart, VideoPart
+from config.wire import InvalidJob
+from producer.client import Client, build_job
+from producer.media_type import media_type_of
+
+
+@pytest.mark.parametrize(
+    ("uri", "media_type"),
+    [
+        ("/data/cat.JPG", "image"),
+        ("s3://bucket/a.b/clip.mp4?versionId=7", "video"),
+        ("https://cdn.example/x.webm?signature=a.png", "video"),
+        ("data:image/png;base64,AAAA", "image"),
+        ("/data/notes.txt", None),
+        ("/data.mp4/clip", None),
+        ("s3://bucket/clip", None),
+    ],
+)
+def test_the_suffix_alone_tells_image_from_video(uri: str, media_type: str | None) -> None:
+    assert media_type_of(uri) == media_type
+
+
+def test_strings_and_parts_keep_their_order() -> None:
+    job = build_job({"prompt": "?", "media": ["/b.mp4", ImagePart(uri="/c", max_pixels=10_000), "/a.png"]})
+    assert job.media == (VideoPart(uri="/b.mp4"), ImagePart(uri="/c", max_pixels=10_000), ImagePart(uri="/a.png"))
+
+
+def test_a_reference_that_does_not_tell_its_type_is_refused_with_its_place() -> None:
+    with pytest.raises(InvalidJob, match=r"media\.1: .* ImagePart or a VideoPart"):
+        build_job({"prompt": "?", "media": ["/a.png", "/clip"]})
+
+
+def test_every_fault_of_a_job_is_reported_at_once() -> None:
+    with pytest.raises(InvalidJob) as refused:
+        build_job({"promt": "?", "media": ["relative.png"], "generation": {"temperature": 3}, "priority": "urgent"})
+    message = str(refused.value)
+    assert message.startswith("4 faults: ")
+    assert all(field in message for field in ("promt", "relative.png", "generation.temperature", "priority"))
+
+
+def test_a_job_and_loose_fields_together_are_refused() -> None:
+    with pytest.raises(TypeError, match="thinking"):
+        Client().submit(build_job({"prompt": "?"}), thinking="think")

@@ -1,0 +1,61 @@
+"""What a submission stores and publishes, and when two submissions ask for the same thing."""
+
+import json
+from typing import Any
+
+import pytest
+
+from config.job import AnalysisJob, Priority, VideoPart
+from config.wire import open_sealed
+from producer.envelope import enclose
+
+JOB = AnalysisJob(prompt="Who waves?", media=(VideoPart(uri="s3://clips/wave.mp4", fps=2),), metadata={"a": 1, "b": 2})
+
+
+def changed(**fields: Any) -> AnalysisJob:
+    return AnalysisJob.model_validate(JOB.model_dump() | fields)
+
+
+def test_the_worker_reads_the_same_job_from_record_and_message() -> None:
+    envelope = enclose(JOB)
+    from_record = open_sealed(json.loads(envelope.record["sealed"]))
+    from_message = open_sealed(json.loads(json.dumps(envelope.message))["sealed"])
+    assert from_record == from_message == envelope.sealed
+    assert from_record.job == JOB
+
+
+def test_a_new_record_is_queued_with_no_attempts_and_its_limits_beside_it() -> None:
+    record = enclose(changed(max_attempts=5, priority="low")).record
+    assert (record["state"], record["attempts"], record["max_attempts"]) == ("QUEUED", "0", "5")
+    assert (record["priority"], record["deadline_at"]) == ("low", "")
+
+
+def test_the_deadline_counts_from_the_submission() -> None:
+    record = enclose(changed(deadline_seconds=90)).record
+    assert float(record["deadline_at"]) - float(record["submitted_at"]) == pytest.approx(90)
+
+
+def test_a_job_sent_twice_gets_two_ids_and_one_fingerprint() -> None:
+    first, second = enclose(JOB), enclose(changed(metadata={"b": 2, "a": 1}))
+    assert first.job_id != second.job_id
+    assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"prompt": "Who waves"},
+        {"media": [{"type": "image", "uri": "s3://clips/wave.mp4"}]},
+        {"thinking": "think"},
+        {"generation": {"seed": 1}},
+        {"metadata": {"a": 1}},
+        {"priority": "high"},
+    ],
+)
+def test_a_job_that_differs_anywhere_has_another_fingerprint(difference: dict[str, Any]) -> None:
+    assert enclose(changed(**difference)).fingerprint != enclose(JOB).fingerprint
+
+
+def test_more_urgent_jobs_are_on_lower_steps() -> None:
+    steps = [enclose(changed(priority=priority)).priority_step for priority in Priority]
+    assert steps == sorted(set(steps))

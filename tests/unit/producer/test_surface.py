@@ -1,0 +1,28 @@
+"""What `import producer` offers, and what it costs."""
+
+import subprocess
+import sys
+
+import producer
+
+HEAVY = {"torch", "transformers", "numpy", "PIL", "av", "boto3", "worker", "typer", "rich"}
+
+
+def test_every_exported_name_is_there_and_the_list_is_sorted() -> None:
+    assert producer.__all__ == sorted(producer.__all__)
+    assert all(hasattr(producer, name) for name in producer.__all__)
+
+
+def test_the_public_surface_is_exactly_this() -> None:
+    assert " ".join(producer.__all__) == (
+        "AnalysisJob Cancellation ChatMessage Client Content ErrorCode GenerationOptions IdempotencyConflict ImagePart "
+        "InvalidJob Job JobEnded JobFailed JobFailure JobNotEnded JobNotFound JobResult JobState KeyeError Priority "
+        "QueueUnavailable Settings Stage StageStarted TextPart Thinking VideoPart"
+    )
+
+
+def test_importing_the_producer_loads_nothing_heavy() -> None:
+    listing = "import sys, producer; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
+    assert "producer" in loaded
+    assert HEAVY.isdisjoint(loaded)
