@@ -1,0 +1,79 @@
+"""One image file to upright RGB pixels. Sizes for the model are not decided here."""
+
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+from config.error_codes import ErrorCode
+from worker.media.decoded import DecodedImage
+from worker.media.fault import MediaFault
+from worker.media.signature import describe_content
+from worker.media.size_limit import check_decoded_bytes, check_pixels
+
+# Everything else Pillow can read is rare, or leads to other programs (EPS) and files.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+
+# Pillow only warns where we refuse, and where we allow more it would refuse: the one limit is ours, checked below.
+Image.MAX_IMAGE_PIXELS = None
+
+# EXIF 2.32, tag 0x0112: how the camera was held, and what undoes it.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: int) -> DecodedImage:
+    """Decode the first picture of `file`: EXIF orientation applied, alpha on white, 16 bits scaled to 8."""
+    content = describe_content(file)
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            check_pixels(image.width, image.height, name, max_pixels)
+            check_decoded_bytes(3 * image.width * image.height, max_decoded_bytes, name)
+            image.load()
+            rgb = _to_rgb(image)
+            orientation = _orientation(image)
+    except (MediaFault, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        if content.kind == "image":
+            raise MediaFault(
+                ErrorCode.MEDIA_CORRUPT, f"{name}: begins like {content.format}, but it is damaged."
+            ) from None
+        raise MediaFault(
+            ErrorCode.MEDIA_UNSUPPORTED,
+            f"{name}: is no image that is decoded here; it looks like {content.format}. Send {', '.join(_FORMATS)}.",
+        ) from None
+    except Exception as error:
+        # Pillow's readers raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
+        raise MediaFault(
+            ErrorCode.MEDIA_CORRUPT, f"{name}: the {content.format} image is damaged or cut off ({error})."
+        ) from error
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return DecodedImage(rgb, (rgb.height, rgb.width))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Damaged camera notes do not spoil the picture; readers of them raise SyntaxError, struct.error and others.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit greys at 255 where it should scale them.
+        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,28 @@
+"""Media that travel inside the job, as `data:` URIs (RFC 2397). Meant for small ones."""
+
+import binascii
+import io
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from config.error_codes import ErrorCode
+from worker.media.fault import MediaFault
+from worker.media.medium_name import name_medium
+from worker.media.size_limit import check_size
+
+MAX_INLINE_BYTES = 2**20
+
+
+def open_inline(uri: str, max_bytes: int) -> BinaryIO:
+    name = name_medium(uri)
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: has no comma between its type and its bytes.")
+    try:
+        content = unquote_to_bytes(payload)
+        if head.lower().endswith(";base64"):
+            content = binascii.a2b_base64(content, strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: its bytes are not valid base64.") from None
+    check_size(len(content), min(max_bytes, MAX_INLINE_BYTES), name)
+    return io.BytesIO(content)

@@ -1,0 +1,117 @@
+"""Reads chosen frames of a video in order: decodes forward, and seeks where that skips enough decoding."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from config.error_codes import ErrorCode
+from worker.media.container import find_video_stream, open_container
+from worker.media.fault import MediaFault
+from worker.media.packet_index import PacketIndex, presentation_time
+
+# A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
+_MIN_FRAMES_SKIPPED = 16
+
+# Where a container keeps no exact index (MPEG-TS keeps none) a seek may land behind its target: step back further.
+_BACK_OFF_SECONDS = (0, 1, 2, 4)
+
+
+class TimedFrame(NamedTuple):
+    pts: int
+    frame: VideoFrame
+
+
+class FrameReader:
+    """A context manager. `damaged` holds the pts of the packets and frames found damaged so far."""
+
+    _container: InputContainer
+    _stream: VideoStream
+    _frames: Iterator[TimedFrame]
+    # The latest frame decoded, or just before the first that will be.
+    _position: int
+
+    def __init__(self, file: BinaryIO, demuxer: str, name: str, index: PacketIndex, max_pixels: int) -> None:
+        self.damaged: set[int | None] = set()
+        self._file, self._demuxer, self._name, self._max_pixels = file, demuxer, name, max_pixels
+        self._index = index
+        self._before: TimedFrame | None = None
+        self._newest: TimedFrame | None = None
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._container.close()
+
+    def read(self, pts: int) -> TimedFrame:
+        """The frame shown at `pts`, which must not go back from call to call.
+
+        Where it is damaged, the frame before it; where there is none before, the one after.
+        """
+        keyframe = self._index.keyframe_before(pts)
+        if self._index.num_between(self._position, keyframe) >= _MIN_FRAMES_SKIPPED:
+            self._seek(keyframe)
+        while self._position < pts and (decoded := next(self._frames, None)):
+            self._before, self._newest = self._newest, decoded
+            self._position = decoded.pts
+        shown = self._newest if self._position <= pts or self._before is None else self._before
+        if shown is None:
+            raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{self._name}: none of its frames can be decoded.")
+        return shown
+
+    def _start(self) -> None:
+        self._container = open_container(self._file, self._demuxer, self._name)
+        self._stream = find_video_stream(self._container, self._name)
+        self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
+        self._stream.thread_type = "AUTO"
+        first = int(self._index.pts[0])
+        self._position = first - 1
+        self._frames = self._decode(self._packets(), first)
+
+    def _seek(self, keyframe: int) -> None:
+        """Make the frame at `keyframe`, or one before it, the next to be decoded."""
+        for seconds in _BACK_OFF_SECONDS:
+            try:
+                self._container.seek(keyframe - round(seconds / self._index.time_base), stream=self._stream)
+            except av.FFmpegError:
+                break
+            packets = self._packets()
+            landed = next((packet for packet in packets if packet and packet.is_keyframe), None)
+            first = presentation_time(landed) if landed else None
+            if first is not None and first <= keyframe:
+                self._position = first - 1
+                self._frames = self._decode(chain((landed,), packets), first)
+                return
+        self._container.close()
+        self._start()
+
+    def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
+        try:
+            yield from self._container.demux(self._stream)
+        except av.FFmpegError:
+            self.damaged.add(None)
+            yield None  # hands out what the decoder still holds, as the end of a whole file does
+
+    def _decode(self, packets: "Iterable[Packet[VideoStream] | None]", first: int) -> Iterator[TimedFrame]:
+        for packet in packets:
+            try:
+                frames = self._stream.decode(packet)
+            except av.FFmpegError:
+                self.damaged.add(packet.pts if packet else None)
+                continue
+            for frame in frames:
+                pts = presentation_time(frame)
+                # Pictures shown before the keyframe we landed on lack what they refer to, but are not damaged.
+                if pts is None or pts < first:
+                    continue
+                if frame.is_corrupt:
+                    self.damaged.add(pts)
+                yield TimedFrame(pts, frame)

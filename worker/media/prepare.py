@@ -1,0 +1,103 @@
+"""The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart, VideoPart
+from worker.media.decode_image import decode_image
+from worker.media.decode_video import decode_video
+from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from worker.media.fault import MediaFault
+from worker.media.fetch_inline import open_inline
+from worker.media.fetch_local import open_local
+from worker.media.fetch_s3 import fetch_object
+from worker.media.limits import MediaLimits
+from worker.media.medium_name import name_medium
+
+__all__ = [
+    "DecodedImage",
+    "DecodedVideo",
+    "FetchedMedium",
+    "FitFrame",
+    "MediaFault",
+    "MediaLimits",
+    "decode",
+    "fetch",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedMedium:
+    """The bytes of a medium, here and open; `name` is what messages call it."""
+
+    name: str
+    file: BinaryIO
+
+
+def fetch(parts: Sequence[ImagePart | VideoPart], limits: MediaLimits, scratch_folder: Path) -> list[FetchedMedium]:
+    """Open every medium, in order; objects of a store are first copied into `scratch_folder`, which the caller removes.
+
+    Raises `MediaFault` for the first that cannot be had. Hand the result to `decode`, which closes it.
+    """
+    fetched: list[FetchedMedium] = []
+    try:
+        for part in parts:
+            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, scratch_folder)))
+    except BaseException as error:
+        close(fetched)
+        if isinstance(error, MediaFault):
+            error.media_index = len(fetched)
+        raise
+    return fetched
+
+
+def decode(
+    parts: Sequence[ImagePart | VideoPart], fetched: Sequence[FetchedMedium], limits: MediaLimits, fit_frame: FitFrame
+) -> list[DecodedImage | DecodedVideo]:
+    """Turn what `fetch` opened into pixels, in order, and close it.
+
+    Raises `MediaFault` for the first that cannot be decoded within the limits.
+    """
+    decoded: list[DecodedImage | DecodedVideo] = []
+    bytes_left = limits.max_decoded_bytes
+    try:
+        for part, medium in zip(parts, fetched, strict=True):
+            if isinstance(part, ImagePart):
+                decoded.append(decode_image(medium.file, medium.name, limits.max_image_pixels, bytes_left))
+            else:
+                decoded.append(
+                    decode_video(medium.file, medium.name, part, fit_frame, limits.max_image_pixels, bytes_left)
+                )
+            bytes_left -= decoded[-1].num_bytes
+    except MediaFault as fault:
+        fault.media_index = len(decoded)
+        raise
+    finally:
+        close(fetched)
+    return decoded
+
+
+def close(fetched: Sequence[FetchedMedium]) -> None:
+    """For who fetched and then gave up; closing twice does no harm."""
+    for medium in fetched:
+        medium.file.close()
+
+
+def _open(part: ImagePart | VideoPart, limits: MediaLimits, scratch_folder: Path) -> BinaryIO:
+    max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
+    scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
+    match scheme:
+        case "" | "file":
+            return open_local(part.uri, limits.roots, max_bytes)
+        case "s3":
+            return fetch_object(part.uri, limits, max_bytes, scratch_folder)
+        case "data":
+            return open_inline(part.uri, max_bytes)
+        case _:
+            raise MediaFault(
+                ErrorCode.MEDIA_FORBIDDEN,
+                f"{name_medium(part.uri)}: {scheme}: is off on this worker. Put the file on S3 or below a media root.",
+            )
