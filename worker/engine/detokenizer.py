@@ -1,0 +1,55 @@
+"""Token ids to text, one token at a time, never splitting a character. For byte-level vocabularies such as Qwen2's."""
+
+import codecs
+from functools import cache
+from typing import Any
+
+
+class TokenBytes:
+    """What each token id stands for in bytes; special tokens and ids without a token stand for none."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        special = set(tokenizer.all_special_ids)
+        self._bytes = [
+            b"" if token_id in special or token is None else _bytes_of(token)
+            for token_id, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+        ]
+
+    def __getitem__(self, token_id: int) -> bytes:
+        # A model's output layer may be wider than its tokenizer.
+        return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+
+class Detokenizer:
+    """The text of one sequence, as `tokenizer.decode(..., skip_special_tokens=True)` gives it for the whole."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._token_bytes = token_bytes
+        # Bytes that make no character become U+FFFD, as in the tokenizer.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes."""
+        return self._decoder.decode(self._token_bytes[token_id])
+
+    def flush(self) -> str:
+        """What an unfinished character at the end is shown as."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _bytes_of(token: str) -> bytes:
+    letters = _byte_letters()
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.encode()
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in a byte-level vocabulary.
+
+    Printable Latin-1 bytes stand for themselves, the others follow each other from U+0100, as GPT-2 laid down.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

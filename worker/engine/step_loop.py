@@ -1,0 +1,252 @@
+"""The engine: one thread that steps all running sequences together. A step is drain, plan, run, choose, apply."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TypeVar
+
+import torch
+from PIL.Image import new as draw_blank
+
+from config.error_codes import ErrorCode
+from worker.engine.block_pool import BlockPool
+from worker.engine.detokenizer import Detokenizer, TokenBytes
+from worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions
+from worker.engine.kv_cache import KVCache, block_bytes
+from worker.engine.model_runner import ModelRunner
+from worker.engine.sampler import Sampler
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Sequence
+from worker.engine.step_plan import Chunk, StepLimits
+from worker.engine.stop_rules import StopRules, StopStrings
+from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.processor import KeyeProcessor
+from worker.model.visual_input import Image
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+DEFAULT_LIMITS = StepLimits()
+
+_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+_TOO_LARGE = "The job alone does not fit into the device's memory. Lower max_pixels, max_frames or fps."
+
+
+@dataclass(slots=True)
+class EngineSnapshot:
+    """Counters since the start (steps, their seconds, tokens computed, put-backs) and how full the engine is now."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    put_backs: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    num_blocks: int = 0
+
+
+class Engine:
+    """Takes `model` over (see `ModelRunner`) and keeps at most `kv_cache_bytes` of keys and values for it."""
+
+    def __init__(
+        self,
+        model: KeyeForConditionalGeneration,
+        processor: KeyeProcessor,
+        *,
+        kv_cache_bytes: int,
+        block_size: int = 16,
+        limits: StepLimits = DEFAULT_LIMITS,
+    ) -> None:
+        config = model.config
+        context = config.max_position_embeddings
+        affordable = kv_cache_bytes // block_bytes(config, block_size, model.dtype)
+        num_blocks = min(affordable, limits.max_running * -(-context // block_size))
+        if num_blocks < 1:
+            raise ValueError(f"{kv_cache_bytes} bytes are not enough for one block of {block_size} tokens")
+        self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size))
+        self._processor = processor
+        self._token_bytes = TokenBytes(processor.tokenizer)
+        self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
+        self._runner = ModelRunner(model, KVCache(config, num_blocks, block_size, model.dtype, model.device))
+        self._sampler = Sampler()
+        self._arrivals = count()
+        self._is_stopping = False
+        self._is_alive = True
+        self._counters = EngineSnapshot(num_blocks=num_blocks)
+        self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
+
+    @property
+    def healthy(self) -> bool:
+        """False once the step thread died of a fault: it does not come back, the process should end."""
+        return self._is_alive
+
+    def snapshot(self) -> EngineSnapshot:
+        scheduler = self._scheduler
+        return replace(
+            self._counters,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def warm_up(self) -> None:
+        """Generate a few tokens about a grey image, so that the first job does not pay for first times.
+
+        Raises `GenerationFault` when even that fails.
+        """
+        content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+        grey = Image(draw_blank("RGB", (112, 112), "grey"))
+        prompt = self._processor.prepare([{"role": "user", "content": content}], images=[grey])
+        greedy = SamplingOptions(4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+        for _ in self.inbox.submit(prompt, greedy).deltas():
+            pass
+
+    def stop(self) -> None:
+        """End the step thread; generations that have not ended come out as abandoned. To drain, wait for them first."""
+        self._is_stopping = True
+        self.inbox.wake()
+        self._thread.join()
+
+    def _step_until_stopped(self) -> None:
+        fault: GenerationFault | None = None
+        try:
+            with torch.inference_mode():
+                while not self._is_stopping:
+                    if self._scheduler.is_idle:
+                        self.inbox.wait()
+                    self._step()
+        except BaseException as error:
+            logger.exception("the step thread died")
+            self._is_alive = False
+            fault = GenerationFault(
+                ErrorCode.INTERNAL, f"The engine died of {error!r}; the worker has to be restarted."
+            )
+        closed_by = fault or GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
+        for pending in self.inbox.close(closed_by):
+            self._take_in(pending)
+        for sequence in list(self._scheduler):
+            if fault is None:
+                sequence.end("abandoned", time.monotonic())
+            else:
+                sequence.pending.fail(fault)
+
+    def _step(self) -> None:
+        for pending in self.inbox.drain():
+            self._take_in(pending)
+        started_at = time.monotonic()
+        for sequence in [s for s in self._scheduler if s.is_given_up(started_at)]:
+            self._leave(sequence)
+            sequence.end("abandoned" if sequence.pending.is_abandoned else "deadline", started_at)
+        plan = self._scheduler.start_step()
+        for sequence in plan.put_back:
+            self._runner.forget_media(sequence)
+        for sequence in plan.admitted:
+            sequence.started_at = sequence.started_at or started_at
+        unseen = [chunk for chunk in plan.chunks if self._runner.needs_encoding(chunk)]
+        if unseen:
+            self._isolated(self._runner.encode, unseen, can_shorten=False)
+        chunks = [chunk for chunk in plan.chunks if not chunk.sequence.pending.has_ended]
+        if chunks:
+            for computed, token_ids in self._isolated(self._next_tokens, chunks, can_shorten=True):
+                self._apply(computed, token_ids, time.monotonic())
+            self._counters.steps += 1
+        self._counters.put_backs += len(plan.put_back)
+        self._counters.step_seconds += time.monotonic() - started_at
+
+    def _take_in(self, pending: PendingGeneration) -> None:
+        sampling = pending.sampling
+        self._scheduler.add(
+            Sequence(
+                pending,
+                arrival=next(self._arrivals),
+                num_prompt_tokens=len(pending.prompt.input_ids),
+                stop_rules=StopRules(self._processor.eos_token_ids, sampling.max_new_tokens),
+                stop_strings=StopStrings(sampling.stop),
+                detokenizer=Detokenizer(self._token_bytes),
+                rng=random.Random(sampling.seed),
+            )
+        )
+
+    def _next_tokens(self, chunks: Seq[Chunk]) -> list[int | None]:
+        """The next token of each sequence whose end its chunk reaches."""
+        logits = self._runner.run(chunks)
+        return self._sampler.choose(logits, [chunk.sequence for chunk in chunks if chunk.reaches_end])
+
+    def _apply(self, chunks: Seq[Chunk], token_ids: Seq[int | None], now: float) -> None:
+        next_token_ids = iter(token_ids)
+        for chunk in chunks:
+            sequence, num_tokens = chunk
+            reaches_end = chunk.reaches_end
+            if sequence.num_cached < sequence.num_prompt_tokens:
+                self._counters.prefill_tokens += num_tokens
+            else:
+                self._counters.decode_tokens += num_tokens
+            sequence.num_cached += num_tokens
+            if sequence.num_cached >= sequence.num_prompt_tokens:
+                self._runner.forget_media(sequence)
+            if not reaches_end:
+                continue
+            token_id = next(next_token_ids)
+            if token_id is None:
+                self._runner.wipe(sequence)
+                self._fail(sequence, ErrorCode.INTERNAL, "The model's numbers overflowed. Run it at another precision.")
+            elif reason := sequence.append(token_id, now):
+                self._leave(sequence)
+                sequence.end(reason, now)
+
+    def _isolated(
+        self, compute: Callable[[Seq[Chunk]], Result], chunks: Seq[Chunk], *, can_shorten: bool
+    ) -> list[tuple[Seq[Chunk], Result]]:
+        """Compute the chunks together. If that fails, in halves, so that only the sequence to blame fails.
+
+        `can_shorten` lets a chunk that is alone and still too large for the memory be halved itself; what is left of
+        it is planned again in the next step.
+        """
+        try:
+            return [(chunks, compute(chunks))]
+        except torch.AcceleratorError:
+            raise  # The device is lost, and every sequence with it.
+        except Exception as error:
+            is_memory = isinstance(error, _OUT_OF_MEMORY)
+            sequence, num_tokens = chunks[0]
+            if len(chunks) > 1:
+                parts = [chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]]
+            elif is_memory and can_shorten and num_tokens > 1:
+                parts = [[Chunk(sequence, num_tokens // 2)]]
+            elif is_memory:
+                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, f"{_TOO_LARGE} ({error})")
+                return []
+            else:
+                logger.exception("a sequence failed")
+                self._fail(sequence, ErrorCode.INTERNAL, f"The model failed on this job: {error!r}")
+                return []
+            if is_memory:
+                self._lower_limits(sum(chunk.num_tokens for chunk in chunks) // 2)
+        # Not before the error is gone: its traceback holds the tensors of the failed attempt.
+        return [result for part in parts for result in self._isolated(compute, part, can_shorten=can_shorten)]
+
+    def _lower_limits(self, max_step_tokens: int) -> None:
+        old = self._scheduler.limits
+        lower = min(max_step_tokens, old.max_step_tokens)
+        self._scheduler.limits = StepLimits(min(lower, old.max_running), lower)
+        logger.warning("out of memory: from now on at most %d tokens a step", lower)
+
+    def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
+        self._leave(sequence)
+        sequence.pending.fail(GenerationFault(code, message))
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        self._runner.forget_media(sequence)
+        self._sampler.forget(sequence)

@@ -1,0 +1,82 @@
+"""Decides what the next step computes, from counts alone. Pure: changes nothing and touches no tensors."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from worker.engine.block_pool import BlockPool
+from worker.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """How many sequences run at once, and how many tokens one step computes (never fewer than sequences run)."""
+
+    max_running: int = 64
+    max_step_tokens: int = 2048
+
+
+class Chunk(NamedTuple):
+    """The next `num_tokens` tokens of a sequence that are not in the cache yet."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def reaches_end(self) -> bool:
+        """After it the next token can be chosen."""
+        return self.num_tokens == self.sequence.num_uncached
+
+
+class StepPlan(NamedTuple):
+    """Who loses their blocks, who gets blocks for the first time, and what is computed, decoding sequences first."""
+
+    put_back: list[Sequence]
+    admitted: list[Sequence]
+    chunks: list[Chunk]
+
+
+def plan_step(waiting: Iterable[Sequence], running: Seq[Sequence], pool: BlockPool, limits: StepLimits) -> StepPlan:
+    """Plan one step; `waiting` and `running` are sorted by seniority.
+
+    Running sequences keep running: when blocks run out, the youngest is put back. What is left of the step's tokens
+    goes to prompts, the oldest first. A sequence is admitted only with blocks for all its tokens, and none before the
+    one ahead of it, so that a large prompt is not overtaken for ever.
+    """
+    staying = list(running)
+    put_back: list[Sequence] = []
+    num_free = pool.num_free
+    at = 0
+    while at < len(staying):
+        sequence = staying[at]
+        num_missing = pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        while num_missing > num_free and at < len(staying):
+            youngest = staying.pop()
+            num_free += len(youngest.block_table)
+            put_back.append(youngest)
+        if at < len(staying):
+            num_free -= num_missing
+            at += 1
+
+    chunks = [Chunk(sequence, 1) for sequence in staying if sequence.is_decoding]
+    num_left = limits.max_step_tokens - len(chunks)
+    if len(chunks) < len(staying):
+        for sequence in staying:
+            if num_left > 0 and not sequence.is_decoding:
+                chunks.append(Chunk(sequence, min(sequence.num_uncached, num_left)))
+                num_left -= chunks[-1].num_tokens
+
+    admitted: list[Sequence] = []
+    if not put_back:
+        for sequence in waiting:
+            num_running = len(staying) + len(admitted)
+            num_needed = pool.blocks_for(sequence.num_tokens)
+            # Beside others, a block each stays free: else whoever comes in is put back again a few steps later.
+            if num_left <= 0 or num_running >= limits.max_running or num_needed + num_running > num_free:
+                break
+            num_free -= num_needed
+            admitted.append(sequence)
+            chunks.append(Chunk(sequence, min(sequence.num_tokens, num_left)))
+            num_left -= chunks[-1].num_tokens
+    return StepPlan(put_back, admitted, chunks)
