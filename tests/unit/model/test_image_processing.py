@@ -1,0 +1,104 @@
+"""Sizes, limits and patches."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.model.image_processing import ImageProcessor, UnusableImage, fit_size
+from worker.model.visual_input import Image, Video
+
+FACTOR = 28
+
+
+@pytest.fixture
+def images(preview: Path) -> ImageProcessor:
+    return ImageProcessor.from_checkpoint(preview)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((56, 84), (56, 84)),  # fits as it is
+        ((70, 98), (56, 112)),  # 2.5 rounds to the even 2, 3.5 to the even 4
+        ((14, 300), (28, 588)),  # a short side is stretched first
+        ((1000, 2000), (700, 1400)),  # over the limit: rounded down
+        ((40, 40), (56, 56)),  # under the limit: rounded up
+    ],
+)
+def test_sizes_follow_the_rule(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert fit_size(*size, factor=FACTOR, min_pixels=3136, max_pixels=1000 * 1000) == fitted
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000))
+def test_fitted_size_is_whole_factors_within_the_limits(height: int, width: int) -> None:
+    try:
+        fitted_height, fitted_width = fit_size(height, width, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
+    except UnusableImage:
+        assert max(height, width) > 100 * min(height, width)
+        return
+    assert fitted_height % FACTOR == fitted_width % FACTOR == 0
+    assert 3136 <= fitted_height * fitted_width <= 1003520
+
+
+def test_extreme_aspect_ratio_is_refused_with_the_ratio() -> None:
+    with pytest.raises(UnusableImage, match=r"30x9000 pixels has an aspect ratio of 300, the limit is 200"):
+        fit_size(9000, 30, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
+
+
+def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> None:
+    pixels = np.zeros((56, 84, 3), dtype=np.uint8)
+    pixels[14:28, 28:42, 1] = 255
+    patches = images.process_image(Image(pixels))
+    assert patches.grids == ((1, 4, 6),)
+    bright = np.argwhere(patches.values[:, :, 0, 0] > 0)
+    assert bright.tolist() == [[1 * 6 + 2, 1]]
+    assert (patches.values.min(), patches.values.max()) == (-1.0, 1.0)
+
+
+def test_limits_of_one_image_win_over_the_checkpoints(images: ImageProcessor) -> None:
+    pixels = np.zeros((280, 280, 3), dtype=np.uint8)
+    assert images.process_image(Image(pixels)).grids == ((1, 12, 12),)
+    assert images.process_image(Image(pixels, max_pixels=56 * 56)).grids == ((1, 4, 4),)
+    assert images.process_image(Image(pixels, max_pixels=560 * 560)).grids == ((1, 20, 20),)
+    assert images.process_image(Image(pixels, size=(56, 112))).grids == ((1, 4, 8),)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "I;16"])
+def test_pictures_of_any_mode_are_read_as_rgb(images: ImageProcessor, mode: str) -> None:
+    assert images.process_image(Image(PIL.Image.new(mode, (56, 56)))).values.shape == (16, 3, 14, 14)
+
+
+def test_fast_frames_take_their_own_size_and_equal_neighbours_share_a_grid(v1_5: Path) -> None:
+    video = Video(
+        np.zeros((5, 60, 60, 3), dtype=np.uint8), frame_types=(0, 0, 1, 1, 0), size=(56, 84), fast_size=(28, 28)
+    )
+    patches = ImageProcessor.from_checkpoint(v1_5).process_slow_fast_video(video)
+    assert patches.grids == ((2, 4, 6), (2, 2, 2), (1, 4, 6))
+    assert len(patches.values) == 2 * 24 + 2 * 4 + 24
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (np.zeros((0, 28, 28, 3), dtype=np.uint8), r"uint8 \[0, 28, 28, 3\], expected uint8 \[T, H, W, 3\]"),
+        (np.zeros((2, 3, 28, 28), dtype=np.uint8), r"uint8 \[2, 3, 28, 28\]"),
+        (np.zeros((2, 28, 28, 3), dtype=np.float32), r"float32 \[2, 28, 28, 3\]"),
+    ],
+)
+def test_pixels_of_another_shape_are_refused_with_the_shape(
+    images: ImageProcessor, frames: np.ndarray, words: str
+) -> None:
+    with pytest.raises(UnusableImage, match=words):
+        images.process_video(Video(frames))
+
+
+def test_limits_saved_under_size_are_read_too(preview: Path, tmp_path: Path) -> None:
+    config = json.loads((preview / "preprocessor_config.json").read_text())
+    config["size"] = {"min_pixels": config.pop("min_pixels"), "max_pixels": config.pop("max_pixels")}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert ImageProcessor.from_checkpoint(tmp_path).max_pixels == config["size"]["max_pixels"]
