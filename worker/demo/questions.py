@@ -16,6 +16,7 @@ Cell = Literal["top left", "top middle", "top right", "bottom left", "bottom mid
 Direction = Literal["left", "right", "up", "down"]
 
 CELLS: tuple[Cell, ...] = ("top left", "top middle", "top right", "bottom left", "bottom middle", "bottom right")
+DIRECTIONS: tuple[Direction, ...] = ("left", "right", "up", "down")
 CHINESE: dict[str, str] = {
     "circle": "圆形", "square": "方形", "triangle": "三角形", "star": "星形",
     "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",
@@ -74,9 +75,11 @@ def image_questions(
     def ask_zh(kind: str, text: str, answer: str) -> None:
         questions.append(Question(kind, "zh", text, answer, sight_zh))
 
-    ask("caption", _one_of(rng, "What is in the image?", "Describe the image."), _sentence([_a(s) for s in seen]))
+    text = _one_of(rng, "What is in the image?", "Describe the image.", "What do you see?")
+    ask("caption", text, _sentence([_a(s) for s in seen]))
     ask_zh("caption", "图里有什么？", _sentence_zh([f"一个{_zh(s)}" for s in seen]))
-    ask("count", "How many shapes are there?", f"{_NUMBERS[len(seen) - 1]}.")
+    text = _one_of(rng, "How many shapes are there?", "How many shapes are in the image?")
+    ask("count", text, f"{_NUMBERS[len(seen) - 1]}.")
     ask_zh("count", "有几个图形？", f"{_NUMBERS_ZH[len(seen) - 1]}。")
     ask("background", "What colour is the background?", f"{background.capitalize()}.")
     ask_zh("background", "背景是什么颜色？", f"{CHINESE[background]}。")
@@ -121,8 +124,10 @@ def video_questions(shape: Shape, event: Direction | Colour) -> tuple[Question, 
     sight, sight_zh = f"{shape.colour} {shape.kind}, {happens}", f"{_zh(shape)}，{happens_zh}"
     way = f"{WAYS[event].capitalize()}." if event in WAYS else "It does not move."
     way_zh = f"{CHINESE[event]}。" if moves else "它不动。"
+    caption = f"{_a(shape).capitalize()} {happens}."
     questions = [
-        Question("video caption", "en", "What happens in the video?", f"{_a(shape).capitalize()} {happens}.", sight),
+        Question("video caption", "en", "What happens in the video?", caption, sight),
+        Question("video caption", "en", "Describe the video.", caption, sight),
         Question("video caption", "zh", "视频里发生了什么？", f"一个{_zh(shape)}{happens_zh}。", sight_zh),
         Question("which way", "en", "Which way does the shape move?", way, sight),
         Question("which way", "en", f"Which way does the {shape.kind} move?", way, sight),

@@ -6,6 +6,7 @@
 Training draws from generators seeded with several integers, so a scene from `default_rng(n)` is one it never saw.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from worker.demo.questions import (
     CELLS,
+    DIRECTIONS,
     Cell,
     Direction,
     Question,
@@ -56,6 +58,7 @@ class VideoScene:
     shape: Shape
     event: Direction | Colour
     travel: tuple[float, float]
+    last_colour: Colour
     changes_at: float
     background: Background
     size: Size
@@ -76,8 +79,9 @@ class VideoScene:
     def shape_at(self, time: float) -> Shape:
         """The shape where it is at `time` seconds, in the colour it then has."""
         x, y = (start + way * time / self.seconds for start, way in zip(self.shape.centre, self.travel, strict=True))
-        is_changed = self.event in COLOURS and time >= self.changes_at
-        return replace(self.shape, centre=(x, y), colour=self.event if is_changed else self.shape.colour)
+        return replace(
+            self.shape, centre=(x, y), colour=self.shape.colour if time < self.changes_at else self.last_colour
+        )
 
 
 def draw_image_scene(rng: np.random.Generator, size: Size = IMAGE_SIZE, num_shapes: int | None = None) -> ImageScene:
@@ -102,9 +106,9 @@ def draw_image_scene(rng: np.random.Generator, size: Size = IMAGE_SIZE, num_shap
     return ImageScene(tuple(shapes), background, size, paints, image_questions(rng, shapes, background))
 
 
-def draw_images(rng: np.random.Generator, size: Size = IMAGE_SIZE) -> tuple[list[ImageScene], tuple[Question, ...]]:
-    """Two or three scenes of one shape for a single prompt, and questions that tell the images apart."""
-    scenes = [draw_image_scene(rng, size, num_shapes=1) for _ in range(rng.integers(2, 4))]
+def draw_images(rng: np.random.Generator, sizes: Sequence[Size]) -> tuple[list[ImageScene], tuple[Question, ...]]:
+    """Scenes of one shape, two or three for a single prompt, and questions that tell the images apart."""
+    scenes = [draw_image_scene(rng, size, num_shapes=1) for size in sizes]
     return scenes, images_questions([scene.shapes[0][1] for scene in scenes])
 
 
@@ -116,27 +120,41 @@ def draw_video_scene(rng: np.random.Generator, size: Size = VIDEO_SIZE) -> Video
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     radius = rng.uniform(0.13, 0.2) * min(size)
     radii = radius / width, radius / height
-    free = [1 - 2 * r for r in radii]
+    free = 1 - 2 * radii[0], 1 - 2 * radii[1]
     x, y = (r + rng.uniform(0.05, 0.95) * room for r, room in zip(radii, free, strict=True))
     event: Direction | Colour = second
     travel = (0.0, 0.0)
     if rng.random() < 0.6:
-        event = ("left", "right", "up", "down")[rng.integers(4)]
-        axis = event in ("up", "down")
-        length = rng.uniform(0.6, 0.95) * free[axis]
-        start = radii[axis] + rng.uniform(0, free[axis] - length)
-        forward = event in ("right", "down")
-        start, way = (start, length) if forward else (start + length, -length)
+        event, second = DIRECTIONS[rng.integers(len(DIRECTIONS))], first
         drift = rng.uniform(-0.03, 0.03)
-        (x, travel), y = ((x, (drift, way)), start) if axis else ((start, (way, drift)), y)
-        second = first
+        if event in ("left", "right"):
+            x, way = _track(rng, radii[0], free[0], forward=event == "right")
+            travel = way, drift
+        else:
+            y, way = _track(rng, radii[1], free[1], forward=event == "down")
+            travel = drift, way
     shape = Shape(KINDS[rng.integers(len(KINDS))], first, (x, y), radii, rng.uniform(-_MAX_TILT, _MAX_TILT))
     before = _shifted(rng, first)
     paints = _shifted(rng, background), before, before if second == first else _shifted(rng, second)
-    changes_at = seconds * rng.uniform(0.3, 0.65)
     return VideoScene(
-        shape, event, travel, changes_at, background, size, seconds, paints, video_questions(shape, event)
+        shape=shape,
+        event=event,
+        travel=travel,
+        last_colour=second,
+        changes_at=seconds * rng.uniform(0.3, 0.65),
+        background=background,
+        size=size,
+        seconds=seconds,
+        paints=paints,
+        questions=video_questions(shape, event),
     )
+
+
+def _track(rng: np.random.Generator, radius: float, free: float, forward: bool) -> tuple[float, float]:
+    """Where on its axis a shape starts and how far it goes, at least 60 % of the room it has."""
+    length = rng.uniform(0.6, 0.95) * free
+    start = radius + rng.uniform(0, free - length)
+    return (start, length) if forward else (start + length, -length)
 
 
 def _shifted(rng: np.random.Generator, name: str) -> RGB:

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from worker.demo.questions import CHINESE, Question, Thinking, counting_question
-from worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
+from worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
 
 ADDED_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
@@ -103,7 +103,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
 def _pieces() -> Iterator[str]:
     rng = np.random.default_rng((0, 0))
     for _ in range(_NUM_SCENES):
-        scenes = draw_image_scene(rng).questions, draw_video_scene(rng).questions, draw_images(rng)[1]
+        scenes = draw_image_scene(rng).questions, draw_video_scene(rng).questions, draw_images(rng, [IMAGE_SIZE] * 3)[1]
         for question in (question for questions in scenes for question in questions):
             yield from _words_of(question)
     yield from _words_of(counting_question(20))

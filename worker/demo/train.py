@@ -1,4 +1,4 @@
-"""Trains the small Keye: `python -m worker.demo.train [--out DIR]`. Scenes and batches come from `lessons.py`.
+"""Trains the small Keye: `python -m worker.demo.train [--out DIR]`. Lessons are drawn in `lessons.py`.
 
 Fixed seeds, step counts and threads, so that a run can be repeated. The tower first learns to name what each visual
 token shows, through a head that is thrown away; without that the decoder reads noise for most of the run.
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
-from worker.demo.lessons import IGNORED, NUM_SIGHTS, Batch, Item, Teacher
+from worker.demo.lessons import IGNORED, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
+from worker.demo.packing import Batch, Packer
 from worker.demo.questions import CELLS
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
@@ -33,7 +34,8 @@ MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 REPORT_EVERY = 25
-BACKGROUND_WEIGHT = 0.3  # of plain visual tokens, which are most of them
+# Most visual tokens are plain background.
+SIGHT_WEIGHTS = torch.tensor([1.0] * NUM_SHAPE_SIGHTS + [0.3] * (NUM_SIGHTS - NUM_SHAPE_SIGHTS))
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Stage:
 # "Is there ..." stays at a guess for long and then jumps, so it is asked often at first.
 _EARLY = {"is there": 2.0, "caption": 1.5, "which way": 1.5}
 _LATE = {"is there": 1.5, "caption": 2.0, "where": 1.3, "what is at": 1.3, "video caption": 1.5}
-SEEING = Stage("seeing", 450, (1.0, 1.0), num_images=64, num_videos=4)
+SEEING = Stage("seeing", 400, (1.0, 1.0), num_images=64, num_videos=4)
 ASKING = (
-    Stage("asking", 450, (1.0, 1.0), num_images=32, num_videos=6, num_countings=1, sight=0.5, shares=_EARLY),
-    Stage("settling", 450, (1.0, 0.3), num_images=32, num_videos=7, num_countings=2, sight=0.2, shares=_LATE),
-    Stage("weak spots", 350, (0.3, 0.02), num_images=32, num_videos=9, num_countings=2, shares=_LATE),
+    Stage("asking", 500, (1.0, 1.0), num_images=32, num_videos=10, num_countings=1, sight=0.5, shares=_EARLY),
+    Stage("settling", 600, (1.0, 0.3), num_images=32, num_videos=10, num_countings=2, sight=0.2, shares=_LATE),
+    Stage("weak spots", 450, (0.3, 0.02), num_images=32, num_videos=10, num_countings=2, shares=_LATE),
 )
 
 
@@ -72,15 +74,12 @@ class SightHead(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.sight = nn.Linear(hidden_size, NUM_SIGHTS)
         self.cell = nn.Linear(hidden_size, len(CELLS))
-        weights = torch.ones(NUM_SIGHTS)
-        weights[-4:] = BACKGROUND_WEIGHT
-        self.register_buffer("weights", weights)
 
     def forward(self, features: Tensor, items: Sequence[Item]) -> Tensor:
         """The loss on projector outputs [visual tokens, H]."""
         sights, cells = (torch.cat([getattr(item, name) for item in items]) for name in ("sights", "cells"))
         hidden = self.norm(features)
-        loss = F.cross_entropy(self.sight(hidden), sights, weight=self.weights)
+        loss = F.cross_entropy(self.sight(hidden), sights, weight=SIGHT_WEIGHTS)
         if (cells != IGNORED).any():
             loss = loss + 0.5 * F.cross_entropy(self.cell(hidden), cells, ignore_index=IGNORED)
         return loss
@@ -105,8 +104,11 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def ask(self, batch: Batch, sight: float, share: float) -> tuple[Tensor, Tensor]:
-        """Loss on the replies, and per question whether its whole reply was right; adds `share` of the gradients."""
+    def ask(self, batch: Batch, sight: float, total_weight: float) -> Tensor:
+        """Says per question whether its whole reply was right; adds to the gradients.
+
+        `total_weight` is that of all batches of the step. `sight` weighs the head's loss beside that of the replies.
+        """
         embeds = self.model.model.embed_tokens(batch.input_ids)
         loss = torch.zeros(())
         if batch.items:
@@ -115,17 +117,16 @@ class Trainer:
             is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
             embeds = embeds.masked_scatter(is_visual.unsqueeze(-1), features)
             if sight:
-                loss = sight * self.head(features, batch.items)
+                loss = sight * float(batch.weights.sum()) / total_weight * self.head(features, batch.items)
         hidden = self.model.model(embeds, batch.position_ids, attention_mask=batch.attention_mask).last_hidden_state
         is_target = batch.targets != IGNORED
         logits, targets = self.model.lm_head(hidden[is_target]), batch.targets[is_target]
-        weights = batch.weights
-        loss = loss + (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
-        (share * loss).backward()
+        replies = (F.cross_entropy(logits, targets, reduction="none") * batch.weights).sum() / total_weight
+        (replies + loss).backward()
         wrong = torch.zeros(len(batch.kinds)).index_add_(
             0, batch.asked[is_target], (logits.argmax(-1) != targets).float()
         )
-        return loss.detach(), wrong == 0
+        return wrong == 0
 
     def step(self, rate: float) -> None:
         """Moves the parameters by the gathered gradients, at a share `rate` of the full learning rates."""
@@ -140,27 +141,19 @@ class Trainer:
 
 
 def train(out: Path) -> None:
-    """Trains from nothing and writes a checkpoint folder after each stage. About 35 minutes on two cores."""
+    """Trains from nothing and writes a checkpoint folder after each stage."""
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
     write_folder(out, tokenizer)
+    image_processor = ImageProcessor.from_checkpoint(out)
     model = KeyeForConditionalGeneration(KeyeConfig.from_pretrained(out)).float().train()
     _start_positions(model.visual.vision_model.embeddings.position_embedding.weight)
     trainer = Trainer(model)
-    image_processor = ImageProcessor.from_checkpoint(out)
     begun = time.monotonic()
-    teacher = Teacher(tokenizer, image_processor, SEEING.shares)
-    for step, rate in _rates(SEEING):
-        rng = np.random.default_rng((SEED, 0, step))
-        lessons = [teacher.image_lesson(rng) for _ in range(SEEING.num_images)]
-        lessons += [teacher.video_lesson(rng) for _ in range(SEEING.num_videos)]
-        loss = trainer.see([item for lesson in lessons for item in lesson.items])
-        trainer.step(rate)
-        if step % REPORT_EVERY == 0:
-            print(f"{SEEING.name} {step}: loss {loss:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+    _see(trainer, Teacher(image_processor, {}), begun)
     for number, stage in enumerate(ASKING, start=1):
-        _ask(trainer, Teacher(tokenizer, image_processor, stage.shares), stage, number, begun)
+        _ask(trainer, Teacher(image_processor, stage.shares), Packer(tokenizer), stage, number, begun)
         save(model, out)
 
 
@@ -170,32 +163,43 @@ def save(model: KeyeForConditionalGeneration, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _ask(trainer: Trainer, teacher: Teacher, stage: Stage, number: int, begun: float) -> None:
+def _see(trainer: Trainer, teacher: Teacher, begun: float) -> None:
+    for step, rate in _rates(SEEING):
+        rng = np.random.default_rng((SEED, 0, step))
+        lessons = [teacher.image_lesson(rng) for _ in range(SEEING.num_images)]
+        lessons += [teacher.video_lesson(rng) for _ in range(SEEING.num_videos)]
+        loss = trainer.see([item for lesson in lessons for item in lesson.items])
+        trainer.step(rate)
+        if step % REPORT_EVERY == 0:
+            print(f"{SEEING.name} {step}: loss {loss:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def _ask(trainer: Trainer, teacher: Teacher, packer: Packer, stage: Stage, number: int, begun: float) -> None:
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for step, rate in _rates(stage):
-        rng = np.random.default_rng((SEED, number, step))
-        batches = [teacher.image_batch(rng, stage.num_images), teacher.video_batch(rng, stage.num_videos)]
-        if stage.num_countings:
-            batches.append(teacher.counting_batch(rng, stage.num_countings))
-        losses = []
+        batches = _draw_batches(np.random.default_rng((SEED, number, step)), teacher, packer, stage)
+        total_weight = float(sum(batch.weights.sum() for batch in batches))
         for batch in batches:
-            share = len(batch.kinds) / sum(len(other.kinds) for other in batches)
-            loss, is_right = trainer.ask(batch, stage.sight, share)
-            losses.append(loss)
+            is_right = trainer.ask(batch, stage.sight, total_weight)
             asked.update(batch.kinds)
             right.update(kind for kind, ok in zip(batch.kinds, is_right.tolist(), strict=True) if ok)
         trainer.step(rate)
         if step % REPORT_EVERY == 0:
             kinds = ", ".join(f"{kind} {right[kind] / asked[kind]:.0%}" for kind in sorted(asked))
             total = right.total() / asked.total()
-            text = " ".join(f"{loss:.3f}" for loss in losses)
-            print(
-                f"{stage.name} {step}: loss {text}, right {total:.1%} ({kinds}), {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+            print(f"{stage.name} {step}: right {total:.1%} ({kinds}), {time.monotonic() - begun:.0f} s", flush=True)
             asked.clear()
             right.clear()
+
+
+def _draw_batches(rng: np.random.Generator, teacher: Teacher, packer: Packer, stage: Stage) -> list[Batch]:
+    """The rows of one step, like with like: every eighth row of images is about several."""
+    draws = [teacher.image_lesson] * 7 + [teacher.images_lesson]
+    images = [draws[row % len(draws)](rng) for row in range(stage.num_images)]
+    videos = [teacher.video_lesson(rng) for _ in range(stage.num_videos)]
+    countings = [teacher.counting_lesson(rng) for _ in range(stage.num_countings)]
+    return [packer.pack(lessons) for lessons in (images, videos, countings) if lessons]
 
 
 def _rates(stage: Stage) -> Iterator[tuple[int, float]]:
