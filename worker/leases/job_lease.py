@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, cast
 from redis import Redis
 
 from config import keys
+from config.event import EVENT, Stage, StageStarted
 from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
@@ -98,11 +99,15 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """A dead worker's job that may not run again: the reaper now holds it and must settle it."""
+    """A dead worker's job that may not run again: the reaper now holds it and must settle it.
+
+    `stage` is the last one the dead worker told of.
+    """
 
     lease: Claimed
     sealed_json: str
     dead_worker: str
+    stage: Stage
     cancel_requested: bool
 
 
@@ -148,8 +153,9 @@ class LeaseStore:
         match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds]):
             case ["requeued", dead_worker, sealed_json]:
                 return Requeued(job_id, sealed_json, dead_worker)
-            case ["taken_over", dead_worker, sealed_json, *facts, cancel_requested]:
-                return TakenOver(_claimed(job_id, facts, None), sealed_json, dead_worker, bool(cancel_requested))
+            case ["taken_over", dead_worker, sealed_json, cancel_requested, newest_event, *facts]:
+                lease = _claimed(job_id, facts, None)
+                return TakenOver(lease, sealed_json, dead_worker, _stage_of(newest_event), bool(cancel_requested))
             case _:
                 return None
 
@@ -160,6 +166,11 @@ class LeaseStore:
 
 def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
+
+
+def _stage_of(event_json: str) -> Stage:
+    event = EVENT.validate_json(event_json) if event_json else None
+    return event.stage if isinstance(event, StageStarted) else Stage.OPEN
 
 
 def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Claimed:

@@ -4,8 +4,8 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds
--- Returns {"requeued", worker, sealed}, {"taken_over", worker, sealed, token, attempts, now, submitted_at, deadline_at,
--- cancel_requested} or {"kept"}
+-- Returns {"requeued", worker, sealed}, {"taken_over", worker, sealed, cancel_requested, newest event, token, attempts,
+-- now, submitted_at, deadline_at} or {"kept"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
@@ -36,7 +36,8 @@ if attempts < max_attempts and cancel_requested == "" then
   return { "requeued", record[2], record[3] }
 end
 redis.call("HSET", KEYS[1], "worker", ARGV[2])
+local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)
 return {
-  "taken_over", record[2], record[3], token, attempts, string.format("%.6f", now), record[6], record[7],
-  cancel_requested,
+  "taken_over", record[2], record[3], cancel_requested, newest[1] and newest[1][2][2] or "",
+  token, attempts, string.format("%.6f", now), record[6], record[7],
 }

@@ -1,0 +1,107 @@
+"""The Celery task, and the analyst behind it: open, claim, attempt, settle. The attempt itself lives next door."""
+
+import json
+import logging
+from typing import Any
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject
+
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.outcome import JobFailed, JobFailure, JobResult
+from config.topology import ANALYZE_TASK
+from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
+from worker.leases.connection import PASSING_FAULTS, patiently
+from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob
+from worker.leases.renewal import LeaseRenewal
+from worker.results.settlement import Settlement
+from worker.tasks.attempt import Attempt, LeaseLost, Workbench
+from worker.tasks.fault import JobFault, explain, failure_of
+
+log = logging.getLogger(__name__)
+
+
+@shared_task(name=ANALYZE_TASK, bind=True, acks_late=True, throws=(JobFailed,))
+def analyze(delivery: Task, sealed: Any = None) -> dict[str, Any]:
+    """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed."""
+    analyst: Analyst = delivery.app.analyst
+    try:
+        outcome = analyst.analyze(sealed, delivery.request.id)
+    except PASSING_FAULTS as fault:
+        raise Reject(f"Redis stayed away: {fault}", requeue=True) from None
+    match outcome:
+        case JobResult():
+            return outcome.model_dump(mode="json")
+        case JobFailure():
+            raise JobFailed.of(outcome)
+        case None:
+            # Acknowledged without a result: the job's one result is another delivery's to write.
+            raise Ignore
+
+
+class Analyst:
+    """Answers deliveries, any number of threads at once. Whatever happens under a job becomes that job's outcome."""
+
+    def __init__(self, bench: Workbench, leases: LeaseStore, renewal: LeaseRenewal, settlement: Settlement) -> None:
+        self._bench = bench
+        self._leases = leases
+        self._renewal = renewal
+        self._settlement = settlement
+        self._name = f"{bench.worker.host}:{bench.worker.pid}"
+
+    def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
+        """The job's outcome, written by this delivery or found written; None while another attempt has the job.
+
+        Raises Redis' own fault where it stayed away for longer than patience lasts.
+        """
+        queued, opened = open_delivery(payload, delivery_id)
+        match patiently(lambda: self._leases.claim(queued, self._name), f"claiming job {queued.job_id}"):
+            case Claimed() as lease:
+                return self._run(opened, lease)
+            case AlreadySettled(outcome):
+                return outcome
+            case HeldElsewhere():
+                return None
+
+    def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
+        if isinstance(opened, JobFault):
+            return self._settle(lease, failure_of(opened, Stage.OPEN, lease, job=None))
+        attempt = Attempt(self._bench, opened.job, lease)
+        with self._renewal.holding(lease, attempt.interrupt):
+            outcome: JobResult | JobFailure
+            try:
+                outcome = attempt.run()
+            except LeaseLost:
+                log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
+                return None
+            except BaseException as error:
+                # SystemExit and KeyboardInterrupt too: let out, they would take this slot of the pool with them.
+                fault = explain(error)
+                if fault.code is ErrorCode.INTERNAL:
+                    log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
+                outcome = failure_of(fault, attempt.stage, lease, opened.job)
+            return self._settle(lease, outcome)
+
+    def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:
+        if not self._settlement.settle(lease, outcome):
+            log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
+            return None
+        log.info("job %s: %s, attempt %d", lease.job_id, outcome.state, lease.attempt)
+        return outcome
+
+
+def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob | JobFault]:
+    """What the message holds; one that cannot be read still names its job, by its own id where it has no other."""
+    try:
+        sealed = open_sealed(payload)
+    except UnknownSchemaVersion as error:
+        fault = JobFault(ErrorCode.UNKNOWN_SCHEMA_VERSION, str(error))
+    except InvalidJob as error:
+        fault = JobFault(ErrorCode.INVALID_JOB, str(error))
+    else:
+        return QueuedJob.of(sealed), sealed
+    job_id = payload.get("job_id") if isinstance(payload, dict) else None
+    if not (isinstance(job_id, str) and job_id):
+        job_id = delivery_id
+    return QueuedJob(job_id, json.dumps(payload)), fault

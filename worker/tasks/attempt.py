@@ -1,0 +1,210 @@
+"""One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.job import AnalysisJob, ImagePart, TextPart, VideoPart
+from config.outcome import JobResult, ModelIdentity, StageTimings, TokenUsage, WorkerIdentity
+from config.topology import PRIORITY_STEPS
+from worker.engine.inbox import Generated, Inbox, PendingGeneration
+from worker.leases.job_lease import Claimed, Renewal
+from worker.media.prepare import DecodedImage, DecodedVideo, MediaLimits, decode, fetch
+from worker.model.frame_budget import fit_frame
+from worker.model.visual_input import Image, Video
+from worker.results.event_writer import EventWriter
+from worker.results.thinking import part_text
+from worker.tasks.fault import JobFault
+from worker.tasks.media_seen import media_seen
+from worker.tasks.sampling_defaults import SamplingDefaults
+
+if TYPE_CHECKING:
+    from worker.model.processor import KeyeProcessor, PreparedPrompt
+
+
+class LeaseLost(Exception):
+    """Another attempt has the job now: whatever this one comes to is worth nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What every attempt of this process works with."""
+
+    inbox: Inbox
+    processor: "KeyeProcessor"
+    sampling: SamplingDefaults
+    media_limits: MediaLimits
+    events: EventWriter
+    model: ModelIdentity
+    worker: WorkerIdentity
+
+
+class Attempt:
+    """`run` belongs to the delivery's thread; `interrupt` may come from any other. `stage` is the one it is in."""
+
+    def __init__(self, bench: Workbench, job: AnalysisJob, lease: Claimed) -> None:
+        self.stage = Stage.OPEN
+        self._bench = bench
+        self._job = job
+        self._lease = lease
+        self._began_at = time.monotonic()
+        left = lease.seconds_to_deadline
+        self._deadline = None if left is None else self._began_at + left
+        self._seconds: dict[str, float] = {}
+        self._interruption: Renewal | None = None
+        self._pending: PendingGeneration | None = None
+
+    def run(self) -> JobResult:
+        """Raises `LeaseLost`, or whatever `fault.explain` makes a failure of."""
+        parts = self._job.all_media()
+        self._stop_if_over()
+        decoded = self._read_media(parts) if parts else []
+        with self._in_stage(Stage.PREPARE):
+            prompt = self._prepare(parts, decoded)
+        with self._in_stage(Stage.GENERATE):
+            generated = self._generate(prompt)
+        text = part_text(generated.text)
+        return JobResult(
+            job_id=self._lease.job_id,
+            answer=text.answer,
+            reasoning=text.reasoning,
+            raw_text=generated.text,
+            finish_reason="length" if generated.finish_reason == "length" else "stop",
+            usage=TokenUsage(
+                prompt_tokens=generated.num_prompt_tokens,
+                visual_tokens=prompt.num_visual_tokens,
+                completion_tokens=len(generated.token_ids),
+            ),
+            timings=StageTimings(
+                queued=self._lease.queued_seconds,
+                total=time.monotonic() - self._began_at,
+                first_token=generated.first_token_seconds,
+                **self._seconds,
+            ),
+            media=media_seen(decoded, prompt, self._bench.processor.image_processor),
+            model=self._bench.model,
+            worker=self._bench.worker,
+            attempts=self._lease.attempt,
+            metadata=self._job.metadata,
+        )
+
+    def interrupt(self, reason: Renewal) -> None:
+        """The lease is lost or the caller cancels: stop at the next step of the engine, or before the next stage."""
+        self._interruption = reason
+        if self._pending is not None:
+            self._pending.abandon()
+
+    def _stop_if_over(self) -> None:
+        match self._interruption:
+            case "lost":
+                raise LeaseLost
+            case "cancelled":
+                raise JobFault(ErrorCode.CANCELLED, "The caller cancelled the job while it ran.")
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
+            raise JobFault(
+                ErrorCode.DEADLINE_EXCEEDED,
+                f"The job's {self._job.deadline_seconds} s were over {where}; it was queued for "
+                f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds or add workers.",
+            )
+
+    @contextmanager
+    def _in_stage(self, stage: Stage) -> Iterator[None]:
+        self.stage = stage
+        self._bench.events.stage(self._lease, stage)
+        started_at = time.monotonic()
+        yield
+        self._seconds[stage.value] = time.monotonic() - started_at
+        self._stop_if_over()
+
+    def _read_media(self, parts: Sequence[ImagePart | VideoPart]) -> list[DecodedImage | DecodedVideo]:
+        bench = self._bench
+        with tempfile.TemporaryDirectory(prefix="keye-job-") as scratch:
+            with self._in_stage(Stage.FETCH):
+                fetched = fetch(parts, bench.media_limits, Path(scratch))
+            with self._in_stage(Stage.DECODE):
+                return decode(parts, fetched, bench.media_limits, partial(fit_frame, bench.processor.image_processor))
+
+    def _prepare(
+        self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[DecodedImage | DecodedVideo]
+    ) -> "PreparedPrompt":
+        images, videos = [], []
+        for part, medium in zip(parts, decoded, strict=True):
+            if isinstance(medium, DecodedImage):
+                images.append(_image_input(part, medium))
+            else:
+                videos.append(_video_input(medium))
+        prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
+        self._require_room(prompt)
+        return prompt
+
+    def _require_room(self, prompt: "PreparedPrompt") -> None:
+        context = self._bench.processor.config.max_position_embeddings
+        num_prompt_tokens, max_new_tokens = len(prompt.input_ids), self._job.generation.max_new_tokens
+        if num_prompt_tokens + max_new_tokens > context:
+            raise JobFault(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"The prompt has {num_prompt_tokens} tokens ({prompt.num_visual_tokens} of them visual) and "
+                f"max_new_tokens is {max_new_tokens}; the model's context is {context}. "
+                "Lower max_new_tokens, max_pixels, max_frames or fps.",
+            )
+
+    def _generate(self, prompt: "PreparedPrompt") -> Generated:
+        self._pending = self._bench.inbox.submit(
+            prompt,
+            self._bench.sampling.complete(self._job.generation),
+            priority=PRIORITY_STEPS[self._job.priority],
+            deadline=self._deadline,
+        )
+        if self._interruption is not None:
+            # It came before there was anything to abandon.
+            self._pending.abandon()
+        for _ in self._pending.deltas():
+            pass
+        generated = self._pending.generated
+        if generated.finish_reason in ("abandoned", "deadline"):
+            self._stop_if_over()
+            raise RuntimeError(f"the engine gave the generation up ({generated.finish_reason}), nobody asked it to")
+        return generated
+
+
+def _messages(job: AnalysisJob) -> list[dict[str, Any]]:
+    """The conversation as the checkpoint's template reads it: media are placeholders, in order."""
+    return [
+        {
+            "role": message.role,
+            "content": message.content
+            if isinstance(message.content, str)
+            else [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": part.type}
+                for part in message.content
+            ],
+        }
+        for message in job.conversation()
+    ]
+
+
+def _image_input(part: ImagePart | VideoPart, medium: DecodedImage) -> Image:
+    size = None
+    if part.resized_height is not None and part.resized_width is not None:
+        size = (part.resized_height, part.resized_width)
+    return Image(medium.image, part.min_pixels, part.max_pixels, size)
+
+
+def _video_input(medium: DecodedVideo) -> Video:
+    height, width = medium.frames.shape[1:3]
+    # The decoder has already met the model's size; equal limits keep the processor from resizing again.
+    return Video(
+        medium.frames,
+        medium.fps,
+        min_pixels=height * width,
+        max_pixels=height * width,
+        timestamps=medium.timestamps_seconds,
+    )

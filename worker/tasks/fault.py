@@ -1,0 +1,54 @@
+"""From whatever was raised under a job to the code and the sentence its caller reads."""
+
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.job import AnalysisJob
+from config.outcome import JobFailure
+from worker.engine.inbox import GenerationFault, TooLongForEngine
+from worker.leases.job_lease import Claimed
+from worker.media.prepare import MediaFault
+from worker.model.image_processing import UnusableImage
+
+
+class JobFault(Exception):
+    """The job cannot be answered, and it is known why."""
+
+    def __init__(self, code: ErrorCode, message: str, media_index: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.media_index = media_index
+
+
+def explain(error: BaseException) -> JobFault:
+    """Never the text of an unexpected error: it may hold what only the operator should read, and the log has it."""
+    match error:
+        case JobFault():
+            return error
+        case MediaFault():
+            return JobFault(error.code, error.message, error.media_index)
+        case GenerationFault():
+            return JobFault(error.code, error.message)
+        case TooLongForEngine():
+            return JobFault(ErrorCode.PROMPT_TOO_LONG, str(error))
+        case UnusableImage():
+            return JobFault(ErrorCode.MEDIA_UNSUPPORTED, str(error))
+        case _:
+            return JobFault(
+                ErrorCode.INTERNAL,
+                f"The worker failed with {type(error).__name__}. Its log has the traceback beside this job's id.",
+            )
+
+
+def failure_of(fault: JobFault, stage: Stage, lease: Claimed, job: AnalysisJob | None) -> JobFailure:
+    """The outcome that tells the caller; `job` is None where it could not be read."""
+    return JobFailure(
+        job_id=lease.job_id,
+        code=fault.code,
+        message=fault.message,
+        stage=stage,
+        retryable=fault.code.facts.retryable,
+        attempts=lease.attempt,
+        media_index=fault.media_index,
+        metadata={} if job is None else job.metadata,
+    )

@@ -1,0 +1,48 @@
+"""What the model was shown of each medium, read off the prompt it was given."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from config.outcome import MediaSeen
+from worker.media.prepare import DecodedImage, DecodedVideo
+from worker.model.image_processing import ImageProcessor
+
+if TYPE_CHECKING:
+    from worker.model.processor import PreparedPrompt
+
+
+def media_seen(
+    decoded: Sequence[DecodedImage | DecodedVideo], prompt: "PreparedPrompt", images: ImageProcessor
+) -> tuple[MediaSeen, ...]:
+    """One entry a medium, in the order of the job; sizes are (height, width) in pixels."""
+    image_grids = iter([] if prompt.image_grid_thw is None else prompt.image_grid_thw.tolist())
+    video_grids = iter([] if prompt.video_grid_thw is None else prompt.video_grid_thw.tolist())
+    seen = []
+    for medium in decoded:
+        if isinstance(medium, DecodedImage):
+            grids = [next(image_grids)]
+        else:
+            grids = [next(video_grids)]
+            # 1.5 has a grid for each run of frames of one size.
+            while sum(grid[0] for grid in grids) < len(medium.frames):
+                grids.append(next(video_grids))
+        _, rows, columns = grids[0]
+        facts = {
+            "original_size": medium.original_size,
+            "resized_size": (rows * images.patch_size, columns * images.patch_size),
+            "visual_tokens": sum(t * h * w for t, h, w in grids) // images.merge_size**2,
+        }
+        if isinstance(medium, DecodedImage):
+            seen.append(MediaSeen(type="image", **facts))
+        else:
+            seen.append(
+                MediaSeen(
+                    type="video",
+                    frames=len(medium.frames),
+                    fps=medium.fps,
+                    duration_seconds=medium.duration_seconds,
+                    frames_corrupt=medium.frames_corrupt,
+                    **facts,
+                )
+            )
+    return tuple(seen)
