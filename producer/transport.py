@@ -78,7 +78,7 @@ class Transport:
         record, *idempotency = record_keys(job_id, job)
         with reaching_redis("cancel the job"):
             state = self._cancel(
-                keys=[record, keys.events(job_id), *idempotency], args=[outcome_json, self._result_ttl_seconds]
+                keys=[record, keys.events(job_id), *idempotency], args=[job_id, outcome_json, self._result_ttl_seconds]
             )
         return cast(str | None, state)
 

@@ -1,21 +1,22 @@
--- Cancels a queued job for good; asks the worker of a running one to stop.
+-- QUEUED -> CANCELLED: outcome, last event, state and expiry in one move. The worker of a running job is asked to stop.
 --
--- KEYS[1]  the job's record (hash)
--- KEYS[2]  the job's events (stream)
--- KEYS[3]  the idempotency key's entry (string), absent for a job without one
--- ARGV[1]  outcome: JSON of a JobFailure with the code CANCELLED
--- ARGV[2]  seconds that an ended job can be read
--- Returns the state the job was found in, nil when there is no such job.
-local state = redis.call('HGET', KEYS[1], 'state')
-if state == 'RUNNING' then
-  redis.call('HSET', KEYS[1], 'cancel_requested', '1')
-elseif state == 'QUEUED' then
-  local time = redis.call('TIME')
-  local now = string.format('%d.%06d', time[1], time[2])
-  redis.call('HSET', KEYS[1], 'state', 'CANCELLED', 'outcome', ARGV[1], 'ended_at', now)
-  redis.call('XADD', KEYS[2], '*', 'event', '{"type":"ended","state":"CANCELLED","at":' .. now .. '}')
-  for _, key in ipairs(KEYS) do
-    redis.call('EXPIRE', key, ARGV[2])
+-- KEYS: 1 record (hash), 2 events (stream), 3 the idempotency key's entry (string), if the job has one
+-- ARGV: 1 job id, 2 outcome (JSON of a JobFailure), 3 seconds until all of it expires
+-- Returns the state the job was found in, nil where there is no job
+local state = redis.call("HGET", KEYS[1], "state")
+if state == "RUNNING" then
+  redis.call("HSET", KEYS[1], "cancel_requested", "1")
+elseif state == "QUEUED" then
+  local time = redis.call("TIME")
+  local now = time[1] + time[2] / 1e6
+  redis.call("HSET", KEYS[1], "state", "CANCELLED", "outcome", ARGV[2], "ended_at", string.format("%.6f", now))
+  redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = "CANCELLED", at = now }))
+  redis.call("EXPIRE", KEYS[1], ARGV[3])
+  redis.call("EXPIRE", KEYS[2], ARGV[3])
+  -- A job that was published without a record may carry a key that belongs to another job.
+  local owner = KEYS[3] and redis.call("GET", KEYS[3])
+  if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
+    redis.call("EXPIRE", KEYS[3], ARGV[3])
   end
 end
 return state

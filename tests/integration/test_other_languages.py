@@ -1,0 +1,105 @@
+"""The Node producer of docs/producers.md, run as it is printed, against a real server and a real Celery worker."""
+
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from redis import Redis
+
+from config import keys
+from config.topology import ANALYZE_TASK, celery_options
+from config.wire import open_sealed
+from producer import Client, JobState
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "producers.md"
+
+# Just enough of a Redis client: RESP2 over a socket, one command at a time.
+NODE_CLIENT = r"""
+import { connect } from "node:net";
+
+class Incomplete extends Error {}
+
+function parse(text, at) {
+  const end = text.indexOf("\r\n", at);
+  if (end < 0) throw new Incomplete();
+  const [kind, head] = [text[at], text.slice(at + 1, end)];
+  let next = end + 2;
+  if (kind === "+" || kind === ":") return [head, next];
+  if (kind === "-") throw new Error(head);
+  if (head === "-1") return [null, next];
+  if (kind === "$") {
+    if (text.length < next + Number(head) + 2) throw new Incomplete();
+    return [text.slice(next, next + Number(head)), next + Number(head) + 2];
+  }
+  const items = [];
+  for (let i = 0; i < Number(head); i++) {
+    const [item, after] = parse(text, next);
+    items.push(item);
+    next = after;
+  }
+  return [items, next];
+}
+
+const socket = connect(Number(process.argv[2]), "127.0.0.1").setEncoding("latin1");
+const redis = {
+  sendCommand: (words) => new Promise((resolve, reject) => {
+    let text = "";
+    socket.removeAllListeners("data").on("data", (chunk) => {
+      text += chunk;
+      try { resolve(parse(text, 0)[0]); } catch (error) { if (!(error instanceof Incomplete)) reject(error); }
+    });
+    socket.write(`*${words.length}\r\n` + words.map((w) => `$${Buffer.byteLength(w)}\r\n${w}\r\n`).join(""));
+  }),
+};
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+@pytest.mark.parametrize("priority", ["high", "normal", "low"])
+def test_a_job_sent_by_the_printed_node_code_reaches_a_worker_and_its_outcome_comes_back(
+    redis: Redis, redis_url: str, tmp_path: Path, priority: str
+) -> None:
+    (printed,) = re.findall(r"```js\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    program = tmp_path / "producer.mjs"
+    program.write_text(
+        f"{printed}{NODE_CLIENT}"
+        f'const id = await submit(redis, {{ prompt: "谁在招手", priority: "{priority}", deadline_seconds: 60 }});'
+        "console.log(id); console.log((await outcome(redis, id)).kind); socket.end();"
+    )
+    received: list[Any] = []
+    arrived = threading.Event()
+    app = Celery("worker", set_as_current=False)
+    app.conf.update(celery_options(redis_url, 60, 30))
+
+    # The worker's own task is shared with every app, once another test has imported it.
+    app.finalize()
+    app.tasks.pop(ANALYZE_TASK, None)
+
+    @app.task(name=ANALYZE_TASK, shared=False)
+    def analyze(sealed: Any) -> None:
+        received.append(sealed)
+        arrived.set()
+
+    port = redis.connection_pool.connection_kwargs["port"]
+    with (
+        start_worker(app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20),
+        Client(redis_url) as client,
+        subprocess.Popen(["node", program, str(port)], stdout=subprocess.PIPE, text=True) as node,
+    ):
+        assert node.stdout is not None
+        job = client.find(node.stdout.readline().strip())
+        assert arrived.wait(20)
+        sealed = open_sealed(received[0])
+        assert sealed.job_id == job.id
+        assert sealed.job.prompt == "谁在招手"
+        assert float(redis.hget(keys.record(job.id), "deadline_at")) == pytest.approx(sealed.submitted_at + 60)
+        # Any outcome will do: cancelling writes one.
+        job.cancel()
+        assert node.stdout.read() == "failure\n"
+        assert job.state is JobState.CANCELLED
