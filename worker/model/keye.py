@@ -177,17 +177,17 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        visual = {
-            name: kwargs.pop(name, None)
-            for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-        }
-        if expand_size > 1:
-            # Packed patches have no batch dimension to repeat; the embeddings they become have one.
-            kwargs["inputs_embeds"] = self.embed(input_ids, **visual)
-            kwargs.pop("second_per_grid_ts", None)
-        else:
-            kwargs.update(visual)
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
+        if expand_size == 1:
+            return input_ids, kwargs
+        # Packed patches have no batch dimension to repeat; the embeddings they become have one.
+        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+        visual = [kwargs.pop(name, None) for name in names]
+        if kwargs.get("inputs_embeds") is None:
+            kwargs["inputs_embeds"] = self.embed(input_ids, *visual)
+        # Not left to the library: its first releases of this major repeat the three rows instead of the batch.
+        position_ids = kwargs.pop("position_ids")
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
+        return input_ids, kwargs | {"position_ids": position_ids.repeat_interleave(expand_size, dim=1)}
 
 
 class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):
