@@ -12,6 +12,9 @@ from worker.media.fault import MediaFault
 
 _BUFFER_BYTES = 256 * 2**10
 
+# What demuxing a damaged file may raise. IndexError: PyAV meets a stream that the damage makes appear midway.
+DEMUX_FAULTS = (av.FFmpegError, IndexError)
+
 
 def open_container(file: BinaryIO, demuxer: str, name: str) -> InputContainer:
     """Open `file` from its start with exactly this FFmpeg demuxer; raises `av.FFmpegError` where that fails."""

@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from config.error_codes import ErrorCode
-from worker.media.container import find_video_stream, open_container
+from worker.media.container import DEMUX_FAULTS, find_video_stream, open_container
 from worker.media.fault import MediaFault
 from worker.media.packet_index import PacketIndex, presentation_time
 
@@ -96,7 +96,7 @@ class FrameReader:
     def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
         try:
             yield from self._container.demux(self._stream)
-        except av.FFmpegError:
+        except DEMUX_FAULTS:
             self.damaged.add(None)
             yield None  # hands out what the decoder still holds, as the end of a whole file does
 

@@ -11,6 +11,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from worker.media.container import DEMUX_FAULTS
+
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
@@ -56,7 +58,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             durations[pts] = packet.duration or 0
             if packet.is_keyframe:
                 keyframes.append(pts)
-    except av.FFmpegError:
+    except DEMUX_FAULTS:
         pass  # cut off or overwritten here; the decoder meets the same place and counts it
     if not durations:
         return None

@@ -1,0 +1,174 @@
+"""Every kind of picture that people send becomes upright RGB, or a fault that says what is wrong with it."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from config.error_codes import ErrorCode
+from tests.zoo import draw_quarters, read_quarters
+from worker.media.decode_image import decode_image
+from worker.media.decoded import DecodedImage
+from worker.media.fault import MediaFault
+
+UPRIGHT = ["red", "green", "blue", "yellow"]
+
+
+def encode(picture: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def decode(content: bytes, max_pixels: int = 10**6) -> DecodedImage:
+    return decode_image(io.BytesIO(content), "the picture", max_pixels, 2**30)
+
+
+def quarters() -> Image.Image:
+    return Image.fromarray(draw_quarters())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_each_format_keeps_its_colours_and_size(format: str) -> None:
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    decoded = decode(encode(quarters(), format))
+    assert decoded.image.mode == "RGB"
+    assert decoded.image.size == (96, 64)
+    assert decoded.original_size == (64, 96)
+    assert read_quarters(decoded.image) == UPRIGHT
+
+
+# How a camera held that way stores an upright scene: what each orientation's undoing is undone by.
+STORED_AS = {
+    1: lambda picture: picture,
+    2: lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda picture: picture.rotate(180),
+    4: lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda picture: picture.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda picture: picture.rotate(90, expand=True),
+    7: lambda picture: picture.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda picture: picture.rotate(-90, expand=True),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_undone(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encode(STORED_AS[orientation](quarters()), format, exif=exif))
+    assert read_quarters(decoded.image) == UPRIGHT
+    assert decoded.original_size == (64, 96)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_camera_notes_do_not_spoil_the_picture() -> None:
+    decoded = decode(encode(quarters(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"))
+    assert read_quarters(decoded.image) == UPRIGHT
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_transparent_parts_are_white(format: str) -> None:
+    picture = quarters().convert("RGBA")
+    picture.paste((0, 0, 0, 0), (0, 0, 48, 32))
+    pixels = np.asarray(decode(encode(picture, format)).image)
+    assert (pixels[2:30, 2:46] > 250).all()
+    assert read_quarters(pixels)[1:] == UPRIGHT[1:]
+
+
+def test_half_transparent_black_is_grey() -> None:
+    pixels = np.asarray(decode(encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG")).image)
+    assert abs(int(pixels[4, 4, 0]) - 127) <= 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_transparent_palette_entry_is_white(format: str) -> None:
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.paste(0, (0, 0, 4, 8))
+    pixels = np.asarray(decode(encode(picture, format, transparency=0)).image)
+    assert pixels[4, 2].tolist() == [255, 255, 255]
+    assert pixels[4, 6].tolist() == [0, 0, 255]
+
+
+def test_first_picture_of_an_animation_is_taken() -> None:
+    first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    pixels = np.asarray(decode(encode(first, "GIF", save_all=True, append_images=[second])).image)
+    assert pixels[8, 8].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_greys_are_scaled_not_clipped(format: str) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)
+    pixels = np.asarray(decode(encode(Image.fromarray(np.tile(ramp, (8, 1))), format)).image)
+    assert (pixels[4] == np.arange(256)[:, None]).all()
+
+
+def test_16_bit_colours_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(">u2")
+    row = b"\0" + np.stack([ramp, np.zeros_like(ramp), ramp], axis=1).tobytes()
+    pixels = np.asarray(decode(write_png(256, 8, row * 8, bit_depth=16, colour_type=2)).image)
+    assert abs(pixels[4, :, 0].astype(int) - np.arange(256)).max() <= 1
+    assert pixels[4, :, 1].max() == 0
+
+
+def test_cmyk_photo_becomes_rgb() -> None:
+    pixels = np.asarray(decode(encode(quarters().convert("CMYK"), "JPEG", quality=95)).image)
+    assert read_quarters(pixels) == UPRIGHT
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA"])
+def test_other_pixel_modes_become_rgb(mode: str) -> None:
+    grey = Image.new("RGB", (16, 16), "black")
+    grey.paste("white", (8, 0, 16, 16))
+    content = encode(grey.convert("L").convert(mode), "TIFF" if mode == "PA" else "PNG")
+    pixels = np.asarray(decode(content).image)
+    assert pixels[8, 3].tolist() == [0, 0, 0]
+    assert pixels[8, 12].tolist() == [255, 255, 255]
+
+
+def test_cut_off_photo_is_corrupt() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for format in ("JPEG", "PNG", "WEBP"):
+        content = encode(Image.fromarray(noise), format)
+        for share in (0.02, 0.5, 0.9):
+            with pytest.raises(MediaFault) as caught:
+                decode(content[: int(len(content) * share) + 12])
+            assert caught.value.code is ErrorCode.MEDIA_CORRUPT, (format, share)
+
+
+def test_fault_says_what_the_file_is_instead() -> None:
+    for content, looks_like in ((b"%PDF-1.7 ...", "PDF"), (b"hello", "text"), (b"\0\1\2\3" * 9, "unknown")):
+        with pytest.raises(MediaFault, match=looks_like) as caught:
+            decode(content)
+        assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
+
+
+def test_bomb_is_refused_by_its_header_before_a_pixel_is_decoded() -> None:
+    bomb = write_png(50_000, 50_000, b"", bit_depth=8, colour_type=2)
+    with pytest.raises(MediaFault, match=r"2500\.0 megapixels, the limit is 100\.0") as caught:
+        decode(bomb, max_pixels=100_000_000)
+    assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
+
+
+def test_photo_above_pillows_own_warning_level_is_read_without_a_warning() -> None:
+    large = Image.new("L", (10_000, 9_000))
+    assert decode(encode(large, "PNG"), max_pixels=100_000_000).original_size == (9_000, 10_000)
+
+
+def write_png(width: int, height: int, rows: bytes, *, bit_depth: int, colour_type: int) -> bytes:
+    """A PNG by the specification, for what Pillow reads and cannot write."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    body = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body

@@ -1,0 +1,247 @@
+"""The frames read are the frames on screen at those times, on every kind of clip; what is damaged is salvaged."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from config.error_codes import ErrorCode
+from config.job import VideoPart
+from tests.zoo import (
+    CLIP_SIZE,
+    cut_without_encoding,
+    draw_frame,
+    draw_quarters,
+    encode_clip,
+    number_shown_at,
+    read_number,
+    read_quarters,
+    steady_times,
+    times_by_plain_decoding,
+    uneven_times,
+)
+from worker.media.container import find_video_stream, open_container
+from worker.media.decode_video import decode_video
+from worker.media.decoded import DecodedVideo
+from worker.media.fault import MediaFault
+from worker.media.frame_reader import FrameReader
+from worker.media.packet_index import index_packets
+from worker.media.signature import describe_content
+
+NUM_FRAMES = 240
+STEADY = steady_times(NUM_FRAMES)
+UNEVEN = uneven_times(NUM_FRAMES)
+
+CLIPS = {
+    "h264.mp4": ("libx264", STEADY, {}),
+    "h264_uneven.mp4": ("libx264", UNEVEN, {}),
+    "h264_turned.mp4": ("libx264", STEADY, {"rotation": 90}),
+    "h264_one_keyframe.mkv": ("libx264", STEADY, {"keyframe_every": NUM_FRAMES}),
+    "h264_fragmented.mp4": ("libx264", STEADY, {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "h264.ts": ("libx264", STEADY, {}),
+    "h264_uneven.ts": ("libx264", UNEVEN, {}),
+    "hevc_open_gop.mp4": ("libx265", STEADY, {}),
+    "hevc_10_bit.mkv": ("libx265", STEADY, {"pixel_format": "yuv420p10le"}),
+    "hevc_open_gop.ts": ("libx265", STEADY, {}),
+    "vp9.webm": ("libvpx-vp9", STEADY, {}),
+    "vp9_uneven.webm": ("libvpx-vp9", UNEVEN, {}),
+    "av1.mp4": ("libsvtav1", STEADY, {}),
+    "av1_odd_size.mkv": ("libsvtav1", STEADY, {"size": (97, 163)}),
+    "mpeg4.avi": ("mpeg4", STEADY, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every clip and its path; frame n of them has the number n drawn in."""
+    folder = tmp_path_factory.mktemp("clips")
+    return {
+        name: encode_clip(folder / name, seconds, codec, **options) for name, (codec, seconds, options) in CLIPS.items()
+    }
+
+
+def decode(path: Path, size: tuple[int, int] = CLIP_SIZE, **asked: object) -> DecodedVideo:
+    part = VideoPart.model_validate({"uri": str(path), **asked})
+    with path.open("rb") as file:
+        return decode_video(file, path.name, part, lambda *_: size, 10**6, 2**30)
+
+
+def num_right(decoded: DecodedVideo) -> int:
+    """How many frames of a steady clip are what their timestamps say."""
+    return sum(
+        read_number(frame) == round(30 * time)
+        for frame, time in zip(decoded.frames, decoded.timestamps_seconds, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("num_frames", [5, 64])
+def test_frames_at_uniform_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
+    path, seconds = clips[name], times_by_plain_decoding(clips[name])
+    size = (160, 96) if "turned" in name else CLIP_SIZE
+    decoded = decode(path, size, fps=30, max_frames=num_frames)
+    frames = np.rot90(decoded.frames, -1, axes=(1, 2)) if "turned" in name else decoded.frames
+    numbers = [read_number(frame) for frame in frames]
+    assert numbers == [number_shown_at(time, seconds) for time in np.linspace(0, seconds[-1], num_frames)]
+    assert decoded.timestamps_seconds == pytest.approx([seconds[number] for number in numbers], abs=1e-6)
+    assert decoded.frames_corrupt == 0
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("num_frames", [6, 64])
+def test_frames_at_random_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
+    path = clips[name]
+    rng = np.random.default_rng(num_frames)
+    for _ in range(4):
+        wanted = sorted(rng.integers(0, NUM_FRAMES, num_frames).tolist())
+        with path.open("rb") as file:
+            demuxer = describe_content(file).demuxer
+            assert demuxer
+            with open_container(file, demuxer, name) as container:
+                index = index_packets(container, find_video_stream(container, name))
+            assert index is not None
+            with FrameReader(file, demuxer, name, index, 10**6) as reader:
+                read = [reader.read(int(index.pts[number])).frame.to_ndarray(format="rgb24") for number in wanted]
+        assert [read_number(frame) for frame in read] == wanted
+
+
+def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(clips: dict[str, Path]) -> None:
+    decoded = decode(clips["h264.mp4"], fps=5, start_seconds=4, end_seconds=6)
+    assert [read_number(frame) for frame in decoded.frames] == [120, 126, 133, 139, 146, 152, 159, 165, 172, 179]
+    assert decoded.timestamps_seconds[0] == pytest.approx(4.0)
+    assert (decoded.fps, decoded.duration_seconds) == (5.0, pytest.approx(8.0))
+
+
+def test_what_an_edit_list_hides_is_never_shown(clips: dict[str, Path], tmp_path: Path) -> None:
+    cut = cut_without_encoding(clips["h264.mp4"], tmp_path / "cut.mp4", start_seconds=1.0)
+    decoded = decode(cut, fps=30)
+    assert [read_number(frame) for frame in decoded.frames] == list(range(30, NUM_FRAMES))
+    assert decoded.timestamps_seconds[0] == 0
+    assert [read_number(frame) for frame in decode(cut, max_frames=4).frames] == [30, 99, 169, 239]
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_turned_clip_comes_out_upright_and_is_fitted_by_its_upright_size(tmp_path: Path, rotation: int) -> None:
+    path = encode_clip(tmp_path / "turned.mp4", steady_times(4), rotation=rotation)
+    asked = []
+
+    def fit(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        asked.append((num_frames, height, width))
+        return height // 2, width // 2
+
+    with path.open("rb") as file:
+        decoded = decode_video(file, path.name, VideoPart(uri=str(path)), fit, 10**6, 2**30)
+    upright = np.rot90(draw_frame(3), rotation // 90)
+    assert asked == [(4, *upright.shape[:2])]
+    assert decoded.original_size == upright.shape[:2]
+    half = upright[::2, ::2]
+    assert decoded.frames.shape[1:] == half.shape
+    assert abs(decoded.frames[3].astype(int) - half).mean() < 12
+    assert decoded.frames.flags.c_contiguous
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    with av.open(tmp_path / "colours.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_quarters())))
+        container.mux(stream.encode(None))
+    decoded = decode(tmp_path / "colours.mp4", (64, 96))
+    assert read_quarters(decoded.frames[0]) == ["red", "green", "blue", "yellow"]
+
+
+def test_animated_gif_sent_as_a_video_is_read_as_one(tmp_path: Path) -> None:
+    frames = [Image.fromarray(draw_frame(number)) for number in range(8)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=250)
+    decoded = decode(tmp_path / "moving.gif", fps=4)
+    assert [read_number(frame) for frame in decoded.frames] == list(range(8))
+
+
+def test_cut_off_clip_gives_what_is_left_of_it(clips: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("h264_fragmented.mp4", "h264.ts", "vp9.webm", "h264_one_keyframe.mkv"):
+        content = clips[name].read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) * 6 // 10])
+        decoded = decode(tmp_path / name, fps=30)
+        assert 3 < decoded.duration_seconds < 7
+        assert num_right(decoded) >= len(decoded.frames) - 4, name
+
+
+def test_overwritten_clip_is_salvaged_and_the_damage_counted(clips: dict[str, Path], tmp_path: Path) -> None:
+    content = bytearray(clips["h264.mp4"].read_bytes())
+    half = len(content) // 2
+    content[half : half + 600] = bytes(600)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    decoded = decode(tmp_path / "damaged.mp4", fps=30)
+    assert decoded.frames_corrupt > 0
+    assert num_right(decoded) > NUM_FRAMES // 2
+
+
+def test_clip_cut_off_before_its_index_is_corrupt(clips: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.mp4").write_bytes(clips["h264.mp4"].read_bytes()[:5000])
+    with pytest.raises(MediaFault) as caught:
+        decode(tmp_path / "cut.mp4")
+    assert caught.value.code is ErrorCode.MEDIA_CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("content", "looks_like"),
+    [
+        (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "playlist"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "playlist"),
+        (b'<?xml version="1.0"?><MPD><BaseURL>http://127.0.0.1/</BaseURL></MPD>', "playlist"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\0\1\2\3" * 300, "unknown"),
+    ],
+)
+def test_what_is_no_video_is_refused_whatever_its_name(tmp_path: Path, content: bytes, looks_like: str) -> None:
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(MediaFault, match=looks_like) as caught:
+        decode(tmp_path / "clip.mp4")
+    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
+
+
+def test_file_with_sound_only_says_that_it_has_no_video(tmp_path: Path) -> None:
+    with av.open(tmp_path / "sound.mp4", "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaFault, match="no video stream") as caught:
+        decode(tmp_path / "sound.mp4")
+    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
+
+
+def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
+    path = encode_clip(tmp_path / "clip.mp4", steady_times(2))
+    with path.open("rb") as file, pytest.raises(MediaFault, match="megapixels") as caught:
+        decode_video(file, "the clip", VideoPart(uri=str(path)), lambda *_: CLIP_SIZE, 96 * 160 - 1, 2**30)
+    assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
+
+
+def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
+    asked = VideoPart(uri=str(path), fps=30)
+    with path.open("rb") as file, pytest.raises(MediaFault, match="max_frames") as caught:
+        decode_video(file, "the clip", asked, lambda *_: (2000, 2000), 10**6, 300 * 2**20)
+    assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
+
+
+def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(clips: dict[str, Path]) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("h264.mp4", "h264.ts", "hevc_open_gop.mp4", "vp9.webm", "av1.mp4", "mpeg4.avi"):
+        whole = clips[name].read_bytes()
+        for _ in range(8):
+            content = bytearray(whole)
+            for position in rng.integers(0, len(content), 40):
+                content[position] = rng.integers(256)
+            part = VideoPart(uri="/clip", max_frames=16)
+            try:
+                decoded = decode_video(io.BytesIO(content), name, part, lambda *_: CLIP_SIZE, 10**6, 2**30)
+            except MediaFault:
+                continue
+            assert decoded.frames.shape[1:] == (*CLIP_SIZE, 3)
