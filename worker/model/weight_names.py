@@ -10,7 +10,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Name to shape of all tensors the model reads, for the parsed `config.json` of either variant."""
+    """Name to shape of all tensors the model reads, for the parsed `config.json` of either variant.
+
+    Fields that are left out of files saved again have the values of `configuration_keye.py`.
+    """
     shapes = _text_shapes(config) | _vision_shapes(config["vision_config"]) | _projector_shapes(config)
     if config.get("tie_word_embeddings", False):
         del shapes["lm_head.weight"]
@@ -27,8 +30,8 @@ def _layer_norm(name: str, width: int) -> Shapes:
 
 
 def _text_shapes(config: Mapping[str, Any]) -> Shapes:
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config.get("head_dim", 128)
+    queries, keys = config["num_attention_heads"] * head, config.get("num_key_value_heads", 8) * head
     has_bias = config.get("attention_bias", False)
     shapes: Shapes = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),
@@ -50,7 +53,7 @@ def _text_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def _vision_shapes(vision: Mapping[str, Any]) -> Shapes:
-    hidden, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    hidden, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision.get("patch_size", 14)
     tower = "visual.vision_model"
     shapes: Shapes = {
         f"{tower}.embeddings.patch_embedding.weight": (hidden, vision.get("num_channels", 3), patch, patch),

@@ -85,8 +85,8 @@ def test_logits_match(golden_case: Any, attention: str) -> None:
 
 
 def test_greedy_tokens_match(golden_case: Any) -> None:
-    if golden_case.facts["padding_side"] == "right":
-        return  # the end-to-end test generates for these rows; the reference itself cannot from this padding
+    if golden_case.facts["padding_side"] == "right" or "generated_ids" not in golden_case.arrays:
+        return  # generation from rows padded on the right is wrong by design; the end-to-end test pads on the left
     inputs = golden_case.model_inputs()
     generated = golden_case.model.generate(**inputs, do_sample=False, max_new_tokens=NUM_NEW_TOKENS)
     assert generated[:, inputs["input_ids"].shape[1] :].tolist() == golden_case.arrays["generated_ids"].tolist()
