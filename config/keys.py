@@ -21,7 +21,7 @@ def events(job_id: str) -> str:
 def leases() -> str:
     """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
 
-    Holds the running jobs, and those requeued ones whose message is not published yet.
+    Holds the running jobs, and those queued ones whose message is not known to be published yet.
     """
     return f"{PREFIX}leases"
 

