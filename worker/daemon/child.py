@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 
+from celery.__main__ import main as celery
+
 
 def die_with_parent(parent_pid: int) -> None:
     """However the supervisor ends, by SIGKILL too, this process ends at once and frees its GPU.
@@ -29,8 +31,9 @@ def _watch_stdin() -> None:
 
 
 if __name__ == "__main__":
-    parent, *celery_arguments = sys.argv[1:]
+    _, parent, *options = sys.argv
     die_with_parent(int(parent))
-    from worker.tasks.celery_app import celery_app
-
-    celery_app.start(celery_arguments)
+    # What an operator would type; the rest is on the app.
+    app = "worker.tasks.celery_app"
+    sys.argv = ["celery", "-A", app, "worker", "--pool", "threads", "--loglevel", "INFO", *options]
+    celery()

@@ -1,17 +1,25 @@
 """The command `keye-worker`. Reads the command line and the settings; everything it does lives elsewhere."""
 
+import json
 import logging
 import os
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rich.console import Console
 
 from config.settings import Settings
 from config.wire import describe_faults
+from worker.daemon.doctor import examine
 from worker.daemon.exit_codes import ExitCode
+from worker.daemon.findings import Severity, as_message, as_table, select
 from worker.daemon.gpu_pinning import visible_gpus
-from worker.daemon.preflight import Severity, check_before_start, describe
+from worker.daemon.preflight import check_before_start
 from worker.daemon.supervisor import Supervisor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
@@ -26,14 +34,35 @@ def run() -> None:
     settings = read_settings()
     gpus = visible_gpus(settings.device, os.environ)
     findings = check_before_start(settings, gpus)
-    if warnings := [f for f in findings if f.severity is Severity.WARNING]:
-        logger.warning(describe(warnings))
-    if faults := [f for f in findings if f.severity is Severity.FAULT]:
-        logger.critical(describe(faults))
+    if warnings := select(findings, Severity.WARNING):
+        logger.warning(as_message(warnings))
+    if faults := select(findings, Severity.FAULT):
+        logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
-    with Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1) as redis:
-        supervisor = Supervisor(redis, gpus, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
-        raise typer.Exit(supervisor.run())
+    # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
+    patience = {"socket_timeout": 1, "socket_connect_timeout": 1, "retry": Retry(NoBackoff(), 0)}
+    with Redis.from_url(settings.redis_url.get_secret_value(), **patience) as redis:
+        raise typer.Exit(Supervisor(redis, gpus, settings.drain_seconds).run())
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON, one object a line.")] = False,
+) -> None:
+    """Examine everything a worker needs, ending with one job through the real engine; a line of cure for each fault.
+
+    Ends with exit code 10 when something would stop a worker.
+    """
+    settings = read_settings()
+    findings = []
+    for finding in examine(settings, visible_gpus(settings.device, os.environ)):
+        findings.append(finding)
+        if as_json:
+            print(json.dumps(asdict(finding)))
+    if not as_json:
+        Console().print(as_table(findings))
+    if select(findings, Severity.FAULT):
+        raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
 
 
 def read_settings() -> Settings:
@@ -43,3 +72,7 @@ def read_settings() -> Settings:
     except ValidationError as error:
         logger.critical("KEYE_* settings: %s", describe_faults(error))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+
+
+if __name__ == "__main__":
+    app()

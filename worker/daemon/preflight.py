@@ -1,50 +1,52 @@
 """What must be right before a worker starts, all faults at once. Changes nothing; never imports torch."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from packaging.requirements import Requirement
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from config.settings import Settings
+from worker.daemon.findings import Finding, Severity
 from worker.model.checkpoint import check_checkpoint
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
-
-
-class Severity(StrEnum):
-    """A fault stops a worker from starting, a warning does not."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was checked: what was found, and in one line what to do about it."""
-
-    subject: str
-    severity: Severity
-    found: str
-    cure: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.found}. {self.cure}".rstrip()
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
     return [
+        *check_packages(),
         *check_broker(settings.redis_url.get_secret_value()),
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
         *check_media_roots(settings.media_roots),
     ]
+
+
+def check_packages() -> Iterator[Finding]:
+    """Installed versions against those this release was tested with."""
+    right = []
+    for line in importlib.metadata.requires("keye-worker") or []:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": "worker"}):
+            continue
+        wanted = f"this release wants {requirement.name}{requirement.specifier}"
+        cure = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("packages", Severity.FAULT, f"{requirement.name} is not installed, {wanted}", cure)
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            right.append(f"{requirement.name} {version}")
+        else:
+            yield Finding("packages", Severity.WARNING, f"{requirement.name} is {version}, {wanted}", cure)
+    yield Finding("packages", Severity.OK, ", ".join(right))
 
 
 def check_broker(url: str) -> Iterator[Finding]:
@@ -77,9 +79,17 @@ def check_broker(url: str) -> Iterator[Finding]:
         cure = "Set appendonly yes: without it a crash of the broker loses accepted jobs."
         yield Finding("broker persistence", Severity.WARNING, "there is no append-only file", cure)
 
-    if address.scheme != "unix" and not address.password and address.hostname not in LOOPBACK:
-        cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
-        yield Finding("broker password", Severity.WARNING, f"{shown} is used without a password", cure)
+    yield check_broker_password(url)
+
+
+def check_broker_password(url: str) -> Finding:
+    address = urlsplit(url)
+    if address.password or address.scheme == "unix" or address.hostname in LOOPBACK:
+        return Finding(
+            "broker password", Severity.OK, "set" if address.password else "none, but only this host gets in"
+        )
+    cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
+    return Finding("broker password", Severity.WARNING, f"{address.hostname} is used without a password", cure)
 
 
 def check_model_files(path: Path | None) -> Finding:
@@ -108,10 +118,3 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
         else:
             cure = "Create or mount it, or take it out of KEYE_MEDIA_ROOTS."
             yield Finding("media roots", Severity.FAULT, f"{root} is no folder that can be read", cure)
-
-
-def describe(findings: Sequence[Finding]) -> str:
-    """`preflight: 2 faults: ...; ...` for a log line."""
-    count = len(findings)
-    lines = "".join(f"\n  - {finding}" for finding in findings)
-    return f"preflight: {count} {findings[0].severity}{'s' if count > 1 else ''}:{lines}"

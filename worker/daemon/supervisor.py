@@ -44,9 +44,8 @@ class Child:
 class Supervisor:
     """`run` blocks until the first SIGTERM or SIGINT has drained every child, or a child is given up."""
 
-    def __init__(self, redis: Redis, gpus: Sequence[str], *, concurrency: int, drain_seconds: float) -> None:
+    def __init__(self, redis: Redis, gpus: Sequence[str], drain_seconds: float) -> None:
         self._redis = redis
-        self._concurrency = concurrency
         self._drain_seconds = drain_seconds
         self._children = [Child(gpu, index) for index, gpu in enumerate(gpus)] or [Child(None, 0)]
 
@@ -90,9 +89,7 @@ class Supervisor:
         pinning = {"CUDA_VISIBLE_DEVICES": child.gpu or "", "KEYE_DEVICE": "cpu" if child.gpu is None else "cuda"}
         name = "cpu" if child.gpu is None else f"gpu{child.index}"
         command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
-        command += ["worker", "--pool", "threads", "--concurrency", str(self._concurrency), "--loglevel", "INFO"]
         command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
         child.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.PIPE, process_group=0)
         child.started_at = time.monotonic()
@@ -109,8 +106,13 @@ class Supervisor:
     def _drain(self, signals: "SimpleQueue[int]", outcome: ExitCode) -> ExitCode:
         """Let running jobs finish for `drain_seconds`, then cut them off; a further signal cuts them off at once."""
         running = [child.process for child in self._children if child.process is not None]
-        for process in running:
-            process.terminate()
+        for child in self._children:
+            if child.process is None:
+                continue
+            if child.ready_at is None and not self._is_ready(child.process.pid):
+                child.process.kill()  # it has no jobs, and would hear us only once the model is loaded
+            else:
+                child.process.terminate()
         logger.info("Waiting up to %g s for running jobs. (Once more to force.)", self._drain_seconds)
         give_up_at = time.monotonic() + self._drain_seconds + KILL_MARGIN_SECONDS
         while any(process.poll() is None for process in running):

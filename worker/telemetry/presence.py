@@ -61,8 +61,8 @@ class Announcer:
     def start(self) -> None:
         self._thread.start()
 
-    def announce(self, state: WorkerState, model: ModelIdentity | None = None) -> None:
-        self._presence = self._presence.model_copy(update={"state": state, "model": model or self._presence.model})
+    def announce(self, presence: Presence) -> None:
+        self._presence = presence
         self._changed.set()
 
     def stop(self) -> None:

@@ -1,0 +1,155 @@
+"""Starts the real commands as processes of their own, on the CPU, against the real broker, and ends all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pytest
+from PIL import Image
+from redis import Redis
+
+from producer import Client
+from worker.telemetry.presence import Presence, WorkerState, list_present
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]
+
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], within_seconds: float) -> T:
+    """What `look` says once it is true; fails when it never is."""
+    end = time.monotonic() + within_seconds
+    while not (seen := look()):
+        assert time.monotonic() < end, f"not within {within_seconds} s"
+        time.sleep(0.05)
+    return seen
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie has ended; only its parent has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@dataclass
+class Started:
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    redis: Redis
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def wait_until_ready(self, other_than: int | None = None) -> Presence:
+        """The presence of the first ready worker process, not the one that is told apart."""
+
+        def look() -> Presence | None:
+            assert self.process.poll() is None, self.log
+            present = list_present(self.redis)
+            return next((p for p in present if p.state is WorkerState.READY and p.worker.pid != other_than), None)
+
+        return eventually(look, within_seconds=60)
+
+    def ask_to_end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, within_seconds: float = 30) -> int:
+        return self.process.wait(within_seconds)
+
+
+class Start(Protocol):
+    def __call__(self, *command: str, **settings: str) -> Started: ...
+
+
+@pytest.fixture
+def checkpoint() -> Path:
+    """The small trained Keye; the random one of the goldens does where answers are not looked at."""
+    return next(folder for folder in CHECKPOINTS if (folder / "config.json").is_file())
+
+
+@pytest.fixture
+def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
+    started: list[Started] = []
+
+    def run(*command: str, **settings: str) -> Started:
+        environ = os.environ | {
+            "KEYE_REDIS_URL": redis_url,
+            "KEYE_MODEL_PATH": str(checkpoint),
+            "KEYE_MEDIA_ROOTS": str(tmp_path),
+            "KEYE_DEVICE": "cpu",
+            "OMP_NUM_THREADS": "2",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            **settings,
+        }
+        log_file = tmp_path / f"worker{len(started)}.log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=environ, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path
+            )
+        started.append(Started(process, log_file, redis))
+        return started[-1]
+
+    yield run
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+class SlowStore(ThreadingHTTPServer):
+    """An S3 endpoint that answers every GET with the same picture, but only once it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SlowAnswer)
+        self.may_go_on = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _SlowAnswer(BaseHTTPRequestHandler):
+    server: SlowStore
+
+    def do_GET(self) -> None:
+        self.server.may_go_on.wait()
+        picture = BytesIO()
+        Image.new("RGB", (84, 84), "red").save(picture, "PNG")
+        # Who asked may have been killed meanwhile.
+        with suppress(ConnectionError):
+            self.send_response(200)
+            self.send_header("Content-Length", str(picture.tell()))
+            self.end_headers()
+            self.wfile.write(picture.getvalue())
+
+    def log_message(self, *_: object) -> None:
+        """The tests' output is not the place."""
+
+
+@pytest.fixture
+def slow_store() -> Iterator[SlowStore]:
+    with SlowStore() as store:
+        thread = threading.Thread(target=store.serve_forever)
+        thread.start()
+        yield store
+        store.may_go_on.set()
+        store.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client

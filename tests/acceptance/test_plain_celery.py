@@ -1,0 +1,40 @@
+"""The same worker under somebody else's supervisor: Celery's own command."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from config.job import GenerationOptions, ImagePart
+from producer import Client
+from tests.acceptance.conftest import Start
+from worker.daemon.exit_codes import ExitCode
+
+CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")
+
+
+def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Client, tmp_path: Path) -> None:
+    Image.new("RGB", (84, 84), "red").save(tmp_path / "red.png")
+    worker = start(*CELERY, "--pool", "threads")
+    ready = worker.wait_until_ready()
+    job = client.submit(
+        prompt="What is this?",
+        media=[ImagePart(uri=str(tmp_path / "red.png"))],
+        generation=GenerationOptions(max_new_tokens=8),
+    )
+    result = job.result(timeout=30)
+    assert result.worker.pid == ready.worker.pid == worker.process.pid
+    assert result.model == ready.model
+    worker.ask_to_end()
+    assert worker.exit_code() == ExitCode.OK
+
+
+def test_a_pool_of_processes_is_refused_with_the_cure(start: Start) -> None:
+    worker = start(*CELERY, "--pool", "prefork")
+    assert worker.exit_code() == ExitCode.WRONG_POOL
+    assert "--pool threads" in worker.log
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_the_worker_with_its_own_code(start: Start, tmp_path: Path) -> None:
+    worker = start(*CELERY, "--pool", "threads", KEYE_MODEL_PATH=str(tmp_path / "nothing-here"))
+    assert worker.exit_code() == ExitCode.MODEL_LOAD_FAILED
+    assert "nothing-here" in worker.log

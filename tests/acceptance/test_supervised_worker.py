@@ -1,0 +1,96 @@
+"""`keye-worker run` as an operator meets it: real processes, real signals, a real broker."""
+
+import os
+import signal
+from pathlib import Path
+
+from config.event import Stage, StageStarted
+from config.job import GenerationOptions, ImagePart
+from config.state import JobState
+from producer import Client, Job
+from tests.acceptance.conftest import SlowStore, Start, eventually, is_alive
+from worker.daemon.exit_codes import ExitCode
+from worker.telemetry.presence import WorkerState, list_present
+
+RUN = ("worker.daemon.cli", "run")
+
+
+def submit(client: Client, uri: str, **options: int) -> Job:
+    generation = GenerationOptions(max_new_tokens=8)
+    return client.submit(prompt="What is this?", media=[ImagePart(uri=uri)], generation=generation, **options)
+
+
+def has_reached(job: Job, stage: Stage, attempt: int = 1) -> bool:
+    reached = (e for e in job.events() if isinstance(e, StageStarted))
+    return any(event.stage is stage and event.attempt == attempt for event in reached)
+
+
+def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
+    start: Start, client: Client, slow_store: SlowStore
+) -> None:
+    worker = start(*RUN, KEYE_S3_ENDPOINT_URL=slow_store.url, KEYE_LEASE_SECONDS="3")
+    first = worker.wait_until_ready()
+    assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
+    job = submit(client, "s3://bucket/held.png")
+    assert has_reached(job, Stage.FETCH)
+
+    os.kill(first.worker.pid, signal.SIGKILL)
+    slow_store.may_go_on.set()
+    second = worker.wait_until_ready(other_than=first.worker.pid)
+    result = job.result(timeout=30)
+
+    assert result.attempts == 2
+    assert result.worker.pid == second.worker.pid
+    assert "killed by signal 9; it is started again in 1 s" in worker.log
+    worker.ask_to_end()
+    assert worker.exit_code() == ExitCode.OK
+
+
+def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Client, slow_store: SlowStore) -> None:
+    worker = start(*RUN, KEYE_S3_ENDPOINT_URL=slow_store.url)
+    worker.wait_until_ready()
+    running = submit(client, "s3://bucket/held.png")
+    assert has_reached(running, Stage.FETCH)
+
+    worker.ask_to_end()
+    eventually(lambda: [p.state for p in list_present(worker.redis)] == [WorkerState.DRAINING], within_seconds=10)
+    late = submit(client, "s3://bucket/late.png")
+    slow_store.may_go_on.set()
+
+    assert worker.exit_code() == ExitCode.OK
+    assert running.state is JobState.SUCCEEDED
+    assert late.state is JobState.QUEUED
+    assert list_present(worker.redis) == []
+
+
+def test_a_second_sigterm_does_not_wait_for_running_jobs(start: Start, client: Client, slow_store: SlowStore) -> None:
+    worker = start(*RUN, KEYE_S3_ENDPOINT_URL=slow_store.url)
+    ready = worker.wait_until_ready()
+    assert has_reached(submit(client, "s3://bucket/held.png"), Stage.FETCH)
+    worker.ask_to_end()
+    eventually(lambda: "Waiting up to" in worker.log, within_seconds=10)
+    worker.ask_to_end()
+    assert worker.exit_code(within_seconds=5) == ExitCode.FORCED
+    assert not is_alive(ready.worker.pid)
+
+
+def test_a_killed_supervisor_leaves_no_process_behind(start: Start) -> None:
+    worker = start(*RUN)
+    child = worker.wait_until_ready().worker.pid
+    worker.process.kill()
+    eventually(lambda: not is_alive(child), within_seconds=10)
+
+
+def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start, tmp_path: Path) -> None:
+    worker = start(*RUN, KEYE_REDIS_URL="redis://127.0.0.1:1/0", KEYE_MODEL_PATH=str(tmp_path / "nothing-here"))
+    assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
+    assert "preflight: 2 faults" in worker.log
+    assert "127.0.0.1:1" in worker.log
+    assert "nothing-here" in worker.log
+
+
+def test_wrong_settings_are_all_told_by_name(start: Start) -> None:
+    worker = start(*RUN, KEYE_CONCURRENCY="many", KEYE_PRECISION="int1")
+    assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
+    assert "2 faults: precision: " in worker.log
+    assert "concurrency: " in worker.log

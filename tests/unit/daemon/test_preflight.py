@@ -1,0 +1,97 @@
+"""What must be right before a worker starts. The broker is a real Valkey."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from config.settings import Settings
+from worker.daemon.findings import Finding, Severity, as_message, select
+from worker.daemon.preflight import check_before_start, check_broker, check_broker_password, check_media_roots
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "golden" / "preview" / "checkpoint"
+
+
+def faults(findings: list[Finding]) -> list[str]:
+    return [finding.subject for finding in select(findings, Severity.FAULT)]
+
+
+@pytest.fixture
+def evicting_url(redis: Redis, redis_url: str) -> Iterator[str]:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    yield redis_url
+    redis.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.fixture
+def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
+    redis.config_set("appendonly", "no")
+    yield redis_url
+    redis.config_set("appendonly", "yes")
+
+
+def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: Path) -> None:
+    settings = Settings(redis_url=redis_url, model_path=CHECKPOINT, media_roots=(tmp_path,), device="cpu")
+    findings = check_before_start(settings, gpus=[])
+    assert {finding.severity for finding in findings} == {Severity.OK}
+
+
+def test_a_broker_that_may_evict_jobs_is_refused(evicting_url: str) -> None:
+    (fault,) = select(list(check_broker(evicting_url)), Severity.FAULT)
+    assert "allkeys-lru" in str(fault)
+    assert "noeviction" in fault.cure
+
+
+def test_a_broker_without_an_append_only_file_is_warned_about(forgetful_url: str) -> None:
+    (warning,) = select(list(check_broker(forgetful_url)), Severity.WARNING)
+    assert "appendonly" in warning.cure
+
+
+@pytest.mark.parametrize(
+    ("url", "severity"),
+    [
+        ("redis://queue.internal:6379/0", Severity.WARNING),
+        ("redis://:secret@queue.internal:6379/0", Severity.OK),
+        ("redis://localhost/0", Severity.OK),
+        ("unix:///run/redis.sock", Severity.OK),
+    ],
+)
+def test_only_an_open_broker_on_the_network_is_warned_about(url: str, severity: Severity) -> None:
+    assert check_broker_password(url).severity is severity
+
+
+def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
+    settings = Settings(
+        redis_url="redis://127.0.0.1:1/0", model_path=tmp_path / "none", device="cuda", media_roots=(tmp_path / "gone",)
+    )
+    findings = check_before_start(settings, gpus=[])
+    assert faults(findings) == ["broker", "checkpoint", "device", "media roots"]
+    message = as_message(select(findings, Severity.FAULT))
+    assert message.startswith("preflight: 4 faults:")
+    assert all(part in message for part in ("127.0.0.1:1", str(tmp_path / "none"), "cuda", str(tmp_path / "gone")))
+
+
+def test_the_brokers_password_is_never_shown() -> None:
+    (finding,) = check_broker("redis://:hunter2@127.0.0.1:1/0")
+    assert "hunter2" not in str(finding)
+
+
+def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").touch()
+    assert faults(list(check_media_roots([tmp_path, tmp_path / "clip.mp4"]))) == ["media roots"]
+
+
+def test_checking_never_loads_torch(redis_url: str) -> None:
+    """CUDA that was touched in the parent cannot be pinned, nor used, in its children."""
+    code = (
+        "import os, sys; from config.settings import Settings;"
+        "from worker.daemon.preflight import check_before_start; from worker.daemon.gpu_pinning import visible_gpus;"
+        f"settings = Settings(redis_url={redis_url!r}, model_path={str(CHECKPOINT)!r});"
+        "check_before_start(settings, visible_gpus('auto', os.environ));"
+        "print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

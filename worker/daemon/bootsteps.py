@@ -1,0 +1,141 @@
+"""Puts the engine, the leases and our presence into a Celery worker's life. What a job does lives in `tasks`."""
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.signals import worker_ready
+from celery.worker import state
+
+from config.outcome import WorkerIdentity
+from config.settings import Settings
+from worker.daemon.exit_codes import ExitCode
+from worker.leases.connection import connect
+from worker.leases.job_lease import LeaseStore
+from worker.leases.reaper import Reaper
+from worker.leases.renewal import LeaseRenewal
+from worker.media.prepare import MediaLimits
+from worker.results.event_writer import EventWriter
+from worker.results.settlement import Settlement
+from worker.tasks.analyze import Analyst
+from worker.tasks.attempt import Workbench
+from worker.tasks.requeue import DeadWorkersJobs
+from worker.telemetry.presence import Announcer, Presence, WorkerState
+
+if TYPE_CHECKING:
+    from worker.daemon.loading import ServedModel
+
+ENGINE_CHECK_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStep(bootsteps.StartStopStep):
+    """Loads the model and makes the analyst before the consumer, always the last step, takes the first message.
+
+    Ends the process with its own `ExitCode` when the pool is not threads, the model cannot be loaded, or the engine
+    dies later.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        if not issubclass(worker.pool_cls, ThreadPool):
+            logger.critical(
+                "The pool %s cannot be used: one model and one engine serve all jobs of a process. "
+                "Start Celery with --pool threads.",
+                worker.pool_cls.__module__,
+            )
+            raise SystemExit(ExitCode.WRONG_POOL)
+
+    def start(self, worker: Any) -> None:
+        settings = Settings()
+        redis = connect(settings.redis_url.get_secret_value())
+        self._announcer = Announcer(redis, Presence(worker=_identity(settings.device), state=WorkerState.LOADING))
+        self._announcer.start()
+        served = _load(settings)
+        # Celery itself looks for a SIGTERM only once it consumes.
+        state.maybe_shutdown()
+
+        identity = _identity(served.device)
+        leases = LeaseStore(redis, settings.lease_seconds)
+        settlement = Settlement(redis, settings.result_ttl_seconds)
+        dead_workers_jobs = DeadWorkersJobs(worker.app, settlement)
+        name = f"{identity.host}:{identity.pid}"
+        self._engine = served.engine
+        self._renewal = LeaseRenewal(leases)
+        self._reaper = Reaper(leases, name, publish=dead_workers_jobs.publish, bury=dead_workers_jobs.bury)
+        bench = Workbench(
+            inbox=served.engine.inbox,
+            processor=served.processor,
+            sampling=served.sampling,
+            media_limits=_media_limits(settings),
+            events=EventWriter(redis),
+            model=served.model,
+            worker=identity,
+        )
+        worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
+        self._renewal.start()
+        self._reaper.start()
+        self._ready = Presence(worker=identity, state=WorkerState.READY, model=served.model)
+        worker_ready.connect(self._announce_ready)
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Called by Celery for each connection to the broker, whose loss clears the loop's timers."""
+        hub.call_repeatedly(ENGINE_CHECK_SECONDS, self._end_with_engine)
+
+    def close(self, worker: Any) -> None:
+        """Called by Celery before any step stops."""
+        self._announcer.announce(self._ready.model_copy(update={"state": WorkerState.DRAINING}))
+
+    def stop(self, worker: Any) -> None:
+        """Called by Celery once the consumer takes no more messages."""
+        # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
+        worker.pool.stop()
+        self._engine.stop()
+        # A drain may outlast a lease: renew until the last job has ended.
+        self._renewal.stop()
+        self._reaper.stop()
+        self._announcer.stop()
+
+    def terminate(self, worker: Any) -> None:
+        """A cold shutdown abandons nothing: running jobs end with the process, and their leases after it."""
+
+    def _announce_ready(self, **_: Any) -> None:
+        self._announcer.announce(self._ready)
+
+    def _end_with_engine(self) -> None:
+        if not self._engine.healthy and state.should_stop is None:
+            logger.critical("The engine died; this process ends. Its jobs were told, its log above says why.")
+            state.should_stop = ExitCode.ENGINE_DIED
+
+
+def _load(settings: Settings) -> "ServedModel":
+    # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
+    from worker.daemon.loading import load_served_model
+    from worker.model.load import CheckpointFault
+
+    try:
+        return load_served_model(settings)
+    except Exception as error:
+        logger.critical("The model cannot be served: %s", error, exc_info=not isinstance(error, CheckpointFault))
+        raise SystemExit(ExitCode.MODEL_LOAD_FAILED) from None
+
+
+def _identity(device: str) -> WorkerIdentity:
+    return WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=device)
+
+
+def _media_limits(settings: Settings) -> MediaLimits:
+    return MediaLimits(
+        roots=settings.media_roots,
+        s3_endpoint_url=settings.s3_endpoint_url,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        max_video_bytes=settings.max_video_bytes,
+    )

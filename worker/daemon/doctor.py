@@ -1,0 +1,37 @@
+"""Examines everything a worker needs, from Python to one answer of the model. Loads torch, and only when asked to."""
+
+import platform
+import sys
+from collections.abc import Iterator
+
+from config.settings import Settings
+from worker.daemon.findings import Finding, Severity, select
+from worker.daemon.preflight import check_before_start, check_packages
+
+
+def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
+    """Findings as they come; the last is a job through the real engine, tried only where nothing stands in its way."""
+    findings = []
+    for finding in _checks(settings, gpus):
+        findings.append(finding)
+        yield finding
+    if select(findings, Severity.FAULT):
+        yield Finding("smoke job", Severity.FAULT, "not tried", "Cure the faults above first.")
+    else:
+        from worker.daemon.trials import check_smoke_job
+
+        yield check_smoke_job(settings)
+
+
+def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
+    yield Finding("Python", Severity.OK, f"{platform.python_version()} ({sys.executable})")
+    yield from check_before_start(settings, gpus)
+    if select(list(check_packages()), Severity.FAULT):
+        return  # the trials could not even be imported
+    from worker.daemon import trials
+
+    yield trials.check_torch_sees_gpus(gpus)
+    if gpus and settings.model_path is not None:
+        yield trials.check_gpu_memory(settings.model_path)
+    yield trials.check_decoders()
+    yield trials.check_s3(settings.s3_endpoint_url)

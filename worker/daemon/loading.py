@@ -1,0 +1,50 @@
+"""A checkpoint folder to an engine that has answered once. Knows no queue; the bootstep and the doctor call it."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from config.outcome import ModelIdentity
+from config.settings import Settings
+from worker.engine.step_loop import Engine
+from worker.model.device import cache_bytes, choose_device, choose_dtype, name_device
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor
+from worker.tasks.sampling_defaults import SamplingDefaults
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A running engine and what it runs: `device` as people name it ("cpu", "NVIDIA H100 80GB HBM3")."""
+
+    engine: Engine
+    processor: KeyeProcessor
+    sampling: SamplingDefaults
+    model: ModelIdentity
+    device: str
+
+
+def load_served_model(settings: Settings) -> ServedModel:
+    """Load, start and warm up. Raises `CheckpointFault`, `GenerationFault`, and whatever torch does."""
+    started = time.monotonic()
+    if settings.model_path is None:
+        raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
+    device = choose_device(settings.device)
+    model = load_model(settings.model_path, dtype=choose_dtype(settings.precision, device), device=device)
+    processor = KeyeProcessor.from_checkpoint(settings.model_path)
+    loaded = time.monotonic()
+    engine = Engine(model, processor, kv_cache_bytes=cache_bytes(device))
+    engine.start()
+    engine.warm_up()
+    precision = str(model.dtype).removeprefix("torch.")
+    identity = ModelIdentity(name=settings.model_path.name, model_type=model.config.model_type, precision=precision)
+    served = ServedModel(
+        engine, processor, SamplingDefaults.from_checkpoint(settings.model_path), identity, name_device(device)
+    )
+    logger.info(
+        "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
+        *(identity.name, precision, served.device, loaded - started, time.monotonic() - started),
+    )
+    return served

@@ -1,0 +1,105 @@
+"""Tries the heavy parts a worker stands on: torch with its GPUs, the decoders, S3, and one answer of the model."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import boto3
+import numpy as np
+import torch
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from config.job import VideoPart
+from config.settings import Settings
+from worker.daemon.findings import Finding, Severity
+from worker.daemon.loading import load_served_model
+from worker.media.prepare import DecodedVideo, MediaFault, MediaLimits, decode, fetch
+
+# What the model needs beside its weights: caches, activations, the CUDA context.
+MEMORY_HEADROOM = 1.2
+CLIP_FRAMES = 8
+
+
+def check_torch_sees_gpus(gpus: list[str]) -> Finding:
+    if not gpus:
+        return Finding("torch and CUDA", Severity.OK, f"CPU, {torch.get_num_threads()} threads")
+    if torch.version.cuda is None:
+        cure = "Install the CUDA build: https://pytorch.org/get-started/locally/"
+        return Finding("torch and CUDA", Severity.FAULT, f"torch {torch.__version__} is a CPU build", cure)
+    if not torch.cuda.is_available():
+        found = f"torch is built for CUDA {torch.version.cuda} and cannot use the GPU"
+        cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see `nvidia-smi`)."
+        return Finding("torch and CUDA", Severity.FAULT, found, cure)
+    return Finding("torch and CUDA", Severity.OK, f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name(0)}")
+
+
+def check_gpu_memory(checkpoint: Path) -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU memory", Severity.FAULT, "cannot be read", "See torch and CUDA above.")
+    needed = MEMORY_HEADROOM * sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    total = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    found = f"{total / 2**30:.1f} GiB, the model wants {needed / 2**30:.1f} GiB"
+    if total < needed:
+        return Finding("GPU memory", Severity.FAULT, found, "Use a GPU with more memory or a smaller checkpoint.")
+    return Finding("GPU memory", Severity.OK, found)
+
+
+def check_decoders() -> Finding:
+    """A clip made here and now goes through the same door as a job's media."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        limits = MediaLimits((Path(folder),), None, 10, 2**20, 2**20, 2**20)
+        part = VideoPart(uri=str(clip), fps=CLIP_FRAMES)
+        try:
+            _encode_clip(clip)
+            (video,) = decode([part], fetch([part], limits, Path(folder)), limits, lambda _part, _num, h, w: (h, w))
+        except (MediaFault, av.FFmpegError) as error:
+            cure = "Install av and pillow again: pip install --force-reinstall av pillow"
+            return Finding("decoders", Severity.FAULT, f"a clip made here cannot be read back: {error}", cure)
+    assert isinstance(video, DecodedVideo)
+    library = ".".join(map(str, av.library_versions["libavcodec"]))
+    return Finding("decoders", Severity.OK, f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")
+
+
+def _encode_clip(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=CLIP_FRAMES, width=64, height=64, pix_fmt="yuv420p")
+        for number in range(CLIP_FRAMES):
+            picture = np.full((64, 64, 3), 255 * number // CLIP_FRAMES, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+
+
+def check_s3(endpoint_url: str | None) -> Finding:
+    """Warnings only: a worker whose jobs use no s3:// is fine without."""
+    session = boto3.Session()
+    if (credentials := session.get_credentials()) is None:
+        cure = "For s3:// media give boto3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
+        return Finding("S3", Severity.WARNING, "no credentials", cure)
+    shown = f"credentials from {credentials.method}, {endpoint_url or 'AWS'}"
+    try:
+        config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
+        session.client("s3", endpoint_url=endpoint_url, config=config).list_buckets()
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        if code in ("AccessDenied", "403"):
+            return Finding("S3", Severity.OK, f"{shown} (may not list buckets)")
+        return Finding("S3", Severity.WARNING, f"{shown}: {code}", "Correct the AWS credentials.")
+    except BotoCoreError as error:
+        return Finding("S3", Severity.WARNING, f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL or the network.")
+    return Finding("S3", Severity.OK, shown)
+
+
+def check_smoke_job(settings: Settings) -> Finding:
+    """One image and a question through the processor and the engine that a worker would run."""
+    started = time.monotonic()
+    try:
+        served = load_served_model(settings)
+        served.engine.stop()
+    except Exception as error:  # whatever it is, it is a finding
+        cure = "`keye-worker run` would end with MODEL_LOAD_FAILED; see docs/operations.md."
+        return Finding("smoke job", Severity.FAULT, f"{type(error).__name__}: {error}", cure)
+    found = f"{served.model.name} in {served.model.precision} on {served.device}, loaded and answered"
+    return Finding("smoke job", Severity.OK, f"{found} after {time.monotonic() - started:.1f} s")

@@ -1,0 +1,34 @@
+"""What a model runs on: the device, its number format, and how much memory is left for a cache."""
+
+from typing import Literal
+
+import torch
+
+# Of the memory that is free once the weights are in; the rest is for activations and the vision tower's peaks.
+_GPU_CACHE_SHARE = 0.8
+# Pages that are never written cost nothing, so this is a limit and no reservation.
+_CPU_CACHE_BYTES = 2 * 2**30
+
+
+def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """`auto` takes the first visible GPU where torch can use one. `cuda` never falls back to the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+
+
+def choose_dtype(asked: Literal["auto", "bfloat16", "float16", "float32"], device: torch.device) -> torch.dtype:
+    """`auto` is what the checkpoints were trained in on a GPU, and what a CPU computes fastest and exactly."""
+    if asked == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
+
+
+def name_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def cache_bytes(device: torch.device) -> int:
+    """How many bytes keys and values may take, asked once the weights are in."""
+    if device.type == "cpu":
+        return _CPU_CACHE_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _GPU_CACHE_SHARE)
