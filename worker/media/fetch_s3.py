@@ -103,7 +103,7 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
     config = Config(
         connect_timeout=min(5.0, timeout_seconds),
         read_timeout=timeout_seconds,
-        retries={"mode": "standard", "max_attempts": 3},
+        retries={"mode": "standard", "total_max_attempts": 3},
         max_pool_connections=32,
         # Other stores than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path" if endpoint_url else "auto"},

@@ -1,0 +1,134 @@
+"""The front door: media of one job in order, the one to blame named, nothing left open, no secret told."""
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart, VideoPart
+from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from worker.media.medium_name import name_medium
+from worker.media.prepare import DecodedImage, DecodedVideo, MediaFault, MediaLimits, decode, fetch
+
+
+@pytest.fixture
+def limits(tmp_path: Path) -> MediaLimits:
+    return MediaLimits(
+        roots=(tmp_path,),
+        s3_endpoint_url=None,
+        fetch_timeout_seconds=5,
+        max_image_bytes=2**20,
+        max_image_pixels=10**6,
+        max_video_bytes=2**20,
+    )
+
+
+def keep_size(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, int]:
+    return height, width
+
+
+def prepare(parts: list[ImagePart | VideoPart], limits: MediaLimits, folder: Path) -> list[DecodedImage | DecodedVideo]:
+    return decode(parts, fetch(parts, limits, folder), limits, keep_size)
+
+
+def as_data_uri(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def quarters() -> Image.Image:
+    return Image.fromarray(draw_quarters())
+
+
+def test_media_come_back_decoded_in_the_order_of_the_job(limits: MediaLimits, tmp_path: Path) -> None:
+    clip = encode_clip(tmp_path / "clip.mp4", steady_times(60))
+    quarters().save(tmp_path / "photo.jpg")
+    parts: list[ImagePart | VideoPart] = [
+        VideoPart(uri=str(clip)),
+        ImagePart(uri=f"file://{tmp_path}/photo.jpg"),
+        ImagePart(uri=as_data_uri(quarters())),
+    ]
+    video, photo, inline = prepare(parts, limits, tmp_path)
+    assert isinstance(video, DecodedVideo)
+    assert [read_number(frame) for frame in video.frames] == [0, 19, 39, 59]
+    for image in (photo, inline):
+        assert isinstance(image, DecodedImage)
+        assert read_quarters(image.image) == ["red", "green", "blue", "yellow"]
+
+
+def test_fault_names_the_medium_to_blame_at_either_stage(limits: MediaLimits, tmp_path: Path) -> None:
+    good = ImagePart(uri=as_data_uri(quarters()))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(MediaFault) as missing:
+        prepare([good, good, ImagePart(uri=f"{tmp_path}/absent.png")], limits, tmp_path)
+    assert (missing.value.code, missing.value.media_index) == (ErrorCode.MEDIA_NOT_FOUND, 2)
+    with pytest.raises(MediaFault) as unreadable:
+        prepare([good, ImagePart(uri=f"{tmp_path}/text.png"), good], limits, tmp_path)
+    assert (unreadable.value.code, unreadable.value.media_index) == (ErrorCode.MEDIA_UNSUPPORTED, 1)
+
+
+def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path) -> None:
+    quarters().save(tmp_path / "photo.jpg")
+    (tmp_path / "text.png").write_text("no picture")
+    clip = encode_clip(tmp_path / "clip.mp4", steady_times(30))
+    good: list[ImagePart | VideoPart] = [ImagePart(uri=f"{tmp_path}/photo.jpg"), VideoPart(uri=str(clip))]
+    open_before = len(os.listdir("/proc/self/fd"))
+    prepare(good, limits, tmp_path)
+    for bad in ("absent.png", "text.png"):
+        with pytest.raises(MediaFault):
+            prepare([*good, ImagePart(uri=f"{tmp_path}/{bad}")], limits, tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_path: Path) -> None:
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "photo.png")
+    part = ImagePart(uri=f"{tmp_path}/photo.png")
+    tight = MediaLimits((tmp_path,), None, 5, 2**20, 10**6, 2**20, max_decoded_bytes=7_000_000)
+    assert len(prepare([part, part], tight, tmp_path)) == 2
+    with pytest.raises(MediaFault, match="fewer or smaller") as caught:
+        prepare([part, part, part], tight, tmp_path)
+    assert (caught.value.code, caught.value.media_index) == (ErrorCode.MEDIA_TOO_LARGE, 2)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("https://example.com/photo.jpg", ErrorCode.MEDIA_FORBIDDEN),
+        ("data:image/png;base64", ErrorCode.MEDIA_CORRUPT),
+        ("data:image/png;base64,no!base64", ErrorCode.MEDIA_CORRUPT),
+        ("data:image/png;base64,", ErrorCode.MEDIA_CORRUPT),
+        ("data:," + "A" * (2**20 + 1), ErrorCode.MEDIA_TOO_LARGE),
+    ],
+)
+def test_reference_that_cannot_be_read_has_its_code(
+    limits: MediaLimits, tmp_path: Path, uri: str, code: ErrorCode
+) -> None:
+    with pytest.raises(MediaFault) as caught:
+        prepare([ImagePart(uri=uri)], limits, tmp_path)
+    assert caught.value.code is code
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://bucket/a/key.mp4?versionId=3", "s3://bucket/a/key.mp4"),
+        ("s3://bucket/key.mp4?X-Amz-Signature=abc", "s3://bucket/key.mp4"),
+        ("https://user:word@host/a.jpg?token=abc#frag", "https://host/a.jpg"),
+        ("HTTPS://host/a.jpg?token=abc", "https://host/a.jpg"),
+        ("data:image/png;base64,AAAA", "inline image/png"),
+        ("data:,AAAA", "inline data"),
+        ("/media/a.jpg", "/media/a.jpg"),
+    ],
+)
+def test_names_in_messages_hold_no_secret(uri: str, name: str) -> None:
+    assert name_medium(uri) == name
+
+
+def test_names_in_messages_are_short() -> None:
+    assert len(name_medium("s3://bucket/" + "a" * 5000 + "/end.mp4")) < 200
