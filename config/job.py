@@ -59,7 +59,8 @@ class MediaPart(Contract):
         scheme, separator, _ = uri.partition(":")
         if uri.startswith("/") or (separator and scheme.lower() in SCHEMES):
             return uri
-        raise ValueError(f"{uri[:80]!r} is neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}")
+        # The value stays out of the message: a signed URL is a secret.
+        raise ValueError(f"neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}")
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
