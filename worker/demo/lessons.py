@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from worker.demo.questions import CELLS, Cell, Question, Thinking, counting_question
+from worker.demo.questions import Question, Thinking, counting_question
 from worker.demo.scenes import ImageScene, Size, draw_image_scene, draw_images, draw_video_scene
 from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, Background, Shape
 from worker.demo.wear import Wear, draw_wear
@@ -21,6 +21,7 @@ NUM_SHAPE_SIGHTS = len(KINDS) * len(COLOURS)
 NUM_SIGHTS = NUM_SHAPE_SIGHTS + len(BACKGROUNDS)
 """What a visual token can show: one of the coloured shapes, or plain background."""
 
+NUM_PLACES = 6
 IGNORED = -100
 _TOKEN_PIXELS = 28
 _MIN_SHARE = 0.15  # of a visual token that a shape must cover to count as what the token shows
@@ -60,8 +61,8 @@ class Item:
     grid: tuple[int, int, int]
     sights: Tensor
     """int64 [t*h*w/4]: what each visual token shows"""
-    cells: Tensor
-    """int64 [t*h*w/4]: the cell that shape is in, IGNORED where there is none"""
+    places: Tensor
+    """int64 [t*h*w/4, 2]: column and row of that shape's centre among NUM_PLACES each, IGNORED where there is none"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Teacher:
         wear = draw_wear(rng)
         frames = np.stack([np.asarray(wear(scene.frame(time))) for time in times])
         patches = self.image_processor.process_video(Video(frames, fps))
-        shapes = [[(None, scene.shape_at(time))] for time in times]
+        shapes = [[scene.shape_at(time)] for time in times]
         return self._lesson(rng, [_item(patches, shapes, scene.background)], scene.questions, fps)
 
     def counting_lesson(self, rng: np.random.Generator) -> Lesson:
@@ -121,30 +122,31 @@ class Teacher:
 
     def _image_item(self, scene: ImageScene, wear: Wear) -> Item:
         patches = self.image_processor.process_image(ImageInput(wear(scene.image)))
-        return _item(patches, [scene.shapes], scene.background)
+        return _item(patches, [[shape for _, shape in scene.shapes]], scene.background)
 
 
-def _item(patches: Patches, shapes: Sequence[Sequence[tuple[Cell | None, Shape]]], background: Background) -> Item:
+def _item(patches: Patches, shapes: Sequence[Sequence[Shape]], background: Background) -> Item:
     """`shapes` are those of each frame."""
     (grid,) = patches.grids
     size = grid[2] * _TOKEN_PIXELS // 2, grid[1] * _TOKEN_PIXELS // 2
-    sights, cells = zip(*(_shown(frame, background, size) for frame in shapes), strict=True)
-    return Item(torch.from_numpy(patches.values), grid, torch.cat(sights), torch.cat(cells))
+    sights, places = zip(*(_shown(frame, background, size) for frame in shapes), strict=True)
+    return Item(torch.from_numpy(patches.values), grid, torch.cat(sights), torch.cat(places))
 
 
-def _shown(shapes: Sequence[tuple[Cell | None, Shape]], background: Background, size: Size) -> tuple[Tensor, Tensor]:
-    """What each visual token of a frame shows, the shape that covers most of it, and that shape's cell."""
+def _shown(shapes: Sequence[Shape], background: Background, size: Size) -> tuple[Tensor, Tensor]:
+    """What each visual token of a frame shows, the shape that covers most of it, and where that shape is."""
     width, height = size
     canvas = Image.new("L", size)
-    for number, (_, shape) in enumerate(shapes, start=1):
+    for number, shape in enumerate(shapes, start=1):
         shape.paint(ImageDraw.Draw(canvas), size, number)
     blocks = np.asarray(canvas).reshape(height // _TOKEN_PIXELS, _TOKEN_PIXELS, width // _TOKEN_PIXELS, _TOKEN_PIXELS)
     shares = np.stack([(blocks == number).mean(axis=(1, 3)).ravel() for number in range(1, len(shapes) + 1)])
     winner = np.where(shares.max(axis=0) > _MIN_SHARE, shares.argmax(axis=0), len(shapes))
-    sights = [KINDS.index(shape.kind) * len(COLOURS) + COLOURS.index(shape.colour) for _, shape in shapes]
+    sights = [KINDS.index(shape.kind) * len(COLOURS) + COLOURS.index(shape.colour) for shape in shapes]
     sights.append(NUM_SHAPE_SIGHTS + BACKGROUNDS.index(background))
-    cells = [CELLS.index(cell) if cell else IGNORED for cell, _ in shapes] + [IGNORED]
-    return torch.tensor(sights)[winner], torch.tensor(cells)[winner]
+    places = [[min(max(int(z * NUM_PLACES), 0), NUM_PLACES - 1) for z in shape.centre] for shape in shapes]
+    places.append([IGNORED, IGNORED])
+    return torch.tensor(sights)[winner], torch.tensor(places)[winner]
 
 
 def _drawn(rng: np.random.Generator, choices: Shares[T]) -> T:

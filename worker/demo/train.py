@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
-from worker.demo.lessons import IGNORED, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
+from worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
 from worker.demo.packing import Batch, Packer
-from worker.demo.questions import CELLS
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.image_processing import ImageProcessor
@@ -33,6 +32,7 @@ NUM_THREADS = 2
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WEIGHT_DECAY = 0.05
+PLACE_WEIGHT = 0.5
 REPORT_EVERY = 25
 # Most visual tokens are plain background.
 SIGHT_WEIGHTS = torch.tensor([1.0] * NUM_SHAPE_SIGHTS + [0.3] * (NUM_SIGHTS - NUM_SHAPE_SIGHTS))
@@ -58,7 +58,7 @@ class Stage:
 # "Is there ..." stays at a guess for long and then jumps, so it is asked often at first.
 _EARLY = {"is there": 2.0, "caption": 1.5, "which way": 1.5}
 _LATE = {"is there": 1.5, "caption": 2.0, "where": 1.3, "what is at": 1.3, "video caption": 1.5}
-SEEING = Stage("seeing", 400, (1.0, 1.0), num_images=64, num_videos=4)
+SEEING = Stage("seeing", 400, (1.0, 1.0), num_images=64, num_videos=6)
 ASKING = (
     Stage("asking", 500, (1.0, 1.0), num_images=32, num_videos=10, num_countings=1, sight=0.5, shares=_EARLY),
     Stage("settling", 600, (1.0, 0.3), num_images=32, num_videos=10, num_countings=2, sight=0.2, shares=_LATE),
@@ -67,22 +67,21 @@ ASKING = (
 
 
 class SightHead(nn.Module):
-    """Says of each visual token which coloured shape or background it shows, and in which cell a shape is."""
+    """Says of each visual token which coloured shape or background it shows, and where that shape is."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
         self.sight = nn.Linear(hidden_size, NUM_SIGHTS)
-        self.cell = nn.Linear(hidden_size, len(CELLS))
+        self.place = nn.Linear(hidden_size, 2 * NUM_PLACES)
 
     def forward(self, features: Tensor, items: Sequence[Item]) -> Tensor:
         """The loss on projector outputs [visual tokens, H]."""
-        sights, cells = (torch.cat([getattr(item, name) for item in items]) for name in ("sights", "cells"))
         hidden = self.norm(features)
-        loss = F.cross_entropy(self.sight(hidden), sights, weight=SIGHT_WEIGHTS)
-        if (cells != IGNORED).any():
-            loss = loss + 0.5 * F.cross_entropy(self.cell(hidden), cells, ignore_index=IGNORED)
-        return loss
+        sights, places = (torch.cat([getattr(item, name) for item in items]) for name in ("sights", "places"))
+        sight_loss = F.cross_entropy(self.sight(hidden), sights, weight=SIGHT_WEIGHTS)
+        place_loss = F.cross_entropy(self.place(hidden).view(-1, NUM_PLACES), places.flatten(), ignore_index=IGNORED)
+        return sight_loss + PLACE_WEIGHT * place_loss
 
 
 class Trainer:

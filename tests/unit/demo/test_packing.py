@@ -1,11 +1,12 @@
 """What the trainer teaches must be what the worker asks: the same tokens, positions, pixels and visibility."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from worker.demo.checkpoint_folder import write_folder
 from worker.demo.lessons import IGNORED, Item, Lesson
@@ -32,6 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def processor(folder: Path) -> KeyeProcessor:
     return KeyeProcessor.from_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def packer(folder: Path) -> Packer:
+    return Packer(Tokenizer.from_file(str(folder / "tokenizer.json")))
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +111,18 @@ def asked_logits(
 @pytest.mark.parametrize("draw", [one_image, two_images, a_video_of_another_rate])
 @pytest.mark.parametrize("is_conversation", [False, True])
 def test_a_packed_question_is_learnt_exactly_as_the_worker_will_ask_it(
-    processor: KeyeProcessor, untrained: KeyeForConditionalGeneration, folder: Path, draw, is_conversation: bool
+    processor: KeyeProcessor,
+    packer: Packer,
+    untrained: KeyeForConditionalGeneration,
+    draw: Callable[[], Media],
+    is_conversation: bool,
 ) -> None:
     media = draw()
     fps = media[1][0].fps if media[1] else None
     asks = list(zip(media[2][1:], MODES, strict=False))
     lesson = Lesson(items_of(processor, media), asks, fps, is_conversation)
     longer = Lesson(lesson.items, list(zip(media[2], MODES * 2, strict=False)), fps)
-    batch = Packer(train_tokenizer()).pack([longer, lesson])
+    batch = packer.pack([longer, lesson])
     logits, asked = packed_logits(untrained, batch), batch.asked[batch.targets != IGNORED]
     for turn in range(len(asks)):
         begin = 0 if is_conversation else turn
@@ -120,10 +130,10 @@ def test_a_packed_question_is_learnt_exactly_as_the_worker_will_ask_it(
         torch.testing.assert_close(logits[asked == len(longer.asks) + turn], alone, atol=2e-4, rtol=1e-3)
 
 
-def test_targets_are_the_replies_and_nothing_else(processor: KeyeProcessor) -> None:
+def test_targets_are_the_replies_and_nothing_else(processor: KeyeProcessor, packer: Packer) -> None:
     media = one_image()
     asks = [(question, "think") for question in media[2]]
-    batch = Packer(train_tokenizer()).pack([Lesson(items_of(processor, media), asks)])
+    batch = packer.pack([Lesson(items_of(processor, media), asks)])
     for number, (question, thinking) in enumerate(asks):
         reply = batch.targets[(batch.asked == number) & (batch.targets != IGNORED)]
         assert processor.tokenizer.decode(reply) == f"{question.reply(thinking)}<|im_end|>"
