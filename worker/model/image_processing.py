@@ -74,11 +74,10 @@ class ImageProcessor:
         self.patch_size = patch_size
         self.merge_size = merge_size
         self.resample = PIL.Image.Resampling(resample)
-        # A channel has 256 values, so normalising is a look-up: [3, 256].
-        levels = np.arange(256, dtype=np.float32) * np.float32(rescale_factor)
-        self._normalised = np.stack(
-            [(levels - np.float32(m)) / np.float32(s) for m, s in zip(image_mean, image_std, strict=True)]
-        )
+        self.rescale_factor = np.float32(rescale_factor)
+        # One number a channel, shaped to broadcast over patches that have their channel first.
+        self._mean = np.array(image_mean, dtype=np.float32)[:, np.newaxis, np.newaxis]
+        self._std = np.array(image_std, dtype=np.float32)[:, np.newaxis, np.newaxis]
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "ImageProcessor":
@@ -160,10 +159,10 @@ class ImageProcessor:
         patch = self.patch_size
         num_frames, rows, columns = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
         pixels = frames.reshape(num_frames, rows, patch, columns, patch, 3).transpose(0, 1, 3, 5, 2, 4)
-        pixels = pixels.reshape(-1, 3, patch, patch)
-        values = np.empty(pixels.shape, dtype=np.float32)
-        for channel, normalised in enumerate(self._normalised):
-            values[:, channel] = normalised[pixels[:, channel]]
+        values = pixels.reshape(-1, 3, patch, patch).astype(np.float32)
+        values *= self.rescale_factor
+        values -= self._mean
+        values /= self._std
         return Patches(values, ((num_frames, rows, columns),))
 
 

@@ -171,7 +171,10 @@ class KeyeProcessor:
 
 
 def _joined(parts: list[Patches]) -> Tensor | None:
-    return torch.from_numpy(np.concatenate([part.values for part in parts])) if parts else None
+    values = [part.values for part in parts]
+    if len(values) <= 1:  # a video alone may be 100 MB: not copied
+        return torch.from_numpy(values[0]) if values else None
+    return torch.from_numpy(np.concatenate(values))
 
 
 def _timestamps(video: Video) -> list[float] | None:
