@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import boto3
 import pytest
@@ -14,6 +14,9 @@ from moto.server import ThreadedMotoServer
 from config.error_codes import ErrorCode
 from config.job import ImagePart
 from worker.media.prepare import MediaFault, MediaLimits, fetch
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
 
 CONTENT = bytes(range(256)) * 40
 
@@ -37,11 +40,12 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str) -> "boto3.resources.base.ServiceResource":
-    store = boto3.session.Session().resource("s3", endpoint_url=endpoint)
-    bucket = store.create_bucket(Bucket="media")
-    bucket.put_object(Key="a folder/photo+1?.jpg", Body=CONTENT)
-    return bucket
+def store(endpoint: str) -> "S3Client":
+    """A client of the server, which has the bucket `media` with one object."""
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="media")
+    client.put_object(Bucket="media", Key="a folder/photo+1?.jpg", Body=CONTENT)
+    return client
 
 
 def fetch_one(uri: str, endpoint: str, folder: Path, **limits: float) -> bytes:
@@ -67,21 +71,21 @@ def fault_of(uri: str, endpoint: str, folder: Path, **limits: float) -> MediaFau
     return caught.value
 
 
-@pytest.mark.usefixtures("bucket")
+@pytest.mark.usefixtures("store")
 def test_object_arrives_whole_whatever_signs_its_key_holds(endpoint: str, tmp_path: Path) -> None:
     assert fetch_one("s3://media/a folder/photo+1?.jpg", endpoint, tmp_path) == CONTENT
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_version_asked_for_is_the_one_fetched(bucket, endpoint: str, tmp_path: Path) -> None:
-    bucket.Versioning().enable()
-    first = bucket.meta.client.put_object(Bucket="media", Key="photo.jpg", Body=b"first")["VersionId"]
-    bucket.put_object(Key="photo.jpg", Body=b"second")
+def test_version_asked_for_is_the_one_fetched(store: "S3Client", endpoint: str, tmp_path: Path) -> None:
+    store.put_bucket_versioning(Bucket="media", VersioningConfiguration={"Status": "Enabled"})
+    first = store.put_object(Bucket="media", Key="photo.jpg", Body=b"first")["VersionId"]
+    store.put_object(Bucket="media", Key="photo.jpg", Body=b"second")
     assert fetch_one("s3://media/photo.jpg", endpoint, tmp_path) == b"second"
     assert fetch_one(f"s3://media/photo.jpg?versionId={first}", endpoint, tmp_path) == b"first"
 
 
-@pytest.mark.usefixtures("bucket")
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     "uri", ["s3://media/absent.jpg", "s3://absent-bucket/photo.jpg", "s3://media", "s3://media/", "s3://b@d/key"]
 )
@@ -89,7 +93,7 @@ def test_what_the_store_does_not_have_is_not_found(endpoint: str, tmp_path: Path
     assert fault_of(uri, endpoint, tmp_path).code is ErrorCode.MEDIA_NOT_FOUND
 
 
-@pytest.mark.usefixtures("bucket")
+@pytest.mark.usefixtures("store")
 def test_large_object_is_refused_before_it_is_downloaded(endpoint: str, tmp_path: Path) -> None:
     fault = fault_of("s3://media/a folder/photo+1?.jpg", endpoint, tmp_path, max_bytes=1000)
     assert fault.code is ErrorCode.MEDIA_TOO_LARGE
@@ -147,7 +151,7 @@ class _OddStore(BaseHTTPRequestHandler):
 def odd_store() -> Iterator[str]:
     _OddStore.requests.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), _OddStore) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
