@@ -65,6 +65,15 @@ def doctor(
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
 
 
+@app.command()
+def demo() -> None:
+    """Run real jobs through a broker, an S3 server and a worker of its own, on the CPU; saves demo.png."""
+    # Not among the imports above: it plays producer and media store too, which no other command needs.
+    from worker.demo.demonstration import run_demo
+
+    raise typer.Exit(run_demo())
+
+
 def read_settings() -> Settings:
     """The settings, or every fault in them at once and the end."""
     try:

@@ -37,7 +37,7 @@ def run_demo() -> int:
         errands = draw_errands(folder, lambda path: _upload(endpoint, path))
         console.print("A Valkey and an S3 server run; starting a worker that loads the small trained Keye ...")
         settings = {"KEYE_MEDIA_ROOTS": temporary, "KEYE_S3_ENDPOINT_URL": endpoint}
-        with LocalWorker(broker.url, folder / "worker.log", **settings), Client(broker.url) as client:
+        with LocalWorker(broker.url, folder / "worker.log", settings), Client(broker.url) as client:
             console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
             board = _Board(errands, [client.submit(errand.job) for errand in errands])
             with Live(board, console=console, refresh_per_second=10):

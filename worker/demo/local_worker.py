@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,17 +13,18 @@ from redis import Redis
 
 from worker.telemetry.presence import WorkerState, list_presences
 
+_READY_SECONDS = 60.0
+
 SMALL_KEYE = Path(__file__).parent / "checkpoint"
 
 
 class LocalWorker:
     """Started on entering and ready when that returns; drained and gone on leaving. Its log goes to `log`."""
 
-    def __init__(self, redis_url: str, log: Path, *, ready_seconds: float = 60, **settings: str) -> None:
+    def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
         """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
         self.log = log
         self._redis_url = redis_url
-        self._ready_seconds = ready_seconds
         chosen = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(SMALL_KEYE), "KEYE_DEVICE": "cpu"}
         self._environment = {**os.environ, **chosen, **settings}
 
@@ -45,12 +47,10 @@ class LocalWorker:
         self.process.wait()
 
     def _wait_until_ready(self) -> None:
-        end = time.monotonic() + self._ready_seconds
+        end = time.monotonic() + _READY_SECONDS
         with Redis.from_url(self._redis_url) as redis:
             while time.monotonic() < end and self.process.poll() is None:
                 if any(presence.state is WorkerState.READY for presence in list_presences(redis)):
                     return
                 time.sleep(0.05)
-        raise RuntimeError(
-            f"The worker was not ready within {self._ready_seconds:g} s. Its log:\n{self.log.read_text()}"
-        )
+        raise RuntimeError(f"The worker was not ready within {_READY_SECONDS:g} s. Its log:\n{self.log.read_text()}")

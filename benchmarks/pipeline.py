@@ -1,0 +1,103 @@
+"""Jobs a second through the whole worker, against one process that takes one job at a time and calls `generate`."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from benchmarks.workload import image_jobs, video_jobs
+from config.job import AnalysisJob
+from config.outcome import JobResult
+from producer import Client
+from worker.demo.embedded_valkey import EmbeddedValkey
+from worker.demo.local_worker import SMALL_KEYE, LocalWorker
+from worker.media.prepare import DecodedImage, MediaLimits, decode, fetch
+from worker.model.frame_budget import fit_frame
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor
+from worker.model.visual_input import Image, Video
+
+T = TypeVar("T")
+
+ROUNDS = 5
+
+
+def run() -> str:
+    with tempfile.TemporaryDirectory() as folder, EmbeddedValkey() as broker:
+        jobs = image_jobs(Path(folder), 64) + video_jobs(Path(folder), 8)
+        worker = LocalWorker(broker.url, Path(folder) / "worker.log", {"KEYE_MEDIA_ROOTS": folder})
+        with worker, Client(broker.url) as client:
+            plain = PlainLoop(Path(folder))
+            rounds = []
+            results: list[JobResult] = []
+            for _ in range(ROUNDS):
+                ours, results = _timed(lambda: _through_the_worker(client, jobs))
+                theirs, answers = _timed(lambda: [plain.answer(job) for job in jobs])
+                rounds.append((len(jobs) / ours, len(jobs) / theirs))
+                differing = sum(r.raw_text != a for r, a in zip(results, answers, strict=True))
+                assert not differing, f"{differing} of {len(jobs)} answers differ between the worker and plain generate"
+    return _report(rounds, results)
+
+
+class PlainLoop:
+    """What one would write first: open, process, generate, next."""
+
+    def __init__(self, root: Path) -> None:
+        self._model = load_model(SMALL_KEYE, dtype=torch.float32)
+        self._processor = KeyeProcessor.from_checkpoint(SMALL_KEYE)
+        self._limits = MediaLimits((root,), None, 30, 2**26, 10**8, 2**30)
+
+    def answer(self, job: AnalysisJob) -> str:
+        parts = job.all_media()
+        fetched = fetch(parts, self._limits, Path("/nonexistent"))
+        images, videos = [], []
+        for medium in decode(parts, fetched, self._limits, partial(fit_frame, self._processor.image_processor)):
+            if isinstance(medium, DecodedImage):
+                images.append(Image(medium.image))
+            else:
+                videos.append(Video(medium.frames, medium.fps))
+        content = [*({"type": part.type} for part in parts), {"type": "text", "text": job.prompt}]
+        prompt = self._processor.prepare([{"role": "user", "content": content}], images, videos, job.thinking.value)
+        batch = self._processor.pad_left([prompt])
+        tokens = self._model.generate(**batch, do_sample=False, max_new_tokens=job.generation.max_new_tokens)
+        return str(self._processor.tokenizer.decode(tokens[0, len(prompt.input_ids) :], skip_special_tokens=True))
+
+
+def _through_the_worker(client: Client, jobs: list[AnalysisJob]) -> list[JobResult]:
+    submitted = [client.submit(job) for job in jobs]
+    return [job.result(timeout=120) for job in submitted]
+
+
+def _timed(action: Callable[[], T]) -> tuple[float, T]:
+    began = time.perf_counter()
+    value = action()
+    return time.perf_counter() - began, value
+
+
+def _report(rounds: list[tuple[float, float]], results: list[JobResult]) -> str:
+    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratio = statistics.median(a / b for a, b in rounds)
+    tokens = sum(result.usage.completion_tokens for result in results)
+    lines = [
+        f"64 image and 8 video jobs, {tokens} new tokens, small Keye in float32; medians of {ROUNDS} rounds.",
+        "",
+        "| | jobs/s | ratio |",
+        "|---|---|---|",
+        f"| plain: one process, one job at a time, `generate` | {theirs:.1f} | 1 |",
+        f"| worker: Redis, Celery, 8 jobs in flight, one engine | {ours:.1f} | {ratio:.2f} |",
+        "",
+        "| stage of a job in the worker (median) | image | video |",
+        "|---|---|---|",
+    ]
+    for stage in ("fetch", "decode", "prepare", "generate", "total"):
+        medians = [
+            1000 * statistics.median(getattr(r.timings, stage) for r in results if r.media[0].type == kind)
+            for kind in ("image", "video")
+        ]
+        lines.append(f"| {stage} | {medians[0]:.1f} ms | {medians[1]:.1f} ms |")
+    return "\n".join(lines) + "\n"
