@@ -1,0 +1,451 @@
+"""Deliveries through a real Celery worker, server, engine and decoders, with a model of random weights.
+
+Only the faults that real parts would not have on demand are put in by hand.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from celery.result import AsyncResult
+from PIL import Image
+from pydantic import SecretStr
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import EVENT, JobEnded, Stage
+from config.job import AnalysisJob
+from config.outcome import JobFailed, JobResult, ModelIdentity, WorkerIdentity
+from config.settings import Settings
+from config.state import JobState
+from config.topology import ANALYZE_TASK, QUEUE
+from config.wire import SealedJob, seal
+from producer import Client, Job
+from tests.zoo import encode_clip, steady_times
+from worker.engine.step_loop import Engine
+from worker.leases.connection import connect
+from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from worker.leases.reaper import Reaper
+from worker.leases.renewal import LeaseRenewal
+from worker.media.prepare import MediaLimits
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor, PreparedPrompt
+from worker.results.event_writer import EventWriter
+from worker.results.settlement import Settlement
+from worker.tasks.analyze import Analyst
+from worker.tasks.attempt import Workbench
+from worker.tasks.celery_app import build_app
+from worker.tasks.requeue import DeadWorkersJobs
+from worker.tasks.sampling_defaults import SamplingDefaults
+
+# Celery 5.7 calls it and a warning raised as an error would end its thread; our own calls are not affected.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
+CONCURRENCY = 4
+# A fault that a job may ask for, by its prompt.
+FAULTS = {
+    "SystemExit": SystemExit,
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "MemoryError": MemoryError,
+    "ValueError": ValueError,
+}
+
+
+class FaultyProcessor(KeyeProcessor):
+    """The real one, but it breaks on request, and it can be held up to catch a job while it runs."""
+
+    gate = threading.Event()
+    gate.set()
+
+    def prepare(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
+        last = messages[-1]["content"][-1]["text"]
+        if last.startswith("break with "):
+            raise FAULTS[last.removeprefix("break with ")](f"a secret in {last}")
+        if last == "wait":
+            assert self.gate.wait(30)
+        return super().prepare(messages, *args, **kwargs)
+
+
+@dataclass
+class Plant:
+    """Everything of one worker that a test may want to touch."""
+
+    app: Celery
+    worker: Any
+    client: Client
+    redis: Redis
+    leases: LeaseStore
+    renewal: LeaseRenewal
+    settlement: Settlement
+    media: Path
+
+    def finish(self, job: Job) -> JobResult:
+        return job.result(timeout=60)
+
+    def fail(self, job: Job) -> JobFailed:
+        with pytest.raises(JobFailed) as caught:
+            job.result(timeout=60)
+        return caught.value
+
+    def celery_result(self, job_id: str) -> AsyncResult:
+        return AsyncResult(job_id, app=self.app)
+
+    def send(self, payload: Any, task_id: str) -> AsyncResult:
+        """A message by hand, without a record, as a producer in another language sends it."""
+        return self.app.send_task(ANALYZE_TASK, kwargs={"sealed": payload}, task_id=task_id, queue=QUEUE, priority=3)
+
+    def record(self, job_id: str) -> dict[str, str]:
+        return self.redis.hgetall(keys.record(job_id))
+
+
+@pytest.fixture(scope="module")
+def plant(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    media = tmp_path_factory.mktemp("media")
+    settings = Settings(redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY)
+    redis = connect(valkey_url)
+    redis.flushall()
+    processor = FaultyProcessor.from_checkpoint(CHECKPOINT)
+    engine = Engine(load_model(CHECKPOINT, dtype=torch.float32, device="cpu"), processor, kv_cache_bytes=2**26)
+    engine.start()
+    leases = LeaseStore(redis, settings.lease_seconds)
+    renewal = LeaseRenewal(leases)
+    renewal.start()
+    settlement = Settlement(redis, settings.result_ttl_seconds)
+    bench = Workbench(
+        inbox=engine.inbox,
+        processor=processor,
+        sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
+        media_limits=MediaLimits(
+            roots=settings.media_roots,
+            s3_endpoint_url=None,
+            fetch_timeout_seconds=5,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            max_video_bytes=settings.max_video_bytes,
+        ),
+        events=EventWriter(redis),
+        model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
+        worker=WorkerIdentity(host="here", pid=1, device="cpu"),
+    )
+    app = build_app(settings)
+    app.analyst = Analyst(bench, leases, renewal, settlement)
+    with (
+        start_worker(app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False) as worker,
+        Client(settings) as client,
+    ):
+        yield Plant(app, worker, client, redis, leases, renewal, settlement, media)
+    renewal.stop()
+    engine.stop()
+    app.close()
+    redis.flushall()
+    redis.close()
+
+
+@pytest.fixture
+def picture(plant: Plant) -> str:
+    path = plant.media / "picture.png"
+    Image.new("RGB", (120, 90), "teal").save(path)
+    return str(path)
+
+
+def briefly(**options: Any) -> dict[str, Any]:
+    return {"max_new_tokens": 6, "temperature": 0, **options}
+
+
+def a_job(**options: Any) -> AnalysisJob:
+    return AnalysisJob.model_validate({"prompt": "what?", "generation": briefly(), **options})
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "the condition never held"
+        time.sleep(0.01)
+
+
+def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant, picture: str) -> None:
+    job = plant.client.submit(
+        prompt="what?", media=[picture], generation=briefly(), metadata={"order": 7}, thinking="no_think"
+    )
+    result = plant.finish(job)
+
+    assert job.state is JobState.SUCCEEDED
+    assert result.attempts == 1
+    assert result.metadata == {"order": 7}
+    assert result.model.name == "random"
+    (seen,) = result.media
+    assert (seen.type, seen.original_size, seen.resized_size) == ("image", (90, 120), (84, 112))
+    assert seen.visual_tokens == result.usage.visual_tokens == 12
+    assert 12 < result.usage.prompt_tokens < 100
+    assert 1 <= result.usage.completion_tokens <= 6
+    timings = result.timings
+    assert 0 < timings.fetch + timings.decode + timings.prepare + timings.generate <= timings.total
+    assert timings.first_token is not None
+
+
+def test_celery_result_is_the_outcome_for_who_knows_celery_only(plant: Plant) -> None:
+    job = plant.client.submit(a_job())
+    result = plant.finish(job)
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+
+
+def test_events_tell_the_stages_in_order(plant: Plant, picture: str) -> None:
+    job = plant.client.submit(prompt="what?", media=[picture], generation=briefly())
+    *stages, last = job.events(timeout=60)
+    assert [event.stage for event in stages] == [
+        Stage.OPEN,
+        Stage.FETCH,
+        Stage.DECODE,
+        Stage.PREPARE,
+        Stage.GENERATE,
+    ]
+    assert isinstance(last, JobEnded)
+    assert last.state is JobState.SUCCEEDED
+
+
+def test_video_is_sampled_and_told_of(plant: Plant, picture: str) -> None:
+    clip = encode_clip(plant.media / "clip.mp4", steady_times(60))
+    job = plant.client.submit(prompt="what moves?", media=[picture, str(clip), picture], generation=briefly())
+    seen = plant.finish(job).media
+
+    assert [medium.type for medium in seen] == ["image", "video", "image"]
+    assert seen[1].frames == 4
+    assert seen[1].fps == pytest.approx(2, rel=0.05)
+    assert seen[1].duration_seconds == pytest.approx(2, rel=0.05)
+    height, width = seen[1].resized_size
+    assert seen[1].visual_tokens == 4 * height * width // 28**2
+
+
+def test_chat_with_several_turns_and_media_is_read_whole(plant: Plant, picture: str) -> None:
+    turns = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "image", "uri": picture}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "teal"},
+        {"role": "user", "content": [{"type": "text", "text": "sure?"}]},
+    ]
+    result = plant.finish(plant.client.submit(messages=turns, generation=briefly()))
+    assert len(result.media) == 1
+
+
+def test_same_seed_gives_the_same_text(plant: Plant) -> None:
+    options = {"max_new_tokens": 12, "temperature": 1.5, "seed": 5}
+    first, second = (plant.finish(plant.client.submit(prompt="sing", generation=options)) for _ in range(2))
+    assert first.raw_text == second.raw_text
+
+
+def test_missing_file_fails_with_its_code_and_which_medium(plant: Plant, picture: str) -> None:
+    job = plant.client.submit(prompt="what?", media=[picture, str(plant.media / "nothing.jpg")])
+    failed = plant.fail(job)
+
+    assert failed.code is ErrorCode.MEDIA_NOT_FOUND
+    assert failed.failure.media_index == 1
+    assert failed.failure.stage is Stage.FETCH
+    assert job.state is JobState.FAILED
+    with pytest.raises(JobFailed) as of_celery:
+        plant.celery_result(job.id).get(timeout=10)
+    assert of_celery.value.failure == failed.failure
+
+
+def test_corrupt_file_fails_while_decoding(plant: Plant) -> None:
+    broken = plant.media / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
+    failed = plant.fail(plant.client.submit(prompt="what?", media=[str(broken)]))
+    assert failed.code in (ErrorCode.MEDIA_CORRUPT, ErrorCode.MEDIA_UNSUPPORTED)
+    assert failed.failure.stage is Stage.DECODE
+
+
+def test_picture_too_narrow_for_the_model_is_the_mediums_fault(plant: Plant) -> None:
+    path = plant.media / "line.png"
+    Image.new("RGB", (28 * 300, 28)).save(path)
+    failed = plant.fail(plant.client.submit(prompt="what?", media=[str(path)]))
+    assert failed.code is ErrorCode.MEDIA_UNSUPPORTED
+    assert "aspect ratio" in failed.failure.message
+
+
+def test_prompt_longer_than_the_context_names_the_numbers(plant: Plant) -> None:
+    failed = plant.fail(plant.client.submit(prompt="what?", generation={"max_new_tokens": 100_000}))
+    assert failed.code is ErrorCode.PROMPT_TOO_LONG
+    assert "100000" in failed.failure.message
+    assert "40960" in failed.failure.message
+
+
+def test_unknown_schema_version_is_its_own_code(plant: Plant) -> None:
+    sent = plant.send({"schema_version": 99, "job_id": "from-the-future", "anything": True}, "task-1")
+    with pytest.raises(JobFailed) as caught:
+        sent.get(timeout=20)
+    assert caught.value.code is ErrorCode.UNKNOWN_SCHEMA_VERSION
+    assert caught.value.failure.job_id == "from-the-future"
+    assert plant.record("from-the-future")["state"] == JobState.FAILED
+
+
+@pytest.mark.parametrize("payload", [None, [], {"schema_version": 1}, {"schema_version": 1, "job_id": 5}])
+def test_message_without_a_usable_job_fails_under_its_celery_id(plant: Plant, payload: Any) -> None:
+    task_id = f"unreadable-{json.dumps(payload)}"
+    with pytest.raises(JobFailed) as caught:
+        plant.send(payload, task_id).get(timeout=20)
+    assert caught.value.code is ErrorCode.INVALID_JOB
+    assert caught.value.failure.stage is Stage.OPEN
+    assert plant.record(task_id)["state"] == JobState.FAILED
+
+
+def test_job_published_without_a_record_is_answered_and_gets_one(plant: Plant) -> None:
+    sealed = seal(a_job())
+    result = plant.send(sealed.model_dump(mode="json"), sealed.job_id).get(timeout=20)
+    assert JobResult.model_validate(result) == plant.finish(plant.client.find(sealed.job_id))
+    assert SealedJob.model_validate_json(plant.record(sealed.job_id)["sealed"]) == sealed
+
+
+def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:
+    sealed = seal(a_job())
+    payload = sealed.model_dump(mode="json")
+    first = plant.send(payload, sealed.job_id).get(timeout=20)
+    ended_at = plant.record(sealed.job_id)["ended_at"]
+
+    again = plant.send(payload, f"{sealed.job_id}-again").get(timeout=20)
+    assert again == first
+    assert plant.record(sealed.job_id)["ended_at"] == ended_at
+    assert plant.record(sealed.job_id)["attempts"] == "1"
+
+
+def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) -> None:
+    FaultyProcessor.gate.clear()
+    job = plant.client.submit(a_job(prompt="wait"))
+    try:
+        wait_until(lambda: job.state is JobState.RUNNING)
+        sealed = json.loads(plant.record(job.id)["sealed"])
+        second = plant.send(sealed, f"{job.id}-second")
+        wait_until(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen("unacked") <= 1)
+    finally:
+        FaultyProcessor.gate.set()
+    assert plant.finish(job).attempts == 1
+    assert second.state == "PENDING", "acknowledged without a result"
+
+
+def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:
+    sealed = seal(a_job(deadline_seconds=5))
+    late = sealed.model_copy(update={"submitted_at": sealed.submitted_at - 60})
+    with pytest.raises(JobFailed) as caught:
+        plant.send(late.model_dump(mode="json"), late.job_id).get(timeout=20)
+    assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
+    assert plant.client.find(late.job_id).state is JobState.EXPIRED
+    stages = [EVENT.validate_json(f["event"]) for _, f in plant.redis.xrange(keys.events(late.job_id))]
+    assert [event.type for event in stages] == ["stage", "ended"]
+
+
+def test_deadline_ends_a_generation_that_runs(plant: Plant) -> None:
+    job = plant.client.submit(prompt="go on", deadline_seconds=0.5, generation=endlessly())
+    assert plant.fail(job).code is ErrorCode.DEADLINE_EXCEEDED
+    assert job.state is JobState.EXPIRED
+
+
+def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None:
+    job = plant.client.submit(prompt="go on", generation=endlessly())
+    wait_until(lambda: generating(plant, job.id))
+    job.cancel()
+    plant.renewal.renew_all()
+    failed = plant.fail(job)
+    assert failed.code is ErrorCode.CANCELLED
+    assert failed.failure.stage is Stage.GENERATE
+    assert job.state is JobState.CANCELLED
+
+
+def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> None:
+    FaultyProcessor.gate.clear()
+    job = plant.client.submit(a_job(prompt="wait"))
+    try:
+        wait_until(lambda: job.state is JobState.RUNNING)
+        job.cancel()
+        plant.renewal.renew_all()
+    finally:
+        FaultyProcessor.gate.set()
+    failed = plant.fail(job)
+    assert failed.code is ErrorCode.CANCELLED
+    assert failed.failure.stage is Stage.PREPARE
+
+
+def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> None:
+    job = plant.client.submit(prompt="go on", generation=endlessly())
+    wait_until(lambda: generating(plant, job.id))
+    plant.redis.hincrby(keys.record(job.id), "token", 1)
+    before = plant.record(job.id)
+    plant.renewal.renew_all()
+
+    wait_until(lambda: plant.redis.hlen("unacked") == 0)
+    assert plant.record(job.id) == before
+    assert plant.celery_result(job.id).state == "PENDING"
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
+    plant: Plant, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [plant.client.submit(a_job(prompt=f"break with {kind}")) for _ in range(CONCURRENCY + 1)]
+    for job in jobs:
+        failed = plant.fail(job)
+        assert failed.code is ErrorCode.INTERNAL
+        assert failed.failure.stage is Stage.PREPARE
+        assert failed.failure.retryable
+        assert kind in failed.failure.message
+        assert "secret" not in failed.failure.message
+    assert plant.finish(plant.client.submit(a_job())).attempts == 1
+    tracebacks = [entry for entry in caplog.records if entry.exc_info and jobs[0].id in entry.getMessage()]
+    assert len(tracebacks) == 1, "the operator finds the traceback once"
+    wait_until(lambda: plant.redis.hlen("unacked") == 0)
+
+
+def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
+    sealed = seal(a_job())
+    dead, reaper = a_dead_worker(plant, sealed)
+    wait_until(lambda: dead.overdue(1))
+    reaper.reap_overdue()
+    assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
+
+
+def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
+    sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
+    dead, reaper = a_dead_worker(plant, sealed)
+    wait_until(lambda: dead.overdue(1))
+    reaper.reap_overdue()
+
+    failed = plant.fail(plant.client.find(sealed.job_id))
+    assert failed.code is ErrorCode.WORKER_LOST
+    assert "worker-that-died" in failed.failure.message
+    assert failed.failure.metadata == {"order": 7}
+    with pytest.raises(JobFailed):
+        plant.celery_result(sealed.job_id).get(timeout=10)
+
+
+def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
+    started = {type(step).__name__ for step in plant.worker.consumer.steps}
+    assert "Tasks" in started
+    assert not started & {"Gossip", "Mingle", "Heart"}
+
+
+def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
+    """One that claimed the job for a short time and was never heard of again, and who finds out."""
+    dead = LeaseStore(plant.redis, lease_seconds=0.2)
+    assert isinstance(dead.claim(QueuedJob.of(sealed), "worker-that-died"), Claimed)
+    jobs = DeadWorkersJobs(plant.app, plant.settlement)
+    return dead, Reaper(plant.leases, "reaper", jobs.publish, jobs.bury)
+
+
+def endlessly() -> dict[str, Any]:
+    """Greedy, this checkpoint falls into a loop and goes on for longer than any test."""
+    return {"max_new_tokens": 30_000, "temperature": 0}
+
+
+def generating(plant: Plant, job_id: str) -> bool:
+    return any(
+        json.loads(fields["event"]).get("stage") == Stage.GENERATE
+        for _, fields in plant.redis.xrange(keys.events(job_id))
+    )
