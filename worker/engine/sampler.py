@@ -63,18 +63,18 @@ def _draw(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     options = [sequence.pending.sampling for sequence in sequences]
     scores = logits / _column([option.temperature for option in options], logits)
     vocab_size = logits.shape[-1]
-    num_kept = [min(option.top_k or vocab_size, vocab_size) for option in options]
-    scores, token_ids = scores.topk(max(num_kept), dim=-1)
+    top_k = [min(option.top_k or vocab_size, vocab_size) for option in options]
+    scores, token_ids = scores.topk(max(top_k), dim=-1)
     ranks = torch.arange(scores.shape[-1], device=logits.device)
-    scores = scores.masked_fill(ranks >= _column(num_kept, logits), -torch.inf)
-    probabilities = scores.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= _column([option.top_p for option in options], logits), 0)
+    in_top_k = ranks < _column(top_k, logits)
+    probabilities = scores.masked_fill(~in_top_k, -torch.inf).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
+    in_top_p = cumulative - probabilities < _column([option.top_p for option in options], logits)
+    # A row without a number keeps no token; its choice is not used, but it must be one.
+    last = (in_top_k & in_top_p).sum(dim=-1, keepdim=True).sub_(1).clamp_(min=0)
     # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
-    points = _column([sequence.rng.random() for sequence in sequences], logits) * cumulative[:, -1:]
+    points = _column([sequence.rng.random() for sequence in sequences], logits) * cumulative.gather(-1, last)
     # Rounding may push a point to the very end, behind the last token that is left.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     drawn = torch.searchsorted(cumulative, points, right=True).minimum(last)
     return token_ids.gather(-1, drawn).squeeze(-1).tolist()
 

@@ -10,7 +10,7 @@ from worker.engine.stop_rules import StopRules, StopStrings
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`arrival` counts submissions; keys and values of the first `num_cached` tokens lie in the blocks of `block_table`."""
+    """`num_cached` of its tokens have keys and values in the blocks of `block_table`; `arrival` counts submissions."""
 
     pending: PendingGeneration
     arrival: int

@@ -187,16 +187,14 @@ class Engine:
         next_token_ids = iter(token_ids)
         for chunk in chunks:
             sequence, num_tokens = chunk
-            reaches_end = chunk.reaches_end
-            if sequence.num_cached < sequence.num_prompt_tokens:
-                self._counters.prefill_tokens += num_tokens
+            if sequence.is_decoding:
+                self._counters.decode_tokens += 1
             else:
-                self._counters.decode_tokens += num_tokens
+                self._counters.prefill_tokens += num_tokens
             sequence.num_cached += num_tokens
-            if sequence.num_cached >= sequence.num_prompt_tokens:
-                self._runner.forget_media(sequence)
-            if not reaches_end:
+            if sequence.num_uncached:
                 continue
+            self._runner.forget_media(sequence)
             token_id = next(next_token_ids)
             if token_id is None:
                 self._runner.wipe(sequence)

@@ -14,13 +14,15 @@ class StopStrings:
 
     def push(self, piece: str) -> str:
         """The text that may be shown now: all but a tail that can still become a stop string."""
+        if not self._stop:
+            return piece
         text = self._held + piece
         hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if hits:
             self.is_hit = True
             self._held = ""
             return text[: min(hits)]
-        num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        num_held = max(_overlap(text, stop) for stop in self._stop)
         cut = len(text) - num_held
         self._held = text[cut:]
         return text[:cut]

@@ -1,0 +1,85 @@
+"""The door between a job's thread and the step thread."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from config.error_codes import ErrorCode
+from worker.engine.inbox import (
+    Generated,
+    GenerationFault,
+    Inbox,
+    PendingGeneration,
+    SamplingOptions,
+    TextDelta,
+    TooLongForEngine,
+)
+from worker.model.processor import PreparedPrompt
+
+MakePrompt = Callable[[list[int]], PreparedPrompt]
+OPTIONS = SamplingOptions(10, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+FAULT = GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
+GENERATED = Generated("two", (1, 2), "stop", 1, 0.1, 0.2, 0.3)
+
+
+def test_job_that_could_never_fit_is_refused_with_the_numbers(make_prompt: MakePrompt) -> None:
+    with pytest.raises(TooLongForEngine, match="need 31 tokens, this worker holds 30") as refused:
+        Inbox(max_tokens=30).submit(make_prompt([0] * 21), OPTIONS)
+    assert (refused.value.needed, refused.value.limit) == (31, 30)
+
+
+def test_job_that_just_fits_is_taken(make_prompt: MakePrompt) -> None:
+    inbox = Inbox(max_tokens=30)
+    pending = inbox.submit(make_prompt([0] * 20), OPTIONS, priority=3, deadline=5.0)
+    assert inbox.drain() == [pending]
+    assert inbox.drain() == []
+    assert (pending.priority, pending.deadline) == (3, 5.0)
+
+
+def test_closed_inbox_refuses_and_gives_back_what_nobody_took(make_prompt: MakePrompt) -> None:
+    inbox = Inbox(max_tokens=30)
+    pending = inbox.submit(make_prompt([0]), OPTIONS)
+    assert inbox.close(FAULT) == [pending]
+    with pytest.raises(GenerationFault, match="stopped"):
+        inbox.submit(make_prompt([0]), OPTIONS)
+
+
+def test_engine_sleeps_until_something_arrives(make_prompt: MakePrompt) -> None:
+    inbox = Inbox(max_tokens=30)
+    waiter = threading.Thread(target=inbox.wait)
+    waiter.start()
+    inbox.submit(make_prompt([0]), OPTIONS)
+    waiter.join(timeout=10)
+    assert not waiter.is_alive()
+
+
+def test_reader_in_another_thread_gets_all_text_and_then_the_end(make_prompt: MakePrompt) -> None:
+    pending = PendingGeneration(make_prompt([0]), OPTIONS)
+    read: list[TextDelta] = []
+    reader = threading.Thread(target=lambda: read.extend(pending.deltas()))
+    reader.start()
+    for step in range(100):
+        pending.deliver(f"{step} ", 1, now=float(step))
+    pending.end(GENERATED)
+    reader.join(timeout=10)
+    assert "".join(delta.text for delta in read) == "".join(f"{step} " for step in range(100))
+    assert sum(delta.num_tokens for delta in read) == 100
+    assert pending.generated is GENERATED
+
+
+def test_failed_generation_raises_after_the_text_that_came(make_prompt: MakePrompt) -> None:
+    pending = PendingGeneration(make_prompt([0]), OPTIONS)
+    pending.deliver("so far", 2, now=0)
+    pending.fail(FAULT)
+    deltas = pending.deltas()
+    assert next(deltas) == TextDelta("so far", 2)
+    with pytest.raises(GenerationFault, match="stopped"):
+        next(deltas)
+    with pytest.raises(GenerationFault, match="stopped"):
+        _ = pending.generated
+
+
+def test_result_cannot_be_read_before_the_end(make_prompt: MakePrompt) -> None:
+    with pytest.raises(RuntimeError, match="has not ended"):
+        _ = PendingGeneration(make_prompt([0]), OPTIONS).generated

@@ -1,0 +1,82 @@
+"""Which token is chosen, against the processors of transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from worker.engine.sampler import Sampler
+from worker.engine.sequence import Sequence
+
+MakeSequence = Callable[..., Sequence]
+VOCAB = 50
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def test_greedy_takes_the_best(make_sequence: MakeSequence, logits: Tensor) -> None:
+    assert Sampler().choose(logits.unsqueeze(0), [make_sequence([1])]) == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+        {"temperature": 1.0, "top_p": 0.5, "top_k": 0},
+        {"temperature": 1.7, "top_p": 1.0, "top_k": 5},
+        {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.4},
+    ],
+)
+def test_tokens_are_drawn_as_often_as_transformers_would(
+    make_sequence: MakeSequence, logits: Tensor, options: dict[str, Any]
+) -> None:
+    prompt, num_draws = [3, 3, int(logits.argmax())], 4000
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0))])
+    processors.append(TemperatureLogitsWarper(options["temperature"]))
+    if options["top_k"]:
+        processors.append(TopKLogitsWarper(options["top_k"]))
+    processors.append(TopPLogitsWarper(options["top_p"]))
+    expected = processors(torch.tensor([prompt]), logits.unsqueeze(0).clone()).softmax(dim=-1)[0]
+
+    sequences = [make_sequence(prompt, seed=seed, **options) for seed in range(num_draws)]
+    chosen = Sampler().choose(logits.expand(num_draws, -1), sequences)
+    drawn = torch.bincount(torch.tensor(chosen), minlength=VOCAB) / num_draws
+    assert not drawn[expected == 0].any()
+    assert (drawn - expected).abs().max() < 4 * (0.25 / num_draws) ** 0.5
+
+
+def test_penalty_counts_what_was_generated_too(make_sequence: MakeSequence) -> None:
+    sampler, sequence = Sampler(), make_sequence([0], repetition_penalty=2.0)
+    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]])
+    assert [sampler.choose(logits, [sequence])[0] for _ in range(3)] == [1, 2, 1]
+
+
+def test_draw_depends_on_the_seed_and_not_on_the_neighbours(make_sequence: MakeSequence, logits: Tensor) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "seed": 11}
+    alone = make_sequence([1], **options)
+    drawn_alone = [Sampler().choose(logits.unsqueeze(0), [alone])[0] for _ in range(20)]
+    beside = make_sequence([1], **options)
+    others = [make_sequence([1], temperature=0.5, top_k=3), make_sequence([1]), make_sequence([1], temperature=1.5)]
+    rows = torch.stack([logits.flip(0), logits, logits * 2, logits])
+    drawn_beside = [Sampler().choose(rows, [others[0], beside, *others[1:]])[1] for _ in range(20)]
+    assert drawn_alone == drawn_beside
+    assert len(set(drawn_alone)) > 1
+
+
+def test_row_that_is_not_a_number_is_told_apart(make_sequence: MakeSequence, logits: Tensor) -> None:
+    bad = logits.clone()
+    bad[4] = torch.nan
+    sequences = [make_sequence([1]), make_sequence([1], temperature=0.7), make_sequence([1])]
+    assert Sampler().choose(torch.stack([bad, bad, logits]), sequences) == [None, None, int(logits.argmax())]
