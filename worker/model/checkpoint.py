@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from worker.model.chat_template import load_chat_template
 from worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
 
 MODEL_TYPES = ("Keye", "KeyeVL1_5")
@@ -25,6 +26,10 @@ def check_checkpoint(path: Path | str) -> list[str]:
     ]
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         faults.append(f"no tokenizer.json and no vocab.json with merges.txt in {folder}")
+    try:
+        load_chat_template(folder)
+    except ValueError as error:
+        faults.append(str(error))
     tensors, weight_faults = _read_headers(folder)
     faults += weight_faults
     if (folder / "config.json").is_file():

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Qwen2Tokenizer
 
+from worker.model.chat_template import IMAGE_PAD
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.image_processing import ImageProcessor, Patches, UnusableImage, frame_types
 from worker.model.positions import position_ids
 from worker.model.prompt import (
-    IMAGE_PAD,
     VIDEO_PAD,
     Message,
     PromptFormat,

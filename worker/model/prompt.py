@@ -1,6 +1,5 @@
 """Chat messages to token ids: the checkpoint's own template, the thinking suffix, and placeholders filled in."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any, Literal
 
 from transformers import Qwen2Tokenizer
 
+from worker.model.chat_template import IMAGE_PAD, load_chat_template
 from worker.model.positions import PlaceholderMismatch
 
 Thinking = Literal["auto", "think", "no_think"]
 Message = dict[str, Any]
 
-IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
 # What 1.5 writes around the pads of a frame. Its tokenizer need not flag them special; users may not forge them.
 FRAME, FAST_START, FAST_END = "<|frame|>", "<|fast_start|>", "<|fast_end|>"
@@ -98,25 +97,6 @@ def slow_fast_filler(frame_tokens: Sequence[int], types: Sequence[int], timestam
         time = "" if timestamps is None else f"{timestamps[index]:.1f}"
         pieces.append(FRAME + time + (FAST_START + pads + FAST_END if kind == 1 else pads))
     return "".join(pieces)
-
-
-def load_chat_template(path: Path | str) -> str:
-    """The first template of the folder that can write an image; a tokenizer's own is often the text model's.
-
-    Raises `ValueError` when there is none.
-    """
-    folder = Path(path)
-    for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        text = file.read_text(encoding="utf-8")
-        template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
-        if isinstance(template, str) and IMAGE_PAD in template:
-            return template
-    raise ValueError(
-        f"no chat template in {folder} writes {IMAGE_PAD}; chat_template.json is missing or the text model's"
-    )
 
 
 def _is_text(part: dict[str, Any]) -> bool:

@@ -130,6 +130,19 @@ def test_missing_small_files_are_named_together(checkpoint: Path) -> None:
     ]
 
 
+def test_text_models_template_alone_is_a_fault(checkpoint: Path) -> None:
+    (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    (fault,) = check_checkpoint(checkpoint)
+    assert "no chat template" in fault
+
+
+def test_tied_embeddings_need_no_head_in_the_files(checkpoint: Path) -> None:
+    rewrite_config(checkpoint, tie_word_embeddings=True)
+    rewrite_weights(checkpoint, lambda tensors: tensors.pop("lm_head.weight"))
+    model = load_model(checkpoint)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_folder_that_is_not_there_is_one_fault(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFault, match="is not a directory"):
         load_model(tmp_path / "nowhere")

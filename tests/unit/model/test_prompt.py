@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worker.model.chat_template import load_chat_template
 from worker.model.positions import PlaceholderMismatch
 from worker.model.processor import KeyeProcessor
-from worker.model.prompt import load_chat_template
 from worker.model.visual_input import Image, Video
 
 
