@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from config.event import StageStarted
 from config.outcome import JobFailed, JobFailure, JobResult
@@ -83,19 +84,19 @@ class _Board:
         return found == self.errands[i].expected
 
     def __rich__(self) -> Table:
-        table = Table("medium", "question", "answer", "expected", "fetch", "decode", "generate", "", show_lines=False)
+        table = Table("medium", "question", "answer, or why there is none", "expected", "ms: fetch+decode+generate", "")
         for i, errand in enumerate(self.errands):
             match self.outcomes[i]:
-                case JobResult() as result:
-                    answer = result.answer
-                    seconds = [result.timings.fetch, result.timings.decode, result.timings.generate]
-                    times = [f"{s * 1000:.0f} ms" for s in seconds]
+                case JobResult(answer=text, timings=t):
+                    times = " + ".join(f"{1000 * seconds:.0f}" for seconds in (t.fetch, t.decode, t.generate))
                 case JobFailure() as failure:
-                    answer, times = f"{failure.code}: {failure.message}", [""] * 3
+                    text, times = f"{failure.code}: {failure.message}", ""
                 case None:
-                    answer, times = f"[dim]{self._stages[i]} ...[/dim]", [""] * 3
-            verdict = "" if self.outcomes[i] is None else "[green]✓[/green]" if self.is_right(i) else "[red]✗[/red]"
-            table.add_row(errand.label, errand.job.prompt, answer, errand.expected, *times, verdict)
+                    text, times = f"{self._stages[i]} ...", ""
+            verdict = "" if self.outcomes[i] is None else "✓" if self.is_right(i) else "✗"
+            # As Text: a model's answer is not markup.
+            cells = (errand.label, errand.job.prompt or "", text, errand.expected, times, verdict)
+            table.add_row(*map(Text, cells))
         return table
 
 
