@@ -52,6 +52,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depreca
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4
+# Short, so that messages of held-up jobs come back while a test waits.
+LEASE_SECONDS = 1
 # A fault that a job may ask for, by its prompt.
 FAULTS = {
     "SystemExit": SystemExit,
@@ -111,7 +113,9 @@ class Plant:
 @pytest.fixture(scope="module")
 def plant(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     media = tmp_path_factory.mktemp("media")
-    settings = Settings(redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY)
+    settings = Settings(
+        redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY, lease_seconds=LEASE_SECONDS
+    )
     redis = connect(valkey_url)
     redis.flushall()
     processor = FaultyProcessor.from_checkpoint(CHECKPOINT)
@@ -331,6 +335,21 @@ def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) 
     assert second.state == "PENDING", "acknowledged without a result"
 
 
+def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
+    FaultyProcessor.gate.clear()
+    job = plant.client.submit(a_job(prompt="wait"))
+    try:
+        wait_until(lambda: job.state is JobState.RUNNING)
+        # The broker gave its message to a worker again, which acknowledged it without work.
+        wait_until(lambda: plant.redis.hlen("unacked") == 0 and plant.redis.llen(QUEUE) == 0)
+        assert job.state is JobState.RUNNING
+    finally:
+        FaultyProcessor.gate.set()
+    result = plant.finish(job)
+    assert result.attempts == 1
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+
+
 def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:
     sealed = seal(a_job(deadline_seconds=5))
     late = sealed.model_copy(update={"submitted_at": sealed.submitted_at - 60})
@@ -377,6 +396,7 @@ def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> N
     job = plant.client.submit(prompt="go on", generation=endlessly())
     wait_until(lambda: generating(plant, job.id))
     plant.redis.hincrby(keys.record(job.id), "token", 1)
+    plant.redis.zrem(keys.leases(), job.id)
     before = plant.record(job.id)
     plant.renewal.renew_all()
 
@@ -406,7 +426,7 @@ def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
 def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
     sealed = seal(a_job())
     dead, reaper = a_dead_worker(plant, sealed)
-    wait_until(lambda: dead.overdue(1))
+    wait_until(lambda: sealed.job_id in dead.overdue(10))
     reaper.reap_overdue()
     assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
 
@@ -414,7 +434,7 @@ def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
 def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
     sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
     dead, reaper = a_dead_worker(plant, sealed)
-    wait_until(lambda: dead.overdue(1))
+    wait_until(lambda: sealed.job_id in dead.overdue(10))
     reaper.reap_overdue()
 
     failed = plant.fail(plant.client.find(sealed.job_id))

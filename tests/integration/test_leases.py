@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from config import keys
 from config.error_codes import ErrorCode
@@ -384,3 +385,19 @@ def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, cli
     redis.delete(keys.events(lease.job_id))
     EventWriter(client).stage(lease, Stage.GENERATE)
     assert not redis.exists(keys.events(lease.job_id))
+
+
+def test_outcome_is_written_once_a_full_server_has_room_again(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            settlement.settle(lease, a_failure(lease), patience_seconds=0)
+        settling = threading.Thread(target=settlement.settle, args=(lease, a_failure(lease)))
+        settling.start()
+    finally:
+        redis.config_set("maxmemory", 0)
+    settling.join(timeout=10)
+    assert record(redis, lease.job_id)["state"] == JobState.FAILED

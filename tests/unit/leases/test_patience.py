@@ -1,0 +1,37 @@
+"""How long and for what the worker waits when Redis is away."""
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from worker.leases.connection import patiently
+
+
+class Away:
+    """Raises each fault in turn, then answers."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+
+    def __call__(self) -> str:
+        if self.faults:
+            raise self.faults.pop(0)
+        return "answer"
+
+
+def test_passing_faults_are_waited_out() -> None:
+    action = Away(RedisConnectionError("restarting"), OutOfMemoryError("full"), RedisConnectionError("again"))
+    assert patiently(action, "asking") == "answer"
+
+
+def test_fault_is_raised_once_patience_ends() -> None:
+    action = Away(*[RedisConnectionError("gone")] * 1000)
+    with pytest.raises(RedisConnectionError, match="gone"):
+        patiently(action, "asking", patience_seconds=0.2)
+
+
+def test_fault_that_will_not_pass_is_raised_at_once() -> None:
+    action = Away(ResponseError("WRONGTYPE"), ResponseError("WRONGTYPE"))
+    with pytest.raises(ResponseError):
+        patiently(action, "asking")
+    assert len(action.faults) == 1

@@ -1,0 +1,46 @@
+"""Messages as they come off the queue: good, foreign, broken."""
+
+import json
+
+import pytest
+
+from config.error_codes import ErrorCode
+from config.job import AnalysisJob, Priority
+from config.wire import SealedJob, seal
+from worker.tasks.analyze import open_delivery
+from worker.tasks.fault import JobFault
+
+
+def test_good_message_gives_the_job_and_what_its_record_needs() -> None:
+    sealed = seal(AnalysisJob(prompt="what?", deadline_seconds=60, priority=Priority.LOW, idempotency_key="k"))
+    queued, opened = open_delivery(sealed.model_dump(mode="json"), "celery-id")
+    assert opened == sealed
+    assert queued.job_id == sealed.job_id
+    assert queued.deadline_at == sealed.submitted_at + 60
+    assert (queued.priority, queued.max_attempts, queued.idempotency_key) == (Priority.LOW, 3, "k")
+    assert SealedJob.model_validate_json(queued.sealed_json) == sealed
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "words"),
+    [
+        ({"schema_version": 2}, ErrorCode.UNKNOWN_SCHEMA_VERSION, "2"),
+        ({"schema_version": 1}, ErrorCode.INVALID_JOB, "job_id"),
+        ("not even an object", ErrorCode.INVALID_JOB, "job"),
+        (None, ErrorCode.INVALID_JOB, "job"),
+    ],
+)
+def test_unreadable_message_is_a_fault_under_the_deliverys_id(payload: object, code: ErrorCode, words: str) -> None:
+    queued, opened = open_delivery(payload, "celery-id")
+    assert isinstance(opened, JobFault)
+    assert opened.code is code
+    assert words in opened.message
+    assert queued.job_id == "celery-id"
+    assert json.loads(queued.sealed_json) == payload
+
+
+def test_unreadable_message_that_names_its_job_fails_that_job() -> None:
+    queued, opened = open_delivery({"schema_version": 1, "job_id": "job-7", "job": {"prompt": ""}}, "celery-id")
+    assert queued.job_id == "job-7"
+    assert isinstance(opened, JobFault)
+    assert "prompt" in opened.message
