@@ -1,0 +1,345 @@
+"""The whole engine on the small checkpoint with random weights: real tower, real decoder, real threads, on the CPU."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from config.error_codes import ErrorCode
+from worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
+from worker.engine.step_loop import Engine
+from worker.engine.step_plan import StepLimits
+from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor, PreparedPrompt
+from worker.model.visual_input import Image, Video
+
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
+GREEDY = SamplingOptions(16, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+PLENTY = 2**25
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def processor() -> KeyeProcessor:
+    return KeyeProcessor.from_checkpoint(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def plain_model() -> KeyeForConditionalGeneration:
+    """Another instance than any engine's, for `generate`."""
+    return load_model(CHECKPOINT, dtype=torch.float32)
+
+
+@pytest.fixture
+def start_engine(processor: KeyeProcessor) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def start(kv_cache_bytes: int = PLENTY, **limits: int) -> Engine:
+        model = load_model(CHECKPOINT, dtype=torch.float32)
+        engines.append(Engine(model, processor, kv_cache_bytes=kv_cache_bytes, limits=StepLimits(**limits)))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+def make_prompt(processor: KeyeProcessor, kind: int, seed: int) -> PreparedPrompt:
+    """Text alone, one to three images, a video, or images and a video: `kind` 0 to 5."""
+    rng = np.random.default_rng(seed)
+    num_images, num_videos = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (2, 1)][kind]
+    images = [Image(rng.integers(0, 256, (28 * int(rng.integers(2, 6)), 84, 3), np.uint8)) for _ in range(num_images)]
+    videos = [Video(rng.integers(0, 256, (4, 56, 84, 3), np.uint8), fps=1.0) for _ in range(num_videos)]
+    content = [{"type": "image"}] * num_images + [{"type": "video"}] * num_videos
+    content.append({"type": "text", "text": "What do you see? " * (1 + seed % 7)})
+    return processor.prepare([{"role": "user", "content": content}], images=images, videos=videos)
+
+
+def generate(
+    model: KeyeForConditionalGeneration, processor: KeyeProcessor, prompt: PreparedPrompt, new: int
+) -> list[int]:
+    batch = processor.pad_left([prompt])
+    whole = model.generate(**batch, do_sample=False, temperature=None, top_k=None, top_p=None, max_new_tokens=new)
+    return whole[0, len(prompt.input_ids) :].tolist()
+
+
+def read(pending: PendingGeneration) -> str:
+    return "".join(delta.text for delta in pending.deltas())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def test_mixed_jobs_give_what_each_gives_alone(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
+) -> None:
+    """32 jobs of all kinds arrive at random, two are abandoned, and the blocks do not suffice for all."""
+    rng = random.Random(5)
+    prompts = [make_prompt(processor, kind=n % 6, seed=n) for n in range(32)]
+    lengths = [rng.randint(5, 200) for _ in prompts]
+    abandoned = {6, 19}
+    engine = start_engine(kv_cache_bytes=2**20, max_running=16, max_step_tokens=192)
+    pendings: list[PendingGeneration] = []
+    for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        pendings.append(engine.inbox.submit(prompt, replace(GREEDY, max_new_tokens=length)))
+        if number in abandoned:
+            pendings[-1].abandon()
+        time.sleep(rng.expovariate(200))
+    texts = [read(pending) for pending in pendings]
+
+    assert engine.snapshot().put_backs > 0, "the pool was large enough for all: this test needs a smaller one"
+    assert engine.snapshot().blocks_used == 0
+    for number, (pending, prompt, length, text) in enumerate(zip(pendings, prompts, lengths, texts, strict=True)):
+        generated = pending.generated
+        expected = generate(plain_model, processor, prompt, length)
+        if number in abandoned:
+            assert generated.finish_reason == "abandoned"
+            expected = expected[: len(generated.token_ids)]
+        assert list(generated.token_ids) == expected, f"job {number} differs"
+        assert text == generated.text == processor.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_seeded_text_is_the_same_alone_and_in_company(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor
+) -> None:
+    options = replace(GREEDY, max_new_tokens=40, temperature=0.9, top_k=30, top_p=0.95, seed=3)
+    prompt = make_prompt(processor, 1, 1)
+    engine = start_engine()
+    alone = engine.inbox.submit(prompt, options)
+    read(alone)
+    other = replace(options, temperature=1.3, seed=None)
+    company = [engine.inbox.submit(make_prompt(processor, n % 6, n), other) for n in range(8)]
+    beside = engine.inbox.submit(prompt, options)
+    for pending in (*company, beside):
+        read(pending)
+    assert alone.generated.token_ids == beside.generated.token_ids
+
+
+def test_stop_string_ends_the_text_before_it(start_engine: Callable[..., Engine], processor: KeyeProcessor) -> None:
+    engine, prompt = start_engine(), make_prompt(processor, 0, 0)
+    whole = engine.inbox.submit(prompt, GREEDY)
+    text = read(whole)
+    stop = text[len(text) // 2 :][:3]
+    cut = engine.inbox.submit(prompt, replace(GREEDY, stop=(stop,)))
+    assert read(cut) == text[: text.index(stop)]
+    assert cut.generated.finish_reason == "stop"
+    assert len(cut.generated.token_ids) < len(whole.generated.token_ids)
+
+
+def test_abandoned_and_late_generations_end_at_once_with_what_they_wrote(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor
+) -> None:
+    """One of each while it decodes, and while it waits for a place."""
+    engine = start_engine(max_running=2)
+    long = replace(GREEDY, max_new_tokens=4000)
+    prompts = [make_prompt(processor, 0, n) for n in range(4)]
+    running = engine.inbox.submit(prompts[0], long)
+    late = engine.inbox.submit(prompts[1], long, deadline=time.monotonic() + 0.3)
+    waiting = engine.inbox.submit(prompts[2], long, priority=1)
+    late_waiting = engine.inbox.submit(prompts[3], long, priority=1, deadline=time.monotonic() + 0.1)
+    first = next(running.deltas())
+    read(late_waiting)
+    waiting.abandon()
+    read(waiting)
+    read(late)
+    running.abandon()
+    text = first.text + read(running)
+
+    assert [p.generated.finish_reason for p in (running, late)] == ["abandoned", "deadline"]
+    assert [p.generated.finish_reason for p in (waiting, late_waiting)] == ["abandoned", "deadline"]
+    assert text == running.generated.text != ""
+    assert late.generated.token_ids
+    assert waiting.generated.token_ids == late_waiting.generated.token_ids == ()
+    assert late_waiting.generated.first_token_seconds is None
+    assert engine.snapshot().blocks_used == 0
+
+
+def test_generation_is_abandoned_in_the_middle_of_its_prompt(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor
+) -> None:
+    engine = start_engine(max_running=2, max_step_tokens=2)
+    pending = engine.inbox.submit(make_prompt(processor, 3, 6), GREEDY)
+    wait_until(lambda: engine.snapshot().prefill_tokens > 4)
+    pending.abandon()
+    assert read(pending) == ""
+    assert engine.snapshot().prefill_tokens < len(pending.prompt.input_ids)
+    assert engine.snapshot().blocks_used == 0
+
+
+def test_higher_priority_is_answered_first(start_engine: Callable[..., Engine], processor: KeyeProcessor) -> None:
+    engine = start_engine(max_running=1)
+    blocker = engine.inbox.submit(make_prompt(processor, 0, 0), replace(GREEDY, max_new_tokens=200))
+    next(blocker.deltas())
+    low = engine.inbox.submit(make_prompt(processor, 0, 1), GREEDY, priority=6)
+    high = engine.inbox.submit(make_prompt(processor, 0, 2), GREEDY, priority=0)
+    read(high)
+    assert not low.has_ended
+    read(low)
+    assert low.generated.queued_seconds > high.generated.queued_seconds
+
+
+def test_prompt_and_answer_larger_than_the_pool_are_refused_at_the_door(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor
+) -> None:
+    engine = start_engine(kv_cache_bytes=2**20)
+    prompt = make_prompt(processor, 0, 0)
+    limit = engine.inbox.max_tokens
+    with pytest.raises(TooLongForEngine, match=f"this worker holds {limit}"):
+        engine.inbox.submit(prompt, replace(GREEDY, max_new_tokens=limit))
+    largest = replace(GREEDY, max_new_tokens=limit - len(prompt.input_ids))
+    read(pending := engine.inbox.submit(prompt, largest))
+    assert pending.generated.finish_reason in ("length", "stop")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        pytest.param(
+            lambda p: replace(p, input_ids=torch.where(p.input_ids == p.input_ids[0], 9999, p.input_ids)),
+            "out of range",
+            id="token-id",
+        ),
+        pytest.param(lambda p: replace(p, image_grid_thw=p.image_grid_thw[:-1]), "job", id="media-do-not-fit"),
+    ],
+)
+def test_faulty_input_fails_its_own_sequence_only(
+    start_engine: Callable[..., Engine],
+    processor: KeyeProcessor,
+    plain_model: KeyeForConditionalGeneration,
+    fault: Callable[[PreparedPrompt], PreparedPrompt],
+    words: str,
+) -> None:
+    engine = start_engine()
+    good_prompts = [make_prompt(processor, n % 6, n) for n in range(5)]
+    good = [engine.inbox.submit(prompt, GREEDY) for prompt in good_prompts[:3]]
+    bad = engine.inbox.submit(fault(make_prompt(processor, 2, 9)), GREEDY)
+    good += [engine.inbox.submit(prompt, GREEDY) for prompt in good_prompts[3:]]
+    with pytest.raises(GenerationFault, match=words) as raised:
+        read(bad)
+    assert raised.value.code is ErrorCode.INTERNAL
+    for pending, prompt in zip(good, good_prompts, strict=True):
+        read(pending)
+        assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
+    assert engine.healthy
+
+
+class SmallDevice:
+    """Stands for a device whose memory holds the work of so many tokens a forward pass, and no more."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, max_tokens: int) -> None:
+        self._forward = engine._runner._model.model.forward
+        self._max_tokens = max_tokens
+        monkeypatch.setattr(engine._runner._model.model, "forward", self)
+
+    def __call__(self, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if embeds.shape[1] > self._max_tokens:
+            raise torch.OutOfMemoryError(f"{embeds.shape[1]} tokens do not fit")
+        return self._forward(embeds, *args, **kwargs)
+
+
+def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
+    start_engine: Callable[..., Engine],
+    processor: KeyeProcessor,
+    plain_model: KeyeForConditionalGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start_engine()
+    SmallDevice(engine, monkeypatch, max_tokens=20)
+    prompts = [make_prompt(processor, n % 6, n) for n in range(6)]
+    pendings = [engine.inbox.submit(prompt, GREEDY) for prompt in prompts]
+    for pending, prompt in zip(pendings, prompts, strict=True):
+        read(pending)
+        assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
+    assert engine._scheduler.limits.max_step_tokens <= 20
+
+
+def test_job_that_does_not_fit_alone_fails_and_says_what_to_lower(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine()
+    tower = engine._runner._model.visual
+
+    def forward(pixels: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(pixels) > 60:
+            raise torch.OutOfMemoryError("60 patches are the limit")
+        return type(tower).forward(tower, pixels, *args)
+
+    monkeypatch.setattr(tower, "forward", forward)
+    small, large = make_prompt(processor, 1, 3), make_prompt(processor, 5, 3)
+    assert small.pixel_values is not None
+    assert len(small.pixel_values) <= 60 < len(large.pixel_values_videos)
+    pendings = [engine.inbox.submit(prompt, GREEDY) for prompt in (small, large)]
+    with pytest.raises(GenerationFault, match=r"Lower max_pixels, max_frames or fps") as raised:
+        read(pendings[1])
+    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+    read(pendings[0])
+    assert pendings[0].generated.token_ids
+
+
+def test_sequence_whose_numbers_overflow_fails_and_leaves_nothing_behind(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
+) -> None:
+    engine = start_engine(kv_cache_bytes=2**19)
+    prompt = make_prompt(processor, 1, 0)
+    assert prompt.pixel_values is not None
+    poisoned = replace(prompt, pixel_values=prompt.pixel_values * torch.nan)
+    with pytest.raises(GenerationFault, match="overflowed"):
+        read(engine.inbox.submit(poisoned, GREEDY))
+    read(after := engine.inbox.submit(prompt, GREEDY))
+    assert list(after.generated.token_ids) == generate(plain_model, processor, prompt, 16)
+
+
+def test_dead_step_thread_leaves_nobody_waiting(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine(max_running=1)
+    pendings = [engine.inbox.submit(make_prompt(processor, 0, n), replace(GREEDY, max_new_tokens=5000)) for n in (1, 2)]
+    next(pendings[0].deltas())
+
+    def die(*_: Any) -> None:
+        raise SystemExit("the step thread was told to go")
+
+    monkeypatch.setattr(engine._runner, "run", die)
+    for pending in pendings:
+        with pytest.raises(GenerationFault, match="has to be restarted"):
+            read(pending)
+    assert not engine.healthy
+    with pytest.raises(GenerationFault, match="has to be restarted"):
+        engine.inbox.submit(make_prompt(processor, 0, 3), GREEDY)
+
+
+def test_stopping_ends_what_runs_as_abandoned(start_engine: Callable[..., Engine], processor: KeyeProcessor) -> None:
+    engine = start_engine()
+    pending = engine.inbox.submit(make_prompt(processor, 0, 1), replace(GREEDY, max_new_tokens=5000))
+    first = next(pending.deltas())
+    engine.stop()
+    assert first.text + read(pending) == pending.generated.text
+    assert pending.generated.finish_reason == "abandoned"
+    with pytest.raises(GenerationFault, match="stopped"):
+        engine.inbox.submit(make_prompt(processor, 0, 1), GREEDY)
+
+
+def test_engine_that_took_a_model_over_leaves_other_models_alone(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
+) -> None:
+    engine, prompt = start_engine(), make_prompt(processor, 2, 1)
+    engine.warm_up()
+    pending = engine.inbox.submit(prompt, GREEDY)
+    done = threading.Thread(target=lambda: read(pending))
+    done.start()
+    expected = generate(plain_model, processor, prompt, 16)
+    done.join(timeout=30)
+    assert list(pending.generated.token_ids) == expected
