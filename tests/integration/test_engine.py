@@ -24,7 +24,7 @@ from worker.model.visual_input import Image, Video
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 GREEDY = SamplingOptions(16, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
 PLENTY = 2**25
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # The models are tiny; threads that wait for each other only slow them down.
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from worker.engine.sequence import Sequence
 from worker.engine.stop_rules import StopRules, StopStrings
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 MakeSequence = Callable[..., Sequence]
 
