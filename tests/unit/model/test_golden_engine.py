@@ -1,0 +1,49 @@
+"""The reference's greedy tokens out of the engine: rows side by side, prompts in chunks, blocks scattered."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worker.engine.inbox import SamplingOptions
+from worker.engine.step_loop import Engine
+from worker.engine.step_plan import StepLimits
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor
+
+
+@pytest.fixture(scope="module")
+def engine_for() -> Iterator[Callable[[Path, KeyeProcessor], Engine]]:
+    """An engine a checkpoint, stopped after the last case."""
+    engines: dict[Path, Engine] = {}
+
+    def find_or_start(checkpoint: Path, processor: KeyeProcessor) -> Engine:
+        if checkpoint not in engines:
+            model = load_model(checkpoint, dtype=torch.float32)
+            limits = StepLimits(max_running=4, max_step_tokens=24)
+            engines[checkpoint] = Engine(model, processor, kv_cache_bytes=2**25, block_size=4, limits=limits)
+            engines[checkpoint].start()
+        return engines[checkpoint]
+
+    yield find_or_start
+    for engine in engines.values():
+        engine.stop()
+
+
+def test_engine_gives_the_greedy_tokens_of_the_reference(
+    golden_case: Any, engine_for: Callable[[Path, KeyeProcessor], Engine]
+) -> None:
+    if "generated_ids" not in golden_case.arrays:
+        return
+    expected = golden_case.arrays["generated_ids"].tolist()
+    greedy = SamplingOptions(
+        len(expected[0]), temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None
+    )
+    engine = engine_for(golden_case.variant / "checkpoint", golden_case.processor)
+    pendings = [engine.inbox.submit(prompt, greedy) for prompt in golden_case.prepare()]
+    for pending in pendings:
+        for _ in pending.deltas():
+            pass
+    assert [list(pending.generated.token_ids) for pending in pendings] == expected
