@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from config.job import GenerationOptions, ImagePart
+from config.outcome import JobFailed
 from producer import Client
-from tests.acceptance.conftest import Start
+from tests.acceptance.conftest import ROOT, Start
 from worker.daemon.exit_codes import ExitCode
 
 CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")
@@ -28,8 +30,19 @@ def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Cli
     assert worker.exit_code() == ExitCode.OK
 
 
-def test_a_pool_of_processes_is_refused_with_the_cure(start: Start) -> None:
-    worker = start(*CELERY, "--pool", "prefork")
+def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, client: Client, tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    app = "tests.acceptance.dying_engine"
+    worker = start("celery", "-A", app, "worker", KEYE_TEST_FAULT=str(fault), PYTHONPATH=str(ROOT))
+    worker.wait_until_ready()
+    fault.touch()
+    with pytest.raises(JobFailed, match="the worker has to be restarted"):
+        client.submit(prompt="What is this?").result(timeout=30)
+    assert worker.exit_code() == ExitCode.ENGINE_DIED
+
+
+def test_another_pool_is_refused_with_the_cure(start: Start) -> None:
+    worker = start(*CELERY, "--pool", "solo")
     assert worker.exit_code() == ExitCode.WRONG_POOL
     assert "--pool threads" in worker.log
 

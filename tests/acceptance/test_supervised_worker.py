@@ -61,6 +61,7 @@ def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Cli
     assert running.state is JobState.SUCCEEDED
     assert late.state is JobState.QUEUED
     assert list_present(worker.redis) == []
+    assert worker.redis.hlen("unacked") == 0
 
 
 def test_a_second_sigterm_does_not_wait_for_running_jobs(start: Start, client: Client, slow_store: SlowStore) -> None:
@@ -76,9 +77,18 @@ def test_a_second_sigterm_does_not_wait_for_running_jobs(start: Start, client: C
 
 def test_a_killed_supervisor_leaves_no_process_behind(start: Start) -> None:
     worker = start(*RUN)
-    child = worker.wait_until_ready().worker.pid
+    (child,) = eventually(lambda: list_present(worker.redis), within_seconds=30)
     worker.process.kill()
-    eventually(lambda: not is_alive(child), within_seconds=10)
+    eventually(lambda: not is_alive(child.worker.pid), within_seconds=5)
+
+
+def test_sigterm_does_not_wait_for_a_model_to_load(start: Start) -> None:
+    worker = start(*RUN)
+    (child,) = eventually(lambda: list_present(worker.redis), within_seconds=30)
+    assert child.state is WorkerState.LOADING
+    worker.ask_to_end()
+    assert worker.exit_code(within_seconds=2) == ExitCode.OK
+    assert not is_alive(child.worker.pid)
 
 
 def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start, tmp_path: Path) -> None:

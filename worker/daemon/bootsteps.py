@@ -1,5 +1,6 @@
 """Puts the engine, the leases and our presence into a Celery worker's life. What a job does lives in `tasks`."""
 
+import gc
 import logging
 import os
 import socket
@@ -53,13 +54,24 @@ class EngineStep(bootsteps.StartStopStep):
             raise SystemExit(ExitCode.WRONG_POOL)
 
     def start(self, worker: Any) -> None:
+        # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.
+        logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
         redis = connect(settings.redis_url.get_secret_value())
         self._announcer = Announcer(redis, Presence(worker=_identity(settings.device), state=WorkerState.LOADING))
         self._announcer.start()
-        served = _load(settings)
-        # Celery itself looks for a SIGTERM only once it consumes.
-        state.maybe_shutdown()
+        try:
+            served = _load(settings)
+            # Celery itself looks for a SIGTERM only once it consumes.
+            state.maybe_shutdown()
+        except SystemExit:
+            # Celery stops no step before all have started.
+            self._announcer.stop()
+            raise
+        # A million objects of torch and the model live as long as we do: without this every full collection, between
+        # two steps or at the very end, walks over them for a second.
+        gc.collect()
+        gc.freeze()
 
         identity = _identity(served.device)
         leases = LeaseStore(redis, settings.lease_seconds)

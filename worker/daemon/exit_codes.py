@@ -12,7 +12,7 @@ class ExitCode(IntEnum):
     MODEL_LOAD_FAILED = 12
     ENGINE_DIED = 13
     CHILD_NEVER_READY = 14
-    DRAIN_TIMED_OUT = 15
+    DRAIN_INCOMPLETE = 15
     FORCED = 16
 
     @property
@@ -27,7 +27,7 @@ _MEANINGS = {
     ExitCode.MODEL_LOAD_FAILED: "The checkpoint could not be loaded, or the warm-up generation failed.",
     ExitCode.ENGINE_DIED: "The engine's thread ended by a fault; the supervisor starts a fresh process.",
     ExitCode.CHILD_NEVER_READY: "A child died five times in a row before it was ready; the supervisor gave up.",
-    ExitCode.DRAIN_TIMED_OUT: "Jobs still ran after KEYE_DRAIN_SECONDS and were cut off; other workers take them up.",
+    ExitCode.DRAIN_INCOMPLETE: "Jobs still ran after KEYE_DRAIN_SECONDS, or their worker died; others take them up.",
     ExitCode.FORCED: "A second SIGTERM or SIGINT cut the drain short; other workers take the running jobs up.",
 }
 

@@ -28,6 +28,9 @@ class ServedModel:
 
 def load_served_model(settings: Settings) -> ServedModel:
     """Load, start and warm up. Raises `CheckpointFault`, `GenerationFault`, and whatever torch does."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a daemon's log is no terminal
     started = time.monotonic()
     if settings.model_path is None:
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")

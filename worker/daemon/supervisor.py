@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from redis import Redis, RedisError
 
 from worker.daemon.exit_codes import ExitCode, describe
-from worker.daemon.revival import MAX_DEATHS_BEFORE_READY, Revival
+from worker.daemon.revival import Revival
 from worker.telemetry.presence import WorkerState, read_presence
 
 TICK_SECONDS = 0.2
@@ -33,12 +33,24 @@ class Child:
     index: int
     revival: Revival = field(default_factory=Revival)
     process: subprocess.Popen[bytes] | None = None
+    start_at: float = 0.0
     started_at: float = 0.0
     ready_at: float | None = None
-    revive_at: float | None = 0.0
 
     def __str__(self) -> str:
         return "worker on the CPU" if self.gpu is None else f"worker on GPU {self.gpu}"
+
+    def start(self) -> None:
+        # In place before anything imports torch. A pinned child must not fall back to the CPU in silence.
+        pinning = {"CUDA_VISIBLE_DEVICES": self.gpu or "", "KEYE_DEVICE": "cpu" if self.gpu is None else "cuda"}
+        name = "cpu" if self.gpu is None else f"gpu{self.index}"
+        command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
+        command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
+        # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
+        self.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.PIPE, process_group=0)
+        self.started_at = time.monotonic()
+        self.ready_at = None
+        logger.info("%s is starting (pid %d)", self, self.process.pid)
 
 
 class Supervisor:
@@ -52,79 +64,70 @@ class Supervisor:
     def run(self) -> ExitCode:
         with _recorded_signals() as signals:
             while not _arrived(signals):
-                for child in self._children:
-                    if not self._keep_alive(child):
-                        return self._drain(signals, ExitCode.CHILD_NEVER_READY)
+                if not all(self._keep_alive(child) for child in self._children):
+                    return self._drain(signals, ExitCode.CHILD_NEVER_READY)
             return self._drain(signals, ExitCode.OK)
 
     def _keep_alive(self, child: Child) -> bool:
         """Start, watch or revive one child; False when it is given up."""
         now = time.monotonic()
         if child.process is None:
-            if child.revive_at is not None and now >= child.revive_at:
-                self._start(child)
-            return True
-        if (returncode := child.process.poll()) is None:
-            if child.ready_at is None and self._is_ready(child.process.pid):
-                child.ready_at = now
-                logger.info("%s (pid %d) is ready after %.1f s", child, child.process.pid, now - child.started_at)
-            return True
-        pause = child.revival.pause_after_death(None if child.ready_at is None else now - child.ready_at)
+            if now >= child.start_at:
+                child.start()
+        elif child.process.poll() is not None:
+            return self._plan_revival(child, child.process, now)
+        elif child.ready_at is None and self._is_ready(child.process):
+            child.ready_at = now
+            logger.info("%s (pid %d) is ready after %.1f s", child, child.process.pid, now - child.started_at)
+        return True
+
+    def _plan_revival(self, child: Child, dead: subprocess.Popen[bytes], now: float) -> bool:
+        dead.communicate()  # closes the pipe
         child.process = None
+        how = describe(dead.returncode)
+        pause = child.revival.pause_after_death(None if child.ready_at is None else now - child.ready_at)
         if pause is None:
             logger.critical(
                 "%s ended with %s, %d times in a row before it was ready: giving up. Its log above says why; "
                 "`keye-worker doctor` checks the whole set-up.",
-                child,
-                describe(returncode),
-                MAX_DEATHS_BEFORE_READY,
+                *(child, how, child.revival.deaths_before_ready),
             )
             return False
-        logger.error("%s ended with %s; it is started again in %g s", child, describe(returncode), pause)
-        child.revive_at = now + pause
+        logger.error("%s ended with %s; it is started again in %g s", child, how, pause)
+        child.start_at = now + pause
         return True
 
-    def _start(self, child: Child) -> None:
-        # Before anything imports torch: CUDA reads these once. A pinned child must not fall back to the CPU in silence.
-        pinning = {"CUDA_VISIBLE_DEVICES": child.gpu or "", "KEYE_DEVICE": "cpu" if child.gpu is None else "cuda"}
-        name = "cpu" if child.gpu is None else f"gpu{child.index}"
-        command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
-        command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
-        # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
-        child.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.PIPE, process_group=0)
-        child.started_at = time.monotonic()
-        child.ready_at = None
-        logger.info("%s is starting (pid %d)", child, child.process.pid)
-
-    def _is_ready(self, pid: int) -> bool:
+    def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
         try:
-            presence = read_presence(self._redis, socket.gethostname(), pid)
+            presence = read_presence(self._redis, socket.gethostname(), process.pid)
         except RedisError:
-            return False  # it could not have become ready without Redis either; asked again at the next tick
+            return False  # without Redis it cannot have become ready either
         return presence is not None and presence.state is WorkerState.READY
 
     def _drain(self, signals: "SimpleQueue[int]", outcome: ExitCode) -> ExitCode:
         """Let running jobs finish for `drain_seconds`, then cut them off; a further signal cuts them off at once."""
-        running = [child.process for child in self._children if child.process is not None]
+        draining: list[subprocess.Popen[bytes]] = []
         for child in self._children:
             if child.process is None:
                 continue
-            if child.ready_at is None and not self._is_ready(child.process.pid):
-                child.process.kill()  # it has no jobs, and would hear us only once the model is loaded
+            if child.ready_at is None and not self._is_ready(child.process):
+                # It has no jobs, and would hear us only once the model is loaded.
+                child.process.kill()
+                child.process.communicate()
             else:
                 child.process.terminate()
+                draining.append(child.process)
         logger.info("Waiting up to %g s for running jobs. (Once more to force.)", self._drain_seconds)
-        give_up_at = time.monotonic() + self._drain_seconds + KILL_MARGIN_SECONDS
-        while any(process.poll() is None for process in running):
+        cut_off_at = time.monotonic() + self._drain_seconds + KILL_MARGIN_SECONDS
+        while any(process.poll() is None for process in draining) and time.monotonic() < cut_off_at:
             if _arrived(signals):
                 outcome = ExitCode.FORCED
                 break
-            if time.monotonic() >= give_up_at:
-                outcome = ExitCode.DRAIN_TIMED_OUT
-                break
-        for process in running:
-            process.kill()
-            process.wait()
+        for process in draining:
+            process.kill()  # does nothing to one that has ended
+            process.communicate()
+        if outcome is ExitCode.OK and any(process.returncode != 0 for process in draining):
+            outcome = ExitCode.DRAIN_INCOMPLETE
         logger.info("All workers have ended: %s", outcome.meaning)
         return outcome
 

@@ -1,0 +1,39 @@
+"""`keye-worker doctor` as a machine reads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from worker.daemon.cli import app
+from worker.daemon.exit_codes import ExitCode
+
+
+@pytest.fixture
+def environ(redis_url: str, checkpoint: Path, tmp_path: Path) -> dict[str, str]:
+    return {
+        "KEYE_REDIS_URL": redis_url,
+        "KEYE_MODEL_PATH": str(checkpoint),
+        "KEYE_MEDIA_ROOTS": str(tmp_path),
+        "KEYE_DEVICE": "cpu",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def test_a_right_set_up_ends_with_an_answered_job(environ: dict[str, str]) -> None:
+    answer = CliRunner().invoke(app, ["doctor", "--json"], env=environ, catch_exceptions=False)
+    findings = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert answer.exit_code == ExitCode.OK, findings
+    assert [f["subject"] for f in findings if f["severity"] == "fault"] == []
+    assert findings[-1]["subject"] == "smoke job"
+    assert "answered after" in findings[-1]["found"]
+
+
+def test_every_fault_is_told_with_its_cure_and_the_exit_code_says_so(environ: dict[str, str], tmp_path: Path) -> None:
+    wrong = environ | {"KEYE_REDIS_URL": "redis://127.0.0.1:1/0", "KEYE_MODEL_PATH": str(tmp_path)}
+    answer = CliRunner().invoke(app, ["doctor", "--json"], env=wrong, catch_exceptions=False)
+    faults = {f["subject"]: f for f in map(json.loads, answer.stdout.splitlines()) if f["severity"] == "fault"}
+    assert answer.exit_code == ExitCode.PREFLIGHT_FAILED
+    assert faults.keys() == {"broker", "checkpoint", "smoke job"}
+    assert all(fault["cure"] for fault in faults.values())

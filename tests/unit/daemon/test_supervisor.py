@@ -1,0 +1,35 @@
+"""What the supervisor does about children that cannot live. The children are real processes."""
+
+import os
+import signal
+import threading
+
+import pytest
+from redis import Redis
+
+from worker.daemon import revival
+from worker.daemon.exit_codes import ExitCode
+from worker.daemon.supervisor import Supervisor
+
+
+@pytest.fixture
+def children_die_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read their settings first, and find a wrong one."""
+    monkeypatch.setenv("KEYE_CONCURRENCY", "0")
+
+
+@pytest.mark.usefixtures("children_die_at_once")
+def test_a_child_that_never_becomes_ready_is_given_up_aloud(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(revival, "MAX_DEATHS_BEFORE_READY", 2)
+    assert Supervisor(redis, gpus=[], drain_seconds=5).run() is ExitCode.CHILD_NEVER_READY
+    assert "2 times in a row before it was ready: giving up" in caplog.text
+
+
+@pytest.mark.usefixtures("children_die_at_once")
+def test_a_signal_ends_the_wait_for_a_revival_and_leaves_the_handlers_as_they_were(redis: Redis) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert Supervisor(redis, gpus=[], drain_seconds=5).run() is ExitCode.OK
+    assert signal.getsignal(signal.SIGTERM) is before
