@@ -34,8 +34,8 @@ class DeadWorkersJobs:
         else:
             fault = JobFault(
                 ErrorCode.WORKER_LOST,
-                f"{lease.attempt} of {lease.attempt} workers died under the job, the last was {taken.dead_worker} in "
-                f"stage {taken.stage.value}. Its log tells why; more attempts are allowed by max_attempts.",
+                f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
+                f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
             )
         if self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job), patience_seconds=0):
             # Whoever receives it finds the job settled and stores that as the Celery result.
