@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,12 @@ from config.topology import PRIORITY_STEPS
 from worker.engine.inbox import Generated, Inbox, PendingGeneration
 from worker.leases.job_lease import Claimed, Renewal
 from worker.media.prepare import DecodedImage, DecodedVideo, MediaLimits, decode, fetch
-from worker.model.frame_budget import fit_frame
-from worker.model.visual_input import Image, Video
 from worker.results.event_writer import EventWriter
 from worker.results.thinking import part_text
 from worker.tasks.fault import JobFault
 from worker.tasks.media_seen import media_seen
 from worker.tasks.sampling_defaults import SamplingDefaults
+from worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
 if TYPE_CHECKING:
     from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -130,17 +128,12 @@ class Attempt:
             with self._in_stage(Stage.FETCH):
                 fetched = fetch(parts, bench.media_limits, Path(scratch))
             with self._in_stage(Stage.DECODE):
-                return decode(parts, fetched, bench.media_limits, partial(fit_frame, bench.processor.image_processor))
+                return decode(parts, fetched, bench.media_limits, frame_fitter(bench.processor))
 
     def _prepare(
         self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[DecodedImage | DecodedVideo]
     ) -> "PreparedPrompt":
-        images, videos = [], []
-        for part, medium in zip(parts, decoded, strict=True):
-            if isinstance(medium, DecodedImage):
-                images.append(_image_input(part, medium))
-            else:
-                videos.append(_video_input(medium))
+        images, videos = visual_inputs(parts, decoded)
         prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
         self._require_room(prompt)
         return prompt
@@ -189,22 +182,3 @@ def _messages(job: AnalysisJob) -> list[dict[str, Any]]:
         }
         for message in job.conversation()
     ]
-
-
-def _image_input(part: ImagePart | VideoPart, medium: DecodedImage) -> Image:
-    size = None
-    if part.resized_height is not None and part.resized_width is not None:
-        size = (part.resized_height, part.resized_width)
-    return Image(medium.image, part.min_pixels, part.max_pixels, size)
-
-
-def _video_input(medium: DecodedVideo) -> Video:
-    height, width = medium.frames.shape[1:3]
-    # The decoder has already met the model's size; equal limits keep the processor from resizing again.
-    return Video(
-        medium.frames,
-        medium.fps,
-        min_pixels=height * width,
-        max_pixels=height * width,
-        timestamps=medium.timestamps_seconds,
-    )
