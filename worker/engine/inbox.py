@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abandoned", "deadline"]
 
-# A reader is woken this often, not at every step: on a small model the readers' wake-ups would cost the step thread
-# more of Python's lock than the steps themselves.
-WAKE_INTERVAL_SECONDS = 0.02
+# A reader rests this long between two deltas. Were it woken at every step, the readers of a small model would take
+# Python's lock from the step thread more often than the steps themselves.
+REST_SECONDS = 0.02
 
 
 class TooLongForEngine(Exception):
@@ -93,7 +93,6 @@ class PendingGeneration:
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
-        self._woken_at = 0.0
         self._generated: Generated | None = None
         self._fault: GenerationFault | None = None
 
@@ -104,18 +103,20 @@ class PendingGeneration:
         """
         while True:
             with self._changed:
-                while not (self._num_unread_tokens or self._unread or self.has_ended):
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._num_unread_tokens or self.has_ended)
                 delta = TextDelta("".join(self._unread), self._num_unread_tokens)
                 has_ended = self.has_ended
                 self._unread.clear()
                 self._num_unread_tokens = 0
             if delta.text or delta.num_tokens:
                 yield delta
-            if has_ended:
-                if self._fault is not None:
+            with self._changed:
+                if not has_ended:
+                    self._changed.wait_for(lambda: self.has_ended, timeout=REST_SECONDS)
+                elif self._fault is not None:
                     raise self._fault
-                return
+                else:
+                    return
 
     def abandon(self) -> None:
         """Stop at the next step, from any thread; what was generated so far is kept in `generated`."""
@@ -134,15 +135,14 @@ class PendingGeneration:
             raise RuntimeError("the generation has not ended yet: read deltas() to the end first")
         return self._generated
 
-    def deliver(self, text: str, num_tokens: int, now: float) -> None:
+    def deliver(self, text: str, num_tokens: int) -> None:
         """For the engine: new text, and how many tokens it took."""
         with self._changed:
             if text:
                 self._unread.append(text)
-            self._num_unread_tokens += num_tokens
-            if now - self._woken_at >= WAKE_INTERVAL_SECONDS:
-                self._woken_at = now
+            if not self._num_unread_tokens:
                 self._changed.notify_all()
+            self._num_unread_tokens += num_tokens
 
     def end(self, generated: Generated) -> None:
         """For the engine: the generation has ended with this."""

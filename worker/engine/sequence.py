@@ -57,7 +57,7 @@ class Sequence:
         text = self.stop_strings.push(self.detokenizer.push(token_id))
         if text:
             self._text.append(text)
-        self.pending.deliver(text, 1, now)
+        self.pending.deliver(text, 1)
         if self.stop_strings.is_hit:
             return "stop"
         return self.stop_rules.reason_to_stop(token_id, len(self.generated_ids))
@@ -68,7 +68,7 @@ class Sequence:
             rest = self.stop_strings.push(self.detokenizer.flush()) + self.stop_strings.flush()
             if rest:
                 self._text.append(rest)
-                self.pending.deliver(rest, 0, now)
+                self.pending.deliver(rest, 0)
         submitted_at = self.pending.submitted_at
         started_at = now if self.started_at is None else self.started_at
         self.pending.end(

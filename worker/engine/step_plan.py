@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from worker.engine.block_pool import BlockPool
@@ -30,7 +31,10 @@ class Chunk(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """Who loses their blocks, who gets blocks for the first time, and what is computed, decoding sequences first."""
+    """Who loses their blocks, who gets blocks for the first time, and what is computed.
+
+    Decoding sequences come first, the longest of them ahead, so that those of like length attend side by side.
+    """
 
     put_back: list[Sequence]
     admitted: list[Sequence]
@@ -59,7 +63,9 @@ def plan_step(waiting: Iterable[Sequence], running: Seq[Sequence], pool: BlockPo
             num_free -= num_missing
             at += 1
 
-    chunks = [Chunk(sequence, 1) for sequence in staying if sequence.is_decoding]
+    decoding = [sequence for sequence in staying if sequence.is_decoding]
+    decoding.sort(key=attrgetter("num_cached"), reverse=True)
+    chunks = [Chunk(sequence, 1) for sequence in decoding]
     num_left = limits.max_step_tokens - len(chunks)
     if len(chunks) < len(staying):
         for sequence in staying:

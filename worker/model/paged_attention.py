@@ -3,7 +3,7 @@
 Registers itself with transformers as `keye_paged`. Who owns which block is decided elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,76 +34,72 @@ class PagedCache(Protocol):
 class PagedBatch:
     """One step's packed tokens and where their keys and values lie; attends by gathering the blocks.
 
-    This form asks nothing of the device. Sequences with one token each share a call, padded to the longest of them.
+    This form asks nothing of the device. Neighbours with one query each share a call, padded to the longest of them.
     """
 
     def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
         self._cache = cache
         device = cache.keys[0].device
-        self._num_single = next((i for i, span in enumerate(spans) if span.num_queries > 1), len(spans))
-        single, longer = spans[: self._num_single], spans[self._num_single :]
-        slots = [_slots(span, cache.block_size) for span in longer]
-        if single:
-            slots.insert(0, _last_slots(single, cache.block_size))
-            # Padding reads a sequence's own first block, masked, so that no sequence ever reads another's.
-            longest = max(len(span.block_table) for span in single)
-            blocks: list[int] = []
-            for table, _, _ in single:
-                blocks += table
-                blocks += table[:1] * (longest - len(table))
-            # By way of numpy: torch reads a list of numbers five times slower, and this happens at every step.
-            self._single_blocks = torch.from_numpy(np.array(blocks)).to(device)
-            num_keys = torch.tensor([span.num_keys for span in single]).view(-1, 1, 1, 1)
-            self._single_mask = (torch.arange(longest * cache.block_size) < num_keys).to(device)
-        self._slots = torch.cat(slots).to(device)
-        self._longer = [
-            (span.num_queries, torch.tensor(span.block_table, device=device), span.num_keys, _causal_mask(span, device))
-            for span in longer
-        ]
+        self._slots = _slots(spans, cache.block_size).to(device)
+        self._groups = []
+        row = 0
+        for group in _groups(spans):
+            rows = slice(row, row + sum(span.num_queries for span in group))
+            row = rows.stop
+            self._groups.append(_SharedCall(group, rows, cache.block_size, device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store the step's keys and values, then attend.
 
         Queries [1, heads, T, d], keys and values [1, kv_heads, T, d] to outputs [1, T, heads, d].
         """
-        kv_heads, head_dim = key.shape[1], key.shape[3]
-        for paged, new in ((self._cache.keys[layer], key), (self._cache.values[layer], value)):
-            paged.view(-1, kv_heads, head_dim).index_copy_(0, self._slots, new[0].transpose(0, 1))
-        outputs = []
-        if count := self._num_single:
-            keys, values = self._gather(layer, self._single_blocks, count)
-            output = scaled_dot_product_attention(
-                query[0, :, :count].transpose(0, 1).unsqueeze(2),
-                keys,
-                values,
-                attn_mask=self._single_mask,
-                scale=scaling,
-                enable_gqa=True,
-            )
-            outputs.append(output.squeeze(2))
-        start = count
-        for num_queries, blocks, num_keys, mask in self._longer:
-            keys, values = self._gather(layer, blocks, 1)
-            output = scaled_dot_product_attention(
-                query[:, :, start : start + num_queries],
-                keys[:, :, :num_keys],
-                values[:, :, :num_keys],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=True,
-            )
-            outputs.append(output[0].transpose(0, 1))
-            start += num_queries
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        for paged, new in ((keys, key), (values, value)):
+            paged.flatten(0, 1).index_copy_(0, self._slots, new[0].transpose(0, 1))
+        outputs = [group.attend(query[0], keys, values, scaling) for group in self._groups]
         return torch.cat(outputs).unsqueeze(0)
 
-    def _gather(self, layer: int, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [count, kv_heads, tokens, d] of `count` sequences with the same number of blocks."""
-        keys, values = (
-            paged.index_select(0, blocks).view(count, -1, *paged.shape[2:]).transpose(1, 2)
-            for paged in (self._cache.keys[layer], self._cache.values[layer])
+
+class _SharedCall:
+    """Spans that go through one call of the kernel: several of one query each, or one of several."""
+
+    def __init__(self, spans: Sequence[Span], rows: slice, block_size: int, device: torch.device) -> None:
+        self._rows = rows
+        self._num_spans = len(spans)
+        num_blocks = max(len(span.block_table) for span in spans)
+        blocks: list[int] = []
+        for table, _, _ in spans:
+            blocks += table
+            # Padding reads the sequence's own first block, masked: no sequence ever reads another's.
+            blocks += table[:1] * (num_blocks - len(table))
+        # By way of numpy: torch reads a list of numbers five times slower, and this happens at every step.
+        self._blocks = torch.from_numpy(np.array(blocks)).to(device)
+        if len(spans) == 1:
+            self._num_keys = spans[0].num_keys
+            self._mask = _causal_mask(spans[0], device)
+        else:
+            self._num_keys = num_blocks * block_size
+            lengths = torch.tensor([span.num_keys for span in spans]).view(-1, 1, 1, 1)
+            self._mask = (torch.arange(self._num_keys) < lengths).to(device)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """All queries [heads, T, d] and one layer's cache to the outputs [n, heads, d] of these spans' n queries."""
+        own = query[:, self._rows].unflatten(1, (self._num_spans, -1)).transpose(0, 1)
+        output = scaled_dot_product_attention(
+            own,
+            self._gather(keys),
+            self._gather(values),
+            attn_mask=self._mask,
+            is_causal=self._mask is None,
+            scale=scaling,
+            enable_gqa=True,
         )
-        return keys, values
+        return output.transpose(1, 2).flatten(0, 1)
+
+    def _gather(self, paged: Tensor) -> Tensor:
+        """[spans, kv_heads, num_keys, d]"""
+        gathered = paged.index_select(0, self._blocks).view(self._num_spans, -1, *paged.shape[2:])
+        return gathered[:, : self._num_keys].transpose(1, 2)
 
 
 def paged_attention(
@@ -123,14 +119,34 @@ def paged_attention(
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)
 
 
-def _last_slots(spans: Sequence[Span], block_size: int) -> Tensor:
-    last = ((span.block_table, span.num_keys - 1) for span in spans)
-    return torch.tensor([table[at // block_size] * block_size + at % block_size for table, at in last])
+def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Runs of neighbours that share a call."""
+    group: list[Span] = []
+    for span in spans:
+        if group and not _can_share_call(group[0], span):
+            yield group
+            group = []
+        group.append(span)
+    yield group
 
 
-def _slots(span: Span, block_size: int) -> Tensor:
-    tokens = torch.arange(span.num_keys - span.num_queries, span.num_keys)
-    return torch.tensor(span.block_table)[tokens // block_size] * block_size + tokens % block_size
+def _can_share_call(one: Span, other: Span) -> bool:
+    """One query each, and little to pad: a long sequence must not make all others as slow as itself."""
+    lengths = sorted((len(one.block_table), len(other.block_table)))
+    return one.num_queries == other.num_queries == 1 and lengths[1] <= 4 * lengths[0]
+
+
+def _slots(spans: Sequence[Span], block_size: int) -> Tensor:
+    """Where the key and the value of each packed token are stored, counted in tokens from the start of the cache."""
+    slots: list[int] = []
+    for table, num_queries, num_keys in spans:
+        if num_queries == 1:
+            last = num_keys - 1
+            slots.append(table[last // block_size] * block_size + last % block_size)
+        else:
+            tokens = np.arange(num_keys - num_queries, num_keys)
+            slots += (np.array(table)[tokens // block_size] * block_size + tokens % block_size).tolist()
+    return torch.from_numpy(np.array(slots))
 
 
 def _causal_mask(span: Span, device: torch.device) -> Tensor | None:

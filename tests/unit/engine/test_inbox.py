@@ -60,7 +60,7 @@ def test_reader_in_another_thread_gets_all_text_and_then_the_end(make_prompt: Ma
     reader = threading.Thread(target=lambda: read.extend(pending.deltas()))
     reader.start()
     for step in range(100):
-        pending.deliver(f"{step} ", 1, now=float(step))
+        pending.deliver(f"{step} ", 1)
     pending.end(GENERATED)
     reader.join(timeout=10)
     assert "".join(delta.text for delta in read) == "".join(f"{step} " for step in range(100))
@@ -70,7 +70,7 @@ def test_reader_in_another_thread_gets_all_text_and_then_the_end(make_prompt: Ma
 
 def test_failed_generation_raises_after_the_text_that_came(make_prompt: MakePrompt) -> None:
     pending = PendingGeneration(make_prompt([0]), OPTIONS)
-    pending.deliver("so far", 2, now=0)
+    pending.deliver("so far", 2)
     pending.fail(FAULT)
     deltas = pending.deltas()
     assert next(deltas) == TextDelta("so far", 2)

@@ -45,6 +45,7 @@ def cache() -> KVCache:
         pytest.param([[3, 6], [1, 5], [4, 1]], id="prompts-in-chunks"),
         pytest.param([[5, 9, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]], id="decoding-lengths-differ"),
         pytest.param([[7, 2], [1, 1, 6], [1, 1, 3], [1, 1, 1]], id="decoding-beside-a-chunk"),
+        pytest.param([[40, 38, 2, 1], [1, 1, 1, 1], [1, 1, 1, 5]], id="decoding-long-beside-short"),
     ],
 )
 def test_each_sequence_attends_to_itself_alone(cache: KVCache, steps: list[list[int]]) -> None:
