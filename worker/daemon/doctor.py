@@ -29,9 +29,12 @@ def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     if select(list(check_packages()), Severity.FAULT):
         return  # the trials could not even be imported
     from worker.daemon import trials
+    from worker.model.device import torch_facts
 
-    yield trials.check_torch_sees_gpus(gpus)
+    torch = torch_facts()
+    yield trials.check_torch_sees_gpus(gpus, torch)
     if gpus and settings.model_path is not None:
-        yield trials.check_gpu_memory(settings.model_path)
+        weights = settings.model_path.glob("*.safetensors")
+        yield trials.check_gpu_memory(sum(file.stat().st_size for file in weights), torch)
     yield trials.check_decoders()
     yield trials.check_s3(settings.s3_endpoint_url)

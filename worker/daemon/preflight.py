@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -52,16 +53,19 @@ def check_packages() -> Iterator[Finding]:
 def check_broker(url: str) -> Iterator[Finding]:
     """Reachable, never evicts, keeps what it was told, asks who is there."""
     address = urlsplit(url)
-    shown = f"{address.hostname or address.path}:{address.port or 6379}"
     try:
-        with Redis.from_url(
-            url, socket_timeout=5, socket_connect_timeout=5, decode_responses=True, retry=Retry(NoBackoff(), 0)
-        ) as redis:
+        shown = f"{address.hostname or address.path}:{address.port or 6379}"
+        connection = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+    except ValueError:
+        cure = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
+        yield Finding("broker", Severity.FAULT, "KEYE_REDIS_URL cannot be read", cure)
+        return
+    try:
+        with connection as redis:
             facts = redis.info()
-    except (RedisError, ValueError) as error:
-        yield Finding(
-            "broker", Severity.FAULT, f"{shown} cannot be used: {error}", "Start it, or correct KEYE_REDIS_URL."
-        )
+    except RedisError as error:
+        cure = "Start it, or correct KEYE_REDIS_URL."
+        yield Finding("broker", Severity.FAULT, f"{shown} cannot be used: {error}", cure)
         return
     server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
     yield Finding("broker", Severity.OK, f"{server} at {shown}")
@@ -103,10 +107,15 @@ def check_model_files(path: Path | None) -> Finding:
 
 
 def check_device(device: str, gpus: Sequence[str]) -> Finding:
-    if device == "cuda" and not gpus:
-        cure = "Install the driver, or set KEYE_DEVICE=auto to run on the CPU."
-        return Finding("device", Severity.FAULT, "KEYE_DEVICE is cuda and nvidia-smi lists no GPU", cure)
-    return Finding("device", Severity.OK, f"{len(gpus)} GPU: {', '.join(gpus)}" if gpus else "CPU")
+    if gpus:
+        return Finding("device", Severity.OK, f"{len(gpus)} GPU: {', '.join(gpus)}")
+    if device == "cuda":
+        cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=auto to run on the CPU."
+        return Finding("device", Severity.FAULT, "KEYE_DEVICE is cuda and no GPU is visible", cure)
+    if device == "auto" and shutil.which("nvidia-smi"):
+        cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=cpu if that is meant."
+        return Finding("device", Severity.WARNING, "CPU: no GPU is visible although there is an NVIDIA driver", cure)
+    return Finding("device", Severity.OK, "CPU")
 
 
 def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:

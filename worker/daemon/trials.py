@@ -7,7 +7,6 @@ from pathlib import Path
 import av
 import boto3
 import numpy as np
-import torch
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -16,32 +15,34 @@ from config.settings import Settings
 from worker.daemon.findings import Finding, Severity
 from worker.daemon.loading import load_served_model
 from worker.media.prepare import DecodedVideo, MediaFault, MediaLimits, decode, fetch
+from worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
 MEMORY_HEADROOM = 1.2
 CLIP_FRAMES = 8
 
 
-def check_torch_sees_gpus(gpus: list[str]) -> Finding:
+def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
+    """`gpus` are those the driver lists."""
+    subject = "torch and CUDA"
     if not gpus:
-        return Finding("torch and CUDA", Severity.OK, f"CPU, {torch.get_num_threads()} threads")
-    if torch.version.cuda is None:
+        return Finding(subject, Severity.OK, f"torch {torch.version} on the CPU, {torch.num_threads} threads")
+    if torch.cuda is None:
         cure = "Install the CUDA build: https://pytorch.org/get-started/locally/"
-        return Finding("torch and CUDA", Severity.FAULT, f"torch {torch.__version__} is a CPU build", cure)
-    if not torch.cuda.is_available():
-        found = f"torch is built for CUDA {torch.version.cuda} and cannot use the GPU"
-        cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see `nvidia-smi`)."
-        return Finding("torch and CUDA", Severity.FAULT, found, cure)
-    return Finding("torch and CUDA", Severity.OK, f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name(0)}")
+        return Finding(subject, Severity.FAULT, f"torch {torch.version} is a CPU build", cure)
+    if len(torch.gpus) < len(gpus):
+        found = f"torch {torch.version} for CUDA {torch.cuda} can use {len(torch.gpus)} of {len(gpus)} GPUs"
+        cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see nvidia-smi)."
+        return Finding(subject, Severity.FAULT, found, cure)
+    names = ", ".join(name for name, _ in torch.gpus)
+    return Finding(subject, Severity.OK, f"torch {torch.version} for CUDA {torch.cuda}: {names}")
 
 
-def check_gpu_memory(checkpoint: Path) -> Finding:
-    if not torch.cuda.is_available():
-        return Finding("GPU memory", Severity.FAULT, "cannot be read", "See torch and CUDA above.")
-    needed = MEMORY_HEADROOM * sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    total = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
-    found = f"{total / 2**30:.1f} GiB, the model wants {needed / 2**30:.1f} GiB"
-    if total < needed:
+def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
+    needed = MEMORY_HEADROOM * num_weight_bytes
+    least = min((num_bytes for _, num_bytes in torch.gpus), default=0)
+    found = f"{least / 2**30:.1f} GiB, the model wants {needed / 2**30:.1f} GiB"
+    if least < needed:
         return Finding("GPU memory", Severity.FAULT, found, "Use a GPU with more memory or a smaller checkpoint.")
     return Finding("GPU memory", Severity.OK, found)
 

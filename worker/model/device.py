@@ -1,5 +1,6 @@
-"""What a model runs on: the device, its number format, and how much memory is left for a cache."""
+"""What a model runs on: the device, its number format, how much memory is left for a cache, and what torch sees."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,3 +33,23 @@ def cache_bytes(device: torch.device) -> int:
         return _CPU_CACHE_BYTES
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * _GPU_CACHE_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFacts:
+    """What torch was built for (`cuda` None: the CPU only) and each GPU it can use: its name and bytes of memory."""
+
+    version: str
+    cuda: str | None
+    num_threads: int
+    gpus: tuple[tuple[str, int], ...]
+
+
+def torch_facts() -> TorchFacts:
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return TorchFacts(
+        version=torch.__version__,
+        cuda=torch.version.cuda,
+        num_threads=torch.get_num_threads(),
+        gpus=tuple((gpu.name, gpu.total_memory) for gpu in found),
+    )

@@ -10,7 +10,14 @@ from redis import Redis
 
 from config.settings import Settings
 from worker.daemon.findings import Finding, Severity, as_message, select
-from worker.daemon.preflight import check_before_start, check_broker, check_broker_password, check_media_roots
+from worker.daemon.gpu_pinning import visible_gpus
+from worker.daemon.preflight import (
+    check_before_start,
+    check_broker,
+    check_broker_password,
+    check_device,
+    check_media_roots,
+)
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "golden" / "preview" / "checkpoint"
 
@@ -74,9 +81,21 @@ def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
     assert all(part in message for part in ("127.0.0.1:1", str(tmp_path / "none"), "cuda", str(tmp_path / "gone")))
 
 
-def test_the_brokers_password_is_never_shown() -> None:
-    (finding,) = check_broker("redis://:hunter2@127.0.0.1:1/0")
+@pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:1/0", "redis://:hunter2#@127.0.0.1:1/0", "http://hunter2"])
+def test_a_broker_that_cannot_be_used_is_a_fault_that_never_shows_the_password(url: str) -> None:
+    (finding,) = check_broker(url)
+    assert finding.severity is Severity.FAULT
     assert "hunter2" not in str(finding)
+
+
+def test_falling_back_to_the_cpu_beside_a_driver_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho Driver/library version mismatch >&2\nexit 18\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert check_device("auto", visible_gpus("auto", {})).severity is Severity.WARNING
+    assert check_device("cpu", []).severity is Severity.OK
 
 
 def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:

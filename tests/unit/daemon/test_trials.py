@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from worker.daemon.findings import Severity
-from worker.daemon.trials import check_decoders, check_s3, check_torch_sees_gpus
+from worker.daemon.trials import check_decoders, check_gpu_memory, check_s3, check_torch_sees_gpus
+from worker.model.device import TorchFacts, torch_facts
 
 
 @pytest.fixture
@@ -42,10 +43,33 @@ def test_an_s3_endpoint_that_does_not_answer_is_a_warning(monkeypatch: pytest.Mo
     assert "KEYE_S3_ENDPOINT_URL" in finding.cure
 
 
-def test_a_gpu_that_torch_cannot_use_is_a_fault() -> None:
-    """Where torch can use one, this machine has nothing to find."""
-    import torch
+CPU_BUILD = TorchFacts("2.14.1+cpu", None, 8, gpus=())
+OLD_DRIVER = TorchFacts("2.14.1", "13.0", 8, gpus=())
+ONE_GPU = TorchFacts("2.14.1", "13.0", 8, gpus=(("NVIDIA L4", 24 * 2**30),))
 
-    expected = Severity.OK if torch.cuda.is_available() else Severity.FAULT
-    assert check_torch_sees_gpus(["GPU-aaaa"]).severity is expected
-    assert check_torch_sees_gpus([]).severity is Severity.OK
+
+@pytest.mark.parametrize(
+    ("torch", "gpus", "severity"),
+    [
+        (CPU_BUILD, [], Severity.OK),
+        (CPU_BUILD, ["GPU-a"], Severity.FAULT),
+        (OLD_DRIVER, ["GPU-a"], Severity.FAULT),
+        (ONE_GPU, ["GPU-a", "GPU-b"], Severity.FAULT),
+        (ONE_GPU, ["GPU-a"], Severity.OK),
+    ],
+)
+def test_every_gpu_of_the_driver_must_be_usable_by_torch(
+    torch: TorchFacts, gpus: list[str], severity: Severity
+) -> None:
+    assert check_torch_sees_gpus(gpus, torch).severity is severity
+
+
+def test_a_model_must_fit_into_the_gpu_with_room_for_its_work() -> None:
+    assert check_gpu_memory(16 * 2**30, ONE_GPU).severity is Severity.OK
+    too_large = check_gpu_memory(22 * 2**30, ONE_GPU)
+    assert too_large.severity is Severity.FAULT
+    assert "24.0 GiB, the model wants 26.4 GiB" in too_large.found
+
+
+def test_torch_says_what_it_can_use_here() -> None:
+    assert torch_facts().num_threads >= 1
