@@ -41,7 +41,7 @@ def decode_video(
             raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
         sample = sample_frames(index.shown_at, index.duration_seconds, part, name)
         wanted = [int(pts) for pts in index.pts[sample.indices]]
-        with FrameReader(file, content.demuxer, name, index, max_frame_pixels) as reader:
+        with FrameReader(file, content.demuxer, name, index, wanted, max_frame_pixels) as reader:
             first = reader.read(wanted[0]).frame
             num_turns = round(first.rotation / 90) % 4
             original_size = _turn((first.height, first.width), num_turns)

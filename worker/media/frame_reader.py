@@ -1,6 +1,6 @@
 """Reads chosen frames of a video in order: decodes forward, and seeks where that skips enough decoding."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -22,6 +22,11 @@ _MIN_FRAMES_SKIPPED = 16
 # Where a container keeps no exact index (MPEG-TS keeps none) a seek may land behind its target: step back further.
 _BACK_OFF_SECONDS = (0, 1, 2, 4)
 
+# Here a frame that no other refers to can be left out by its packet, which saves about 40 % of decoding H.264.
+# MPEG-TS may spread the two fields of an interlaced frame over two packets; AV1's decoder leaves out the wrong frames.
+_ONE_PACKET_A_FRAME = ("mov", "matroska")
+_LEAVES_OUT_BY_PACKET = ("h264", "hevc")
+
 
 class TimedFrame(NamedTuple):
     pts: int
@@ -29,7 +34,10 @@ class TimedFrame(NamedTuple):
 
 
 class FrameReader:
-    """A context manager. `damaged` holds the pts of the packets and frames found damaged so far."""
+    """A context manager that reads the frames at `wanted` pts and no others.
+
+    `damaged` holds the pts of the packets and frames found damaged so far.
+    """
 
     _container: InputContainer
     _stream: VideoStream
@@ -37,8 +45,11 @@ class FrameReader:
     # The latest frame decoded, or just before the first that will be.
     _position: int
 
-    def __init__(self, file: BinaryIO, demuxer: str, name: str, index: PacketIndex, max_pixels: int) -> None:
+    def __init__(
+        self, file: BinaryIO, demuxer: str, name: str, index: PacketIndex, wanted: Sequence[int], max_pixels: int
+    ) -> None:
         self.damaged: set[int | None] = set()
+        self._wanted = frozenset(wanted)
         self._file, self._demuxer, self._name, self._max_pixels = file, demuxer, name, max_pixels
         self._index = index
         self._before: TimedFrame | None = None
@@ -52,7 +63,7 @@ class FrameReader:
         self._container.close()
 
     def read(self, pts: int) -> TimedFrame:
-        """The frame shown at `pts`, which must not go back from call to call.
+        """The frame shown at `pts`, one of those wanted, which must not go back from call to call.
 
         Where it is damaged, the frame before it; where there is none before, the one after.
         """
@@ -72,9 +83,8 @@ class FrameReader:
         self._stream = find_video_stream(self._container, self._name)
         self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream.thread_type = "AUTO"
-        first = int(self._index.pts[0])
-        self._position = first - 1
-        self._frames = self._decode(self._packets(), first)
+        self._position = int(self._index.pts[0]) - 1
+        self._frames = self._decode(self._packets())
 
     def _seek(self, keyframe: int) -> None:
         """Make the frame at `keyframe`, or one before it, the next to be decoded."""
@@ -88,7 +98,7 @@ class FrameReader:
             first = presentation_time(landed) if landed else None
             if first is not None and first <= keyframe:
                 self._position = first - 1
-                self._frames = self._decode(chain((landed,), packets), first)
+                self._frames = self._decode(chain((landed,), packets))
                 return
         self._container.close()
         self._start()
@@ -100,8 +110,13 @@ class FrameReader:
             self.damaged.add(None)
             yield None  # hands out what the decoder still holds, as the end of a whole file does
 
-    def _decode(self, packets: "Iterable[Packet[VideoStream] | None]", first: int) -> Iterator[TimedFrame]:
+    def _decode(self, packets: "Iterable[Packet[VideoStream] | None]") -> Iterator[TimedFrame]:
+        codec = self._stream.codec_context
+        can_leave_out = self._demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
         for packet in packets:
+            if packet and can_leave_out:
+                is_wanted = presentation_time(packet) in self._wanted
+                codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             try:
                 frames = self._stream.decode(packet)
             except av.FFmpegError:
@@ -109,8 +124,7 @@ class FrameReader:
                 continue
             for frame in frames:
                 pts = presentation_time(frame)
-                # Pictures shown before the keyframe we landed on lack what they refer to, but are not damaged.
-                if pts is None or pts < first:
+                if pts is None:
                     continue
                 if frame.is_corrupt:
                     self.damaged.add(pts)
