@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from redis import Redis
@@ -28,8 +29,17 @@ def test_a_child_that_never_becomes_ready_is_given_up_aloud(
 
 
 @pytest.mark.usefixtures("children_die_at_once")
-def test_a_signal_ends_the_wait_for_a_revival_and_leaves_the_handlers_as_they_were(redis: Redis) -> None:
+def test_a_signal_ends_the_wait_for_a_revival_and_leaves_the_handlers_as_they_were(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def signal_during_the_pause() -> None:
+        while "it is started again in 1 s" not in caplog.text:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     before = signal.getsignal(signal.SIGTERM)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    operator = threading.Thread(target=signal_during_the_pause)
+    operator.start()
     assert Supervisor(redis, gpus=[], drain_seconds=5).run() is ExitCode.OK
+    operator.join()
     assert signal.getsignal(signal.SIGTERM) is before
