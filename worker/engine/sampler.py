@@ -43,7 +43,7 @@ class Sampler:
         if not rows:
             return logits
         seen = torch.stack([self._seen_by(sequences[row], logits) for row in rows])
-        penalty = _column([sequences[row].pending.sampling.repetition_penalty for row in rows], logits)
+        (penalty,) = _columns([[sequences[row].pending.sampling.repetition_penalty for row in rows]], logits)
         scores = logits[rows]
         penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
         logits = logits.clone()
@@ -61,23 +61,27 @@ class Sampler:
 
 def _draw(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     options = [sequence.pending.sampling for sequence in sequences]
-    scores = logits / _column([option.temperature for option in options], logits)
+    # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
+    points = [sequence.rng.random() for sequence in sequences]
+    temperatures, top_ps = [option.temperature for option in options], [option.top_p for option in options]
+    temperature, top_p, point = _columns([temperatures, top_ps, points], logits)
     vocab_size = logits.shape[-1]
     top_k = [min(option.top_k or vocab_size, vocab_size) for option in options]
-    scores, token_ids = scores.topk(max(top_k), dim=-1)
-    ranks = torch.arange(scores.shape[-1], device=logits.device)
-    in_top_k = ranks < _column(top_k, logits)
-    probabilities = scores.masked_fill(~in_top_k, -torch.inf).softmax(dim=-1)
+    num_kept = torch.tensor(top_k, device=logits.device).unsqueeze(-1)
+    scores, token_ids = (logits / temperature).topk(max(top_k), dim=-1)
+    if min(top_k) < max(top_k):
+        scores = scores.masked_fill(torch.arange(max(top_k), device=logits.device) >= num_kept, -torch.inf)
+    probabilities = scores.softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
-    in_top_p = cumulative - probabilities < _column([option.top_p for option in options], logits)
-    # A row without a number keeps no token; its choice is not used, but it must be one.
-    last = (in_top_k & in_top_p).sum(dim=-1, keepdim=True).sub_(1).clamp_(min=0)
-    # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
-    points = _column([sequence.rng.random() for sequence in sequences], logits) * cumulative.gather(-1, last)
-    # Rounding may push a point to the very end, behind the last token that is left.
-    drawn = torch.searchsorted(cumulative, points, right=True).minimum(last)
+    # A token is kept while those before it have less than top_p together.
+    num_kept = torch.searchsorted(cumulative - probabilities, top_p).minimum(num_kept)
+    # A row that is not a number keeps no token; its choice is not used, but it must be one.
+    last = (num_kept - 1).clamp(min=0)
+    # Rounding may push a point to the very end, behind the last token that is kept.
+    drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
     return token_ids.gather(-1, drawn).squeeze(-1).tolist()
 
 
-def _column(values: Seq[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+def _columns(columns: Seq[Seq[float]], like: Tensor) -> tuple[Tensor, ...]:
+    """Each list of n numbers as a tensor [n, 1]."""
+    return torch.tensor(columns, dtype=like.dtype, device=like.device).unsqueeze(-1).unbind()
