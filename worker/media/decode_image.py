@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 from config.error_codes import ErrorCode
 from worker.media.decoded import DecodedImage
 from worker.media.fault import MediaFault
-from worker.media.signature import describe_content
+from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
 
 # Everything else Pillow can read is rare, or leads to other programs (EPS) and files.
@@ -31,7 +31,7 @@ _UPRIGHT = {
 
 def decode_image(file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: int) -> DecodedImage:
     """Decode the first picture of `file`: EXIF orientation applied, alpha on white, 16 bits scaled to 8."""
-    content = describe_content(file)
+    file_format = recognise_format(file)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             check_pixels(image.width, image.height, name, max_pixels)
@@ -42,18 +42,19 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: 
     except (MediaFault, MemoryError):
         raise
     except UnidentifiedImageError:
-        if content.kind == "image":
+        if file_format.name in _FORMATS:
             raise MediaFault(
-                ErrorCode.MEDIA_CORRUPT, f"{name}: begins like {content.format}, but it is damaged."
+                ErrorCode.MEDIA_CORRUPT,
+                f"{name}: begins like {file_format.name}, but is damaged or of a rare kind. Send JPEG or PNG.",
             ) from None
         raise MediaFault(
             ErrorCode.MEDIA_UNSUPPORTED,
-            f"{name}: is no image that is decoded here; it looks like {content.format}. Send {', '.join(_FORMATS)}.",
+            f"{name}: is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}.",
         ) from None
     except Exception as error:
         # Pillow's readers raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
         raise MediaFault(
-            ErrorCode.MEDIA_CORRUPT, f"{name}: the {content.format} image is damaged or cut off ({error})."
+            ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({error})."
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])

@@ -15,7 +15,7 @@ from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
 from worker.media.packet_index import index_packets
 from worker.media.sample_frames import sample_frames
-from worker.media.signature import describe_content
+from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
 
 # As the model's own tools resize; where it shrinks, swscale widens the kernel, so nothing aliases.
@@ -26,14 +26,14 @@ def decode_video(
     file: BinaryIO, name: str, part: VideoPart, fit_frame: FitFrame, max_frame_pixels: int, max_decoded_bytes: int
 ) -> DecodedVideo:
     """Sample `file` as `part` asks. Frames are upright; a damaged one is replaced by its neighbour and counted."""
-    content = describe_content(file)
-    if content.demuxer is None:
+    file_format = recognise_format(file)
+    if file_format.demuxer is None:
         raise MediaFault(
             ErrorCode.MEDIA_UNSUPPORTED,
-            f"{name}: is no video that is decoded here; it looks like {content.format}. Send MP4 or WebM.",
+            f"{name}: is no video that is decoded here; it looks like {file_format.name}. Send MP4 or WebM.",
         )
     try:
-        with open_container(file, content.demuxer, name) as container:
+        with open_container(file, file_format.demuxer, name) as container:
             stream = find_video_stream(container, name)
             check_pixels(stream.width, stream.height, name, max_frame_pixels)
             index = index_packets(container, stream)
@@ -41,7 +41,7 @@ def decode_video(
             raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
         sample = sample_frames(index.shown_at, index.duration_seconds, part, name)
         wanted = [int(pts) for pts in index.pts[sample.indices]]
-        with FrameReader(file, content.demuxer, name, index, wanted, max_frame_pixels) as reader:
+        with FrameReader(file, file_format.demuxer, name, index, wanted, max_frame_pixels) as reader:
             first = reader.read(wanted[0]).frame
             num_turns = round(first.rotation / 90) % 4
             original_size = _turn((first.height, first.width), num_turns)
@@ -50,7 +50,7 @@ def decode_video(
             frames, times = _read_resized(reader, wanted, size, num_turns)
     except av.FFmpegError as error:
         raise MediaFault(
-            ErrorCode.MEDIA_CORRUPT, f"{name}: the {content.format} video is damaged ({error.strerror})."
+            ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} video is damaged ({error.strerror})."
         ) from None
     start, tick = int(index.pts[0]), float(index.time_base)
     return DecodedVideo(

@@ -3,9 +3,11 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image, features
 
 from config.error_codes import ErrorCode
@@ -131,6 +133,16 @@ def test_other_pixel_modes_become_rgb(mode: str) -> None:
     assert pixels[8, 12].tolist() == [255, 255, 255]
 
 
+def test_photographs_and_scans_from_the_field_are_all_read() -> None:
+    paths = [path for path in Path(skimage.data_dir).iterdir() if path.suffix in (".png", ".jpg", ".gif")]
+    assert len(paths) > 20
+    for path in paths:
+        with path.open("rb") as file:
+            decoded = decode_image(file, path.name, 10**8, 2**30)
+        spread = np.asarray(decoded.image).std()
+        assert spread > 5, f"{path.name} came out nearly flat"
+
+
 def test_cut_off_photo_is_corrupt() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     for format in ("JPEG", "PNG", "WEBP"):
@@ -142,7 +154,12 @@ def test_cut_off_photo_is_corrupt() -> None:
 
 
 def test_fault_says_what_the_file_is_instead() -> None:
-    for content, looks_like in ((b"%PDF-1.7 ...", "PDF"), (b"hello", "text"), (b"\0\1\2\3" * 9, "unknown")):
+    for content, looks_like in (
+        (b"%PDF-1.7 ...", "PDF"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+        (b"hello", "text"),
+        (b"\0\1\2\3" * 9, "unknown"),
+    ):
         with pytest.raises(MediaFault, match=looks_like) as caught:
             decode(content)
         assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED

@@ -29,7 +29,7 @@ from worker.media.decoded import DecodedVideo
 from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
 from worker.media.packet_index import index_packets
-from worker.media.signature import describe_content
+from worker.media.signature import recognise_format
 
 NUM_FRAMES = 240
 STEADY = steady_times(NUM_FRAMES)
@@ -98,7 +98,7 @@ def test_frames_at_random_times_are_the_ones_on_screen(clips: dict[str, Path], n
     for _ in range(4):
         expected = sorted(rng.integers(0, NUM_FRAMES, num_frames).tolist())
         with path.open("rb") as file:
-            demuxer = describe_content(file).demuxer
+            demuxer = recognise_format(file).demuxer
             assert demuxer
             with open_container(file, demuxer, name) as container:
                 index = index_packets(container, find_video_stream(container, name))
