@@ -11,7 +11,7 @@ from typing import Self
 
 from redis import Redis
 
-from worker.telemetry.presence import WorkerState, list_presences
+from worker.telemetry.presence import WorkerState, list_present
 
 _READY_SECONDS = 60.0
 
@@ -50,7 +50,7 @@ class LocalWorker:
         end = time.monotonic() + _READY_SECONDS
         with Redis.from_url(self._redis_url) as redis:
             while time.monotonic() < end and self.process.poll() is None:
-                if any(presence.state is WorkerState.READY for presence in list_presences(redis)):
+                if any(presence.state is WorkerState.READY for presence in list_present(redis)):
                     return
                 time.sleep(0.05)
         raise RuntimeError(f"The worker was not ready within {_READY_SECONDS:g} s. Its log:\n{self.log.read_text()}")

@@ -39,7 +39,7 @@ def test_every_fault_of_a_job_is_reported_at_once() -> None:
         build_job({"promt": "?", "media": ["relative.png"], "generation": {"temperature": 3}, "priority": "urgent"})
     message = str(refused.value)
     assert message.startswith("4 faults: ")
-    assert all(field in message for field in ("promt", "relative.png", "generation.temperature", "priority"))
+    assert all(field in message for field in ("promt", "media.0.image.uri", "generation.temperature", "priority"))
 
 
 def test_a_job_and_loose_fields_together_are_refused() -> None:
