@@ -78,35 +78,34 @@ def num_right(decoded: DecodedVideo) -> int:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("num_frames", [5, 64])
-def test_frames_at_uniform_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
+def test_frames_at_uniform_times_are_the_ones_on_screen(clips: dict[str, Path], name: str) -> None:
     path, seconds = clips[name], times_by_plain_decoding(clips[name])
     size = (160, 96) if "turned" in name else CLIP_SIZE
-    decoded = decode(path, size, fps=30, max_frames=num_frames)
-    frames = np.rot90(decoded.frames, -1, axes=(1, 2)) if "turned" in name else decoded.frames
-    numbers = [read_number(frame) for frame in frames]
-    assert numbers == [number_shown_at(time, seconds) for time in np.linspace(0, seconds[-1], num_frames)]
-    assert decoded.timestamps_seconds == pytest.approx([seconds[number] for number in numbers], abs=1e-6)
-    assert decoded.frames_corrupt == 0
+    for num_frames in (5, 64):
+        decoded = decode(path, size, fps=30, max_frames=num_frames)
+        frames = np.rot90(decoded.frames, -1, axes=(1, 2)) if "turned" in name else decoded.frames
+        numbers = [read_number(frame) for frame in frames]
+        assert numbers == [number_shown_at(time, seconds) for time in np.linspace(0, seconds[-1], num_frames)]
+        assert decoded.timestamps_seconds == pytest.approx([seconds[number] for number in numbers], abs=1e-6)
+        assert decoded.frames_corrupt == 0
 
 
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("num_frames", [6, 64])
 def test_frames_at_random_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
     path = clips[name]
-    rng = np.random.default_rng(num_frames)
-    for _ in range(4):
-        expected = sorted(rng.integers(0, NUM_FRAMES, num_frames).tolist())
-        with path.open("rb") as file:
-            demuxer = recognise_format(file).demuxer
-            assert demuxer
-            with open_container(file, demuxer, name) as container:
-                index = index_packets(container, find_video_stream(container, name))
-            assert index is not None
+    with path.open("rb") as file:
+        demuxer = recognise_format(file).demuxer
+        assert demuxer
+        with open_container(file, demuxer, name) as container:
+            index = index_packets(container, find_video_stream(container, name))
+        assert index is not None
+        for seed in (1, 2):
+            expected = sorted(np.random.default_rng(seed).integers(0, NUM_FRAMES, num_frames).tolist())
             wanted = index.pts[expected].tolist()
             with FrameReader(file, demuxer, name, index, wanted, 10**6) as reader:
                 read = [reader.read(pts).frame.to_ndarray(format="rgb24") for pts in wanted]
-        assert [read_number(frame) for frame in read] == expected
+            assert [read_number(frame) for frame in read] == expected
 
 
 def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(clips: dict[str, Path]) -> None:
