@@ -45,8 +45,8 @@ def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixel
     fitted_height, fitted_width = round(height / factor) * factor, round(width / factor) * factor
     if fitted_height * fitted_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        fitted_height = math.floor(height / shrink / factor) * factor
-        fitted_width = math.floor(width / shrink / factor) * factor
+        fitted_height = max(factor, math.floor(height / shrink / factor) * factor)
+        fitted_width = max(factor, math.floor(width / shrink / factor) * factor)
     elif fitted_height * fitted_width < min_pixels:
         stretch = math.sqrt(min_pixels / (height * width))
         fitted_height = math.ceil(height * stretch / factor) * factor

@@ -133,7 +133,7 @@ class Attempt:
     def _prepare(
         self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[DecodedImage | DecodedVideo]
     ) -> "PreparedPrompt":
-        images, videos = visual_inputs(parts, decoded)
+        images, videos = visual_inputs(self._bench.processor, parts, decoded)
         prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
         self._require_room(prompt)
         return prompt
