@@ -42,8 +42,8 @@ def plain_model() -> KeyeForConditionalGeneration:
 def start_engine(processor: KeyeProcessor) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
-    def start(kv_cache_bytes: int = PLENTY, **limits: int) -> Engine:
-        model = load_model(CHECKPOINT, dtype=torch.float32)
+    def start(kv_cache_bytes: int = PLENTY, dtype: torch.dtype = torch.float32, **limits: int) -> Engine:
+        model = load_model(CHECKPOINT, dtype=dtype)
         engines.append(Engine(model, processor, kv_cache_bytes=kv_cache_bytes, limits=StepLimits(**limits)))
         engines[-1].start()
         return engines[-1]
@@ -343,3 +343,12 @@ def test_engine_that_took_a_model_over_leaves_other_models_alone(
     expected = generate(plain_model, processor, prompt, 16)
     done.join(timeout=30)
     assert list(pending.generated.token_ids) == expected
+
+
+def test_half_precision_runs_all_kinds_of_jobs(start_engine: Callable[..., Engine], processor: KeyeProcessor) -> None:
+    engine = start_engine(dtype=torch.bfloat16)
+    sampled = replace(GREEDY, temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.1)
+    pendings = [engine.inbox.submit(make_prompt(processor, n % 6, n), (GREEDY, sampled)[n % 2]) for n in range(12)]
+    for pending in pendings:
+        read(pending)
+        assert 1 <= len(pending.generated.token_ids) <= 16

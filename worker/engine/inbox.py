@@ -185,7 +185,7 @@ class Inbox:
         pending = PendingGeneration(prompt, sampling, priority, deadline)
         with self._changed:
             if self._closed_by is not None:
-                raise self._closed_by
+                raise self._closed_by.with_traceback(None)
             self._arrived.append(pending)
             self._changed.notify()
         return pending
