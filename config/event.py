@@ -27,6 +27,36 @@ class StageStarted(Contract):
     at: float
 
 
+class FramesDecoded(Contract):
+    """`done` of the `total` frames that the model reads of a video are decoded; `media_index` as in a failure."""
+
+    type: Literal["frames"] = "frames"
+    media_index: int
+    done: int
+    total: int
+    attempt: int
+    at: float
+
+
+Channel = Literal["reasoning", "answer"]
+
+
+class TextGenerated(Contract):
+    """The next text of an attempt's answer or of its reasoning; each channel's texts, joined, are that of the outcome.
+
+    `offset` is the number of characters (code points) that the attempt has written to the channel before; a reader who
+    has fewer missed some, and finds all of it in the outcome. `num_tokens` counts both channels, this text included.
+    """
+
+    type: Literal["text"] = "text"
+    channel: Channel
+    text: str
+    offset: int
+    num_tokens: int
+    attempt: int
+    at: float
+
+
 class JobEnded(Contract):
     """The job reached a final state and its outcome can be read."""
 
@@ -35,5 +65,5 @@ class JobEnded(Contract):
     at: float
 
 
-JobEvent = Annotated[StageStarted | JobEnded, Field(discriminator="type")]
-EVENT: TypeAdapter[StageStarted | JobEnded] = TypeAdapter(JobEvent)
+JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | JobEnded, Field(discriminator="type")]
+EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)

@@ -14,7 +14,10 @@ def record(job_id: str) -> str:
 
 
 def events(job_id: str) -> str:
-    """Stream of `config.event` JSON in field `event`; lives as long as the record."""
+    """Stream of `config.event` JSON in field `event`; lives as long as the record.
+
+    Holds about the 10,000 newest events: of a very long answer the beginning is then in the outcome only.
+    """
     return f"{PREFIX}job:{job_id}:events"
 
 
@@ -29,6 +32,11 @@ def leases() -> str:
 def reaper_turn() -> str:
     """String, the worker whose turn it is to look for overdue leases; expires before the next turn."""
     return f"{PREFIX}reaper-turn"
+
+
+def cancellations() -> str:
+    """Pub/sub channel: ids of running jobs the moment their callers cancel them. The record holds the request."""
+    return f"{PREFIX}cancellations"
 
 
 def idempotency(key: str) -> str:

@@ -77,8 +77,20 @@ class JobResult(Contract):
         return JobState.SUCCEEDED
 
 
+class PartialText(Contract):
+    """What the model had written when it was stopped, parted as in a `JobResult`; the last block may be cut short."""
+
+    answer: str
+    reasoning: str | None
+    raw_text: str
+    completion_tokens: int
+
+
 class JobFailure(Contract):
-    """`stage` is where it went wrong, `media_index` which medium of the job, where one is to blame."""
+    """`stage` is where it went wrong, `media_index` which medium of the job, where one is to blame.
+
+    `partial` is there when the job was cancelled or its deadline passed after the model had begun to write.
+    """
 
     kind: Literal["failure"] = "failure"
     job_id: str
@@ -88,6 +100,7 @@ class JobFailure(Contract):
     retryable: bool
     attempts: int
     media_index: int | None = None
+    partial: PartialText | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property

@@ -11,6 +11,7 @@ from config.contract import Contract
 from config.event import EVENT
 from config.job import AnalysisJob
 from config.outcome import OUTCOME
+from config.state import JobState
 
 SCHEMA_VERSION = 1
 
@@ -22,6 +23,20 @@ class SealedJob(Contract):
     job_id: str
     submitted_at: float
     job: AnalysisJob
+
+    @property
+    def record(self) -> dict[str, str]:
+        """The fields of the job's record (see `config.keys.record`) at the moment of submission."""
+        deadline = self.job.deadline_seconds
+        return {
+            "state": JobState.QUEUED.value,
+            "sealed": self.model_dump_json(),
+            "priority": self.job.priority.value,
+            "submitted_at": repr(self.submitted_at),
+            "deadline_at": "" if deadline is None else repr(self.submitted_at + deadline),
+            "attempts": "0",
+            "max_attempts": str(self.job.max_attempts),
+        }
 
 
 class UnknownSchemaVersion(ValueError):

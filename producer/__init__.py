@@ -1,7 +1,7 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
 from config.error_codes import ErrorCode
-from config.event import JobEnded, Stage, StageStarted
+from config.event import FramesDecoded, JobEnded, JobEvent, Stage, StageStarted, TextGenerated
 from config.job import (
     AnalysisJob,
     ChatMessage,
@@ -13,7 +13,7 @@ from config.job import (
     Thinking,
     VideoPart,
 )
-from config.outcome import JobFailed, JobFailure, JobResult
+from config.outcome import JobFailed, JobFailure, JobResult, PartialText
 from config.settings import Settings
 from config.state import JobState
 from config.wire import InvalidJob
@@ -28,12 +28,14 @@ __all__ = [
     "Client",
     "Content",
     "ErrorCode",
+    "FramesDecoded",
     "GenerationOptions",
     "IdempotencyConflict",
     "ImagePart",
     "InvalidJob",
     "Job",
     "JobEnded",
+    "JobEvent",
     "JobFailed",
     "JobFailure",
     "JobNotEnded",
@@ -41,11 +43,13 @@ __all__ = [
     "JobResult",
     "JobState",
     "KeyeError",
+    "PartialText",
     "Priority",
     "QueueUnavailable",
     "Settings",
     "Stage",
     "StageStarted",
+    "TextGenerated",
     "TextPart",
     "Thinking",
     "VideoPart",

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +10,13 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from config.event import JobEnded
 from config.job import AnalysisJob, Priority, Thinking
 from config.outcome import JobFailed
-from config.state import JobState
 from config.wire import InvalidJob, describe_faults, schemas
 from producer.client import Client, build_job
 from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable
 from producer.job import Cancellation, Job
+from producer.transcript import Transcript
 
 
 class ExitCode(IntEnum):
@@ -106,16 +104,20 @@ def result(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redi
 
 @app.command(epilog=EXIT_CODES)
 def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
-    """Follow a job through its stages until it ends; with --json, one event a line."""
+    """Follow a job until it ends: its stages, and its text as it is written; with --json, one event a line."""
     with connected(redis_url) as client:
         job = client.find(job_id)
+        transcript = Transcript()
         for event in job.events(timeout):
             if as_json:
                 typer.echo(event.model_dump_json())
             else:
-                what = event.state if isinstance(event, JobEnded) else f"{event.stage} (attempt {event.attempt})"
-                typer.echo(f"{datetime.fromtimestamp(event.at):%H:%M:%S}  {what}")
-        raise typer.Exit(ExitCode.OK if job.state is JobState.SUCCEEDED else ExitCode.JOB_FAILED)
+                typer.echo(transcript.show(event), nl=False)
+        try:
+            job.result(timeout)
+        except JobFailed as failed:
+            typer.echo(str(failed), err=True)
+            raise typer.Exit(ExitCode.JOB_FAILED) from None
 
 
 @app.command(epilog=EXIT_CODES)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.job import AnalysisJob
-from config.state import JobState
 from config.topology import PRIORITY_STEPS
 from config.wire import SealedJob, seal
 
@@ -21,21 +20,6 @@ class Envelope:
     @property
     def job_id(self) -> str:
         return self.sealed.job_id
-
-    @property
-    def record(self) -> dict[str, str]:
-        """The fields of the job's record (see `config.keys.record`) at the moment of submission."""
-        job = self.sealed.job
-        deadline_at = "" if job.deadline_seconds is None else repr(self.sealed.submitted_at + job.deadline_seconds)
-        return {
-            "state": JobState.QUEUED.value,
-            "sealed": self.sealed.model_dump_json(),
-            "priority": job.priority.value,
-            "submitted_at": repr(self.sealed.submitted_at),
-            "deadline_at": deadline_at,
-            "attempts": "0",
-            "max_attempts": str(job.max_attempts),
-        }
 
     @property
     def message(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from config.error_codes import ErrorCode
-from config.event import JobEnded, Stage, StageStarted
+from config.event import JobEnded, JobEvent, Stage
 from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
 from config.state import JobState
 from config.wire import open_sealed
@@ -46,13 +46,17 @@ class Job:
             raise JobNotFound(self.id)
         return JobState(state)
 
-    def events(self, timeout: float | None = None) -> Iterator[StageStarted | JobEnded]:
-        """Everything the worker said about the job from its start, then live until it ends.
+    def events(self, timeout: float | None = None) -> Iterator[JobEvent]:
+        """Everything the worker said about the job from its start, then live until it ends; late readers miss nothing.
+
+        When a worker dies under the job, the next attempt begins with a `StageStarted` of a higher `attempt`, and its
+        text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
 
         Raises `JobNotEnded` after `timeout` seconds; None waits as long as it takes.
         """
         started_at = answered_at = time.monotonic()
         seen = "0-0"
+        attempt = 0
         while True:
             remaining = READ_SECONDS if timeout is None else timeout - (time.monotonic() - started_at)
             try:
@@ -69,8 +73,14 @@ class Job:
                 continue
             for entry_id, event in entries:
                 seen = entry_id
+                if isinstance(event, JobEnded):
+                    ended = True
+                elif event.attempt < attempt:
+                    # From a worker that does not know yet that it lost the job.
+                    continue
+                else:
+                    attempt = event.attempt
                 yield event
-                ended = ended or isinstance(event, JobEnded)
             if ended:
                 return
             if remaining <= 0:
@@ -95,8 +105,9 @@ class Job:
     def cancel(self) -> Cancellation:
         """Cancel the job.
 
-        A queued job is cancelled for good (CANCELLED); the worker of a running one is asked to stop, and `result`
-        tells whether it did (REQUESTED); an ended job stays as it ended (ALREADY_ENDED).
+        A queued job is cancelled for good (CANCELLED); the worker of a running one is asked to stop, which takes it no
+        longer than the stage or the engine's step it is in, and `result` tells whether it did (REQUESTED); an ended job
+        stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         if sealed_json is None:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from config import keys
-from config.event import EVENT, JobEnded, StageStarted
+from config.event import EVENT, JobEvent
 from config.job import AnalysisJob
 from config.settings import Settings
 from config.topology import ANALYZE_TASK, QUEUE, celery_options
@@ -48,7 +48,7 @@ class Transport:
 
     def write_record(self, envelope: Envelope) -> tuple[str, str]:
         """Store a new job; returns (job_id, fingerprint) of the job that owns its idempotency key."""
-        fields = [text for pair in envelope.record.items() for text in pair]
+        fields = [text for pair in envelope.sealed.record.items() for text in pair]
         with reaching_redis("store the job"):
             entry: str = self._submit(
                 keys=[keys.record(envelope.job_id), keys.leases(), *idempotency_keys(envelope.sealed.job)],
@@ -82,17 +82,16 @@ class Transport:
     def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
         names = [keys.record(job_id), keys.events(job_id), *idempotency_keys(job)]
+        args = (job_id, outcome_json, self._result_ttl_seconds, keys.cancellations())
         with reaching_redis("cancel the job"):
-            return cast(str | None, self._cancel(keys=names, args=[job_id, outcome_json, self._result_ttl_seconds]))
+            return cast(str | None, self._cancel(keys=names, args=args))
 
     def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
         """The named fields of the job's record, None for what is not there."""
         with reaching_redis("read the job"):
             return tuple(cast(list[str | None], self._redis.hmget(keys.record(job_id), list(fields))))
 
-    def read_events(
-        self, job_id: str, after: str, block_seconds: float | None
-    ) -> list[tuple[str, StageStarted | JobEnded]]:
+    def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent]]:
         """Events behind the entry `after`, with their entry ids; waits for the first one if `block_seconds` is set.
 
         `block_seconds` must stay below the socket's timeout.

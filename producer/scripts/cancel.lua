@@ -1,11 +1,13 @@
 -- QUEUED -> CANCELLED: outcome, last event, state and expiry in one move. The worker of a running job is asked to stop.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 the idempotency key's entry (string), if the job has one
--- ARGV: 1 job id, 2 outcome (JSON of a JobFailure), 3 seconds until all of it expires
+-- ARGV: 1 job id, 2 outcome (JSON of a JobFailure), 3 seconds until all of it expires, 4 channel of cancellations
 -- Returns the state the job was found in, nil where there is no job
 local state = redis.call("HGET", KEYS[1], "state")
 if state == "RUNNING" then
   redis.call("HSET", KEYS[1], "cancel_requested", "1")
+  -- pcall: who may not publish is heard all the same, when the worker renews its lease.
+  redis.pcall("PUBLISH", ARGV[4], ARGV[1])
 elseif state == "QUEUED" then
   local time = redis.call("TIME")
   local now = time[1] + time[2] / 1e6

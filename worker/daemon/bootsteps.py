@@ -14,6 +14,7 @@ from celery.worker import state
 from config.outcome import WorkerIdentity
 from config.settings import Settings
 from worker.daemon.exit_codes import ExitCode
+from worker.leases.cancel_listener import CancelListener
 from worker.leases.connection import connect
 from worker.leases.job_lease import LeaseStore
 from worker.leases.reaper import Reaper
@@ -80,6 +81,7 @@ class EngineStep(bootsteps.StartStopStep):
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
         self._renewal = LeaseRenewal(leases)
+        self._cancels = CancelListener(redis, self._renewal.hurry)
         self._reaper = Reaper(leases, name, publish=dead_workers_jobs.publish, bury=dead_workers_jobs.bury)
         bench = Workbench(
             inbox=served.engine.inbox,
@@ -92,6 +94,7 @@ class EngineStep(bootsteps.StartStopStep):
         )
         worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
         self._renewal.start()
+        self._cancels.start()
         self._reaper.start()
         self._ready = Presence(worker=identity, state=WorkerState.READY, model=served.model)
         worker_ready.connect(self._announce_ready)
@@ -110,6 +113,7 @@ class EngineStep(bootsteps.StartStopStep):
         worker.pool.stop()
         self._engine.stop()
         # A drain may outlast a lease: renew until the last job has ended.
+        self._cancels.stop()
         self._renewal.stop()
         self._reaper.stop()
         self._announcer.stop()

@@ -1,13 +1,13 @@
 """Claims: who may run a job, and as which attempt. Renewing is `renewal`, settling `results.settlement`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 from redis import Redis
 
 from config import keys
-from config.event import EVENT, Stage, StageStarted
-from config.job import Priority
+from config.event import EVENT, FramesDecoded, Stage, StageStarted, TextGenerated
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
 from config.wire import SealedJob
@@ -16,39 +16,20 @@ from worker.leases.lua import load_script
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """What a delivery says about its job: the record is made of it where the producer wrote none."""
+    """What a delivery says about its job: `record` is written where the producer wrote none."""
 
     job_id: str
-    sealed_json: str
-    submitted_at: float | None = None
-    deadline_at: float | None = None
-    max_attempts: int = 1
-    priority: Priority = Priority.NORMAL
+    record: Mapping[str, str]
     idempotency_key: str | None = None
 
     @classmethod
     def of(cls, sealed: SealedJob) -> Self:
-        job = sealed.job
-        return cls(
-            job_id=sealed.job_id,
-            sealed_json=sealed.model_dump_json(),
-            submitted_at=sealed.submitted_at,
-            deadline_at=None if job.deadline_seconds is None else sealed.submitted_at + job.deadline_seconds,
-            max_attempts=job.max_attempts,
-            priority=job.priority,
-            idempotency_key=job.idempotency_key,
-        )
+        return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
 
-    def record_fields(self) -> dict[str, str | float]:
-        return {
-            "state": JobState.QUEUED.value,
-            "sealed": self.sealed_json,
-            "priority": self.priority.value,
-            "submitted_at": "" if self.submitted_at is None else self.submitted_at,
-            "deadline_at": "" if self.deadline_at is None else self.deadline_at,
-            "attempts": 0,
-            "max_attempts": self.max_attempts,
-        }
+    @classmethod
+    def unreadable(cls, job_id: str, payload_json: str) -> Self:
+        """A job that is claimed only to be failed."""
+        return cls(job_id, {"state": JobState.QUEUED.value, "sealed": payload_json, "max_attempts": "1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +108,7 @@ class LeaseStore:
 
     def claim(self, job: QueuedJob, worker: str) -> Claimed | AlreadySettled | HeldElsewhere:
         """Begin the next attempt at `job`, unless it is running or over."""
-        fields = [part for field in job.record_fields().items() for part in field]
+        fields = [part for field in job.record.items() for part in field]
         match self._claim(_job_keys(job.job_id), [job.job_id, worker, self.lease_seconds, *fields]):
             case ["claimed", *facts]:
                 return _claimed(job.job_id, facts, job.idempotency_key)
@@ -169,8 +150,15 @@ def _job_keys(job_id: str) -> list[str]:
 
 
 def _stage_of(event_json: str) -> Stage:
-    event = EVENT.validate_json(event_json) if event_json else None
-    return event.stage if isinstance(event, StageStarted) else Stage.OPEN
+    match EVENT.validate_json(event_json) if event_json else None:
+        case StageStarted(stage=stage):
+            return stage
+        case FramesDecoded():
+            return Stage.DECODE
+        case TextGenerated():
+            return Stage.GENERATE
+        case _:
+            return Stage.OPEN
 
 
 def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Claimed:

@@ -15,13 +15,17 @@ OnInterrupt = Callable[[Renewal], None]
 
 
 class LeaseRenewal:
-    """Renews at every third of the lease, so that two tries in a row may fail before anything is lost."""
+    """Renews at every third of the lease, so that two tries in a row may fail before anything is lost.
+
+    Sooner where something may have happened to a job: whatever it was, renewing tells.
+    """
 
     def __init__(self, store: LeaseStore) -> None:
         self._store = store
         self._held: dict[Claimed, OnInterrupt] = {}
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._is_stopping = False
+        self._is_due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
 
     def start(self) -> None:
@@ -29,8 +33,16 @@ class LeaseRenewal:
 
     def stop(self) -> None:
         """Only after the last job has ended: a drain may outlast a lease."""
-        self._stopping.set()
+        self._is_stopping = True
+        self._is_due.set()
         self._thread.join()
+
+    def hurry(self, job_id: str) -> None:
+        """Renew now if the job is one of ours: its caller may have cancelled it."""
+        with self._lock:
+            is_ours = any(lease.job_id == job_id for lease in self._held)
+        if is_ours:
+            self._is_due.set()
 
     @contextmanager
     def holding(self, lease: Claimed, on_interrupt: OnInterrupt) -> Iterator[None]:
@@ -40,6 +52,8 @@ class LeaseRenewal:
         """
         with self._lock:
             self._held[lease] = on_interrupt
+        # Between its claim and this line the job was not known as ours to `hurry`.
+        self._is_due.set()
         try:
             yield
         finally:
@@ -58,7 +72,11 @@ class LeaseRenewal:
                 held[lease](answer)
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._store.lease_seconds / 3):
+        while True:
+            self._is_due.wait(self._store.lease_seconds / 3)
+            self._is_due.clear()
+            if self._is_stopping:
+                return
             try:
                 self.renew_all()
             except RedisError as fault:

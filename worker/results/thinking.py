@@ -1,6 +1,18 @@
-"""Parts what the model wrote into its reasoning and its answer. Pure; no sampling, no events."""
+"""Parts what the model writes into its reasoning and its answer, as it comes. Pure; no sampling, no events."""
 
+import re
 from typing import NamedTuple
+
+from config.event import Channel
+
+_TAG = re.compile("(</?(?:analysis|think|answer)>)")
+_LONGEST_TAG = len("</analysis>")
+_OPENED_BY = {"<analysis>": "analysis", "<think>": "think", "<answer>": "answer"}
+
+
+class Piece(NamedTuple):
+    channel: Channel
+    text: str
 
 
 class PartedText(NamedTuple):
@@ -8,24 +20,77 @@ class PartedText(NamedTuple):
     answer: str
 
 
-def part_text(raw_text: str) -> PartedText:
-    """Reasoning is what stands in `<analysis>` and `<think>`; the answer is the last `<answer>`, or else all the rest.
+class ThinkingSplitter:
+    """Takes text in pieces; what it gives back, joined by channel, does not depend on where the text was cut.
 
-    The order is the one the models write: analysis, think, answer, each of them optional. A block that was cut short
-    reaches to the end. `\\boxed{}` is the caller's to read and stays.
+    `<analysis>` and `<think>` hold reasoning; `<answer>`, and all that stands in no block, is answer. A block reaches
+    to its own closing tag, or to the end where it was cut short. Blocks lose the white space around them and are joined
+    by an empty line. `\\boxed{}` is the caller's to read and stays.
     """
-    reasoning = []
-    rest = raw_text
-    for opening, closing in (("<analysis>", "</analysis>"), ("<think>", "</think>")):
-        block, closed, after = rest.partition(closing)
-        if closed:
-            # A prompt may have written the opening tag: all before the closing one is the block.
-            reasoning.append(block.replace(opening, "", 1))
-            rest = after
-        elif opening in rest:
-            rest, _, block = rest.partition(opening)
-            reasoning.append(block)
-    _, opened, answer = rest.rpartition("<answer>")
-    if opened:
-        rest = answer.partition("</answer>")[0]
-    return PartedText("\n\n".join(filter(None, map(str.strip, reasoning))) or None, rest.strip())
+
+    def __init__(self) -> None:
+        self._block: str | None = None
+        self._block_is_blank = True
+        self._begun: set[Channel] = set()
+        self._pieces: list[Piece] = []
+        # What may become a tag, and white space that may be the block's last.
+        self._half_tag = ""
+        self._space = ""
+
+    def push(self, text: str) -> list[Piece]:
+        """The pieces that are certain now."""
+        *complete, rest = _TAG.split(self._half_tag + text)
+        for part in complete:
+            self._read(part)
+        cut = rest.rfind("<", -_LONGEST_TAG)
+        if cut < 0 or not _may_become_tag(rest[cut:]):
+            cut = len(rest)
+        self._write(rest[:cut])
+        self._half_tag = rest[cut:]
+        return self._take()
+
+    def flush(self) -> list[Piece]:
+        """What was held back; nothing follows."""
+        self._write(self._half_tag)
+        self._half_tag = ""
+        return self._take()
+
+    def _read(self, part: str) -> None:
+        """A whole tag, or text without one. A tag inside a block that does not end it is text, and one that ends no
+        block stands for nothing."""
+        is_border = part == f"</{self._block}>" if self._block else _TAG.fullmatch(part)
+        if not is_border:
+            self._write(part)
+            return
+        self._block = _OPENED_BY.get(part)
+        self._block_is_blank = True
+        self._space = ""
+
+    def _write(self, text: str) -> None:
+        text = text.lstrip() if self._block_is_blank else self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if not shown:
+            return
+        channel: Channel = "answer" if self._block in (None, "answer") else "reasoning"
+        if self._block_is_blank and channel in self._begun:
+            shown = "\n\n" + shown
+        self._block_is_blank = False
+        self._begun.add(channel)
+        self._pieces.append(Piece(channel, shown))
+
+    def _take(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+
+def part_text(raw_text: str) -> PartedText:
+    """What the splitter gives for the whole; `reasoning` is None where there is none."""
+    splitter = ThinkingSplitter()
+    pieces = splitter.push(raw_text) + splitter.flush()
+    reasoning, answer = ("".join(text for c, text in pieces if c == channel) for channel in ("reasoning", "answer"))
+    return PartedText(reasoning or None, answer)
+
+
+def _may_become_tag(start: str) -> bool:
+    return any(tag.startswith(start) for name in _OPENED_BY.values() for tag in (f"<{name}>", f"</{name}>"))

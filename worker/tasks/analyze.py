@@ -104,4 +104,4 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
     job_id = payload.get("job_id") if isinstance(payload, dict) else None
     if not (isinstance(job_id, str) and job_id):
         job_id = delivery_id
-    return QueuedJob(job_id, json.dumps(payload)), fault
+    return QueuedJob.unreadable(job_id, json.dumps(payload)), fault

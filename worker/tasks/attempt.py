@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.job import AnalysisJob, ImagePart, TextPart, VideoPart
-from config.outcome import JobResult, ModelIdentity, StageTimings, TokenUsage, WorkerIdentity
+from config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
 from config.topology import PRIORITY_STEPS
 from worker.engine.inbox import Generated, Inbox, PendingGeneration
 from worker.leases.job_lease import Claimed, Renewal
 from worker.media.prepare import DecodedImage, DecodedVideo, MediaLimits, decode, fetch
+from worker.results.coalescer import Coalescer
 from worker.results.event_writer import EventWriter
 from worker.results.thinking import part_text
 from worker.tasks.fault import JobFault
@@ -104,14 +105,32 @@ class Attempt:
             case "lost":
                 raise LeaseLost
             case "cancelled":
-                raise JobFault(ErrorCode.CANCELLED, "The caller cancelled the job while it ran.")
+                raise JobFault(
+                    ErrorCode.CANCELLED, "The caller cancelled the job while it ran.", partial=self._text_so_far()
+                )
         if self._deadline is not None and time.monotonic() >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
             raise JobFault(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"The job's {self._job.deadline_seconds} s were over {where}; it was queued for "
                 f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds or add workers.",
+                partial=self._text_so_far(),
             )
+
+    def _text_so_far(self) -> PartialText | None:
+        """What the engine gave before it was stopped; None where it had not begun to write."""
+        if self._pending is None or not self._pending.has_ended:
+            return None
+        generated = self._pending.generated
+        if not generated.token_ids:
+            return None
+        text = part_text(generated.text)
+        return PartialText(
+            answer=text.answer,
+            reasoning=text.reasoning,
+            raw_text=generated.text,
+            completion_tokens=len(generated.token_ids),
+        )
 
     @contextmanager
     def _in_stage(self, stage: Stage) -> Iterator[None]:
@@ -159,8 +178,10 @@ class Attempt:
         if self._interruption is not None:
             # It came before there was anything to abandon.
             self._pending.abandon()
-        for _ in self._pending.deltas():
-            pass
+        text = Coalescer(self._bench.events, self._lease)
+        for delta in self._pending.deltas():
+            text.push(delta.text, delta.num_tokens)
+        text.flush()
         generated = self._pending.generated
         if generated.finish_reason in ("abandoned", "deadline"):
             self._stop_if_over()

@@ -3,7 +3,7 @@
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.job import AnalysisJob
-from config.outcome import JobFailure
+from config.outcome import JobFailure, PartialText
 from worker.engine.inbox import GenerationFault, TooLongForEngine
 from worker.leases.job_lease import Claimed
 from worker.media.prepare import MediaFault
@@ -11,13 +11,16 @@ from worker.model.image_processing import UnusableImage
 
 
 class JobFault(Exception):
-    """The job cannot be answered, and it is known why."""
+    """The job cannot be answered, and it is known why; `partial` is what was written of an answer."""
 
-    def __init__(self, code: ErrorCode, message: str, media_index: int | None = None) -> None:
+    def __init__(
+        self, code: ErrorCode, message: str, media_index: int | None = None, partial: PartialText | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.media_index = media_index
+        self.partial = partial
 
 
 def explain(error: BaseException) -> JobFault:
@@ -50,5 +53,6 @@ def failure_of(fault: JobFault, stage: Stage, lease: Claimed, job: AnalysisJob |
         retryable=fault.code.facts.retryable,
         attempts=lease.attempt,
         media_index=fault.media_index,
+        partial=fault.partial,
         metadata={} if job is None else job.metadata,
     )

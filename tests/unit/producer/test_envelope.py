@@ -18,20 +18,20 @@ def changed(**fields: Any) -> AnalysisJob:
 
 def test_the_worker_reads_the_same_job_from_record_and_message() -> None:
     envelope = enclose(JOB)
-    from_record = open_sealed(json.loads(envelope.record["sealed"]))
+    from_record = open_sealed(json.loads(envelope.sealed.record["sealed"]))
     from_message = open_sealed(json.loads(json.dumps(envelope.message))["sealed"])
     assert from_record == from_message == envelope.sealed
     assert from_record.job == JOB
 
 
 def test_a_new_record_is_queued_with_no_attempts_and_its_limits_beside_it() -> None:
-    record = enclose(changed(max_attempts=5, priority="low")).record
+    record = enclose(changed(max_attempts=5, priority="low")).sealed.record
     assert (record["state"], record["attempts"], record["max_attempts"]) == ("QUEUED", "0", "5")
     assert (record["priority"], record["deadline_at"]) == ("low", "")
 
 
 def test_the_deadline_counts_from_the_submission() -> None:
-    record = enclose(changed(deadline_seconds=90)).record
+    record = enclose(changed(deadline_seconds=90)).sealed.record
     assert float(record["deadline_at"]) - float(record["submitted_at"]) == pytest.approx(90)
 
 

@@ -16,9 +16,10 @@ def test_good_message_gives_the_job_and_what_its_record_needs() -> None:
     queued, opened = open_delivery(sealed.model_dump(mode="json"), "celery-id")
     assert opened == sealed
     assert queued.job_id == sealed.job_id
-    assert queued.deadline_at == sealed.submitted_at + 60
-    assert (queued.priority, queued.max_attempts, queued.idempotency_key) == (Priority.LOW, 3, "k")
-    assert SealedJob.model_validate_json(queued.sealed_json) == sealed
+    assert queued.idempotency_key == "k"
+    assert float(queued.record["deadline_at"]) == sealed.submitted_at + 60
+    assert (queued.record["priority"], queued.record["max_attempts"]) == ("low", "3")
+    assert SealedJob.model_validate_json(queued.record["sealed"]) == sealed
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_unreadable_message_is_a_fault_under_the_deliverys_id(payload: object, c
     assert opened.code is code
     assert words in opened.message
     assert queued.job_id == "celery-id"
-    assert json.loads(queued.sealed_json) == payload
+    assert json.loads(queued.record["sealed"]) == payload
 
 
 def test_unreadable_message_that_names_its_job_fails_that_job() -> None:

@@ -1,0 +1,47 @@
+"""One thread that hears at once of jobs being cancelled. What it misses, the next renewal of the lease finds out."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config import keys
+
+log = logging.getLogger(__name__)
+
+LISTEN_SECONDS = 0.5
+PAUSE_SECONDS = 5.0
+
+
+class CancelListener:
+    """Calls `on_cancel` with the id of every job that is cancelled while it runs, whoever runs it."""
+
+    def __init__(self, redis: Redis, on_cancel: Callable[[str], None]) -> None:
+        self._redis = redis
+        self._on_cancel = on_cancel
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cancel-listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._listen()
+            except RedisError as fault:
+                log.warning("not listening for cancellations: %s", fault)
+                self._stopping.wait(PAUSE_SECONDS)
+
+    def _listen(self) -> None:
+        with self._redis.pubsub(ignore_subscribe_messages=True) as notices:
+            notices.subscribe(keys.cancellations())
+            while not self._stopping.is_set():
+                if notice := notices.get_message(timeout=LISTEN_SECONDS):
+                    self._on_cancel(notice["data"])
