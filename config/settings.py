@@ -22,8 +22,10 @@ class Settings(BaseSettings):
 
     model_path: Path | None = Field(default=None, description="folder of the Keye-VL checkpoint")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes the GPU where there is one")
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="auto is bfloat16 on a GPU and float32 on a CPU"
+    precision: Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"] = Field(
+        default="auto",
+        description="auto is bfloat16 on a GPU that has it, else float16, and float32 on a CPU; "
+        "int8 and int4 need the extra `quantised`",
     )
 
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from config.outcome import ModelIdentity
 from config.settings import Settings
 from worker.engine.step_loop import Engine
-from worker.model.device import cache_bytes, choose_device, choose_dtype, name_device
+from worker.model.device import cache_bytes, choose_device, name_device
 from worker.model.load import load_model
+from worker.model.precision import choose_precision
 from worker.model.processor import KeyeProcessor
 from worker.tasks.sampling_defaults import SamplingDefaults
 
@@ -27,7 +28,10 @@ class ServedModel:
 
 
 def load_served_model(settings: Settings) -> ServedModel:
-    """Load, start and warm up. Raises `CheckpointFault`, `GenerationFault`, and whatever torch does."""
+    """Load, start and warm up.
+
+    Raises `CheckpointFault`, `PrecisionUnavailable`, `GenerationFault`, and whatever torch does.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a daemon's log is no terminal
@@ -35,19 +39,21 @@ def load_served_model(settings: Settings) -> ServedModel:
     if settings.model_path is None:
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
     device = choose_device(settings.device)
-    model = load_model(settings.model_path, dtype=choose_dtype(settings.precision, device), device=device)
+    precision = choose_precision(settings.precision, device)
+    model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
     processor = KeyeProcessor.from_checkpoint(settings.model_path)
     loaded = time.monotonic()
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes(device))
     engine.start()
     engine.warm_up()
-    precision = str(model.dtype).removeprefix("torch.")
-    identity = ModelIdentity(name=settings.model_path.name, model_type=model.config.model_type, precision=precision)
+    identity = ModelIdentity(
+        name=settings.model_path.name, model_type=model.config.model_type, precision=precision.name
+    )
     served = ServedModel(
         engine, processor, SamplingDefaults.from_checkpoint(settings.model_path), identity, name_device(device)
     )
     logger.info(
         "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
-        *(identity.name, precision, served.device, loaded - started, time.monotonic() - started),
+        *(identity.name, precision.name, served.device, loaded - started, time.monotonic() - started),
     )
     return served

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, 
 from worker.demo.wear import draw_wear
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
+from worker.model.precision import PrecisionSetting, choose_precision
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image, Video
 
@@ -65,9 +67,12 @@ def ask(model: KeyeForConditionalGeneration, processor: KeyeProcessor, exams: Se
     return processor.tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def evaluate(folder: Path, num_scenes: int, first_seed: int) -> list[tuple[Exam, str]]:
-    """Every exam of the scenes with what the checkpoint in `folder` replies, in float32."""
-    model = load_model(folder, dtype=torch.float32)
+def evaluate(
+    folder: Path, num_scenes: int, first_seed: int, precision: PrecisionSetting = "float32"
+) -> list[tuple[Exam, str]]:
+    """Every exam of the scenes with what the checkpoint in `folder` replies, on the CPU."""
+    chosen = choose_precision(precision, torch.device("cpu"))
+    model = load_model(folder, dtype=chosen.dtype, quantization=chosen.quantization)
     processor = KeyeProcessor.from_checkpoint(folder)
     exams = [exam for seed in range(first_seed, first_seed + num_scenes) for exam in draw_exams(seed)]
     # Prompts of like length side by side: less padding, and images do not wait for videos.
@@ -113,8 +118,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="seed of the first scene")
+    parser.add_argument("--precision", choices=get_args(PrecisionSetting), default="float32")
     arguments = parser.parse_args()
-    results = evaluate(arguments.checkpoint, arguments.scenes, arguments.seed)
+    results = evaluate(arguments.checkpoint, arguments.scenes, arguments.seed, arguments.precision)
     for exam, said in results:
         if said != exam.expected:
             print(f"{exam.question.text!r} ({exam.thinking}): {said!r}, expected {exam.expected!r}")

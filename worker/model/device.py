@@ -16,13 +16,6 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
 
 
-def choose_dtype(asked: Literal["auto", "bfloat16", "float16", "float32"], device: torch.device) -> torch.dtype:
-    """`auto` is what the checkpoints were trained in on a GPU, and what a CPU computes fastest and exactly."""
-    if asked == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
-
-
 def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 

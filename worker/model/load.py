@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from worker.model.checkpoint import check_checkpoint
 from worker.model.configuration_keye import KeyeVL1_5Config
 from worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
+from worker.model.precision import Quantization
 
 
 class CheckpointFault(Exception):
@@ -23,9 +24,15 @@ class CheckpointFault(Exception):
 
 
 def load_model(
-    path: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantization: Quantization | None = None,
 ) -> KeyeForConditionalGeneration:
     """The model of either variant, in evaluation mode, on one device; `dtype` None keeps the checkpoint's own.
+
+    `quantization` shrinks weights as they are read, so that the device never holds the whole at full size.
 
     Raises `CheckpointFault` with all faults at once: files and shards that are missing or cut off, tensors that are
     missing, left over or of another shape than the config asks for.
@@ -38,5 +45,10 @@ def load_model(
         KeyeVL1_5ForConditionalGeneration if isinstance(config, KeyeVL1_5Config) else KeyeForConditionalGeneration
     )
     return model_class.from_pretrained(
-        folder, config=config, dtype=dtype or "auto", device_map={"": torch.device(device)}, use_safetensors=True
+        folder,
+        config=config,
+        dtype=dtype or "auto",
+        device_map={"": torch.device(device)},
+        quantization_config=quantization,
+        use_safetensors=True,
     )

@@ -1,0 +1,81 @@
+"""What numbers a model is held and computed in: `KEYE_PRECISION` made concrete for a device."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
+PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
+Quantization = TorchAoConfig | BitsAndBytesConfig
+
+# An eighth of the 8B model's weights, and all that it sees and says passes through them.
+_UNQUANTISED = ["visual", "mlp_AR", "lm_head"]
+
+
+class PrecisionUnavailable(Exception):
+    """The package that a quantised precision needs is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """`dtype` is that of activations, of the cache, and of the weights that `quantization` does not shrink."""
+
+    name: str
+    dtype: torch.dtype
+    quantization: Quantization | None = None
+
+
+def choose_precision(asked: PrecisionSetting, device: torch.device) -> Precision:
+    """`auto` is what the checkpoints were trained in where the GPU has it, and exact on a CPU.
+
+    Raises `PrecisionUnavailable`.
+    """
+    dtype = _native_dtype(device)
+    match asked:
+        case "auto":
+            return Precision(_name(dtype), dtype)
+        case "int8":
+            return Precision(asked, dtype, _int8())
+        case "int4":
+            return Precision(asked, dtype, _int4(dtype))
+        case _:
+            return Precision(asked, getattr(torch, asked))
+
+
+def _native_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _int8() -> Quantization:
+    """A scale a row and activations as they are: the same sums on every device, whatever else is in the batch."""
+    _require("torchao", "int8")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=_UNQUANTISED)
+
+
+def _int4(dtype: torch.dtype) -> Quantization:
+    """NF4, 64 weights a scale: of the 4-bit forms that transformers loads, the one a CPU and a GPU both have."""
+    _require("bitsandbytes", "int4")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_UNQUANTISED,
+    )
+
+
+def _require(package: str, precision: str) -> None:
+    if find_spec(package) is None:
+        raise PrecisionUnavailable(
+            f"KEYE_PRECISION={precision} needs {package}, which is not installed. "
+            "Install it with: pip install 'keye-worker[quantised]'"
+        )
