@@ -3,7 +3,7 @@
 import pytest
 
 from config.job import VideoPart
-from worker.model.frame_budget import fit_frame
+from worker.model.frame_budget import fit_frame, fit_slow_fast, largest_frame
 from worker.model.image_processing import ImageProcessor
 
 TOKEN = 28 * 28
@@ -54,3 +54,52 @@ def test_small_checkpoint_keeps_frames_of_the_size_it_was_trained_on() -> None:
     small = processor(min_tokens=9, max_tokens=17)
     assert fit_frame(small, VideoPart(uri="/clip.mp4"), 4, 84, 84) == (84, 84)
     assert tokens_of(4, small) <= 17
+
+
+def slow_fast_tokens(num_slow: int, num_fast: int, **options: object) -> tuple[float, float]:
+    part = VideoPart.model_validate({"uri": "/clip.mp4", **options})
+    slow, fast = fit_slow_fast(processor(), part, num_slow, num_fast, 1080, 1920)
+    return slow[0] * slow[1] / TOKEN, fast[0] * fast[1] / TOKEN
+
+
+def test_fast_frames_have_three_tenths_of_a_slow_frames_tokens() -> None:
+    slow, fast = slow_fast_tokens(2, 6)
+    assert 700 < slow <= 768
+    assert 0.25 * slow < fast <= 0.3 * slow
+
+
+def test_long_slow_fast_videos_stay_within_the_budget() -> None:
+    slow, fast = slow_fast_tokens(100, 400)
+    assert 55_000 < 100 * slow + 400 * fast <= 65_536
+
+
+def test_frames_no_longer_shrink_when_all_have_the_least() -> None:
+    slow, fast = slow_fast_tokens(2000, 2000)
+    assert 40 <= fast <= slow <= 48
+
+
+def test_parts_maximum_holds_for_slow_and_fast_frames() -> None:
+    assert max(slow_fast_tokens(2, 6, max_pixels=100 * TOKEN)) <= 100
+    assert max(slow_fast_tokens(2, 6, max_pixels=20 * TOKEN)) <= 20
+
+
+def test_exact_size_is_that_of_slow_frames() -> None:
+    part = VideoPart(uri="/clip.mp4", resized_height=280, resized_width=560)
+    slow, (fast_height, fast_width) = fit_slow_fast(processor(), part, 1, 1, 1080, 1920)
+    assert slow == (280, 560)
+    assert fast_height * fast_width <= 0.3 * 280 * 560
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 90, 300, 768, 2000])
+@pytest.mark.parametrize("options", [{}, {"max_pixels": 300 * TOKEN}, {"resized_height": 280, "resized_width": 560}])
+def test_frames_are_decoded_no_smaller_than_any_split_shows_them(num_frames: int, options: dict[str, int]) -> None:
+    part = VideoPart(uri="/clip.mp4", **options)
+    decoded = largest_frame(processor(), part, num_frames, 1080, 1920)
+    for num_slow in {1, (num_frames + 1) // 2, num_frames}:
+        slow, fast = fit_slow_fast(processor(), part, num_slow, num_frames - num_slow, 1080, 1920)
+        assert all(side <= most for size in (slow, fast) for side, most in zip(size, decoded, strict=True))
+
+
+def test_flat_frames_keep_at_least_a_token_in_height() -> None:
+    part = VideoPart(uri="/clip.mp4", max_pixels=3 * TOKEN)
+    assert min(fit_frame(processor(), part, 4, 100, 1000)) >= 28
