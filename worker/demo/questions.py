@@ -91,6 +91,7 @@ def image_questions(
         shape = _one_of(rng, *lone)
         ask("colour", f"What colour is the {shape.kind}?", f"{shape.colour.capitalize()}.")
         ask_zh("colour", f"{CHINESE[shape.kind]}是什么颜色？", f"{CHINESE[shape.colour]}。")
+        ask("where", f"Where is the {shape.kind}?", f"At the {cells[shape]}.")
     shape = _one_of(rng, *seen)
     ask("where", f"Where is the {shape.colour} {shape.kind}?", f"At the {cells[shape]}.")
     ask_zh("where", f"{_zh(shape)}在哪里？", f"在{CHINESE[cells[shape]]}。")
@@ -98,6 +99,12 @@ def image_questions(
     ask("what is at", f"What is at the {_one_of(rng, *(c for c in CELLS if c not in cells.values()))}?", "Nothing.")
     ask("is there", f"Is there {_a(shape)}?", "Yes.")
     ask("is there", f"Is there {_a_like(*_absent(rng, seen))}?", "No.")
+    colours, kinds = {s.colour for s in seen}, {s.kind for s in seen}
+    for is_there, answer in ((True, "Yes."), (False, "No.")):
+        kind = _one_of(rng, *(k for k in KINDS if (k in kinds) == is_there))
+        colour = _one_of(rng, *(c for c in COLOURS if (c in colours) == is_there))
+        ask("is there", f"Is there a {kind}?", answer)
+        ask("is there", f"Is there a shape that is {colour}?", answer)
     return tuple(questions)
 
 
@@ -141,10 +148,10 @@ def video_questions(shape: Shape, event: Direction | Colour) -> tuple[Question, 
     return tuple(questions)
 
 
-def counting_question(last: int) -> Question:
+def counting_question(first: int) -> Question:
     """A question without media whose answer is as long as wanted: about three tokens a number."""
-    numbers = " ".join(str(n) for n in range(1, last + 1))
-    return Question("counting", "en", f"Count from 1 to {last}.", numbers, f"1 to {last}")
+    numbers = " ".join(str(number) for number in range(first, 0, -1))
+    return Question("counting", "en", f"Count down from {first}.", numbers, f"{first} to 1")
 
 
 def _one_of(rng: np.random.Generator, *choices: T) -> T:
