@@ -367,6 +367,25 @@ def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: Lease
         assert brief.overdue(10) == []
 
 
+@pytest.mark.parametrize(
+    ("say", "stage"),
+    [
+        (lambda writer, lease: writer.stage(lease, Stage.PREPARE), Stage.PREPARE),
+        (lambda writer, lease: writer.frames(lease, 0, 1, 9), Stage.DECODE),
+        (lambda writer, lease: writer.text(lease, "answer", "a", 0, 1), Stage.GENERATE),
+    ],
+)
+def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
+    brief: LeaseStore, client: Redis, say: Callable[[EventWriter, Claimed], bool], stage: Stage
+) -> None:
+    lease = claim(brief, a_job(max_attempts=1))
+    assert say(EventWriter(client), lease)
+    wait_until(lambda: brief.overdue(10))
+    taken = brief.reap(lease.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.stage is stage
+
+
 def test_stage_events_lie_between_claim_and_end(
     store: LeaseStore, settlement: Settlement, client: Redis, redis: Redis
 ) -> None:

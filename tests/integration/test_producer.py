@@ -251,6 +251,16 @@ class TestResult:
         assert isinstance(ended, JobEnded)
         assert ended.state is JobState.SUCCEEDED
 
+    def test_words_of_a_worker_that_lost_the_job_are_not_told_after_those_of_the_next(
+        self, client: Client, redis: Redis
+    ) -> None:
+        job = client.submit(JOB)
+        for attempt in (1, 2, 1, 2):
+            event = StageStarted(stage=Stage.GENERATE, attempt=attempt, at=time.time())
+            redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
+        settle(redis, job, answer(job))
+        assert [event.attempt for event in job.events(timeout=5) if isinstance(event, StageStarted)] == [1, 2, 2]
+
     def test_an_unknown_job_is_not_found(self, client: Client) -> None:
         with pytest.raises(JobNotFound, match="nobody"):
             client.find("nobody")

@@ -12,13 +12,16 @@ from config import keys
 log = logging.getLogger(__name__)
 
 LISTEN_SECONDS = 0.5
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
 
 
 class CancelListener:
-    """Calls `on_cancel` with the id of every job that is cancelled while it runs, whoever runs it."""
+    """Calls `on_cancel` with the id of every job that is cancelled while it runs, whoever runs it.
 
-    def __init__(self, redis: Redis, on_cancel: Callable[[str], None]) -> None:
+    And with None whenever it begins to listen, after a lost connection too: some may have been missed.
+    """
+
+    def __init__(self, redis: Redis, on_cancel: Callable[[str | None], None]) -> None:
         self._redis = redis
         self._on_cancel = on_cancel
         self._stopping = threading.Event()
@@ -40,8 +43,11 @@ class CancelListener:
                 self._stopping.wait(PAUSE_SECONDS)
 
     def _listen(self) -> None:
-        with self._redis.pubsub(ignore_subscribe_messages=True) as notices:
+        with self._redis.pubsub() as notices:
             notices.subscribe(keys.cancellations())
             while not self._stopping.is_set():
-                if notice := notices.get_message(timeout=LISTEN_SECONDS):
-                    self._on_cancel(notice["data"])
+                match notices.get_message(timeout=LISTEN_SECONDS):
+                    case {"type": "subscribe"}:
+                        self._on_cancel(None)
+                    case {"type": "message", "data": job_id}:
+                        self._on_cancel(job_id)

@@ -37,11 +37,11 @@ class LeaseRenewal:
         self._is_due.set()
         self._thread.join()
 
-    def hurry(self, job_id: str) -> None:
-        """Renew now if the job is one of ours: its caller may have cancelled it."""
+    def hurry(self, job_id: str | None) -> None:
+        """Renew now if the job is one of ours: its caller may have cancelled it. None means any job."""
         with self._lock:
             is_ours = any(lease.job_id == job_id for lease in self._held)
-        if is_ours:
+        if is_ours or job_id is None:
             self._is_due.set()
 
     @contextmanager

@@ -1,7 +1,8 @@
 """The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,9 +25,13 @@ __all__ = [
     "FitFrame",
     "MediaFault",
     "MediaLimits",
+    "OnFrame",
     "decode",
     "fetch",
 ]
+
+# (media_index, frames done, frames in all), called after each frame of a video; what it raises ends the decoding.
+OnFrame = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,11 @@ def fetch(parts: Sequence[ImagePart | VideoPart], limits: MediaLimits, scratch_f
 
 
 def decode(
-    parts: Sequence[ImagePart | VideoPart], fetched: Sequence[FetchedMedium], limits: MediaLimits, fit_frame: FitFrame
+    parts: Sequence[ImagePart | VideoPart],
+    fetched: Sequence[FetchedMedium],
+    limits: MediaLimits,
+    fit_frame: FitFrame,
+    on_frame: OnFrame | None = None,
 ) -> list[DecodedImage | DecodedVideo]:
     """Turn what `fetch` opened into pixels, in order, and close it.
 
@@ -68,8 +77,9 @@ def decode(
             if isinstance(part, ImagePart):
                 decoded.append(decode_image(medium.file, medium.name, limits.max_image_pixels, bytes_left))
             else:
+                tell = None if on_frame is None else partial(on_frame, len(decoded))
                 decoded.append(
-                    decode_video(medium.file, medium.name, part, fit_frame, limits.max_image_pixels, bytes_left)
+                    decode_video(medium.file, medium.name, part, fit_frame, limits.max_image_pixels, bytes_left, tell)
                 )
             bytes_left -= decoded[-1].num_bytes
     except MediaFault as fault:

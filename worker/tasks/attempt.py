@@ -27,6 +27,8 @@ from worker.tasks.visual_inputs import frame_fitter, visual_inputs
 if TYPE_CHECKING:
     from worker.model.processor import KeyeProcessor, PreparedPrompt
 
+FRAMES_TOLD_EVERY_SECONDS = 0.5
+
 
 class LeaseLost(Exception):
     """Another attempt has the job now: whatever this one comes to is worth nothing."""
@@ -57,6 +59,7 @@ class Attempt:
         left = lease.seconds_to_deadline
         self._deadline = None if left is None else self._began_at + left
         self._seconds: dict[str, float] = {}
+        self._frames_told_at = self._began_at
         self._interruption: Renewal | None = None
         self._pending: PendingGeneration | None = None
 
@@ -95,7 +98,7 @@ class Attempt:
         )
 
     def interrupt(self, reason: Renewal) -> None:
-        """The lease is lost or the caller cancels: stop at the next step of the engine, or before the next stage."""
+        """The lease is lost or the caller cancels: stop at the next step of the engine, frame of a video, or stage."""
         self._interruption = reason
         if self._pending is not None:
             self._pending.abandon()
@@ -147,7 +150,14 @@ class Attempt:
             with self._in_stage(Stage.FETCH):
                 fetched = fetch(parts, bench.media_limits, Path(scratch))
             with self._in_stage(Stage.DECODE):
-                return decode(parts, fetched, bench.media_limits, frame_fitter(bench.processor))
+                return decode(parts, fetched, bench.media_limits, frame_fitter(bench.processor), self._on_frame)
+
+    def _on_frame(self, media_index: int, done: int, total: int) -> None:
+        self._stop_if_over()
+        now = time.monotonic()
+        if done == total or now - self._frames_told_at >= FRAMES_TOLD_EVERY_SECONDS:
+            self._frames_told_at = now
+            self._bench.events.frames(self._lease, media_index, done, total)
 
     def _prepare(
         self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[DecodedImage | DecodedVideo]

@@ -1,0 +1,30 @@
+"""Ask about an image or a video and print the answer while it is written: `stream_answer.py QUESTION [MEDIUM ...]`.
+
+Needs the base install only, and `KEYE_REDIS_URL` where Redis is not on this machine.
+"""
+
+import sys
+from pathlib import Path
+
+from producer import Client, JobFailed, StageStarted, TextGenerated
+
+
+def main(question: str, *media: str) -> None:
+    uris = [uri if ":" in uri else str(Path(uri).absolute()) for uri in media]
+    with Client() as client:
+        job = client.submit(prompt=question, media=uris, generation={"max_new_tokens": 512})
+        for event in job.events(timeout=600):
+            if isinstance(event, StageStarted):
+                # A higher attempt means that a worker died: what it wrote is written anew.
+                print(f"[{event.stage}, attempt {event.attempt}]", file=sys.stderr)
+            elif isinstance(event, TextGenerated) and event.channel == "answer":
+                print(event.text, end="", flush=True)
+        print()
+        try:
+            print(f"[{job.result().usage.completion_tokens} tokens]", file=sys.stderr)
+        except JobFailed as failed:
+            sys.exit(str(failed))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

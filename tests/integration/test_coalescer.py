@@ -1,0 +1,96 @@
+"""Generated text on a real stream: in few events, in order, and whole even where the server was full meanwhile."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from config import keys
+from config.event import EVENT, TextGenerated
+from config.job import AnalysisJob
+from config.wire import seal
+from worker.leases.connection import connect
+from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
+from worker.results.event_writer import EventWriter
+
+Told = Callable[[], list[tuple[str, str, int, int]]]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def lease(client: Redis) -> Claimed:
+    claimed = LeaseStore(client, lease_seconds=30).claim(QueuedJob.of(seal(AnalysisJob(prompt="?"))), "worker")
+    assert isinstance(claimed, Claimed)
+    return claimed
+
+
+@pytest.fixture
+def coalescer(client: Redis, lease: Claimed) -> Coalescer:
+    return Coalescer(EventWriter(client), lease)
+
+
+@pytest.fixture
+def told(redis: Redis, lease: Claimed) -> Told:
+    """Channel, text, offset and number of tokens of each text event so far."""
+
+    def look() -> list[tuple[str, str, int, int]]:
+        events = (EVENT.validate_json(fields["event"]) for _, fields in redis.xrange(keys.events(lease.job_id)))
+        return [(e.channel, e.text, e.offset, e.num_tokens) for e in events if isinstance(e, TextGenerated)]
+
+    return look
+
+
+def test_the_first_text_is_told_at_once_and_the_next_waits_for_company(coalescer: Coalescer, told: Told) -> None:
+    coalescer.push("A", 1)
+    assert told() == [("answer", "A", 0, 1)]
+    for letter in "bcd":
+        coalescer.push(letter, 1)
+    assert len(told()) == 1
+    coalescer.flush()
+    assert told() == [("answer", "A", 0, 1), ("answer", "bcd", 1, 4)]
+
+
+def test_many_tokens_do_not_wait(coalescer: Coalescer, told: Told) -> None:
+    coalescer.push("A", 1)
+    coalescer.push("b", MAX_WAITING_TOKENS)
+    assert len(told()) == 2
+
+
+def test_text_does_not_wait_long(coalescer: Coalescer, told: Told) -> None:
+    coalescer.push("A", 1)
+    give_up_at = time.monotonic() + 10
+    while len(told()) < 2:
+        coalescer.push("b", 0)
+        assert time.monotonic() < give_up_at
+    assert told()[1][2] == 1
+
+
+def test_each_channel_has_its_own_events_and_its_own_offsets(coalescer: Coalescer, told: Told) -> None:
+    coalescer.push("<analysis>Easy.</analysis><answer>red</answer>", 9)
+    coalescer.push("<think>No", 2)
+    coalescer.flush()
+    assert told() == [("reasoning", "Easy.", 0, 9), ("answer", "red", 0, 9), ("reasoning", "\n\nNo", 5, 11)]
+
+
+def test_text_that_a_full_server_refused_is_told_later(coalescer: Coalescer, told: Told, redis: Redis) -> None:
+    coalescer.push("A", 1)
+    redis.config_set("maxmemory", 1)
+    try:
+        coalescer.push("b", MAX_WAITING_TOKENS)
+        coalescer.push("c", MAX_WAITING_TOKENS)
+    finally:
+        redis.config_set("maxmemory", 0)
+    give_up_at = time.monotonic() + 10
+    while len(told()) < 2:
+        coalescer.push("", 0)
+        assert time.monotonic() < give_up_at
+    coalescer.flush()
+    assert "".join(text for _, text, _, _ in told()) == "Abc"
+    assert told()[1][2] == 1

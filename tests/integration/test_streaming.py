@@ -1,0 +1,219 @@
+"""A job while it runs: text as it is written, frames as they are decoded, and what is left of it when it is stopped.
+
+Through `keye-worker run` as it is started by hand. Its leases are long: nothing here may need a renewal.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from config import keys
+from producer import (
+    Client,
+    ErrorCode,
+    FramesDecoded,
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFailure,
+    JobState,
+    Stage,
+    StageStarted,
+    TextGenerated,
+)
+from producer.cli import app
+from tests.zoo import encode_clip, steady_times
+from worker.demo.embedded_valkey import EmbeddedValkey
+from worker.demo.local_worker import SMALL_KEYE, LocalWorker
+from worker.demo.questions import counting_question
+
+ROOT = Path(__file__).resolve().parents[2]
+RANDOM_WEIGHTS = ROOT / "tests" / "golden" / "preview" / "checkpoint"
+# Greedy, the random weights fall into a loop and go on for longer than any test.
+ENDLESS = {"max_new_tokens": 30_000, "temperature": 0}
+
+
+@pytest.fixture(scope="module", params=[RANDOM_WEIGHTS], ids=["random"])
+def worker_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker of a worker that serves the checkpoint."""
+    folder = tmp_path_factory.mktemp("worker")
+    settings = {
+        "KEYE_MODEL_PATH": str(request.param),
+        "KEYE_LEASE_SECONDS": "900",
+        "KEYE_MEDIA_ROOTS": str(tmp_path_factory.getbasetemp()),
+    }
+    with EmbeddedValkey() as broker, LocalWorker(broker.url, folder / "worker.log", settings):
+        yield broker.url
+
+
+@pytest.fixture
+def client(worker_url: str) -> Iterator[Client]:
+    with Client(worker_url) as client:
+        yield client
+
+
+small_keye = pytest.mark.parametrize("worker_url", [SMALL_KEYE], ids=["small"], indirect=True)
+
+
+def texts(events: Sequence[JobEvent]) -> list[TextGenerated]:
+    return [event for event in events if isinstance(event, TextGenerated)]
+
+
+def joined(events: Sequence[JobEvent], channel: str) -> str:
+    return "".join(event.text for event in texts(events) if event.channel == channel)
+
+
+def follow_and_cancel(job: Job) -> tuple[list[JobEvent], JobFailure]:
+    """Cancel at the first text; what was told until the end, and the end."""
+    events: list[JobEvent] = []
+    for event in job.events(timeout=60):
+        if not texts(events) and isinstance(event, TextGenerated):
+            job.cancel()
+        events.append(event)
+    with pytest.raises(JobFailed) as ended:
+        job.result(timeout=0)
+    return events, ended.value.failure
+
+
+def test_stages_of_a_job_are_told_before_its_text(client: Client) -> None:
+    job = client.submit(prompt="go on", generation={"max_new_tokens": 8, "temperature": 0})
+    events = list(job.events(timeout=60))
+    stages = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert stages == [Stage.OPEN, Stage.PREPARE, Stage.GENERATE]
+    assert all(isinstance(event, StageStarted) for event in events[:3])
+
+
+def test_text_comes_in_order_and_joined_is_the_answer(client: Client) -> None:
+    job = client.submit(prompt="go on", generation={"max_new_tokens": 300, "temperature": 0})
+    events = list(job.events(timeout=60))
+    result = job.result()
+    assert joined(events, "answer") == result.answer
+    assert joined(events, "reasoning") == (result.reasoning or "")
+    written = {"answer": 0, "reasoning": 0}
+    for event in texts(events):
+        assert event.offset == written[event.channel]
+        written[event.channel] += len(event.text)
+    told = [event.num_tokens for event in texts(events)]
+    assert told == sorted(told)
+    assert told[-1] <= result.usage.completion_tokens
+    assert 2 <= len(told) < result.usage.completion_tokens / 2, "text is there early, and joined"
+
+
+def test_text_can_be_read_while_it_is_written_and_again_by_a_late_reader(client: Client, worker_url: str) -> None:
+    job = client.submit(prompt="go on", generation={"max_new_tokens": 600, "temperature": 0})
+    live = []
+    states_at_text = set()
+    for event in job.events(timeout=60):
+        live.append(event)
+        if len(texts(live)) == 1:
+            states_at_text.add(job.state)
+    assert JobState.RUNNING in states_at_text
+    with Client(worker_url) as late:
+        assert list(late.find(job.id).events(timeout=0)) == live
+
+
+def test_a_running_job_that_is_cancelled_stops_at_once_and_keeps_what_was_written(client: Client) -> None:
+    job = client.submit(prompt="go on", generation=ENDLESS, metadata={"order": 7})
+    events, failure = follow_and_cancel(job)
+    assert job.state is JobState.CANCELLED
+    assert (failure.code, failure.stage, failure.metadata) == (ErrorCode.CANCELLED, Stage.GENERATE, {"order": 7})
+    assert failure.partial is not None
+    assert failure.partial.answer == joined(events, "answer")
+    assert failure.partial.raw_text
+    assert 0 < failure.partial.completion_tokens < 30_000
+
+
+def test_a_cancel_that_a_worker_could_not_hear_is_found_once_it_listens_again(client: Client, worker_url: str) -> None:
+    job = client.submit(prompt="go on", generation=ENDLESS)
+    with Redis.from_url(worker_url) as redis:
+        for event in job.events(timeout=60):
+            if isinstance(event, TextGenerated):
+                break
+        redis.hset(keys.record(job.id), "cancel_requested", "1")
+        redis.client_kill_filter(_type="pubsub")
+    with pytest.raises(JobFailed) as ended:
+        job.result(timeout=60)
+    assert ended.value.code is ErrorCode.CANCELLED
+
+
+def test_a_job_whose_deadline_passes_keeps_what_was_written(client: Client) -> None:
+    job = client.submit(prompt="go on", generation=ENDLESS, deadline_seconds=2)
+    with pytest.raises(JobFailed) as ended:
+        job.result(timeout=60)
+    assert ended.value.code is ErrorCode.DEADLINE_EXCEEDED
+    partial = ended.value.failure.partial
+    assert partial is not None
+    assert partial.answer == joined(list(job.events(timeout=0)), "answer")
+    assert partial.completion_tokens > 0
+
+
+def test_a_job_that_failed_before_it_wrote_has_no_partial_text(client: Client) -> None:
+    job = client.submit(prompt="what?", media=["/nowhere/picture.png"])
+    with pytest.raises(JobFailed) as ended:
+        job.result(timeout=60)
+    assert ended.value.failure.partial is None
+
+
+def test_decoded_frames_are_told_of(client: Client, tmp_path: Path) -> None:
+    clip = encode_clip(tmp_path / "clip.mp4", steady_times(60))
+    job = client.submit(prompt="what moves?", media=[str(clip)], generation={"max_new_tokens": 4})
+    events = list(job.events(timeout=60))
+    (*_, last) = [event for event in events if isinstance(event, FramesDecoded)]
+    (seen,) = job.result().media
+    assert (last.media_index, last.done, last.total) == (0, seen.frames, seen.frames)
+
+
+def test_streams_of_events_are_bounded(client: Client, worker_url: str) -> None:
+    """A server's own words: appending trims, and the oldest goes first."""
+    job = client.submit(prompt="go on", generation=ENDLESS)
+    with Redis.from_url(worker_url, decode_responses=True) as redis:
+        stream = keys.events(job.id)
+        with redis.pipeline() as filling:
+            for number in range(12_000):
+                filling.xadd(stream, {"event": f'{{"type":"stage","stage":"queued","attempt":0,"at":{number}}}'})
+            filling.execute()
+        for event in job.events(timeout=60):
+            if isinstance(event, TextGenerated):
+                break
+        assert redis.xlen(stream) < 10_500
+        job.cancel()
+        with pytest.raises(JobFailed):
+            job.result(timeout=60)
+
+
+@small_keye
+def test_reasoning_is_told_apart_from_the_answer_while_the_model_thinks(client: Client) -> None:
+    question = counting_question(40)
+    job = client.submit(prompt=question.text, thinking="think", generation={"max_new_tokens": 400, "temperature": 0})
+    events = list(job.events(timeout=60))
+    result = job.result()
+    assert (result.reasoning, result.answer) == (question.sight, question.answer)
+    assert (joined(events, "reasoning"), joined(events, "answer")) == (result.reasoning, result.answer)
+    channels = [event.channel for event in texts(events)]
+    assert channels == sorted(channels, reverse=True), "reasoning comes first"
+    assert not any(tag in event.text for event in texts(events) for tag in "<>")
+
+
+@small_keye
+def test_keye_watch_shows_stages_and_the_text(client: Client, worker_url: str) -> None:
+    question = counting_question(40)
+    job = client.submit(prompt=question.text, thinking="think", generation={"max_new_tokens": 400, "temperature": 0})
+    shown = CliRunner().invoke(app, ["watch", job.id, "--redis-url", worker_url]).stdout
+    assert f"generate (attempt 1)\n\n{question.sight}\n\n{question.answer}\n\n" in shown
+    assert shown.endswith(f"SUCCEEDED, {job.result().usage.completion_tokens} tokens\n")
+
+
+@small_keye
+def test_the_example_prints_the_answer(worker_url: str) -> None:
+    question = counting_question(30)
+    program = [sys.executable, str(ROOT / "examples" / "stream_answer.py"), question.text]
+    environment: dict[str, Any] = {"KEYE_REDIS_URL": worker_url, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(program, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    assert said.stdout.strip() == question.answer
+    assert "[generate, attempt 1]" in said.stderr
