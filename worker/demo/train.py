@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
 from worker.demo.lessons import IGNORED, SIGHT_CLASSES, Item, Teacher
 from worker.demo.packing import Batch, Packer
+from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.image_processing import ImageProcessor
@@ -33,8 +34,13 @@ MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 REPORT_EVERY = 25
-# Most visual tokens are plain background: the four background colours, and no kind, count less.
-SIGHT_WEIGHTS = torch.tensor([1.0] * 6 + [0.3] * 4), torch.tensor([1.0] * 4 + [0.3]), None, None
+# Most visual tokens are plain background: the background colours, and no kind, count less.
+SIGHT_WEIGHTS = (
+    torch.tensor([1.0] * len(COLOURS) + [0.3] * len(BACKGROUNDS)),
+    torch.tensor([1.0] * len(KINDS) + [0.3]),
+    None,
+    None,
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class SightHead(nn.Module):
         logits = self.classes(self.norm(features)).split(SIGHT_CLASSES, dim=1)
         sights = torch.cat([item.sights for item in items]).unbind(1)
         losses = [
-            F.cross_entropy(*pair, weight=weight, ignore_index=IGNORED)
-            for *pair, weight in zip(logits, sights, SIGHT_WEIGHTS, strict=True)
+            F.cross_entropy(scores, classes, weight=weight, ignore_index=IGNORED)
+            for scores, classes, weight in zip(logits, sights, SIGHT_WEIGHTS, strict=True)
         ]
         return torch.stack(losses).sum() / 2
 
