@@ -1,5 +1,8 @@
 """What numbers a model is held and computed in: `KEYE_PRECISION` made concrete for a device."""
 
+import importlib
+import logging
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -65,12 +68,27 @@ def _int8() -> Quantization:
 def _int4(dtype: torch.dtype) -> Quantization:
     """NF4, 64 weights a scale: of the 4-bit forms that transformers loads, the one a CPU and a GPU both have."""
     _require("bitsandbytes", "int4")
+    _import_bitsandbytes_as_installed()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=_UNQUANTISED,
     )
+
+
+def _import_bitsandbytes_as_installed() -> None:
+    """It downloads code and runs it, as it is imported, where the package `kernels` lets it. Here it cannot."""
+    hidden = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    # It would advise to install that very package.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        if hidden is not None:
+            sys.modules["kernels"] = hidden
 
 
 def _require(package: str, precision: str) -> None:
