@@ -13,6 +13,7 @@ def main(question: str, *media: str) -> None:
     uris = [uri if ":" in uri else str(Path(uri).absolute()) for uri in media]
     with Client() as client:
         job = client.submit(prompt=question, media=uris, generation={"max_new_tokens": 512})
+        print(f"job {job.id}", file=sys.stderr)
         for event in job.events(timeout=600):
             if isinstance(event, StageStarted):
                 # A higher attempt means that a worker died: what it wrote is written anew.
