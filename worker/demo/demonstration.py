@@ -30,7 +30,7 @@ _BUCKET = "demo"
 
 
 def run_demo() -> int:
-    """Run every errand and show how it went; 0 if each ended as expected, else 1."""
+    """Run every errand and show how it went; 0 if each ended as expected, else 1, with the worker's log."""
     console = Console()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary, EmbeddedValkey() as broker, _s3_server() as endpoint:
@@ -43,6 +43,8 @@ def run_demo() -> int:
             board = _Board(errands, [client.submit(errand.job) for errand in errands])
             with Live(board, console=console, refresh_per_second=10):
                 board.follow()
+        if not all(map(board.is_right, range(len(errands)))):
+            console.print((folder / "worker.log").read_text(), style="dim", markup=False, highlight=False)
     _save_poster(board)
     num_right = sum(board.is_right(i) for i in range(len(errands)))
     console.print(

@@ -10,7 +10,7 @@ _COLUMNS = 4
 
 def draw_poster(tiles: list[tuple[Image.Image, str, str, bool]]) -> Image.Image:
     """Lay out (picture, question, answer, is right) tiles, four in a row."""
-    rows = -(-len(tiles) // _COLUMNS)
+    rows = max(1, -(-len(tiles) // _COLUMNS))
     poster = Image.new("RGB", (_COLUMNS * _TILE, rows * _TILE), "white")
     canvas = ImageDraw.Draw(poster)
     font = ImageFont.load_default(14)
