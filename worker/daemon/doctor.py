@@ -30,11 +30,12 @@ def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
         return  # the trials could not even be imported
     from worker.daemon import trials
     from worker.model.device import torch_facts
+    from worker.model.precision import WEIGHT_SHARE
 
     torch = torch_facts()
     yield trials.check_torch_sees_gpus(gpus, torch)
     if gpus and settings.model_path is not None:
-        weights = settings.model_path.glob("*.safetensors")
-        yield trials.check_gpu_memory(sum(file.stat().st_size for file in weights), torch)
+        num_file_bytes = sum(file.stat().st_size for file in settings.model_path.glob("*.safetensors"))
+        yield trials.check_gpu_memory(int(WEIGHT_SHARE[settings.precision] * num_file_bytes), torch)
     yield trials.check_decoders()
     yield trials.check_s3(settings.s3_endpoint_url)

@@ -13,6 +13,16 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
 Quantization = TorchAoConfig | BitsAndBytesConfig
 
+# The memory of the 8B models' weights, in the bytes of their bfloat16 files.
+WEIGHT_SHARE: dict[PrecisionSetting, float] = {
+    "auto": 1,
+    "bfloat16": 1,
+    "float16": 1,
+    "float32": 2,
+    "int8": 0.6,
+    "int4": 0.42,
+}
+
 # An eighth of the 8B model's weights, and all that it sees and says passes through them.
 _UNQUANTISED = ["visual", "mlp_AR", "lm_head"]
 

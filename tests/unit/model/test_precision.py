@@ -1,5 +1,6 @@
 """`KEYE_PRECISION` for a device, and what quantising leaves as it was."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 
 from config.settings import Settings
 from worker.model import precision
+from worker.model.configuration_keye import KeyeConfig
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
-from worker.model.precision import PrecisionSetting, PrecisionUnavailable, choose_precision
+from worker.model.precision import WEIGHT_SHARE, PrecisionSetting, PrecisionUnavailable, choose_precision
+from worker.model.weight_names import tensor_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -47,6 +50,16 @@ def test_only_the_decoder_is_quantised(
     assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in shrunk)
     assert "lm_head.weight" in same
     assert quantised.dtype == torch.float32
+
+
+def test_memory_of_weights_is_as_the_shapes_of_the_8b_model_say() -> None:
+    counts = {name: math.prod(shape) for name, shape in tensor_shapes(KeyeConfig().to_dict()).items()}
+    total = sum(counts.values())
+    quantised = sum(n for name, n in counts.items() if name.startswith("model.layers.") and "_proj." in name)
+    # int4 has a float32 scale for 64 weights besides.
+    for setting, num_bytes in (("int8", 1), ("int4", 0.5 + 4 / 64)):
+        expected = (2 * (total - quantised) + num_bytes * quantised) / (2 * total)
+        assert WEIGHT_SHARE[setting] == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(("setting", "package"), [("int8", "torchao"), ("int4", "bitsandbytes")])
