@@ -10,6 +10,7 @@ from config.contract import Contract
 
 MAX_MEDIA = 64
 MAX_METADATA_BYTES = 16 * 1024
+MAX_INLINE_BYTES = 2**20  # of one `data:` URI, decoded
 SCHEMES = ("s3", "file", "data", "https")
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4 * 1024 * 1024)]
@@ -38,6 +39,14 @@ class Content(StrEnum):
     STATIC = "static"
     DIALOGUE = "dialogue"
     HD = "hd"
+
+
+class Sampling(StrEnum):
+    """`even` reads the frame on screen at each of evenly spread times; `keyframes` the keyframe before it, which costs
+    a fraction of the decoding and gives approximate times: for overviews of long videos."""
+
+    EVEN = "even"
+    KEYFRAMES = "keyframes"
 
 
 class MediaPart(Contract):
@@ -81,6 +90,7 @@ class VideoPart(MediaPart):
     type: Literal["video"] = "video"
     fps: Annotated[float, Field(gt=0, le=60)] | None = None
     content: Content | None = None
+    sampling: Sampling = Sampling.EVEN
     max_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     start_seconds: Annotated[float, Field(ge=0)] | None = None
     end_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -31,7 +31,10 @@ class StageTimings(Contract):
 
 
 class MediaSeen(Contract):
-    """What the model was shown of one medium: sizes are (height, width) in pixels."""
+    """What the model was shown of one medium: sizes are (height, width) in pixels.
+
+    `..._asked` is what the job, or the model's own way with videos, asked for; `reasons` says why less was shown.
+    """
 
     type: Literal["image", "video"]
     original_size: tuple[int, int]
@@ -41,6 +44,10 @@ class MediaSeen(Contract):
     fps: float | None = None
     duration_seconds: float | None = None
     frames_corrupt: int = 0
+    frames_asked: int | None = None
+    fps_asked: float | None = None
+    size_asked: tuple[int, int] | None = None
+    reasons: tuple[str, ...] = ()
 
 
 class ModelIdentity(Contract):
@@ -56,7 +63,10 @@ class WorkerIdentity(Contract):
 
 
 class JobResult(Contract):
-    """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed."""
+    """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed.
+
+    `warnings` are for a person: what may make the answer worse than it could be.
+    """
 
     kind: Literal["result"] = "result"
     job_id: str
@@ -70,6 +80,7 @@ class JobResult(Contract):
     model: ModelIdentity
     worker: WorkerIdentity
     attempts: int
+    warnings: tuple[str, ...] = ()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property

@@ -36,10 +36,30 @@ class Settings(BaseSettings):
         default=(), description="folders local media may be read from, joined by ':'; none means no local media"
     )
     s3_endpoint_url: str | None = Field(default=None, description="for S3-compatible stores; unset means AWS")
+    s3_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="buckets that s3:// media may be in, joined by ','; none means any the credentials open"
+    )
+    allow_https: bool = Field(default=False, description="whether https:// media are fetched, from public hosts only")
     fetch_timeout_seconds: float = Field(default=30, gt=0, description="longest silence of a media store")
+    max_fetch_seconds: float = Field(default=600, gt=0, description="longest download of one medium")
+    cache_folder: Path = Field(
+        default=Path("/var/tmp/keye-media"), description="where fetched media are kept, for all workers of a host"
+    )
+    cache_bytes: int = Field(default=8 * 2**30, ge=0, description="most that is kept there; 0 keeps nothing")
+    upload_prefix: str | None = Field(
+        default=None,
+        pattern=r"^s3://[^/]+(/.*)?$",
+        description="s3://bucket/prefix that `Client.submit` uploads bytes and pictures to; unset refuses large ones",
+    )
     max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="largest image file")
     max_image_pixels: int = Field(
         default=100_000_000, ge=1, description="width x height, from the header, before decoding"
+    )
+    video_decoder: Literal["pyav", "torchcodec", "decord"] = Field(
+        default="pyav", description="what decodes videos; pyav steps in for clips that the others read wrongly"
+    )
+    min_frames_per_second: float = Field(
+        default=0.5, ge=0, description="a result warns where fewer frames of a video were read, for want of room"
     )
     max_video_bytes: int = Field(default=4 * 2**30, ge=1, description="largest video file")
 
@@ -47,3 +67,8 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("s3_buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from config.error_codes import ErrorCode
-from worker.media.decoded import DecodedImage
+from worker.media.decoded import DecodedImage, NewPixels, own_pixels
 from worker.media.fault import MediaFault
 from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
@@ -29,13 +29,16 @@ _UPRIGHT = {
 }
 
 
-def decode_image(file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: int) -> DecodedImage:
+def decode_image(
+    file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: int, new_pixels: NewPixels = own_pixels
+) -> DecodedImage:
     """Decode the first picture of `file`: EXIF orientation applied, alpha on white, 16 bits scaled to 8."""
     file_format = recognise_format(file)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             check_pixels(image.width, image.height, name, max_pixels)
             check_decoded_bytes(3 * image.width * image.height, max_decoded_bytes, name)
+            pixels = new_pixels((image.height * image.width * 3,))
             image.load()
             rgb = _to_rgb(image)
             orientation = _orientation(image)
@@ -58,7 +61,9 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int, max_decoded_bytes: 
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return DecodedImage(rgb, (rgb.height, rgb.width))
+    upright = pixels.reshape(rgb.height, rgb.width, 3)
+    upright[:] = np.asarray(rgb)
+    return DecodedImage(upright, (rgb.height, rgb.width))
 
 
 def _orientation(image: Image.Image) -> int:

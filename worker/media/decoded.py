@@ -5,41 +5,73 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from config.job import VideoPart
 
-# (part, num_frames, height, width) to the (height, width) the model reads frames at: the model's rule, not ours.
-FitFrame = Callable[[VideoPart, int, int, int], tuple[int, int]]
+Size = tuple[int, int]  # height, width in pixels
+
+# (part, num_frames, height, width) to what the model takes of these frames: how many, at which size, and the size they
+# would have if nothing else were in the prompt. Its rule, not ours.
+FitFrame = Callable[[VideoPart, int, int, int], tuple[int, Size, Size]]
+
+# Memory, uint8 of a shape, that a decoder writes its pixels to.
+NewPixels = Callable[[tuple[int, ...]], npt.NDArray[np.uint8]]
+
+
+def own_pixels(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Memory of this process."""
+    return np.empty(shape, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPlan:
+    """What will be read of a video, decided from its packets alone, and what had been asked.
+
+    `wanted` are the frames' pts, in order, `fps` is how many of them a second are read; `reasons` says in sentences
+    why this is not what was asked.
+    """
+
+    wanted: tuple[int, ...]
+    fps: float
+    size: Size
+    frames_asked: int
+    fps_asked: float
+    size_asked: Size
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`image` is RGB, upright, its transparent parts white; `original_size` is (height, width)."""
+    """`pixels` is uint8 [H, W, 3], upright, its transparent parts white; `original_size` is (height, width)."""
 
-    image: Image.Image
-    original_size: tuple[int, int]
+    pixels: npt.NDArray[np.uint8]
+    original_size: Size
 
     @property
     def num_bytes(self) -> int:
-        return 3 * self.image.width * self.image.height
+        return self.pixels.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedVideo:
-    """`frames` is uint8 [T, H, W, 3], upright and of the size `FitFrame` asked for.
+    """`frames` is uint8 [T, H, W, 3], upright and of the plan's size.
 
-    `timestamps_seconds` are the frames' own times from the start of the clip, `fps` how many were read per second of
-    the stretch that was asked for, `original_size` (height, width) of an upright frame, `duration_seconds` that of the
-    whole clip. `frames_corrupt` counts packets and frames found damaged on the way.
+    `timestamps_seconds` are the frames' own times from the start of the clip, `original_size` (height, width) of an
+    upright frame, `duration_seconds` that of the whole clip. `frames_corrupt` counts packets and frames found damaged
+    on the way.
     """
 
     frames: npt.NDArray[np.uint8]
     timestamps_seconds: tuple[float, ...]
-    fps: float
-    original_size: tuple[int, int]
+    plan: VideoPlan
+    original_size: Size
     duration_seconds: float
     frames_corrupt: int
+
+    @property
+    def fps(self) -> float:
+        """Frames read per second of the stretch that was asked for."""
+        return self.plan.fps
 
     @property
     def num_bytes(self) -> int:

@@ -50,6 +50,8 @@ class FrameReader:
     ) -> None:
         self.damaged: set[int | None] = set()
         self._wanted = frozenset(wanted)
+        # Keyframes need no other frame: what lies between them is handed to the decoder only if none of them is whole.
+        self._reads_keyframes_only = self._wanted <= frozenset(index.keyframe_pts.tolist())
         self._file, self._demuxer, self._name, self._max_pixels = file, demuxer, name, max_pixels
         self._index = index
         self._before: TimedFrame | None = None
@@ -74,6 +76,11 @@ class FrameReader:
             self._before, self._newest = self._newest, decoded
             self._position = decoded.pts
         shown = self._newest if self._position <= pts or self._before is None else self._before
+        if shown is None and self._reads_keyframes_only:
+            self._reads_keyframes_only = False
+            self._container.close()
+            self._start()
+            return self.read(pts)
         if shown is None:
             raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{self._name}: none of its frames can be decoded.")
         return shown
@@ -114,8 +121,10 @@ class FrameReader:
         codec = self._stream.codec_context
         can_leave_out = self._demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
         for packet in packets:
-            if packet and can_leave_out:
-                is_wanted = presentation_time(packet) in self._wanted
+            is_wanted = packet is None or not packet.size or presentation_time(packet) in self._wanted
+            if self._reads_keyframes_only and not is_wanted:
+                continue
+            if can_leave_out:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             try:
                 frames = self._stream.decode(packet)

@@ -1,12 +1,11 @@
 """When the frames of a video are shown and which of them are keyframes, learnt from its packets without decoding."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-import av
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -16,12 +15,16 @@ from worker.media.container import DEMUX_FAULTS
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
-    """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends."""
+    """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends.
+
+    `hides_frames` when an edit list cuts frames away that are in the file.
+    """
 
     pts: npt.NDArray[np.int64]
     keyframe_pts: npt.NDArray[np.int64]
     end: int
     time_base: Fraction
+    hides_frames: bool
 
     @property
     def shown_at(self) -> npt.NDArray[np.float64]:
@@ -42,17 +45,19 @@ class PacketIndex:
         return int(np.searchsorted(self.pts, later) - np.searchsorted(self.pts, earlier, side="right"))
 
 
-def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex | None:
-    """Read all packets of `stream`; None where it has no frame. A file that breaks off is indexed up to there.
+def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction) -> PacketIndex | None:
+    """Read all packets of a stream; None where it has no frame. A file that breaks off is indexed up to there.
 
     Headers are not asked: their frame counts and rates are wrong for variable rates, edit lists and cut-off files.
     """
     durations: dict[int, int] = {}
     keyframes: list[int] = []
+    hides_frames = False
     try:
-        for packet in container.demux(stream):
+        for packet in packets:
             pts = presentation_time(packet)
             # An edit list cuts away what it marks as discarded: needed to decode, never shown.
+            hides_frames |= packet.is_discard
             if pts is None or packet.size == 0 or packet.is_discard:
                 continue
             durations[pts] = packet.duration or 0
@@ -68,7 +73,8 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
         pts=pts_of_frames,
         keyframe_pts=np.array(sorted(keyframes), np.int64),
         end=last + (durations[last] or _usual_step(pts_of_frames)),
-        time_base=stream.time_base or Fraction(1, av.time_base),
+        time_base=time_base,
+        hides_frames=hides_frames,
     )
 
 

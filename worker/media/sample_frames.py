@@ -14,27 +14,39 @@ DEFAULT_FPS = 2.0
 MIN_FRAMES = 4
 MAX_FRAMES = 768
 
-CONTENT_FPS = {Content.ACTION: 15.0, Content.STATIC: 1.0, Content.DIALOGUE: 5.0, Content.HD: 10.0}
+# The lowest and the highest rate for each kind of content. A long clip is read at the lowest; a short one faster, as
+# long as it has fewer frames than the number below.
+CONTENT_FPS = {
+    Content.ACTION: (15.0, 30.0),
+    Content.STATIC: (1.0, 5.0),
+    Content.DIALOGUE: (5.0, 10.0),
+    Content.HD: (10.0, 15.0),
+}
+ENOUGH_FRAMES = 32
 
 # Containers round times to their own ticks, the finest being microseconds.
 _TICK_SECONDS = 1e-6
 
 
-class FrameSample(NamedTuple):
-    """`indices` count the clip's frames in the order they are shown; `fps` is how many of them a second are read."""
+class Stretch(NamedTuple):
+    """The part of a clip that was asked for: its first and last frame, and its times in seconds."""
 
-    indices: list[int]
-    fps: float
+    first: int
+    last: int
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    @property
+    def num_frames(self) -> int:
+        return self.last - self.first + 1
 
 
-def sample_frames(
-    shown_at: npt.NDArray[np.float64], duration_seconds: float, part: VideoPart, name: str
-) -> FrameSample:
-    """Spread reading times evenly over the stretch asked for and take the frame on screen at each of them.
-
-    `shown_at` are the ascending times of all frames in seconds, the first one being 0. Where a clip stands still longer
-    than a reading step the same frame is taken again: even steps are what tells the model how fast time passes.
-    """
+def find_stretch(shown_at: npt.NDArray[np.float64], duration_seconds: float, part: VideoPart, name: str) -> Stretch:
+    """`shown_at` are the ascending times of all frames in seconds, the first one being 0 or, of keyframes, later."""
     start = part.start_seconds or 0.0
     end = min(part.end_seconds or duration_seconds, duration_seconds)
     if start >= end:
@@ -43,17 +55,35 @@ def sample_frames(
         )
     first = _on_screen(shown_at, start)
     last = max(first, int(np.searchsorted(shown_at, end - _TICK_SECONDS)) - 1)
-    num_frames = min(_num_wanted(part, end - start), last - first + 1)
-    times = np.linspace(max(start, shown_at[first]), max(start, shown_at[last]), num_frames)
-    return FrameSample([_on_screen(shown_at, time) for time in times], num_frames / (end - start))
+    return Stretch(first, last, start, end)
 
 
-def _num_wanted(part: VideoPart, stretch_seconds: float) -> int:
-    max_frames = part.max_frames or MAX_FRAMES
-    fps = part.fps or (CONTENT_FPS[part.content] if part.content else None)
-    if fps is None:
-        return min(max(round(stretch_seconds * DEFAULT_FPS), MIN_FRAMES), max_frames)
-    return min(max(round(stretch_seconds * fps), 1), max_frames)
+def rate_asked(part: VideoPart, stretch_seconds: float) -> float:
+    """Frames a second that the part asks for: by itself, by what it shows, or as the model was trained."""
+    if part.fps is not None:
+        return part.fps
+    if part.content is not None:
+        lowest, highest = CONTENT_FPS[part.content]
+        return min(max(ENOUGH_FRAMES / stretch_seconds, lowest), highest)
+    return DEFAULT_FPS
+
+
+def num_asked(part: VideoPart, stretch_seconds: float) -> int:
+    """Frames that the part asks for, before any limit."""
+    least = MIN_FRAMES if part.fps is None and part.content is None else 1
+    return max(round(stretch_seconds * rate_asked(part, stretch_seconds)), least)
+
+
+def spread_frames(shown_at: npt.NDArray[np.float64], stretch: Stretch, num_frames: int) -> list[int]:
+    """The frames on screen at `num_frames` evenly spread times, counted in the order they are shown.
+
+    Where a clip stands still longer than a reading step the same frame is taken again: even steps are what tells the
+    model how fast time passes.
+    """
+    times = np.linspace(
+        max(stretch.start, shown_at[stretch.first]), max(stretch.start, shown_at[stretch.last]), num_frames
+    )
+    return [_on_screen(shown_at, time) for time in times]
 
 
 def _on_screen(shown_at: npt.NDArray[np.float64], time: float) -> int:

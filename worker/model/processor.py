@@ -100,6 +100,10 @@ class KeyeProcessor:
         )
         return self._assemble(text, image_patches, video_patches, videos)
 
+    def count_text_tokens(self, messages: Sequence[Message], thinking: Thinking = "auto") -> int:
+        """Tokens of the conversation without its media, each of which counts as one."""
+        return len(self.prompt_format.encode(self.prompt_format.render(messages, thinking)))
+
     def _videos(self, videos: Sequence[Video]) -> tuple[list[Patches], list[str]]:
         """Patches of each video and the text that stands for it."""
         if not self.config.splits_video_into_frames:

@@ -1,11 +1,9 @@
 """One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.error_codes import ErrorCode
@@ -15,12 +13,13 @@ from config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, 
 from config.topology import PRIORITY_STEPS
 from worker.engine.inbox import Generated, Inbox, PendingGeneration
 from worker.leases.job_lease import Claimed, Renewal
-from worker.media.prepare import DecodedImage, DecodedVideo, MediaLimits, decode, fetch
+from worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
+from worker.model.visual_budget import VisualBudget, share_context
 from worker.results.coalescer import Coalescer
 from worker.results.event_writer import EventWriter
 from worker.results.thinking import part_text
 from worker.tasks.fault import JobFault
-from worker.tasks.media_seen import media_seen
+from worker.tasks.media_seen import media_seen, thinning_warnings
 from worker.tasks.sampling_defaults import SamplingDefaults
 from worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
@@ -42,6 +41,8 @@ class Workbench:
     processor: "KeyeProcessor"
     sampling: SamplingDefaults
     media_limits: MediaLimits
+    media_cache: MediaCache
+    decoders: DecoderPool
     events: EventWriter
     model: ModelIdentity
     worker: WorkerIdentity
@@ -67,9 +68,13 @@ class Attempt:
         """Raises `LeaseLost`, or whatever `fault.explain` makes a failure of."""
         parts = self._job.all_media()
         self._stop_if_over()
-        decoded = self._read_media(parts) if parts else []
+        budget = self._visual_budget(parts)
+        decoded = self._read_media(parts, budget) if parts else []
         with self._in_stage(Stage.PREPARE):
-            prompt = self._prepare(parts, decoded)
+            prompt = self._prepare(parts, decoded, budget)
+        seen = media_seen(decoded, prompt, self._bench.processor.image_processor)
+        warnings = thinning_warnings(seen, self._bench.media_limits.min_frames_per_second)
+        del decoded  # its memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE):
             generated = self._generate(prompt)
         text = part_text(generated.text)
@@ -90,15 +95,16 @@ class Attempt:
                 first_token=generated.first_token_seconds,
                 **self._seconds,
             ),
-            media=media_seen(decoded, prompt, self._bench.processor.image_processor),
+            media=seen,
             model=self._bench.model,
             worker=self._bench.worker,
             attempts=self._lease.attempt,
+            warnings=warnings,
             metadata=self._job.metadata,
         )
 
     def interrupt(self, reason: Renewal) -> None:
-        """The lease is lost or the caller cancels: stop at the next step of the engine, frame of a video, or stage."""
+        """The lease is lost or the caller cancels: decoding and generating stop at once, else the next stage is none."""
         self._interruption = reason
         if self._pending is not None:
             self._pending.abandon()
@@ -144,13 +150,30 @@ class Attempt:
         self._seconds[stage.value] = time.monotonic() - started_at
         self._stop_if_over()
 
-    def _read_media(self, parts: Sequence[ImagePart | VideoPart]) -> list[DecodedImage | DecodedVideo]:
+    def _visual_budget(self, parts: Sequence[ImagePart | VideoPart]) -> VisualBudget:
+        """What the context leaves for media beside the text and the answer."""
+        processor, job = self._bench.processor, self._job
+        num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value)
+        context = min(processor.config.max_position_embeddings, self._bench.inbox.max_tokens)
+        room = context - job.generation.max_new_tokens - num_text_tokens
+        return share_context(processor.image_processor, parts, room)
+
+    def _read_media(
+        self, parts: Sequence[ImagePart | VideoPart], budget: VisualBudget
+    ) -> list[DecodedImage | DecodedVideo]:
         bench = self._bench
-        with tempfile.TemporaryDirectory(prefix="keye-job-") as scratch:
-            with self._in_stage(Stage.FETCH):
-                fetched = fetch(parts, bench.media_limits, Path(scratch))
-            with self._in_stage(Stage.DECODE):
-                return decode(parts, fetched, bench.media_limits, frame_fitter(bench.processor), self._on_frame)
+        with self._in_stage(Stage.FETCH):
+            fetched = fetch(parts, bench.media_limits, bench.media_cache)
+        with self._in_stage(Stage.DECODE):
+            return decode(
+                parts,
+                fetched,
+                bench.media_limits,
+                frame_fitter(bench.processor, budget),
+                bench.decoders,
+                self._on_frame,
+                self._stop_if_over,
+            )
 
     def _on_frame(self, media_index: int, done: int, total: int) -> None:
         self._stop_if_over()
@@ -160,9 +183,12 @@ class Attempt:
             self._bench.events.frames(self._lease, media_index, done, total)
 
     def _prepare(
-        self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[DecodedImage | DecodedVideo]
+        self,
+        parts: Sequence[ImagePart | VideoPart],
+        decoded: Sequence[DecodedImage | DecodedVideo],
+        budget: VisualBudget,
     ) -> "PreparedPrompt":
-        images, videos = visual_inputs(self._bench.processor, parts, decoded)
+        images, videos = visual_inputs(self._bench.processor, parts, decoded, budget)
         prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
         self._require_room(prompt)
         return prompt

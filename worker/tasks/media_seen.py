@@ -1,4 +1,4 @@
-"""What the model was shown of each medium, read off the prompt it was given."""
+"""What the model was shown of each medium, read off the prompt it was given, and where that is too little."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,9 +40,31 @@ def media_seen(
                     type="video",
                     frames=len(medium.frames),
                     fps=medium.fps,
+                    frames_asked=medium.plan.frames_asked,
+                    fps_asked=medium.plan.fps_asked,
+                    size_asked=medium.plan.size_asked,
+                    reasons=medium.plan.reasons,
                     duration_seconds=medium.duration_seconds,
                     frames_corrupt=medium.frames_corrupt,
                     **facts,
                 )
             )
     return tuple(seen)
+
+
+def thinning_warnings(seen: Sequence[MediaSeen], min_frames_per_second: float) -> tuple[str, ...]:
+    """A sentence for each video of which fewer frames a second were read than were asked for and the floor."""
+    warnings = []
+    for media_index, medium in enumerate(seen):
+        if medium.fps is None or medium.fps_asked is None or medium.frames_asked is None:
+            continue
+        floor = min(min_frames_per_second, medium.fps_asked)
+        # Short clips round down to whole frames.
+        if medium.fps < floor and medium.frames < medium.frames_asked:
+            warnings.append(
+                f"Medium {media_index}: {medium.fps:.3g} frames a second were read, one every {1 / medium.fps:.3g} s; "
+                f"{medium.fps_asked:.3g} were asked for and {floor:.3g} should be the least, so "
+                f"{medium.fps / floor:.0%} of the video is covered ({'; '.join(medium.reasons)}). "
+                "Send it in stretches with start_seconds and end_seconds."
+            )
+    return tuple(warnings)

@@ -1,4 +1,4 @@
-"""Decoded media as the model takes them, and the size it wants frames decoded at: the two variants differ in videos."""
+"""Decoded media as the model takes them, and how much of them it has room for: the two variants differ in videos."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,42 +6,48 @@ from typing import TYPE_CHECKING
 
 from config.job import ImagePart, VideoPart
 from worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
-from worker.model.frame_budget import fit_frame, fit_slow_fast, largest_frame
+from worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
 from worker.model.frame_similarity import tell_slow_from_fast
+from worker.model.visual_budget import VisualBudget
 from worker.model.visual_input import Image, Video
 
 if TYPE_CHECKING:
     from worker.model.processor import KeyeProcessor
 
 
-def frame_fitter(processor: "KeyeProcessor") -> FitFrame:
-    """The rule by which the decoder sizes frames for this model; it can be sent to another process."""
-    rule = largest_frame if processor.config.splits_video_into_frames else fit_frame
-    return partial(rule, processor.image_processor)
+def frame_fitter(processor: "KeyeProcessor", budget: VisualBudget) -> FitFrame:
+    """The rule by which the decoder takes and sizes frames for this model and job."""
+    rule = fit_slow_fast_video if processor.config.splits_video_into_frames else fit_video
+    return partial(rule, processor.image_processor, budget.video_tokens)
 
 
 def visual_inputs(
     processor: "KeyeProcessor",
     parts: Sequence[ImagePart | VideoPart],
     decoded: Sequence[DecodedImage | DecodedVideo],
+    budget: VisualBudget,
 ) -> tuple[list[Image], list[Video]]:
     """The images and the videos of a job, each in the order of its parts."""
     images, videos = [], []
     for part, medium in zip(parts, decoded, strict=True):
         if isinstance(medium, DecodedImage):
-            images.append(_image_input(part, medium))
+            images.append(_image_input(processor, part, medium, budget.image_tokens))
         elif isinstance(part, VideoPart) and processor.config.splits_video_into_frames:
-            videos.append(_slow_fast_input(processor, part, medium))
+            videos.append(_slow_fast_input(processor, part, medium, budget.video_tokens))
         else:
             videos.append(_video_input(medium))
     return images, videos
 
 
-def _image_input(part: ImagePart | VideoPart, medium: DecodedImage) -> Image:
-    size = None
+def _image_input(
+    processor: "KeyeProcessor", part: ImagePart | VideoPart, medium: DecodedImage, max_tokens: int
+) -> Image:
+    images = processor.image_processor
+    size = medium.original_size
     if part.resized_height is not None and part.resized_width is not None:
         size = (part.resized_height, part.resized_width)
-    return Image(medium.image, part.min_pixels, part.max_pixels, size)
+    most = min(part.max_pixels or images.max_pixels, max(max_tokens * images.factor**2, images.min_pixels))
+    return Image(medium.pixels, min(part.min_pixels or images.min_pixels, most), most, size)
 
 
 def _video_input(medium: DecodedVideo) -> Video:
@@ -50,9 +56,10 @@ def _video_input(medium: DecodedVideo) -> Video:
     return Video(medium.frames, medium.fps, min_pixels=height * width, max_pixels=height * width)
 
 
-def _slow_fast_input(processor: "KeyeProcessor", part: VideoPart, medium: DecodedVideo) -> Video:
+def _slow_fast_input(processor: "KeyeProcessor", part: VideoPart, medium: DecodedVideo, max_tokens: int) -> Video:
     types = tell_slow_from_fast(medium.frames)
-    slow, fast = fit_slow_fast(processor.image_processor, part, types.count(0), types.count(1), *medium.original_size)
+    num_slow, num_fast = types.count(0), types.count(1)
+    slow, fast = fit_slow_fast(processor.image_processor, part, num_slow, num_fast, *medium.original_size, max_tokens)
     return Video(
         medium.frames,
         medium.fps,

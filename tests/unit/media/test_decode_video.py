@@ -23,13 +23,11 @@ from tests.zoo import (
     times_by_plain_decoding,
     uneven_times,
 )
-from worker.media.container import find_video_stream, open_container
+from worker.media.clip import examine_clip
 from worker.media.decode_video import decode_video
-from worker.media.decoded import DecodedVideo
+from worker.media.decoded import DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
-from worker.media.packet_index import index_packets
-from worker.media.signature import recognise_format
 
 NUM_FRAMES = 240
 STEADY = steady_times(NUM_FRAMES)
@@ -63,10 +61,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def all_at(size: tuple[int, int]) -> FitFrame:
+    """A model that takes every frame, at this size."""
+    return lambda _part, num_frames, _height, _width: (num_frames, size, size)
+
+
 def decode(path: Path, size: tuple[int, int] = CLIP_SIZE, **asked: object) -> DecodedVideo:
     part = VideoPart.model_validate({"uri": str(path), **asked})
     with path.open("rb") as file:
-        return decode_video(file, path.name, part, lambda *_: size, 10**6, 2**30)
+        return decode_video(file, path.name, part, all_at(size), 10**8, 2**30)
 
 
 def num_right(decoded: DecodedVideo) -> int:
@@ -95,15 +98,12 @@ def test_frames_at_uniform_times_are_the_ones_on_screen(clips: dict[str, Path], 
 def test_frames_at_random_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
     path = clips[name]
     with path.open("rb") as file:
-        demuxer = recognise_format(file).demuxer
-        assert demuxer
-        with open_container(file, demuxer, name) as container:
-            index = index_packets(container, find_video_stream(container, name))
-        assert index is not None
+        clip = examine_clip(file, name, 10**8)
+        index = clip.index
         for seed in (1, 2):
             expected = sorted(np.random.default_rng(seed).integers(0, NUM_FRAMES, num_frames).tolist())
             wanted = index.pts[expected].tolist()
-            with FrameReader(file, demuxer, name, index, wanted, 10**6) as reader:
+            with FrameReader(file, clip.demuxer, name, index, wanted, 10**8) as reader:
                 read = [reader.read(pts).frame.to_ndarray(format="rgb24") for pts in wanted]
             assert [read_number(frame) for frame in read] == expected
 
@@ -128,9 +128,10 @@ def test_turned_clip_comes_out_upright_and_is_fitted_by_its_upright_size(tmp_pat
     path = encode_clip(tmp_path / "turned.mp4", steady_times(4), rotation=rotation)
     asked = []
 
-    def fit(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, int]:
+    def fit(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
         asked.append((num_frames, height, width))
-        return height // 2, width // 2
+        half = (height // 2, width // 2)
+        return num_frames, half, half
 
     with path.open("rb") as file:
         decoded = decode_video(file, path.name, VideoPart(uri=str(path)), fit, 10**6, 2**30)
@@ -219,7 +220,7 @@ def test_file_with_sound_only_says_that_it_has_no_video(tmp_path: Path) -> None:
 def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(2))
     with path.open("rb") as file, pytest.raises(MediaFault, match="megapixels") as caught:
-        decode_video(file, "the clip", VideoPart(uri=str(path)), lambda *_: CLIP_SIZE, 96 * 160 - 1, 2**30)
+        decode_video(file, "the clip", VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1, 2**30)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
@@ -227,7 +228,7 @@ def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_pa
     path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     asked = VideoPart(uri=str(path), fps=30)
     with path.open("rb") as file, pytest.raises(MediaFault, match="max_frames") as caught:
-        decode_video(file, "the clip", asked, lambda *_: (2000, 2000), 10**6, 300 * 2**20)
+        decode_video(file, "the clip", asked, all_at((2000, 2000)), 10**6, 300 * 2**20)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
@@ -241,7 +242,7 @@ def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(clips: dict[st
                 content[position] = rng.integers(256)
             part = VideoPart(uri="/clip", max_frames=16)
             try:
-                decoded = decode_video(io.BytesIO(content), name, part, lambda *_: CLIP_SIZE, 10**6, 2**30)
+                decoded = decode_video(io.BytesIO(content), name, part, all_at(CLIP_SIZE), 10**6, 2**30)
             except MediaFault:
                 continue
             assert decoded.frames.shape[1:] == (*CLIP_SIZE, 3)

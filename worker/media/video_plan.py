@@ -1,0 +1,45 @@
+"""How much of a video is read and how large, solved before anything is decoded. Pure; which frames: `sample_frames`."""
+
+import numpy as np
+
+from config.job import Sampling, VideoPart
+from worker.media.decoded import FitFrame, Size, VideoPlan
+from worker.media.packet_index import PacketIndex
+from worker.media.sample_frames import MAX_FRAMES, find_stretch, num_asked, rate_asked, spread_frames
+
+
+def plan_video(index: PacketIndex, part: VideoPart, fit_frame: FitFrame, original_size: Size, name: str) -> VideoPlan:
+    """As many frames as `part` asks for, unless the clip has fewer or the model takes fewer."""
+    shown_at, pts = index.shown_at, index.pts
+    if part.sampling is Sampling.KEYFRAMES and len(index.keyframe_pts):
+        are_keyframes = np.isin(pts, index.keyframe_pts)
+        shown_at, pts = shown_at[are_keyframes], pts[are_keyframes]
+    stretch = find_stretch(shown_at, index.duration_seconds, part, name)
+    asked = num_asked(part, stretch.seconds)
+    allowed = min(asked, part.max_frames or MAX_FRAMES)
+    offered = min(allowed, stretch.num_frames)
+    num_frames, size, ample_size = fit_frame(part, offered, *original_size)
+    kind = "keyframes" if part.sampling is Sampling.KEYFRAMES else "frames"
+    reasons = []
+    if allowed < asked:
+        by = "max_frames is" if part.max_frames else "the model takes at most"
+        reasons.append(f"{by} {allowed}, and {asked} frames were asked for")
+    if offered < allowed:
+        reasons.append(f"the clip has {offered} {kind} where {allowed} were asked for")
+    if size != ample_size:
+        reasons.append(f"frames are {_in_words(size)} instead of {_in_words(ample_size)} to fit the context")
+    if num_frames < offered:
+        reasons.append(f"the context has room for {num_frames} of {offered} frames")
+    return VideoPlan(
+        wanted=tuple(int(pts[i]) for i in spread_frames(shown_at, stretch, num_frames)),
+        fps=num_frames / stretch.seconds,
+        size=size,
+        frames_asked=asked,
+        fps_asked=rate_asked(part, stretch.seconds),
+        size_asked=ample_size,
+        reasons=tuple(reasons),
+    )
+
+
+def _in_words(size: Size) -> str:
+    return f"{size[1]} x {size[0]}"
