@@ -1,0 +1,198 @@
+"""One decoder child, seen from the worker: gives it a medium, answers what it asks, notices how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from mmap import mmap
+from multiprocessing.connection import wait
+from typing import Any, BinaryIO, get_type_hints
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart, VideoPart
+from worker.media.channel import Channel, Message
+from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from worker.media.fault import MediaFault
+from worker.media.sandbox import MAX_CPU_SECONDS
+
+_TICK_SECONDS = 0.1
+
+# All a child needs of the environment. The rest holds passwords and keys.
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+# A pool of threads for linear algebra would keep the sandbox from being entered; arenas waste the address space.
+_FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+class NoRoom(Exception):
+    """The pixels do not fit beside those of other jobs now."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__(num_bytes)
+        self.num_bytes = num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingOrder:
+    """A medium to decode and what may be asked about it on the way.
+
+    `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
+    decoding at once, and the child with it.
+    """
+
+    part: ImagePart | VideoPart
+    name: str
+    file: BinaryIO
+    max_pixels: int
+    max_bytes: int
+    fit_frame: FitFrame
+    on_frame: Callable[[int, int], None]
+    check: Callable[[], None]
+
+
+# So many bytes to memory and a handle of it, or None where there is no room.
+Allocate = Callable[[int], tuple[mmap, int] | None]
+
+
+class Decoder:
+    """Started by making it; used by one thread at a time. `is_free` once it waits for its next medium."""
+
+    def __init__(self, silence_seconds: float) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(silence_seconds)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "worker.media.decoder_child", str(theirs.fileno()), str(os.getpid())],
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        self._channel = Channel(ours)
+        self._silence_seconds = silence_seconds
+        self.is_free = True
+        self.num_decoded = 0
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
+
+    def decode(self, order: DecodingOrder, allocate: Allocate) -> DecodedImage | DecodedVideo:
+        """Raises `MediaFault`, `NoRoom`, or what `order`'s callables raise."""
+        self.is_free = False
+        self.num_decoded += 1
+        try:
+            return self._decode(order, allocate)
+        except EOFError:
+            raise self._fault_of_death(order.name) from None
+        except TimeoutError:
+            raise MediaFault(
+                ErrorCode.MEDIA_TOO_LARGE,
+                f"{order.name}: its decoder made no progress for {self._silence_seconds:g} s "
+                "(KEYE_DECODE_TIMEOUT_SECONDS). Send a smaller or an undamaged file.",
+            ) from None
+
+    def _decode(self, order: DecodingOrder, allocate: Allocate) -> DecodedImage | DecodedVideo:
+        self._send_order(order)
+        memory: mmap | None = None
+        while True:
+            match self._next_message(order):
+                case {"frame": [done, total]}:
+                    order.on_frame(done, total)
+                case {"fit": [num_frames, height, width]} if isinstance(order.part, VideoPart):
+                    try:
+                        fit = order.fit_frame(order.part, num_frames, height, width)
+                    except Exception:
+                        self._refuse({"fit": None})
+                        raise
+                    self._channel.send({"fit": fit})
+                case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.max_bytes:
+                    if (allocated := allocate(num_bytes)) is None:
+                        self._refuse({})
+                        raise NoRoom(num_bytes)
+                    memory, handle = allocated
+                    try:
+                        self._channel.send({}, handle)
+                    finally:
+                        os.close(handle)
+                case {"fault": code, "message": message}:
+                    self.is_free = True
+                    raise MediaFault(ErrorCode(code), message)
+                case {"image": facts, "shape": shape} if memory is not None and prod(shape) == len(memory):
+                    self.is_free = True
+                    return DecodedImage(_pixels(memory, shape), **_typed(DecodedImage, facts))
+                case {"video": facts, "shape": shape} if memory is not None and prod(shape) == len(memory):
+                    self.is_free = True
+                    return DecodedVideo(_pixels(memory, shape), **_typed(DecodedVideo, facts))
+                case message:
+                    raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
+
+    def _send_order(self, order: DecodingOrder) -> None:
+        message = {
+            "part": order.part.model_dump(mode="json", exclude={"uri"}),
+            "name": order.name,
+            "max_pixels": order.max_pixels,
+            "max_bytes": order.max_bytes,
+        }
+        self._channel.send(message, order.file.fileno())
+
+    def _next_message(self, order: DecodingOrder) -> Message:
+        silent_since = time.monotonic()
+        while not wait([self._channel.fileno()], _TICK_SECONDS):
+            order.check()
+            if time.monotonic() - silent_since >= self._silence_seconds:
+                raise TimeoutError
+        return self._channel.receive()
+
+    def _refuse(self, answer: Message) -> None:
+        """The child then drops the medium and waits for another."""
+        self._channel.send(answer)
+        self.is_free = True
+
+    def _fault_of_death(self, name: str) -> Exception:
+        # Where it only closed its end it still runs; how one that has died died no longer changes.
+        self._process.kill()
+        status = self._process.wait()
+        match -status:
+            case signal.SIGXCPU:
+                return MediaFault(
+                    ErrorCode.MEDIA_TOO_LARGE,
+                    f"{name}: takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch.",
+                )
+            case signal.SIGKILL:
+                return MediaFault(
+                    ErrorCode.MEDIA_TOO_LARGE,
+                    f"{name}: its decoder was killed, most likely for want of memory. Send a smaller one.",
+                )
+            case number if number > 0:
+                return MediaFault(
+                    ErrorCode.MEDIA_CORRUPT,
+                    f"{name}: its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file.",
+                )
+        return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
+
+
+def _pixels(memory: mmap, shape: list[int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    return np.frombuffer(memory, np.uint8).reshape(shape)
+
+
+def _typed(kind: type, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as their fields' types have them. A child is not believed to send the right ones."""
+    return {name: _reader(kind, name).validate_python(value) for name, value in facts.items()}
+
+
+@cache
+def _reader(kind: type, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(kind)[name])

@@ -1,0 +1,107 @@
+"""The process that decodes. It opens nothing: it is handed open files, and memory for the pixels."""
+
+import json
+import os
+import sys
+from dataclasses import fields
+from math import prod
+from mmap import mmap
+from socket import socket
+from typing import BinaryIO, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart, VideoPart
+from worker.media.channel import Channel, Message
+from worker.media.decode_image import decode_image
+from worker.media.decode_video import decode_video
+from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
+from worker.media.fault import MediaFault
+from worker.media.sandbox import allow, confine
+
+_PARTS: dict[str, type[ImagePart] | type[VideoPart]] = {"image": ImagePart, "video": VideoPart}
+_FIT: TypeAdapter[tuple[int, Size, Size]] = TypeAdapter(get_args(FitFrame)[-1])
+
+
+class Refused(BaseException):
+    """The worker wants no more of this medium, for now or at all. No `Exception`: it is no fault of the file."""
+
+
+class Worker:
+    """What the child asks of the process it works for."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def fit_frame(self, _part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+        self._channel.send({"fit": [num_frames, height, width]})
+        answer, _ = self._channel.receive_file()
+        if answer["fit"] is None:
+            raise Refused
+        return _FIT.validate_python(answer["fit"])
+
+    def new_pixels(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        self._channel.send({"allocate": prod(shape)})
+        _, handle = self._channel.receive_file()
+        if handle is None:
+            raise Refused
+        memory = mmap(handle, prod(shape))
+        os.close(handle)
+        return np.frombuffer(memory, np.uint8).reshape(shape)
+
+    def on_frame(self, done: int, total: int) -> None:
+        self._channel.send({"frame": [done, total]})
+
+
+def serve(channel: Channel) -> None:
+    """Decode what comes until the worker closes its end."""
+    worker = Worker(channel)
+    while True:
+        try:
+            request, handle = channel.receive_file()
+        except EOFError:
+            return
+        assert handle is not None
+        allow(request["max_bytes"])
+        with os.fdopen(handle, "rb") as file:
+            try:
+                answer = _decode(request, file, worker)
+            except Refused:
+                continue
+            except MediaFault as fault:
+                answer = {"fault": fault.code, "message": fault.message}
+            except MemoryError:
+                message = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."
+                answer = {"fault": ErrorCode.MEDIA_TOO_LARGE, "message": message}
+        channel.send(answer)
+
+
+def _decode(request: Message, file: BinaryIO, worker: Worker) -> Message:
+    # Where it came from is not the child's business, and may be a secret.
+    part = _PARTS[request["part"]["type"]].model_validate_json(json.dumps({**request["part"], "uri": "file:"}))
+    name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
+    if isinstance(part, ImagePart):
+        image = decode_image(file, name, max_pixels, max_bytes, worker.new_pixels)
+        return {"image": _facts(image), "shape": image.pixels.shape}
+    video = decode_video(
+        file, name, part, worker.fit_frame, max_pixels, max_bytes, worker.on_frame, new_pixels=worker.new_pixels
+    )
+    return {"video": _facts(video), "shape": video.frames.shape}
+
+
+def _facts(decoded: DecodedImage | DecodedVideo) -> Message:
+    """All of it but the pixels, which the worker has."""
+    facts = {field.name: getattr(decoded, field.name) for field in fields(decoded)}
+    facts.pop("pixels" if isinstance(decoded, DecodedImage) else "frames")
+    jsonable: Message = to_jsonable_python(facts)
+    return jsonable
+
+
+if __name__ == "__main__":
+    _, end, parent = sys.argv
+    confine(int(parent))
+    serve(Channel(socket(fileno=int(end))))

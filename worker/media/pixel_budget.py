@@ -1,0 +1,72 @@
+"""Memory for decoded pixels, shared with a decoder child, and the bound on how much of it all jobs hold at once."""
+
+import fcntl
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import mmap
+from queue import Empty, SimpleQueue
+from threading import Lock
+
+
+class PixelShare:
+    """The pixels of one job; see `PixelBudget`."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.is_decoding = True
+
+
+class PixelBudget:
+    """Grants memory while all jobs together stay below `max_bytes`; more than that only to the job that began first.
+
+    So the eldest always gets on, whoever else holds what, and then the next: nobody waits for ever. Memory counts
+    until nothing refers to it any more.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = Lock()
+        self._shares: list[PixelShare] = []
+        # Finalizers put into it: they run in any thread at any moment, where a lock could be held already.
+        self._freed: SimpleQueue[tuple[PixelShare, int]] = SimpleQueue()
+
+    @contextmanager
+    def share(self) -> Iterator[PixelShare]:
+        """A job's share, in use while the job decodes and while its pixels live."""
+        share = PixelShare()
+        with self._lock:
+            self._shares.append(share)
+        try:
+            yield share
+        finally:
+            share.is_decoding = False
+
+    def has_room(self, share: PixelShare, num_bytes: int) -> bool:
+        with self._lock:
+            return self._has_room(share, num_bytes)
+
+    def allocate(self, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
+        """Memory and a handle of it to send and close; None where there is no room now."""
+        with self._lock:
+            if not self._has_room(share, num_bytes):
+                return None
+            share.num_bytes += num_bytes
+        handle = os.memfd_create("keye-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(handle, num_bytes)
+        # A child that shrank it would end the worker with SIGBUS.
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        memory = mmap(handle, num_bytes)
+        weakref.finalize(memory, self._freed.put, (share, num_bytes)).atexit = False
+        return memory, handle
+
+    def _has_room(self, share: PixelShare, num_bytes: int) -> bool:
+        while True:
+            try:
+                freed, num_freed = self._freed.get_nowait()
+            except Empty:
+                break
+            freed.num_bytes -= num_freed
+        self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
+        return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
