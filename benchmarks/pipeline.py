@@ -16,7 +16,7 @@ from config.outcome import JobResult
 from producer import Client
 from worker.demo.embedded_valkey import EmbeddedValkey
 from worker.demo.local_worker import SMALL_KEYE, LocalWorker
-from worker.media.prepare import DecodedImage, MediaLimits, decode, fetch
+from worker.media.prepare import DecodedImage, MediaCache, MediaLimits, decode, fetch
 from worker.model.frame_budget import fit_frame
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor
@@ -51,10 +51,11 @@ class PlainLoop:
         self._model = load_model(SMALL_KEYE, dtype=torch.float32)
         self._processor = KeyeProcessor.from_checkpoint(SMALL_KEYE)
         self._limits = MediaLimits((root,), None, 30, 2**26, 10**8, 2**30)
+        self._media_cache = MediaCache(root / "cache", max_bytes=0)
 
     def answer(self, job: AnalysisJob) -> str:
         parts = job.all_media()
-        fetched = fetch(parts, self._limits, Path("/nonexistent"))
+        fetched = fetch(parts, self._limits, self._media_cache)
         images, videos = [], []
         for medium in decode(parts, fetched, self._limits, partial(fit_frame, self._processor.image_processor)):
             if isinstance(medium, DecodedImage):

@@ -36,7 +36,7 @@ from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import MediaLimits
+from worker.media.prepare import MediaCache, MediaLimits
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.results.event_writer import EventWriter
@@ -137,6 +137,7 @@ def plant(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             max_image_pixels=settings.max_image_pixels,
             max_video_bytes=settings.max_video_bytes,
         ),
+        media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
         events=EventWriter(redis),
         model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

@@ -19,7 +19,7 @@ from worker.leases.connection import connect
 from worker.leases.job_lease import LeaseStore
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import MediaLimits
+from worker.media.prepare import MediaCache, MediaLimits
 from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
@@ -88,6 +88,7 @@ class EngineStep(bootsteps.StartStopStep):
             processor=served.processor,
             sampling=served.sampling,
             media_limits=_media_limits(settings),
+            media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
             events=EventWriter(redis),
             model=served.model,
             worker=identity,
@@ -154,4 +155,7 @@ def _media_limits(settings: Settings) -> MediaLimits:
         max_image_bytes=settings.max_image_bytes,
         max_image_pixels=settings.max_image_pixels,
         max_video_bytes=settings.max_video_bytes,
+        max_fetch_seconds=settings.max_fetch_seconds,
+        s3_buckets=settings.s3_buckets,
+        allow_https=settings.allow_https,
     )

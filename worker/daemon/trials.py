@@ -14,7 +14,7 @@ from config.job import VideoPart
 from config.settings import Settings
 from worker.daemon.findings import Finding, Severity
 from worker.daemon.loading import load_served_model
-from worker.media.prepare import DecodedVideo, MediaFault, MediaLimits, decode, fetch
+from worker.media.prepare import DecodedVideo, MediaCache, MediaFault, MediaLimits, decode, fetch
 from worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
@@ -55,7 +55,8 @@ def check_decoders() -> Finding:
         part = VideoPart(uri=str(clip), fps=CLIP_FRAMES)
         try:
             _encode_clip(clip)
-            (video,) = decode([part], fetch([part], limits, Path(folder)), limits, lambda _part, _num, h, w: (h, w))
+            fetched = fetch([part], limits, MediaCache(Path(folder), max_bytes=0))
+            (video,) = decode([part], fetched, limits, lambda _part, _num, h, w: (h, w))
         except (MediaFault, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return Finding("decoders", Severity.FAULT, f"a clip made here cannot be read back: {error}", cure)

@@ -6,6 +6,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from config.error_codes import ErrorCode
+from config.job import MAX_INLINE_BYTES
 from worker.media.fault import MediaFault
 from worker.media.medium_name import name_medium
 from worker.media.size_limit import check_size

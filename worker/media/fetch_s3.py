@@ -1,11 +1,10 @@
-"""Objects of S3 and its like: size checked from the headers, then streamed into a file. Credentials as boto3 does."""
+"""Objects of S3 and its like, by way of the cache. Credentials as boto3 does; the download itself lives next door."""
 
-import os
-import tempfile
 import threading
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import boto3
@@ -21,29 +20,66 @@ from botocore.exceptions import (
 from config.error_codes import ErrorCode
 from worker.media.fault import MediaFault
 from worker.media.limits import MediaLimits
+from worker.media.media_cache import MediaCache
 from worker.media.medium_name import name_medium
+from worker.media.ranged_download import MAX_CONNECTIONS, ObjectChanged, ObjectVersion, RangedDownload
 from worker.media.size_limit import check_size
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-_CHUNK_BYTES = 2**20
+# How often an object may be replaced under our reading before we leave it to its writer.
+_MAX_TRIES = 3
+
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName", "404"}
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "TooManyRequests", "InternalError"}
 
 
-def fetch_object(uri: str, limits: MediaLimits, max_bytes: int, scratch_folder: Path) -> BinaryIO:
-    """Copy `s3://bucket/key` (or `...?versionId=...`) into a new file of `scratch_folder` and open it."""
+def fetch_object(uri: str, limits: MediaLimits, max_bytes: int, media_cache: MediaCache) -> BinaryIO:
+    """Open `s3://bucket/key` (or `...?versionId=...`), downloaded unless the cache holds this very version of it."""
     name = name_medium(uri)
-    bucket, key, version = _parse(uri, name)
-    try:
+    bucket, key, version_id = _parse(uri, name)
+    if limits.s3_buckets and bucket not in limits.s3_buckets:
+        raise MediaFault(
+            ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS)."
+        )
+    ends_at = time.monotonic() + limits.max_fetch_seconds
+    with _told_as_faults(name):
         client = _client(limits.s3_endpoint_url, limits.fetch_timeout_seconds)
-        if version:
-            response = client.get_object(Bucket=bucket, Key=key, VersionId=version)
-        else:
-            response = client.get_object(Bucket=bucket, Key=key)
-        return _receive(response, max_bytes, scratch_folder, name)
+        for _ in range(_MAX_TRIES):
+            found = _find_version(client, bucket, key, version_id)
+            check_size(found.num_bytes, max_bytes, name)
+            identity = (limits.s3_endpoint_url or "s3", bucket, key, version_id, found.etag, str(found.num_bytes))
+            try:
+                return media_cache.open(identity, found.num_bytes, RangedDownload(client, found, ends_at, name))
+            except ObjectChanged:
+                continue
+    raise MediaFault(
+        ErrorCode.MEDIA_UNREACHABLE,
+        f"{name}: was replaced {_MAX_TRIES} times while it was read. Send it when it rests.",
+    )
+
+
+def _parse(uri: str, name: str) -> tuple[str, str, str]:
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    key, _, version_id = key.partition("?versionId=")
+    if uri[:5].lower() != "s3://" or not bucket or not key:
+        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
+    return bucket, key, version_id
+
+
+def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) -> ObjectVersion:
+    if version_id:
+        head = client.head_object(Bucket=bucket, Key=key, VersionId=version_id)
+    else:
+        head = client.head_object(Bucket=bucket, Key=key)
+    return ObjectVersion(bucket, key, version_id, head["ETag"], head["ContentLength"])
+
+
+@contextmanager
+def _told_as_faults(name: str) -> Iterator[None]:
+    try:
+        yield
     except ClientError as error:
         raise _fault_of_answer(error, name) from None
     except ParamValidationError:
@@ -59,31 +95,13 @@ def fetch_object(uri: str, limits: MediaLimits, max_bytes: int, scratch_folder: 
         ) from None
 
 
-def _parse(uri: str, name: str) -> tuple[str, str, str]:
-    bucket, _, key = uri[len("s3://") :].partition("/")
-    key, _, version = key.partition("?versionId=")
-    if uri[:5].lower() != "s3://" or not bucket or not key:
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
-    return bucket, key, version
-
-
-def _receive(response: "GetObjectOutputTypeDef", max_bytes: int, scratch_folder: Path, name: str) -> BinaryIO:
-    with closing(response["Body"]) as body:
-        check_size(response["ContentLength"], max_bytes, name)
-        handle, path = tempfile.mkstemp(dir=scratch_folder)
-        with os.fdopen(handle, "wb") as file:
-            for chunk in body.iter_chunks(_CHUNK_BYTES):
-                file.write(chunk)
-    return open(path, "rb")
-
-
 def _fault_of_answer(error: ClientError, name: str) -> MediaFault:
     reason = error.response.get("Error", {}).get("Code", "unknown")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if reason in _PASSING or status >= 500 or status == 429:
         return MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store answered {status} {reason}.")
     if reason in _NOT_FOUND or status == 404:
-        return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such object ({reason}).")
+        return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
     return MediaFault(
         ErrorCode.MEDIA_FORBIDDEN, f"{name}: the store refused ({status} {reason}). Check the worker's credentials."
     )
@@ -103,8 +121,9 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
     config = Config(
         connect_timeout=min(5.0, timeout_seconds),
         read_timeout=timeout_seconds,
-        retries={"mode": "standard", "total_max_attempts": 3},
-        max_pool_connections=32,
+        # Adaptive: all jobs of this process slow down together when the store asks for it.
+        retries={"mode": "adaptive", "total_max_attempts": 4},
+        max_pool_connections=8 * MAX_CONNECTIONS,
         # Other stores than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )

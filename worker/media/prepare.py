@@ -12,10 +12,12 @@ from worker.media.decode_image import decode_image
 from worker.media.decode_video import decode_video
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from worker.media.fault import MediaFault
+from worker.media.fetch_https import fetch_web
 from worker.media.fetch_inline import open_inline
 from worker.media.fetch_local import open_local
 from worker.media.fetch_s3 import fetch_object
 from worker.media.limits import MediaLimits
+from worker.media.media_cache import MediaCache
 from worker.media.medium_name import name_medium
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "DecodedVideo",
     "FetchedMedium",
     "FitFrame",
+    "MediaCache",
     "MediaFault",
     "MediaLimits",
     "OnFrame",
@@ -42,15 +45,15 @@ class FetchedMedium:
     file: BinaryIO
 
 
-def fetch(parts: Sequence[ImagePart | VideoPart], limits: MediaLimits, scratch_folder: Path) -> list[FetchedMedium]:
-    """Open every medium, in order; objects of a store are first copied into `scratch_folder`, which the caller removes.
+def fetch(parts: Sequence[ImagePart | VideoPart], limits: MediaLimits, media_cache: MediaCache) -> list[FetchedMedium]:
+    """Open every medium, in order; what lies on other machines is downloaded first, unless `media_cache` has it.
 
     Raises `MediaFault` for the first that cannot be had. Hand the result to `decode`, which closes it.
     """
     fetched: list[FetchedMedium] = []
     try:
         for part in parts:
-            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, scratch_folder)))
+            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, media_cache)))
     except BaseException as error:
         close(fetched)
         if isinstance(error, MediaFault):
@@ -96,18 +99,21 @@ def close(fetched: Sequence[FetchedMedium]) -> None:
         medium.file.close()
 
 
-def _open(part: ImagePart | VideoPart, limits: MediaLimits, scratch_folder: Path) -> BinaryIO:
+def _open(part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache) -> BinaryIO:
     max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
     match scheme:
         case "" | "file":
             return open_local(part.uri, limits.roots, max_bytes)
         case "s3":
-            return fetch_object(part.uri, limits, max_bytes, scratch_folder)
+            return fetch_object(part.uri, limits, max_bytes, media_cache)
         case "data":
             return open_inline(part.uri, max_bytes)
+        case "https" if limits.allow_https:
+            return fetch_web(part.uri, limits, max_bytes, media_cache)
         case _:
             raise MediaFault(
                 ErrorCode.MEDIA_FORBIDDEN,
-                f"{name_medium(part.uri)}: {scheme}: is off on this worker. Put the file on S3 or below a media root.",
+                f"{name_medium(part.uri)}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
+                "Put the file on S3 or below a media root.",
             )

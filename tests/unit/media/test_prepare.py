@@ -12,7 +12,7 @@ from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media.medium_name import name_medium
-from worker.media.prepare import DecodedImage, DecodedVideo, MediaFault, MediaLimits, decode, fetch
+from worker.media.prepare import DecodedImage, DecodedVideo, MediaCache, MediaFault, MediaLimits, decode, fetch
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def keep_size(part: VideoPart, num_frames: int, height: int, width: int) -> tupl
 
 
 def prepare(parts: list[ImagePart | VideoPart], limits: MediaLimits, folder: Path) -> list[DecodedImage | DecodedVideo]:
-    return decode(parts, fetch(parts, limits, folder), limits, keep_size)
+    return decode(parts, fetch(parts, limits, MediaCache(folder / "cache", max_bytes=0)), limits, keep_size)
 
 
 def as_data_uri(picture: Image.Image) -> str:

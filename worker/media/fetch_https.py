@@ -1,0 +1,207 @@
+"""Media of the public web, by way of the cache. Off unless the operator allows it; which addresses: see `address`."""
+
+import http.client
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from http import HTTPStatus
+from threading import Timer
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+from urllib.parse import quote, urljoin, urlsplit
+
+from config.error_codes import ErrorCode
+from worker.media.address import resolve_public
+from worker.media.fault import MediaFault
+from worker.media.limits import MediaLimits
+from worker.media.media_cache import MediaCache
+from worker.media.medium_name import name_medium
+from worker.media.size_limit import check_size
+
+_MAX_REDIRECTS = 3
+_CHUNK_BYTES = 64 * 2**10
+
+# RFC 3986: what a path or query may hold as it is; "%" because callers give them encoded.
+_AS_IT_IS = "/?%:@!$&'()*+,;=-._~"
+
+_REDIRECTS = {301, 302, 303, 307, 308}
+_NOT_FOUND = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+def fetch_web(uri: str, limits: MediaLimits, max_bytes: int, media_cache: MediaCache) -> BinaryIO:
+    """Open an `https:` address, after up to three redirects, each of them checked as the first address was.
+
+    The file is kept where the server gives it a length and an ETag: with the address, they are its identity.
+    """
+    # The one the caller knows, in every message: redirects lead to addresses that are not theirs to see.
+    name = name_medium(uri)
+    ends_at = time.monotonic() + limits.max_fetch_seconds
+    base = uri
+    for _ in range(_MAX_REDIRECTS + 1):
+        target = _parse(base, uri, name)
+        addresses = resolve_public(target.host, target.port, name)
+        with _PinnedConnection(target, addresses, limits.fetch_timeout_seconds, ends_at) as connection:
+            with _told_as_faults(name, ends_at):
+                connection.request("GET", target.path, headers=_HEADERS)
+                response = connection.getresponse()
+            if response.status not in _REDIRECTS:
+                return _receive(response, target, name, ends_at, max_bytes, media_cache)
+            base, uri = target.url, response.getheader("Location", "")
+    raise MediaFault(
+        ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects more than {_MAX_REDIRECTS} times. Send the last address."
+    )
+
+
+_HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "keye-worker"}
+
+
+class _Target(NamedTuple):
+    """`path` is what is asked for, with its query; `url` is the whole, without its fragment."""
+
+    url: str
+    host: str
+    port: int
+    path: str
+
+
+def _parse(base: str, uri: str, name: str) -> _Target:
+    try:
+        whole = urljoin(base, uri)
+        url = urlsplit(whole)
+        host = (url.hostname or "").encode("idna").decode()
+        port = url.port or 443
+    except ValueError:
+        host = ""
+    # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
+    if not host or not (base + uri).isprintable() or "\\" in base + uri:
+        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
+    if url.scheme != "https" or "@" in url.netloc:
+        raise MediaFault(
+            ErrorCode.MEDIA_FORBIDDEN, f"{name}: leads to a scheme other than https, or names a user; neither is read."
+        )
+    path = quote(url.path or "/", safe=_AS_IT_IS) + (f"?{quote(url.query, safe=_AS_IT_IS)}" if url.query else "")
+    return _Target(whole.partition("#")[0], host, port, path)
+
+
+class _PinnedConnection(http.client.HTTPSConnection):
+    """Connects to one of `addresses`, whatever the name means by now; asks for the name, and verifies it, all the same.
+
+    At `ends_at` (time.monotonic) it breaks off: a timeout alone never ends an answer that comes byte by byte.
+    """
+
+    def __init__(self, target: _Target, addresses: list[str], timeout_seconds: float, ends_at: float) -> None:
+        super().__init__(target.host, target.port, timeout=timeout_seconds, context=_tls())
+        self._addresses = addresses
+        self._ends_at = ends_at
+        self._alarm: Timer | None = None
+
+    def connect(self) -> None:
+        # The handshake apart, so that the alarm covers it.
+        wire = _tls().wrap_socket(self._dial(), server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock = wire
+        self._alarm = Timer(max(0.0, self._ends_at - time.monotonic()), _break_off, [wire])
+        self._alarm.daemon = True
+        self._alarm.start()
+        wire.do_handshake()
+
+    def _dial(self) -> socket.socket:
+        refusal: OSError | None = None
+        for address in self._addresses:
+            try:
+                return socket.create_connection((address, self.port), self.timeout)
+            except OSError as error:
+                refusal = error
+        assert refusal is not None, "the resolver gave no address"
+        raise refusal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self.close()
+
+
+def _break_off(wire: ssl.SSLSocket) -> None:
+    with suppress(OSError):
+        # Of the socket, not of TLS, whose state belongs to the reading thread.
+        socket.socket.shutdown(wire, socket.SHUT_RDWR)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _receive(
+    response: http.client.HTTPResponse,
+    target: _Target,
+    name: str,
+    ends_at: float,
+    max_bytes: int,
+    media_cache: MediaCache,
+) -> BinaryIO:
+    _check_status(response.status, name)
+    copy = partial(_copy, response, name, ends_at, max_bytes)
+    etag = response.getheader("ETag", "")
+    if response.length is not None:
+        check_size(response.length, max_bytes, name)
+        # A weak ETag promises the same meaning, not the same bytes.
+        if etag and not etag.startswith("W/"):
+            return media_cache.open((target.url, etag, str(response.length)), response.length, copy)
+    file = media_cache.scratch()
+    try:
+        copy(file.fileno())
+        check_size(os.fstat(file.fileno()).st_size, max_bytes, name)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_status(status: int, name: str) -> None:
+    if status == HTTPStatus.OK:
+        return
+    if status in _NOT_FOUND:
+        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
+    if status in _PASSING or status >= 500:
+        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.")
+    raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
+
+
+def _copy(response: http.client.HTTPResponse, name: str, ends_at: float, max_bytes: int, handle: int) -> None:
+    num_promised = response.length
+    num_bytes = 0
+    with open(handle, "wb", closefd=False) as file:
+        while True:
+            with _told_as_faults(name, ends_at):
+                chunk = response.read1(_CHUNK_BYTES)
+                if not chunk and num_promised is not None and num_bytes < num_promised:
+                    raise ConnectionResetError
+            if not chunk:
+                return
+            num_bytes += len(chunk)
+            check_size(num_bytes, max_bytes, name)
+            file.write(chunk)
+
+
+@contextmanager
+def _told_as_faults(name: str, ends_at: float) -> Iterator[None]:
+    """For what waits for the server and touches nothing else."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise MediaFault(
+            ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server cannot prove who it is ({error.verify_message})."
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = f"did not answer or broke off ({type(error).__name__})"
+        if time.monotonic() >= ends_at:
+            reason = "did not send all of it in time (KEYE_MAX_FETCH_SECONDS)"
+        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server {reason}.") from None
