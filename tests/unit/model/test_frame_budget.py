@@ -3,7 +3,7 @@
 import pytest
 
 from config.job import VideoPart
-from worker.model.frame_budget import fit_frame, fit_slow_fast, largest_frame
+from worker.model.frame_budget import fit_frame, fit_slow_fast, fit_slow_fast_video, fit_video
 from worker.model.image_processing import ImageProcessor
 
 TOKEN = 28 * 28
@@ -94,7 +94,7 @@ def test_exact_size_is_that_of_slow_frames() -> None:
 @pytest.mark.parametrize("options", [{}, {"max_pixels": 300 * TOKEN}, {"resized_height": 280, "resized_width": 560}])
 def test_frames_are_decoded_no_smaller_than_any_split_shows_them(num_frames: int, options: dict[str, int]) -> None:
     part = VideoPart(uri="/clip.mp4", **options)
-    decoded = largest_frame(processor(), part, num_frames, 1080, 1920)
+    decoded = fit_slow_fast_video(processor(), 10**6, part, num_frames, 1080, 1920).size
     for num_slow in {1, (num_frames + 1) // 2, num_frames}:
         slow, fast = fit_slow_fast(processor(), part, num_slow, num_frames - num_slow, 1080, 1920)
         assert all(side <= most for size in (slow, fast) for side, most in zip(size, decoded, strict=True))
@@ -103,3 +103,52 @@ def test_frames_are_decoded_no_smaller_than_any_split_shows_them(num_frames: int
 def test_flat_frames_keep_at_least_a_token_in_height() -> None:
     part = VideoPart(uri="/clip.mp4", max_pixels=3 * TOKEN)
     assert min(fit_frame(processor(), part, 4, 100, 1000)) >= 28
+
+
+def test_context_first_makes_frames_smaller_then_fewer() -> None:
+    part = VideoPart(uri="/clip.mp4")
+    ample = fit_video(processor(), 10**6, part, 40, 1080, 1920)
+    assert ample == (40, ample.size, ample.size)
+    smaller = fit_video(processor(), 10_000, part, 40, 1080, 1920)
+    assert smaller.num_frames == 40
+    assert smaller.ample_size == ample.size
+    assert 0.8 * 10_000 < 40 * smaller.size[0] * smaller.size[1] / TOKEN <= 10_000
+    fewer = fit_video(processor(), 3_000, part, 40, 1080, 1920)
+    assert fewer.num_frames < 40
+    assert 0.8 * 3_000 < fewer.num_frames * fewer.size[0] * fewer.size[1] / TOKEN <= 3_000
+
+
+def test_exact_size_is_kept_and_frames_are_left_out_instead() -> None:
+    part = VideoPart(uri="/clip.mp4", resized_height=280, resized_width=560)
+    assert fit_video(processor(), 3000, part, 40, 1080, 1920) == (15, (280, 560), (280, 560))
+
+
+def test_one_frame_is_shown_however_little_room_there_is() -> None:
+    assert fit_video(processor(), 0, VideoPart(uri="/clip.mp4"), 40, 1080, 1920).num_frames == 1
+
+
+def test_many_frames_of_hd_are_shown_reduced() -> None:
+    assert 230 < tokens_of(100, content="hd") <= 256
+    assert tokens_of(100, content="hd", max_pixels=500 * TOKEN) > 256
+
+
+@pytest.mark.parametrize("room", [2_000, 10_000, 40_000])
+@pytest.mark.parametrize(("height", "width"), [(1080, 1920), (90, 160), (1920, 1080), (120, 1000)])
+def test_slow_and_fast_frames_of_any_split_fit_the_context_with_their_marks(room: int, height: int, width: int) -> None:
+    part = VideoPart(uri="/clip.mp4")
+    for num_frames in (1, 8, 60, 768):
+        fit = fit_slow_fast_video(processor(), room, part, num_frames, height, width)
+        for num_slow in {1, fit.num_frames // 2 or 1, fit.num_frames}:
+            num_fast = fit.num_frames - num_slow
+            slow, fast = fit_slow_fast(processor(), part, num_slow, num_fast, height, width, room)
+            num_tokens = num_slow * slow[0] * slow[1] / TOKEN + num_fast * fast[0] * fast[1] / TOKEN
+            assert num_tokens + 9 * fit.num_frames <= room
+            assert all(side <= most for size in (slow, fast) for side, most in zip(size, fit.size, strict=True))
+
+
+def test_room_that_is_ample_changes_no_size() -> None:
+    part = VideoPart(uri="/clip.mp4")
+    for split in ((1, 0), (10, 30), (200, 500)):
+        assert fit_slow_fast(processor(), part, *split, 720, 1280, 10**6) == fit_slow_fast(
+            processor(), part, *split, 720, 1280
+        )

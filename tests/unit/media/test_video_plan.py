@@ -1,0 +1,71 @@
+"""What is read of a video: what was asked, as far as the clip, the limits and the model's context allow, and why."""
+
+from fractions import Fraction
+
+import numpy as np
+
+from config.job import VideoPart
+from worker.media.decoded import FitFrame, Size, VideoPlan
+from worker.media.packet_index import PacketIndex
+from worker.media.video_plan import plan_video
+
+HD = (1080, 1920)
+
+
+def take_all(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+    return num_frames, (height, width), (height, width)
+
+
+def plan(seconds: float, fit_frame: FitFrame = take_all, keyframe_every: int = 60, **asked: object) -> VideoPlan:
+    """Of a clip of 30 frames a second."""
+    pts = np.arange(round(seconds * 30), dtype=np.int64)
+    index = PacketIndex(pts, pts[::keyframe_every], len(pts), Fraction(1, 30), hides_frames=False)
+    return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_frame, HD, "the clip")
+
+
+def test_what_is_asked_for_is_what_is_read_and_nothing_needs_a_reason() -> None:
+    planned = plan(10, fps=3)
+    assert (len(planned.wanted), planned.fps, planned.size) == (30, 3.0, HD)
+    assert (planned.frames_asked, planned.fps_asked, planned.size_asked, planned.reasons) == (30, 3.0, HD, ())
+
+
+def test_long_clip_is_thinned_to_768_frames_and_the_plan_says_so() -> None:
+    planned = plan(1200)
+    assert (len(planned.wanted), planned.frames_asked, planned.fps) == (768, 2400, 768 / 1200)
+    assert planned.reasons == ("the model takes at most 768, and 2400 frames were asked for",)
+
+
+def test_max_frames_thins_and_keeps_the_first_and_the_last_frame() -> None:
+    planned = plan(1200, max_frames=10)
+    assert (len(planned.wanted), planned.wanted[0], planned.wanted[-1]) == (10, 0, 35_999)
+    assert planned.fps == 10 / 1200
+    assert planned.reasons == ("max_frames is 10, and 2400 frames were asked for",)
+
+
+def test_no_more_frames_are_read_than_the_clip_has() -> None:
+    planned = plan(2, fps=60)
+    assert planned.wanted == tuple(range(60))
+    assert planned.reasons == ("the clip has 60 frames where 120 were asked for",)
+
+
+def test_model_that_takes_fewer_and_smaller_frames_gets_them_spread_over_the_whole_clip() -> None:
+    planned = plan(100, lambda _part, _num, _height, _width: (50, (252, 448), (504, 896)))
+    assert (len(planned.wanted), planned.wanted[-1], planned.fps) == (50, 2999, 0.5)
+    assert (planned.size, planned.size_asked) == ((252, 448), (504, 896))
+    assert planned.reasons == (
+        "frames are 448 x 252 instead of 896 x 504 to fit the context",
+        "the context has room for 50 of 200 frames",
+    )
+
+
+def test_keyframes_are_taken_only_when_asked_for() -> None:
+    planned = plan(100, sampling="keyframes", fps=0.25)
+    assert len(planned.wanted) == 25
+    assert all(pts % 60 == 0 for pts in planned.wanted)
+    assert not all(pts % 60 == 0 for pts in plan(100, fps=0.25).wanted)
+
+
+def test_keyframes_of_a_clip_are_all_there_are() -> None:
+    planned = plan(100, keyframe_every=300, sampling="keyframes")
+    assert planned.wanted == tuple(range(0, 3000, 300))
+    assert planned.reasons == ("the clip has 10 keyframes where 200 were asked for",)
