@@ -11,13 +11,15 @@ from typing import TypeVar
 import torch
 
 from benchmarks.workload import image_jobs, video_jobs
-from config.job import AnalysisJob
+from config.job import AnalysisJob, ImagePart
 from config.outcome import JobResult
 from producer import Client
 from worker.demo.embedded_valkey import EmbeddedValkey
 from worker.demo.local_worker import SMALL_KEYE, LocalWorker
-from worker.media.prepare import DecodedImage, MediaCache, MediaLimits, decode, fetch
-from worker.model.frame_budget import fit_frame
+from worker.media.decode_image import decode_image
+from worker.media.decode_video import decode_video
+from worker.media.prepare import MediaCache, MediaLimits, fetch
+from worker.model.frame_budget import fit_video
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image, Video
@@ -57,11 +59,16 @@ class PlainLoop:
         parts = job.all_media()
         fetched = fetch(parts, self._limits, self._media_cache)
         images, videos = [], []
-        for medium in decode(parts, fetched, self._limits, partial(fit_frame, self._processor.image_processor)):
-            if isinstance(medium, DecodedImage):
-                images.append(Image(medium.image))
+        for part, medium in zip(parts, fetched, strict=True):
+            if isinstance(part, ImagePart):
+                images.append(Image(decode_image(medium.file, medium.name, 10**8, 2**30).pixels))
             else:
-                videos.append(Video(medium.frames, medium.fps))
+                fit = partial(
+                    fit_video, self._processor.image_processor, self._processor.config.max_position_embeddings
+                )
+                video = decode_video(medium.file, medium.name, part, fit, 10**8, 2**30)
+                videos.append(Video(video.frames, video.fps))
+            medium.file.close()
         content = [*({"type": part.type} for part in parts), {"type": "text", "text": job.prompt}]
         prompt = self._processor.prepare([{"role": "user", "content": content}], images, videos, job.thinking.value)
         batch = self._processor.pad_left([prompt])

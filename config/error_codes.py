@@ -50,7 +50,9 @@ _FACTS = {
     ErrorCode.MEDIA_UNREACHABLE: CodeFacts("service", True, "The store did not answer in time or broke off."),
     ErrorCode.MEDIA_UNSUPPORTED: CodeFacts("media", False, "It is no image or video of a kind that is decoded here."),
     ErrorCode.MEDIA_CORRUPT: CodeFacts("media", False, "It is damaged so that nothing usable can be decoded."),
-    ErrorCode.MEDIA_TOO_LARGE: CodeFacts("media", False, "It exceeds the limit on bytes or pixels."),
+    ErrorCode.MEDIA_TOO_LARGE: CodeFacts(
+        "media", False, "It exceeds a limit on bytes, pixels, memory or decoding time."
+    ),
     ErrorCode.CANCELLED: CodeFacts("caller", False, "The caller cancelled the job."),
     ErrorCode.DEADLINE_EXCEEDED: CodeFacts("caller", False, "The job did not end within its deadline_seconds."),
     ErrorCode.OUT_OF_MEMORY: CodeFacts("service", True, "The job alone does not fit into the device's memory."),

@@ -8,6 +8,11 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
+def _spare_cores() -> int:
+    """One core is the engine's; a worker has no more than 8 jobs at a time to decode for."""
+    return min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+
+
 class Settings(BaseSettings):
     """Read once, at start; each part of the worker is handed only the piece it needs."""
 
@@ -26,6 +31,12 @@ class Settings(BaseSettings):
         default="auto",
         description="auto is bfloat16 on a GPU that has it, else float16, and float32 on a CPU; "
         "int8 and int4 need the extra `quantised`",
+    )
+    gpu_memory_fraction: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="share of the GPU's memory that weights, cache and the largest step may take",
     )
 
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
@@ -62,6 +73,15 @@ class Settings(BaseSettings):
         default=0.5, ge=0, description="a result warns where fewer frames of a video were read, for want of room"
     )
     max_video_bytes: int = Field(default=4 * 2**30, ge=1, description="largest video file")
+    decoders: int = Field(
+        default_factory=_spare_cores, ge=1, le=64, description="processes that decode media; unset: cores - 1, 1 to 8"
+    )
+    decode_timeout_seconds: float = Field(
+        default=60, gt=0, description="longest a decoder may take for an image, or between two frames of a video"
+    )
+    max_decoded_bytes: int = Field(
+        default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"
+    )
 
     @field_validator("media_roots", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import pytest
 from redis import Redis
 
 from worker.demo.embedded_valkey import EmbeddedValkey
+from worker.media.prepare import DecoderPool
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,9 @@ def redis(valkey_url: str) -> Iterator[Redis]:
 def redis_url(redis: Redis, valkey_url: str) -> str:
     """The emptied server's URL."""
     return valkey_url
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[DecoderPool]:
+    with DecoderPool(num_decoders=2, silence_seconds=60, max_decoded_bytes=2**30) as pool:
+        yield pool

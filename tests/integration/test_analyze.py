@@ -36,7 +36,7 @@ from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import MediaCache, MediaLimits
+from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.results.event_writer import EventWriter
@@ -111,7 +111,7 @@ class Plant:
 
 
 @pytest.fixture(scope="module")
-def plant(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     media = tmp_path_factory.mktemp("media")
     settings = Settings(
         redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY, lease_seconds=LEASE_SECONDS
@@ -138,6 +138,7 @@ def plant(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             max_video_bytes=settings.max_video_bytes,
         ),
         media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
+        decoders=decoders,
         events=EventWriter(redis),
         model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

@@ -17,7 +17,7 @@ from config.job import AnalysisJob
 from config.outcome import ModelIdentity, WorkerIdentity
 from worker.engine.step_loop import Engine
 from worker.leases.job_lease import Claimed
-from worker.media.prepare import MediaLimits
+from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -57,12 +57,14 @@ def engine(processor: KeyeProcessor) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, tmp_path: Path) -> Workbench:
+def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, decoders: DecoderPool, tmp_path: Path) -> Workbench:
     return Workbench(
         inbox=engine.inbox,
         processor=processor,
         sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
         media_limits=MediaLimits((tmp_path,), None, 5, 2**24, 2**24, 2**24),
+        media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
+        decoders=decoders,
         events=EventWriter(redis),
         model=ModelIdentity(name="random", model_type="KeyeVL1_5", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

@@ -11,15 +11,16 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.signals import worker_ready
 from celery.worker import state
 
+from config import keys
 from config.outcome import WorkerIdentity
 from config.settings import Settings
 from worker.daemon.exit_codes import ExitCode
 from worker.leases.cancel_listener import CancelListener
-from worker.leases.connection import connect
+from worker.leases.connection import connect, patiently
 from worker.leases.job_lease import LeaseStore
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import MediaCache, MediaLimits
+from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
@@ -61,6 +62,9 @@ class EngineStep(bootsteps.StartStopStep):
         redis = connect(settings.redis_url.get_secret_value())
         self._announcer = Announcer(redis, Presence(worker=_identity(settings.device), state=WorkerState.LOADING))
         self._announcer.start()
+        # Before the model: the children come up while it is read.
+        self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
+        self._decoders.start()
         try:
             served = _load(settings)
             # Celery itself looks for a SIGTERM only once it consumes.
@@ -74,6 +78,8 @@ class EngineStep(bootsteps.StartStopStep):
         gc.collect()
         gc.freeze()
 
+        context = served.processor.config.max_position_embeddings
+        patiently(lambda: redis.set(keys.context(), context), "telling producers the model's context")
         identity = _identity(served.device)
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds)
@@ -89,6 +95,7 @@ class EngineStep(bootsteps.StartStopStep):
             sampling=served.sampling,
             media_limits=_media_limits(settings),
             media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
+            decoders=self._decoders,
             events=EventWriter(redis),
             model=served.model,
             worker=identity,
@@ -112,6 +119,7 @@ class EngineStep(bootsteps.StartStopStep):
         """Called by Celery once the consumer takes no more messages."""
         # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
         worker.pool.stop()
+        self._decoders.stop()
         self._engine.stop()
         # A drain may outlast a lease: renew until the last job has ended.
         self._cancels.stop()
@@ -155,7 +163,10 @@ def _media_limits(settings: Settings) -> MediaLimits:
         max_image_bytes=settings.max_image_bytes,
         max_image_pixels=settings.max_image_pixels,
         max_video_bytes=settings.max_video_bytes,
+        max_decoded_bytes=settings.max_decoded_bytes,
         max_fetch_seconds=settings.max_fetch_seconds,
         s3_buckets=settings.s3_buckets,
         allow_https=settings.allow_https,
+        min_frames_per_second=settings.min_frames_per_second,
+        video_decoder=settings.video_decoder,
     )

@@ -14,7 +14,7 @@ from config.job import VideoPart
 from config.settings import Settings
 from worker.daemon.findings import Finding, Severity
 from worker.daemon.loading import load_served_model
-from worker.media.prepare import DecodedVideo, MediaCache, MediaFault, MediaLimits, decode, fetch
+from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
 from worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
@@ -56,8 +56,9 @@ def check_decoders() -> Finding:
         try:
             _encode_clip(clip)
             fetched = fetch([part], limits, MediaCache(Path(folder), max_bytes=0))
-            (video,) = decode([part], fetched, limits, lambda _part, _num, h, w: (h, w))
-        except (MediaFault, av.FFmpegError) as error:
+            with DecoderPool(1, silence_seconds=30, max_decoded_bytes=limits.max_decoded_bytes) as decoders:
+                (video,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
+        except (MediaFault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return Finding("decoders", Severity.FAULT, f"a clip made here cannot be read back: {error}", cure)
     assert isinstance(video, DecodedVideo)

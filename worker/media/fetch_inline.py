@@ -1,7 +1,7 @@
 """Media that travel inside the job, as `data:` URIs (RFC 2397). Meant for small ones."""
 
 import binascii
-import io
+import os
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
@@ -10,8 +10,6 @@ from config.job import MAX_INLINE_BYTES
 from worker.media.fault import MediaFault
 from worker.media.medium_name import name_medium
 from worker.media.size_limit import check_size
-
-MAX_INLINE_BYTES = 2**20
 
 
 def open_inline(uri: str, max_bytes: int) -> BinaryIO:
@@ -26,4 +24,7 @@ def open_inline(uri: str, max_bytes: int) -> BinaryIO:
     except (binascii.Error, UnicodeEncodeError):
         raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: its bytes are not valid base64.") from None
     check_size(len(content), min(max_bytes, MAX_INLINE_BYTES), name)
-    return io.BytesIO(content)
+    file = os.fdopen(os.memfd_create("keye-inline", os.MFD_CLOEXEC), "w+b")
+    file.write(content)
+    file.seek(0)
+    return file

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
-from worker.media.decode_image import decode_image
-from worker.media.decode_video import decode_video
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from worker.media.decoder import DecodingOrder
+from worker.media.decoder_pool import DecoderPool
 from worker.media.fault import MediaFault
 from worker.media.fetch_https import fetch_web
 from worker.media.fetch_inline import open_inline
@@ -23,6 +22,7 @@ from worker.media.medium_name import name_medium
 __all__ = [
     "DecodedImage",
     "DecodedVideo",
+    "DecoderPool",
     "FetchedMedium",
     "FitFrame",
     "MediaCache",
@@ -37,9 +37,18 @@ __all__ = [
 OnFrame = Callable[[int, int, int], None]
 
 
+def _tell_nobody(media_index: int, done: int, total: int) -> None: ...
+
+
+def _go_on() -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class FetchedMedium:
-    """The bytes of a medium, here and open; `name` is what messages call it."""
+    """The bytes of a medium, here and open by the system, so that a child can be handed them.
+
+    `name` is what messages call it.
+    """
 
     name: str
     file: BinaryIO
@@ -67,24 +76,33 @@ def decode(
     fetched: Sequence[FetchedMedium],
     limits: MediaLimits,
     fit_frame: FitFrame,
-    on_frame: OnFrame | None = None,
+    decoders: DecoderPool,
+    on_frame: OnFrame = _tell_nobody,
+    check: Callable[[], None] = _go_on,
 ) -> list[DecodedImage | DecodedVideo]:
     """Turn what `fetch` opened into pixels, in order, and close it.
 
-    Raises `MediaFault` for the first that cannot be decoded within the limits.
+    `check` is called several times a second; what it raises ends the decoding. Raises `MediaFault` for the first medium
+    that cannot be decoded within the limits.
     """
     decoded: list[DecodedImage | DecodedVideo] = []
     bytes_left = limits.max_decoded_bytes
     try:
-        for part, medium in zip(parts, fetched, strict=True):
-            if isinstance(part, ImagePart):
-                decoded.append(decode_image(medium.file, medium.name, limits.max_image_pixels, bytes_left))
-            else:
-                tell = None if on_frame is None else partial(on_frame, len(decoded))
-                decoded.append(
-                    decode_video(medium.file, medium.name, part, fit_frame, limits.max_image_pixels, bytes_left, tell)
+        with decoders.share() as share:
+            for part, medium in zip(parts, fetched, strict=True):
+                order = DecodingOrder(
+                    part,
+                    medium.name,
+                    medium.file,
+                    limits.max_image_pixels,
+                    bytes_left,
+                    fit_frame,
+                    partial(on_frame, len(decoded)),
+                    check,
                 )
-            bytes_left -= decoded[-1].num_bytes
+                decoded.append(decoders.decode(order, share))
+                bytes_left -= decoded[-1].num_bytes
+                medium.file.close()  # at once: pixels take a handle too, and a job may have 64 media
     except MediaFault as fault:
         fault.media_index = len(decoded)
         raise

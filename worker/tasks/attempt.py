@@ -104,7 +104,7 @@ class Attempt:
         )
 
     def interrupt(self, reason: Renewal) -> None:
-        """The lease is lost or the caller cancels: decoding and generating stop at once, else the next stage is none."""
+        """The lease is lost or the caller cancels: decoding and generating stop at once, other stages at their end."""
         self._interruption = reason
         if self._pending is not None:
             self._pending.abandon()

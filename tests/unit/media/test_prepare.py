@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media.medium_name import name_medium
-from worker.media.prepare import DecodedImage, DecodedVideo, MediaCache, MediaFault, MediaLimits, decode, fetch
+from worker.media.prepare import (
+    DecodedImage,
+    DecodedVideo,
+    DecoderPool,
+    MediaCache,
+    MediaFault,
+    MediaLimits,
+    decode,
+    fetch,
+)
 
 
 @pytest.fixture
@@ -27,12 +37,20 @@ def limits(tmp_path: Path) -> MediaLimits:
     )
 
 
-def keep_size(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, int]:
-    return height, width
+def keep_size(
+    part: VideoPart, num_frames: int, height: int, width: int
+) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    return num_frames, (height, width), (height, width)
 
 
-def prepare(parts: list[ImagePart | VideoPart], limits: MediaLimits, folder: Path) -> list[DecodedImage | DecodedVideo]:
-    return decode(parts, fetch(parts, limits, MediaCache(folder / "cache", max_bytes=0)), limits, keep_size)
+Prepare = Callable[[list[ImagePart | VideoPart], MediaLimits, Path], list[DecodedImage | DecodedVideo]]
+
+
+@pytest.fixture
+def prepare(decoders: DecoderPool) -> Prepare:
+    return lambda parts, limits, folder: decode(
+        parts, fetch(parts, limits, MediaCache(folder / "cache", max_bytes=0)), limits, keep_size, decoders
+    )
 
 
 def as_data_uri(picture: Image.Image) -> str:
@@ -45,7 +63,7 @@ def quarters() -> Image.Image:
     return Image.fromarray(draw_quarters())
 
 
-def test_media_come_back_decoded_in_the_order_of_the_job(limits: MediaLimits, tmp_path: Path) -> None:
+def test_media_come_back_decoded_in_the_order_of_the_job(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     clip = encode_clip(tmp_path / "clip.mp4", steady_times(60))
     quarters().save(tmp_path / "photo.jpg")
     parts: list[ImagePart | VideoPart] = [
@@ -58,10 +76,10 @@ def test_media_come_back_decoded_in_the_order_of_the_job(limits: MediaLimits, tm
     assert [read_number(frame) for frame in video.frames] == [0, 19, 39, 59]
     for image in (photo, inline):
         assert isinstance(image, DecodedImage)
-        assert read_quarters(image.image) == ["red", "green", "blue", "yellow"]
+        assert read_quarters(image.pixels) == ["red", "green", "blue", "yellow"]
 
 
-def test_fault_names_the_medium_to_blame_at_either_stage(limits: MediaLimits, tmp_path: Path) -> None:
+def test_fault_names_the_medium_to_blame_at_either_stage(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     good = ImagePart(uri=as_data_uri(quarters()))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(MediaFault) as missing:
@@ -72,7 +90,7 @@ def test_fault_names_the_medium_to_blame_at_either_stage(limits: MediaLimits, tm
     assert (unreadable.value.code, unreadable.value.media_index) == (ErrorCode.MEDIA_UNSUPPORTED, 1)
 
 
-def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path) -> None:
+def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     quarters().save(tmp_path / "photo.jpg")
     (tmp_path / "text.png").write_text("no picture")
     clip = encode_clip(tmp_path / "clip.mp4", steady_times(30))
@@ -85,7 +103,7 @@ def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path)
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_path: Path) -> None:
+def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     Image.new("RGB", (1000, 1000)).save(tmp_path / "photo.png")
     part = ImagePart(uri=f"{tmp_path}/photo.png")
     tight = MediaLimits((tmp_path,), None, 5, 2**20, 10**6, 2**20, max_decoded_bytes=7_000_000)
@@ -106,7 +124,7 @@ def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_p
     ],
 )
 def test_reference_that_cannot_be_read_has_its_code(
-    limits: MediaLimits, tmp_path: Path, uri: str, code: ErrorCode
+    limits: MediaLimits, tmp_path: Path, prepare: Prepare, uri: str, code: ErrorCode
 ) -> None:
     with pytest.raises(MediaFault) as caught:
         prepare([ImagePart(uri=uri)], limits, tmp_path)
