@@ -44,6 +44,11 @@ def idempotency(key: str) -> str:
     return f"{PREFIX}idempotency:{key}"
 
 
+def context() -> str:
+    """String, tokens that a prompt and its answer may have together, as the worker that started last told. Stays."""
+    return f"{PREFIX}context"
+
+
 def worker(host: str, pid: int | str) -> str:
     """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it.
 

@@ -36,9 +36,9 @@ class Client:
         Among `fields`, a medium may be a plain string when its suffix tells an image from a video.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
-        Raises `InvalidJob` with every fault, `IdempotencyConflict` when the key belongs to another job, and
-        `QueueUnavailable` when Redis is away or refuses. Where its answer was lost the job may run all the same:
-        submit it again under the same key, and it runs once.
+        Raises `InvalidJob` with every fault (or where the new tokens alone fill the context of the workers' model),
+        `IdempotencyConflict` when the key belongs to another job, and `QueueUnavailable` when Redis is away or refuses.
+        Where its answer was lost the job may run all the same: submit it again under the same key, and it runs once.
         """
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")

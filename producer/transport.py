@@ -17,6 +17,7 @@ from config.event import EVENT, JobEvent
 from config.job import AnalysisJob
 from config.settings import Settings
 from config.topology import ANALYZE_TASK, QUEUE, celery_options
+from config.wire import InvalidJob
 from producer.envelope import Envelope
 from producer.errors import QueueUnavailable
 
@@ -47,14 +48,26 @@ class Transport:
         self._celery = publishing_app(settings)
 
     def write_record(self, envelope: Envelope) -> tuple[str, str]:
-        """Store a new job; returns (job_id, fingerprint) of the job that owns its idempotency key."""
+        """Store a new job; returns (job_id, fingerprint) of the job that owns its idempotency key.
+
+        Raises `InvalidJob` where the new tokens alone exceed the context that the workers have told of.
+        """
+        job = envelope.sealed.job
         fields = [text for pair in envelope.sealed.record.items() for text in pair]
+        max_new_tokens = job.generation.max_new_tokens
         with reaching_redis("store the job"):
-            entry: str = self._submit(
-                keys=[keys.record(envelope.job_id), keys.leases(), *idempotency_keys(envelope.sealed.job)],
-                args=[envelope.job_id, envelope.fingerprint, self._lease_seconds, *fields],
+            answer: tuple[str, str] = self._submit(
+                keys=[keys.record(envelope.job_id), keys.leases(), keys.context(), *idempotency_keys(job)],
+                args=[envelope.job_id, envelope.fingerprint, self._lease_seconds, max_new_tokens, *fields],
             )
-        job_id, fingerprint = entry.split(" ")
+        match answer:
+            case ["too_long", context]:
+                raise InvalidJob(
+                    f"1 fault: generation.max_new_tokens: {max_new_tokens} leaves no room for a prompt, "
+                    f"the model's context is {context} tokens"
+                )
+            case [_, entry]:
+                job_id, fingerprint = entry.split(" ")
         return job_id, fingerprint
 
     def publish(self, envelope: Envelope) -> None:

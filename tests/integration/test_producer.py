@@ -33,6 +33,7 @@ from producer import (
     Client,
     ErrorCode,
     IdempotencyConflict,
+    InvalidJob,
     Job,
     JobNotEnded,
     JobNotFound,
@@ -180,6 +181,15 @@ class TestSubmit:
         assert not transport.withdraw(envelope)
         assert redis.exists(keys.record(envelope.job_id))
         transport.close()
+
+    def test_more_new_tokens_than_the_workers_model_holds_are_refused_with_the_numbers(
+        self, client: Client, redis: Redis
+    ) -> None:
+        redis.set(keys.context(), 4096)
+        with pytest.raises(InvalidJob, match=r"1 fault: generation\.max_new_tokens: 4096 .* context is 4096 tokens"):
+            client.submit(prompt="?", generation={"max_new_tokens": 4096}, idempotency_key="k")
+        assert redis.keys(f"{keys.PREFIX}*") == [keys.context()]
+        client.submit(prompt="?", generation={"max_new_tokens": 4095}, idempotency_key="k")
 
     def test_an_absent_redis_is_a_typed_error_that_names_the_setting(self) -> None:
         with Client("redis://127.0.0.1:9/0") as client, pytest.raises(QueueUnavailable, match="KEYE_REDIS_URL"):

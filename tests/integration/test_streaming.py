@@ -18,6 +18,7 @@ from producer import (
     Client,
     ErrorCode,
     FramesDecoded,
+    InvalidJob,
     Job,
     JobEvent,
     JobFailed,
@@ -155,6 +156,11 @@ def test_a_job_that_failed_before_it_wrote_has_no_partial_text(client: Client) -
     with pytest.raises(JobFailed) as ended:
         job.result(timeout=60)
     assert ended.value.failure.partial is None
+
+
+def test_more_new_tokens_than_the_model_holds_are_refused_before_anything_is_fetched(client: Client) -> None:
+    with pytest.raises(InvalidJob, match="context is 40960 tokens"):
+        client.submit(prompt="what?", media=["/nowhere/picture.png"], generation={"max_new_tokens": 100_000})
 
 
 def test_decoded_frames_are_told_of(client: Client, tmp_path: Path) -> None:
