@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from config.outcome import ModelIdentity
 from config.settings import Settings
-from worker.engine.step_loop import Engine
-from worker.model.device import cache_bytes, choose_device, name_device
+from worker.engine.cache_sizing import measure_cache_bytes
+from worker.engine.step_loop import DEFAULT_LIMITS, Engine
+from worker.model.device import choose_device, name_device
 from worker.model.load import load_model
 from worker.model.precision import choose_precision
 from worker.model.processor import KeyeProcessor
@@ -43,7 +44,8 @@ def load_served_model(settings: Settings) -> ServedModel:
     model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
     processor = KeyeProcessor.from_checkpoint(settings.model_path)
     loaded = time.monotonic()
-    engine = Engine(model, processor, kv_cache_bytes=cache_bytes(device))
+    cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
+    engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
     engine.start()
     engine.warm_up()
     identity = ModelIdentity(

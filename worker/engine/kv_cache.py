@@ -11,14 +11,18 @@ def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:
 
 
 class KVCache:
-    """For each layer, keys and values [num_blocks, block_size, kv_heads, head_dim]."""
+    """For each layer, keys and values [num_blocks + 1, block_size, kv_heads, head_dim].
+
+    The block behind the others is nobody's: rows that only fill a batch up write and read there.
+    """
 
     def __init__(
         self, config: KeyeConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
+        self.scratch_block = num_blocks
         self.block_size = block_size
-        shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)
         # Zeros, not whatever lay there: a masked slot is multiplied by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]

@@ -1,29 +1,48 @@
 """Runs the model on a step's chunks: media through the tower, packed tokens through the decoder. Decides nothing."""
 
+import logging
 from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
 
 from worker.engine.batch_inputs import build_inputs
+from worker.engine.graph_capture import DecodeGraphs
 from worker.engine.kv_cache import KVCache
 from worker.engine.sequence import Sequence
 from worker.engine.step_plan import Chunk
 from worker.engine.visual_rows import VisualRows
 from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.paged_attention import PAGED_ATTENTION, PagedBatch
+from worker.model.paged_attention import PAGED_ATTENTION, AttentionForm, PagedBatch
 from worker.model.processor import PreparedPrompt
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
     """Takes the model over: from here on its attention is the paged one, and `generate` is not for it any more."""
 
-    def __init__(self, model: KeyeForConditionalGeneration, cache: KVCache) -> None:
+    def __init__(self, model: KeyeForConditionalGeneration, cache: KVCache, attention: AttentionForm) -> None:
         model.config._attn_implementation = PAGED_ATTENTION
         self._model = model
         self._cache = cache
+        self._attention = attention
+        self._graphs: DecodeGraphs | None = None
         self._device = model.device
         self._visual: dict[Sequence, tuple[VisualRows | None, VisualRows | None]] = {}
+
+    def capture_decoding(self, max_running: int) -> None:
+        """Capture decoding steps of up to `max_running` sequences where attention and device allow it."""
+        if self._device.type != "cuda" or not self._attention.table_widths:
+            return
+        graphs = DecodeGraphs(self._decode, self._attention.table_widths, self._cache.scratch_block, self._device)
+        try:
+            graphs.capture(max_running)
+        except torch.AcceleratorError:
+            raise  # The device is lost.
+        except RuntimeError as error:
+            logger.warning("decoding steps beyond %d captured graphs run uncaptured: %s", len(graphs), error)
+        self._graphs = graphs
 
     def needs_encoding(self, chunk: Chunk) -> bool:
         """It reaches media that are yet to go through the tower."""
@@ -59,6 +78,10 @@ class ModelRunner:
 
     def run(self, chunks: Seq[Chunk]) -> Tensor:
         """Logits [n, V] for the next token of each of the n chunks that reach the end of their sequence, in order."""
+        if self._graphs and all(sequence.is_decoding for sequence, _ in chunks):
+            logits = self._graphs.run([sequence for sequence, _ in chunks])
+            if logits is not None:
+                return logits
         inputs = build_inputs(chunks)
         embeds = self._model.model.embed_tokens(inputs.input_ids.to(self._device))
         row = 0
@@ -70,10 +93,17 @@ class ModelRunner:
         hidden = self._model.model(
             embeds.unsqueeze(0),
             inputs.position_ids.to(self._device),
-            batch=PagedBatch(self._cache, inputs.spans),
+            batch=PagedBatch.of_spans(self._attention, self._cache, inputs.spans),
         ).last_hidden_state[0]
         if len(inputs.end_rows) < len(hidden):
             hidden = hidden[inputs.end_rows]
+        return self._model.lm_head(hidden)
+
+    def _decode(self, token_ids: Tensor, positions: Tensor, lengths: Tensor, block_tables: Tensor) -> Tensor:
+        """Logits [n, V] for one token each of n sequences; all it is told is in the tensors [n] and [n, width]."""
+        embeds = self._model.model.embed_tokens(token_ids).unsqueeze(0)
+        batch = PagedBatch.of_decoding(self._attention, self._cache, block_tables, lengths)
+        hidden = self._model.model(embeds, positions.expand(3, 1, -1), batch=batch).last_hidden_state[0]
         return self._model.lm_head(hidden)
 
     def forget_media(self, sequence: Sequence) -> None:

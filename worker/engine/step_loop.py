@@ -24,6 +24,7 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.step_plan import Chunk, StepLimits
 from worker.engine.stop_rules import StopRules, StopStrings
+from worker.model.attention_forms import choose_attention
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image
@@ -54,7 +55,10 @@ class EngineSnapshot:
 
 
 class Engine:
-    """Takes `model` over (see `ModelRunner`) and keeps at most `kv_cache_bytes` of keys and values for it."""
+    """Takes `model` over (see `ModelRunner`) and keeps at most `kv_cache_bytes` of keys and values for it.
+
+    `block_size` None is what suits the device's attention.
+    """
 
     def __init__(
         self,
@@ -62,11 +66,13 @@ class Engine:
         processor: KeyeProcessor,
         *,
         kv_cache_bytes: int,
-        block_size: int = 16,
+        block_size: int | None = None,
         limits: StepLimits = DEFAULT_LIMITS,
     ) -> None:
         config = model.config
         context = config.max_position_embeddings
+        attention = choose_attention(model.device, model.dtype, context)
+        block_size = block_size or attention.block_size
         affordable = kv_cache_bytes // block_bytes(config, block_size, model.dtype)
         num_blocks = min(affordable, limits.max_running * -(-context // block_size))
         if num_blocks < 1:
@@ -75,13 +81,15 @@ class Engine:
         self._processor = processor
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
-        self._runner = ModelRunner(model, KVCache(config, num_blocks, block_size, model.dtype, model.device))
+        cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
+        self._runner = ModelRunner(model, cache, attention)
         self._sampler = Sampler()
         self._arrivals = count()
         self._is_stopping = False
         self._is_alive = True
         self._counters = EngineSnapshot(num_blocks=num_blocks)
         self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
+        logger.info("attention: %s; room for %d tokens", attention.name, num_blocks * block_size)
 
     @property
     def healthy(self) -> bool:
@@ -122,6 +130,7 @@ class Engine:
         fault: GenerationFault | None = None
         try:
             with torch.inference_mode():
+                self._runner.capture_decoding(self._scheduler.limits.max_running)
                 while not self._is_stopping:
                     if self._scheduler.is_idle:
                         self.inbox.wait()

@@ -1,14 +1,9 @@
-"""What a model runs on: the device, its number format, how much memory is left for a cache, and what torch sees."""
+"""What a model runs on, and what torch sees of this machine."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-
-# Of the memory that is free once the weights are in; the rest is for activations and the vision tower's peaks.
-_GPU_CACHE_SHARE = 0.8
-# Pages that are never written cost nothing, so this is a limit and no reservation.
-_CPU_CACHE_BYTES = 2 * 2**30
 
 
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -18,14 +13,6 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def cache_bytes(device: torch.device) -> int:
-    """How many bytes keys and values may take, asked once the weights are in."""
-    if device.type == "cpu":
-        return _CPU_CACHE_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _GPU_CACHE_SHARE)
 
 
 @dataclass(frozen=True, slots=True)

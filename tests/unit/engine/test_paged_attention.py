@@ -8,6 +8,7 @@ from torch import Tensor
 
 from worker.engine.kv_cache import KVCache
 from worker.model.configuration_keye import KeyeConfig
+from worker.model.gathered_attention import GatheredForm
 from worker.model.paged_attention import PagedBatch, Span
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 8, 4
@@ -67,15 +68,19 @@ def test_each_sequence_attends_to_itself_alone(cache: KVCache, steps: list[list[
             num_keys = len(keys[number])
             spans.append(Span(blocks[number][: -(-num_keys // BLOCK_SIZE)], num_queries, num_keys))
             expected.append(reference(query[0, :, rows].transpose(0, 1), keys[number], values[number]))
-        output = PagedBatch(cache, spans).attend(1, query, key, value, SCALING)
+        output = PagedBatch.of_spans(GatheredForm(), cache, spans).attend(1, query, key, value, SCALING)
         torch.testing.assert_close(output[0], torch.cat(expected), atol=1e-5, rtol=1e-5)
     assert not cache.keys[0].any(), "another layer's cache was written"
 
 
 def test_wiped_blocks_hold_nothing_of_a_sequence_that_overflowed(cache: KVCache) -> None:
     bad = torch.full((1, KV_HEADS, 6, HEAD_DIM), torch.nan)
-    PagedBatch(cache, [Span([3, 5], 6, 6)]).attend(0, torch.ones(1, HEADS, 6, HEAD_DIM), bad, bad, SCALING)
+    PagedBatch.of_spans(GatheredForm(), cache, [Span([3, 5], 6, 6)]).attend(
+        0, torch.ones(1, HEADS, 6, HEAD_DIM), bad, bad, SCALING
+    )
     cache.wipe([3, 5])
     one = torch.ones(1, KV_HEADS, 1, HEAD_DIM)
-    output = PagedBatch(cache, [Span([5], 1, 1)]).attend(0, torch.ones(1, HEADS, 1, HEAD_DIM), one, one, SCALING)
+    output = PagedBatch.of_spans(GatheredForm(), cache, [Span([5], 1, 1)]).attend(
+        0, torch.ones(1, HEADS, 1, HEAD_DIM), one, one, SCALING
+    )
     torch.testing.assert_close(output, torch.ones(1, 1, HEADS, HEAD_DIM))

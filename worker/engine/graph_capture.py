@@ -1,0 +1,114 @@
+"""Decoding steps recorded once and replayed: on a GPU the launches of a small step cost more time than its work."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.engine.sequence import Sequence
+
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Token ids, positions and lengths int32 [n], block tables int32 [n, width] to logits [n, V]."""
+
+Replay = Callable[[], Tensor]
+
+
+class DecodeGraphs:
+    """One graph for each size of batch (powers of two) and width of block table; a step takes the smallest it fits.
+
+    Rows that fill a batch up are sequences of one token in the scratch block.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        table_widths: Seq[int],
+        scratch_block: int,
+        device: torch.device,
+        record: Callable[[Replay], Replay] | None = None,
+    ) -> None:
+        self._forward = forward
+        self._widths = sorted(table_widths)
+        self._scratch_block = scratch_block
+        self._device = device
+        self._record = record or CudaRecorder()
+        self._steps: dict[tuple[int, int], _RecordedStep] = {}
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def capture(self, max_running: int) -> None:
+        """Record all steps of up to `max_running` sequences, the largest first: the others reuse its memory."""
+        sizes = [1 << power for power in range((max_running - 1).bit_length() + 1)]
+        for size in reversed(sizes):
+            for width in reversed(self._widths):
+                self._steps[size, width] = _RecordedStep(self, size, width)
+
+    def run(self, sequences: Seq[Sequence]) -> Tensor | None:
+        """Logits [n, V] of the n decoding sequences, overwritten by the next run; None where no graph is fitting."""
+        size = 1 << (len(sequences) - 1).bit_length()
+        longest = max(len(sequence.block_table) for sequence in sequences)
+        width = next((width for width in self._widths if width >= longest), 0)
+        step = self._steps.get((size, width))
+        return step.run(sequences) if step else None
+
+
+class _RecordedStep:
+    """All inputs lie in one buffer, so that a step costs one copy to the device."""
+
+    def __init__(self, graphs: DecodeGraphs, size: int, width: int) -> None:
+        self._scratch_block = graphs._scratch_block
+        is_cuda = graphs._device.type == "cuda"
+        self._host = torch.zeros(size * (3 + width), dtype=torch.int32, pin_memory=is_cuda)
+        self._inputs = torch.empty_like(self._host, device=graphs._device)
+        # The host's buffer is written again at the next step only, which begins after this one's tokens were read.
+        self._columns, self._tables = _views(self._host, size)
+        self._fill([])
+        columns, tables = _views(self._inputs, size)
+        self._replay = graphs._record(lambda: graphs._forward(columns[0], columns[1], columns[2], tables))
+
+    def run(self, sequences: Seq[Sequence]) -> Tensor:
+        self._fill(sequences)
+        return self._replay()[: len(sequences)]
+
+    def _fill(self, sequences: Seq[Sequence]) -> None:
+        columns, tables = self._columns.numpy(), self._tables.numpy()
+        num = len(sequences)
+        columns[:, num:] = np.array([[0], [0], [1]])
+        tables[:] = self._scratch_block
+        for row, sequence in enumerate(sequences):
+            position = sequence.num_cached + sequence.pending.prompt.rope_delta
+            columns[:, row] = sequence.generated_ids[-1], position, sequence.num_tokens
+            tables[row, : len(sequence.block_table)] = sequence.block_table
+        self._inputs.copy_(self._host, non_blocking=True)
+
+
+class CudaRecorder:
+    """Records into CUDA graphs that share their memory: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Replay) -> Replay:
+        # Once without recording: first calls compile kernels and take workspaces, which a recording must not.
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            run()
+        torch.cuda.current_stream().wait_stream(side_stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def _views(buffer: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Ids, positions and lengths [3, size], and block tables [size, width]."""
+    return buffer[: 3 * size].view(3, size), buffer[3 * size :].view(size, -1)
