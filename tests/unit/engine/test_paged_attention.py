@@ -1,6 +1,8 @@
-"""Attention over scattered blocks against attention as it is written on paper."""
+"""Attention over scattered blocks, in every form, against attention as it is written on paper."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch import Tensor
 
 from worker.engine.kv_cache import KVCache
 from worker.model.configuration_keye import KeyeConfig
+from worker.model.flex_decoding import FlexForm
 from worker.model.gathered_attention import GatheredForm
-from worker.model.paged_attention import PagedBatch, Span
+from worker.model.paged_attention import AttentionForm, PagedBatch, Span
+from worker.model.varlen_attention import VarlenForm
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 8, 4
 SCALING = HEAD_DIM**-0.5
@@ -39,6 +43,78 @@ def cache() -> KVCache:
     return KVCache(config, 64, BLOCK_SIZE, torch.float32, torch.device("cpu"))
 
 
+def varlen_on_paper(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    """What the documentation of `varlen_attn` promises, which itself runs on CUDA only."""
+    assert enable_gqa or query.shape[1] == key.shape[-2]
+    outputs = []
+    for number in range(len(cu_seq_q) - 1):
+        own = query[cu_seq_q[number] : cu_seq_q[number + 1]]
+        if block_table is None or seqused_k is None:
+            keys, values = (x[cu_seq_k[number] : cu_seq_k[number + 1]] for x in (key, value))
+        else:
+            used = int(seqused_k[number])
+            keys, values = (x[block_table[number]].flatten(0, 1)[:used] for x in (key, value))
+        assert len(own) <= max_q
+        assert len(keys) <= max_k
+        assert window_size == (-1, 0) or len(own) == 1, "a prompt must not see what comes later"
+        own_heads = slice(None, None, keys.shape[1] // KV_HEADS)  # where they were repeated, one of each
+        outputs.append(reference(own, keys[:, own_heads], values[:, own_heads]))
+    return torch.cat(outputs)
+
+
+FORMS = {"gathered": GatheredForm(), "varlen": VarlenForm(64 * 256), "flex": FlexForm(64 * 128)}
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[AttentionForm]:
+    """Forms for CUDA run without their kernels: FlexAttention uncompiled, `varlen_attn` as documented."""
+    monkeypatch.setattr("worker.model.varlen_attention.varlen_attn", varlen_on_paper)
+    with torch.compiler.set_stance("force_eager"):
+        yield FORMS[request.param]
+
+
+class Story:
+    """Four sequences that grow step by step, in blocks that lie apart and in no order."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(2)
+        self._blocks = torch.randperm(64, generator=self._generator).view(4, 16).tolist()
+        self._keys = [torch.empty(0, KV_HEADS, HEAD_DIM) for _ in range(4)]
+        self._values = [torch.empty(0, KV_HEADS, HEAD_DIM) for _ in range(4)]
+
+    def grow(self, num_queries: list[int]) -> tuple[list[Span], tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Spans, packed queries, keys and values, and the outputs [T, heads, d] as they have to be."""
+        query, key, value = (
+            torch.randn(1, heads, sum(num_queries), HEAD_DIM, generator=self._generator)
+            for heads in (HEADS, KV_HEADS, KV_HEADS)
+        )
+        spans, expected, start = [], [], 0
+        for number, num in enumerate(num_queries):
+            rows = slice(start, start + num)
+            start += num
+            self._keys[number] = torch.cat([self._keys[number], key[0, :, rows].transpose(0, 1)])
+            self._values[number] = torch.cat([self._values[number], value[0, :, rows].transpose(0, 1)])
+            keys, values = self._keys[number], self._values[number]
+            spans.append(Span(self._blocks[number][: -(-len(keys) // BLOCK_SIZE)], num, len(keys)))
+            expected.append(reference(query[0, :, rows].transpose(0, 1), keys, values))
+        return spans, (query, key, value), torch.cat(expected)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
     "steps",
     [
@@ -49,28 +125,30 @@ def cache() -> KVCache:
         pytest.param([[40, 38, 2, 1], [1, 1, 1, 1], [1, 1, 1, 5]], id="decoding-long-beside-short"),
     ],
 )
-def test_each_sequence_attends_to_itself_alone(cache: KVCache, steps: list[list[int]]) -> None:
-    generator = torch.Generator().manual_seed(2)
-    # Blocks of one sequence lie apart and in no order.
-    blocks = torch.randperm(64, generator=generator).view(4, 16).tolist()
-    keys = [torch.empty(0, KV_HEADS, HEAD_DIM) for _ in range(4)]
-    values = [torch.empty(0, KV_HEADS, HEAD_DIM) for _ in range(4)]
+def test_each_sequence_attends_to_itself_alone(form: AttentionForm, cache: KVCache, steps: list[list[int]]) -> None:
+    story = Story()
     for step in steps:
-        query, key, value = (
-            torch.randn(1, heads, sum(step), HEAD_DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS)
-        )
-        spans, expected, start = [], [], 0
-        for number, num_queries in enumerate(step):
-            rows = slice(start, start + num_queries)
-            start += num_queries
-            keys[number] = torch.cat([keys[number], key[0, :, rows].transpose(0, 1)])
-            values[number] = torch.cat([values[number], value[0, :, rows].transpose(0, 1)])
-            num_keys = len(keys[number])
-            spans.append(Span(blocks[number][: -(-num_keys // BLOCK_SIZE)], num_queries, num_keys))
-            expected.append(reference(query[0, :, rows].transpose(0, 1), keys[number], values[number]))
-        output = PagedBatch.of_spans(GatheredForm(), cache, spans).attend(1, query, key, value, SCALING)
-        torch.testing.assert_close(output[0], torch.cat(expected), atol=1e-5, rtol=1e-5)
+        spans, packed, expected = story.grow(step)
+        output = PagedBatch.of_spans(form, cache, spans).attend(1, *packed, SCALING)
+        torch.testing.assert_close(output[0], expected, atol=1e-5, rtol=1e-5)
     assert not cache.keys[0].any(), "another layer's cache was written"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_decoding_from_tensors_alone_attends_the_same(form: AttentionForm, cache: KVCache) -> None:
+    story = Story()
+    spans, packed, _ = story.grow([7, 40, 3, 1])
+    PagedBatch.of_spans(form, cache, spans).attend(1, *packed, SCALING)
+    for _ in range(3):
+        spans, packed, expected = story.grow([1, 1, 1, 1])
+        # Wider than needed, and with a row that only fills the batch up.
+        tables = torch.full((5, 16), cache.scratch_block, dtype=torch.int32)
+        for row, span in enumerate(spans):
+            tables[row, : len(span.block_table)] = torch.tensor(span.block_table)
+        lengths = torch.tensor([*(span.num_keys for span in spans), 1], dtype=torch.int32)
+        filled: Any = (torch.cat([x, torch.ones_like(x[:, :, :1])], dim=2) for x in packed)
+        output = PagedBatch.of_decoding(form, cache, tables, lengths).attend(1, *filled, SCALING)
+        torch.testing.assert_close(output[0, :4], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_wiped_blocks_hold_nothing_of_a_sequence_that_overflowed(cache: KVCache) -> None:
