@@ -1,9 +1,11 @@
 """Real encoded files, made when a test needs them. Every frame of a clip has its number drawn in, to be read back."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +28,12 @@ _QUIET_AND_QUICK = {
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "8", "crf": "20"},
     "mpeg4": {},
+    "mpeg2video": {"b": "4M", "bf": "2"},
+    "mjpeg": {},
 }
+
+# What encodes no other rate or clock than the usual ones.
+_TICKS_A_SECOND = {"mpeg4": 1000, "mpeg2video": 30, "mjpeg": 30}
 
 
 def draw_frame(number: int, size: tuple[int, int] = CLIP_SIZE) -> Frame:
@@ -56,15 +63,18 @@ def encode_clip(
     keyframe_every: int = 24,
     rotation: int = 0,
     pixel_format: str = "yuv420p",
-    container_options: dict[str, str] | None = None,
+    container_options: Mapping[str, str] | None = None,
+    codec_options: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a clip that shows frame n at `seconds[n]`, turned by `rotation` degrees counterclockwise."""
-    with av.open(path, "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=30, options=_QUIET_AND_QUICK[codec])
+    with av.open(path, "w", options=dict(container_options or {})) as container:
+        stream = container.add_stream(codec, rate=30, options={**_QUIET_AND_QUICK[codec], **(codec_options or {})})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
         stream.codec_context.gop_size = keyframe_every
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000 if codec == "mpeg4" else 90000)
+        stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS_A_SECOND.get(codec, 90000))
+        if not seconds:
+            container.start_encoding()
         if rotation:
             stream.set_display_rotation(rotation)
         for number, time in enumerate(seconds):
@@ -102,18 +112,86 @@ def uneven_times(num_frames: int, seed: int = 7) -> list[float]:
     return [0.0, *np.cumsum(durations).round(3).tolist()]
 
 
-def times_by_plain_decoding(path: Path) -> list[float]:
+@dataclass(frozen=True)
+class ClipKind:
+    """How a clip of the zoo is made. `cut_at` is the frame that an edit list makes the first one."""
+
+    codec: str
+    seconds: Sequence[float]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cut_at: int = 0
+
+
+NUM_FRAMES = 240
+STEADY = steady_times(NUM_FRAMES)
+UNEVEN = uneven_times(NUM_FRAMES)
+
+CLIPS = {
+    "h264.mp4": ClipKind("libx264", STEADY),
+    "h264_uneven.mp4": ClipKind("libx264", UNEVEN),
+    "h264_turned.mp4": ClipKind("libx264", STEADY, {"rotation": 90}),
+    "h264_one_keyframe.mkv": ClipKind("libx264", STEADY, {"keyframe_every": NUM_FRAMES}),
+    "h264_fragmented.mp4": ClipKind("libx264", STEADY, {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "h264_cut.mp4": ClipKind("libx264", STEADY, cut_at=40),
+    "h264_uneven_cut.mp4": ClipKind("libx264", UNEVEN, cut_at=40),
+    "h264_10_bit.mp4": ClipKind("libx264", STEADY, {"pixel_format": "yuv420p10le"}),
+    "h264_odd_size.mp4": ClipKind("libx264", STEADY, {"size": (97, 163), "pixel_format": "yuv444p"}),
+    "h264_4k.mp4": ClipKind(
+        "libx264", steady_times(72), {"size": (2160, 3840), "codec_options": {"preset": "ultrafast"}}
+    ),
+    "h264_one_frame.mp4": ClipKind("libx264", [0.0]),
+    "h264.ts": ClipKind("libx264", STEADY),
+    "h264_uneven.ts": ClipKind("libx264", UNEVEN),
+    "h264_interlaced.ts": ClipKind("libx264", STEADY, {"codec_options": {"x264-params": "interlaced=1"}}),
+    "h264.flv": ClipKind("libx264", STEADY),
+    "hevc_open_gop.mp4": ClipKind("libx265", STEADY),
+    "hevc_cut.mp4": ClipKind("libx265", STEADY, cut_at=40),
+    "hevc_10_bit.mkv": ClipKind("libx265", STEADY, {"pixel_format": "yuv420p10le"}),
+    "hevc_open_gop.ts": ClipKind("libx265", STEADY),
+    "vp9.webm": ClipKind("libvpx-vp9", STEADY),
+    "vp9_uneven.webm": ClipKind("libvpx-vp9", UNEVEN),
+    "av1.mp4": ClipKind("libsvtav1", STEADY),
+    "av1_10_bit.mp4": ClipKind("libsvtav1", STEADY, {"pixel_format": "yuv420p10le"}),
+    "av1_odd_size.mkv": ClipKind("libsvtav1", STEADY, {"size": (97, 163)}),
+    "mpeg4.avi": ClipKind("mpeg4", STEADY),
+    "mjpeg.avi": ClipKind("mjpeg", STEADY, {"pixel_format": "yuvj420p"}),
+    "mpeg2.ts": ClipKind("mpeg2video", STEADY),
+}
+
+
+def make_clip(folder: Path, name: str) -> Path:
+    """One of `CLIPS`; frame n of what was encoded has the number n drawn in."""
+    kind = CLIPS[name]
+    path = encode_clip(folder / (f"whole_{name}" if kind.cut_at else name), kind.seconds, kind.codec, **kind.options)
+    return cut_without_encoding(path, folder / name, kind.seconds[kind.cut_at]) if kind.cut_at else path
+
+
+def upright_numbers(frames: npt.NDArray[np.uint8], name: str) -> list[int]:
+    """The numbers drawn in the frames [T, H, W, 3] of a clip of the zoo."""
+    quarters = CLIPS[name].options.get("rotation", 0) // 90
+    return [read_number(np.rot90(frame, -quarters)) for frame in frames]
+
+
+def shown_by_plain_decoding(path: Path, name: str) -> dict[int, float]:
     """When each frame is shown, in seconds from the first: the truth that samplers are held against."""
     with av.open(path) as container:
-        frames = [(frame.pts, read_number(frame.to_ndarray(format="rgb24"))) for frame in container.decode(video=0)]
+        frames = [
+            (frame.pts if frame.pts is not None else frame.dts, read_number(_small(frame)))
+            for frame in container.decode(video=0)
+        ]
         tick = float(container.streams.video[0].time_base)
-    assert [number for _, number in frames] == list(range(len(frames))), f"{path} is no good clip to test with"
-    return [(pts - frames[0][0]) * tick for pts, _ in frames]
+    expected = range(CLIPS[name].cut_at, len(CLIPS[name].seconds))
+    assert [number for _, number in frames] == list(expected), f"{path} is no good clip to test with"
+    return {number: (pts - frames[0][0]) * tick for pts, number in frames}
 
 
-def number_shown_at(time: float, seconds: Sequence[float]) -> int:
+def _small(frame: av.VideoFrame) -> Frame:
+    return frame.reformat(CLIP_SIZE[1], CLIP_SIZE[0], "rgb24").to_ndarray()
+
+
+def number_shown_at(time: float, shown: Mapping[int, float]) -> int:
     """What a viewer sees: the latest frame that has come by then."""
-    return max(number for number, shown_at in enumerate(seconds) if shown_at <= time + 1e-6)
+    return max(number for number, shown_at in shown.items() if shown_at <= time + 1e-6)
 
 
 def draw_quarters(height: int = 64, width: int = 96) -> Frame:

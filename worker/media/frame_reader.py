@@ -128,6 +128,10 @@ class FrameReader:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             try:
                 frames = self._stream.decode(packet)
+                if self._reads_keyframes_only and packet and packet.size:
+                    # Without the frames between them, one keyframe may hold the next one back.
+                    frames += self._stream.decode(None)
+                    codec.flush_buffers()
             except av.FFmpegError:
                 self.damaged.add(packet.pts if packet else None)
                 continue

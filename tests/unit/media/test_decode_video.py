@@ -12,16 +12,18 @@ from config.error_codes import ErrorCode
 from config.job import VideoPart
 from tests.zoo import (
     CLIP_SIZE,
-    cut_without_encoding,
+    CLIPS,
+    NUM_FRAMES,
     draw_frame,
     draw_quarters,
     encode_clip,
+    make_clip,
     number_shown_at,
     read_number,
     read_quarters,
+    shown_by_plain_decoding,
     steady_times,
-    times_by_plain_decoding,
-    uneven_times,
+    upright_numbers,
 )
 from worker.media.clip import examine_clip
 from worker.media.decode_video import decode_video
@@ -29,36 +31,23 @@ from worker.media.decoded import DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
 
-NUM_FRAMES = 240
-STEADY = steady_times(NUM_FRAMES)
-UNEVEN = uneven_times(NUM_FRAMES)
 
-CLIPS = {
-    "h264.mp4": ("libx264", STEADY, {}),
-    "h264_uneven.mp4": ("libx264", UNEVEN, {}),
-    "h264_turned.mp4": ("libx264", STEADY, {"rotation": 90}),
-    "h264_one_keyframe.mkv": ("libx264", STEADY, {"keyframe_every": NUM_FRAMES}),
-    "h264_fragmented.mp4": ("libx264", STEADY, {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
-    "h264.ts": ("libx264", STEADY, {}),
-    "h264_uneven.ts": ("libx264", UNEVEN, {}),
-    "hevc_open_gop.mp4": ("libx265", STEADY, {}),
-    "hevc_10_bit.mkv": ("libx265", STEADY, {"pixel_format": "yuv420p10le"}),
-    "hevc_open_gop.ts": ("libx265", STEADY, {}),
-    "vp9.webm": ("libvpx-vp9", STEADY, {}),
-    "vp9_uneven.webm": ("libvpx-vp9", UNEVEN, {}),
-    "av1.mp4": ("libsvtav1", STEADY, {}),
-    "av1_odd_size.mkv": ("libsvtav1", STEADY, {"size": (97, 163)}),
-    "mpeg4.avi": ("mpeg4", STEADY, {}),
-}
+class Zoo:
+    """Clips by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Path] = {}
+
+    def __getitem__(self, name: str) -> Path:
+        if name not in self._made:
+            self._made[name] = make_clip(self._folder, name)
+        return self._made[name]
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every clip and its path; frame n of them has the number n drawn in."""
-    folder = tmp_path_factory.mktemp("clips")
-    return {
-        name: encode_clip(folder / name, seconds, codec, **options) for name, (codec, seconds, options) in CLIPS.items()
-    }
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("clips"))
 
 
 def all_at(size: tuple[int, int]) -> FitFrame:
@@ -81,46 +70,56 @@ def num_right(decoded: DecodedVideo) -> int:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_frames_at_uniform_times_are_the_ones_on_screen(clips: dict[str, Path], name: str) -> None:
-    path, seconds = clips[name], times_by_plain_decoding(clips[name])
-    size = (160, 96) if "turned" in name else CLIP_SIZE
+def test_frames_at_uniform_times_are_the_ones_on_screen(clips: Zoo, name: str) -> None:
+    shown = shown_by_plain_decoding(clips[name], name)
     for num_frames in (5, 64):
-        decoded = decode(path, size, fps=30, max_frames=num_frames)
-        frames = np.rot90(decoded.frames, -1, axes=(1, 2)) if "turned" in name else decoded.frames
-        numbers = [read_number(frame) for frame in frames]
-        assert numbers == [number_shown_at(time, seconds) for time in np.linspace(0, seconds[-1], num_frames)]
-        assert decoded.timestamps_seconds == pytest.approx([seconds[number] for number in numbers], abs=1e-6)
+        size = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
+        decoded = decode(clips[name], size, fps=60, max_frames=num_frames)
+        numbers = upright_numbers(decoded.frames, name)
+        times = np.linspace(0, max(shown.values()), min(num_frames, len(shown)))
+        assert numbers == [number_shown_at(time, shown) for time in times]
+        assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)
         assert decoded.frames_corrupt == 0
 
 
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("num_frames", [6, 64])
-def test_frames_at_random_times_are_the_ones_on_screen(clips: dict[str, Path], name: str, num_frames: int) -> None:
-    path = clips[name]
-    with path.open("rb") as file:
+def test_frames_at_random_times_are_the_ones_on_screen(clips: Zoo, name: str, num_frames: int) -> None:
+    with clips[name].open("rb") as file:
         clip = examine_clip(file, name, 10**8)
-        index = clip.index
+        assert len(clip.index.pts) == len(CLIPS[name].seconds) - CLIPS[name].cut_at
         for seed in (1, 2):
-            expected = sorted(np.random.default_rng(seed).integers(0, NUM_FRAMES, num_frames).tolist())
-            wanted = index.pts[expected].tolist()
-            with FrameReader(file, clip.demuxer, name, index, wanted, 10**8) as reader:
-                read = [reader.read(pts).frame.to_ndarray(format="rgb24") for pts in wanted]
-            assert [read_number(frame) for frame in read] == expected
+            chosen = sorted(np.random.default_rng(seed).integers(0, len(clip.index.pts), num_frames).tolist())
+            wanted = clip.index.pts[chosen].tolist()
+            with FrameReader(file, clip.demuxer, name, clip.index, wanted, 10**8) as reader:
+                frames = [reader.read(pts).frame.reformat(CLIP_SIZE[1], CLIP_SIZE[0], "rgb24") for pts in wanted]
+            numbers = [read_number(frame.to_ndarray()) for frame in frames]
+            assert numbers == [CLIPS[name].cut_at + number for number in chosen]
 
 
-def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(clips: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", CLIPS)
+def test_keyframes_are_read_where_asked_for_and_tell_their_own_times(clips: Zoo, name: str) -> None:
+    shown = shown_by_plain_decoding(clips[name], name)
+    size = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
+    decoded = decode(clips[name], size, sampling="keyframes", fps=60)
+    numbers = upright_numbers(decoded.frames, name)
+    assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)
+    assert decoded.frames_corrupt == 0
+    if name in ("h264.mp4", "hevc_open_gop.mp4", "vp9.webm"):
+        assert len(numbers) == len(set(numbers)) == 10
+
+
+def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(clips: Zoo) -> None:
     decoded = decode(clips["h264.mp4"], fps=5, start_seconds=4, end_seconds=6)
     assert [read_number(frame) for frame in decoded.frames] == [120, 126, 133, 139, 146, 152, 159, 165, 172, 179]
     assert decoded.timestamps_seconds[0] == pytest.approx(4.0)
     assert (decoded.fps, decoded.duration_seconds) == (5.0, pytest.approx(8.0))
 
 
-def test_what_an_edit_list_hides_is_never_shown(clips: dict[str, Path], tmp_path: Path) -> None:
-    cut = cut_without_encoding(clips["h264.mp4"], tmp_path / "cut.mp4", start_seconds=1.0)
-    decoded = decode(cut, fps=30)
-    assert [read_number(frame) for frame in decoded.frames] == list(range(30, NUM_FRAMES))
+def test_what_an_edit_list_hides_is_never_shown(clips: Zoo) -> None:
+    decoded = decode(clips["h264_cut.mp4"], fps=30)
+    assert [read_number(frame) for frame in decoded.frames] == list(range(40, NUM_FRAMES))
     assert decoded.timestamps_seconds[0] == 0
-    assert [read_number(frame) for frame in decode(cut, max_frames=4).frames] == [30, 99, 169, 239]
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
@@ -161,7 +160,7 @@ def test_animated_gif_sent_as_a_video_is_read_as_one(tmp_path: Path) -> None:
     assert [read_number(frame) for frame in decoded.frames] == list(range(8))
 
 
-def test_cut_off_clip_gives_what_is_left_of_it(clips: dict[str, Path], tmp_path: Path) -> None:
+def test_cut_off_clip_gives_what_is_left_of_it(clips: Zoo, tmp_path: Path) -> None:
     for name in ("h264_fragmented.mp4", "h264.ts", "vp9.webm", "h264_one_keyframe.mkv"):
         content = clips[name].read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) * 6 // 10])
@@ -170,7 +169,7 @@ def test_cut_off_clip_gives_what_is_left_of_it(clips: dict[str, Path], tmp_path:
         assert num_right(decoded) >= len(decoded.frames) - 4, name
 
 
-def test_overwritten_clip_is_salvaged_and_the_damage_counted(clips: dict[str, Path], tmp_path: Path) -> None:
+def test_overwritten_clip_is_salvaged_and_the_damage_counted(clips: Zoo, tmp_path: Path) -> None:
     content = bytearray(clips["h264.mp4"].read_bytes())
     half = len(content) // 2
     content[half : half + 600] = bytes(600)
@@ -180,10 +179,17 @@ def test_overwritten_clip_is_salvaged_and_the_damage_counted(clips: dict[str, Pa
     assert num_right(decoded) > NUM_FRAMES // 2
 
 
-def test_clip_cut_off_before_its_index_is_corrupt(clips: dict[str, Path], tmp_path: Path) -> None:
+def test_clip_cut_off_before_its_index_is_corrupt(clips: Zoo, tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(clips["h264.mp4"].read_bytes()[:5000])
     with pytest.raises(MediaFault) as caught:
         decode(tmp_path / "cut.mp4")
+    assert caught.value.code is ErrorCode.MEDIA_CORRUPT
+
+
+def test_clip_without_a_frame_says_so(tmp_path: Path) -> None:
+    path = encode_clip(tmp_path / "none.mp4", [], container_options={"movflags": "empty_moov+frag_keyframe"})
+    with pytest.raises(MediaFault, match="holds no frame") as caught:
+        decode(path)
     assert caught.value.code is ErrorCode.MEDIA_CORRUPT
 
 
@@ -232,7 +238,7 @@ def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_pa
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
-def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(clips: dict[str, Path]) -> None:
+def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(clips: Zoo) -> None:
     rng = np.random.default_rng(0)
     for name in ("h264.mp4", "h264.ts", "hevc_open_gop.mp4", "vp9.webm", "av1.mp4", "mpeg4.avi"):
         whole = clips[name].read_bytes()
