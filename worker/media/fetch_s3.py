@@ -122,7 +122,7 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
         connect_timeout=min(5.0, timeout_seconds),
         read_timeout=timeout_seconds,
         # Adaptive: all jobs of this process slow down together when the store asks for it.
-        retries={"mode": "adaptive", "total_max_attempts": 4},
+        retries={"mode": "adaptive", "total_max_attempts": 3},
         max_pool_connections=8 * MAX_CONNECTIONS,
         # Other stores than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path" if endpoint_url else "auto"},

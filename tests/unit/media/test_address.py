@@ -1,0 +1,174 @@
+"""However an address is spelt, nothing that is not on the public internet is connected to."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart
+from worker.media.address import is_public
+from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+
+PUBLIC = "93.184.215.14"
+
+# What names mean here, since tests ask no name server. A list is the answers in turn, the last for ever.
+NAMES: dict[str, list[tuple[str, ...]]] = {
+    "metadata.google.internal": [("169.254.169.254",)],
+    "instance-data.ec2.internal": [("fd00:ec2::254",)],
+    "127.0.0.1.nip.io": [("127.0.0.1",)],
+    "intranet.example": [("10.1.2.3",)],
+    "six.example": [("::1",)],
+    "both.example": [(PUBLIC, "127.0.0.1")],
+    "azure.example": [("168.63.129.16",)],
+}
+
+# Each with the port of a listener on all addresses of this machine.
+REFUSED = [
+    # Loopback in every spelling that resolvers read.
+    "https://127.0.0.1:{port}/",
+    "https://127.1:{port}/",
+    "https://127.0.1:{port}/",
+    "https://2130706433:{port}/",
+    "https://017700000001:{port}/",
+    "https://0177.0.0.1:{port}/",
+    "https://0x7f000001:{port}/",
+    "https://0x7f.1:{port}/",
+    "https://127.000.000.001:{port}/",
+    "https://127.255.255.254:{port}/",
+    "https://localhost:{port}/",
+    "https://LOCALHOST.:{port}/",
+    "https://①②⑦.⓪.⓪.①:{port}/",
+    "https://127。0。0。1:{port}/",
+    "https://0.0.0.0:{port}/",
+    "https://0:{port}/",
+    "https://[::1]:{port}/",
+    "https://[0:0:0:0:0:0:0:1]:{port}/",
+    "https://[::]:{port}/",
+    # IPv4 inside IPv6.
+    "https://[::ffff:127.0.0.1]:{port}/",
+    "https://[::ffff:7f00:1]:{port}/",
+    "https://[::127.0.0.1]:{port}/",
+    "https://[64:ff9b::127.0.0.1]:{port}/",
+    "https://[2002:7f00:1::]:{port}/",
+    # Link-local, metadata and private ones.
+    "https://169.254.169.254:{port}/latest/meta-data/",
+    "https://0xa9fea9fe:{port}/",
+    "https://[fe80::1%25lo]:{port}/",
+    "https://[fd00:ec2::254]:{port}/",
+    "https://100.100.100.200:{port}/",
+    "https://192.0.0.192:{port}/",
+    "https://10.0.0.1:{port}/",
+    "https://172.31.255.255:{port}/",
+    "https://192.168.0.1:{port}/",
+    "https://255.255.255.255:{port}/",
+    "https://224.0.0.1:{port}/",
+    *(f"https://{name}:{{port}}/" for name in NAMES),
+    # Who is meant depends on who reads.
+    "https://user@127.0.0.1:{port}/",
+    "https://example.com@127.0.0.1:{port}/",
+    "https://127.0.0.1:{port}\\@example.com/",
+    "https://127.0.0.1:{port}\t/",
+    "https://[::1:{port}/",
+    "https:127.0.0.1:{port}/",
+    "https:///127.0.0.1:{port}/",
+]
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """On every address of this machine, of both kinds where it has them; accepts nobody by itself."""
+    if socket.has_dualstack_ipv6():
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        listener = socket.create_server(("0.0.0.0", 0))
+    with listener:
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that were looked up. Numbers go to the real resolver, in whatever spelling."""
+    asked: list[str] = []
+    answers = {name: list(turns) for name, turns in NAMES.items()}
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *args: Any, **options: Any) -> Any:
+        if host not in answers:
+            return real(host, port, *args, **options)
+        asked.append(host)
+        turns = answers[host]
+        addresses = turns.pop(0) if len(turns) > 1 else turns[0]
+        return [answer for address in addresses for answer in real(address, port, *args, **options)]
+
+    answers["turncoat.example"] = [(PUBLIC,), ("127.0.0.1",)]
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return asked
+
+
+def fault_of(uri: str, folder: Path) -> MediaFault:
+    limits = MediaLimits((), None, 0.2, 2**20, 2**20, 2**20, allow_https=True)
+    with pytest.raises(MediaFault) as caught:
+        fetch([ImagePart(uri=uri)], limits, MediaCache(folder, 0))
+    return caught.value
+
+
+def num_connections(listener: socket.socket) -> int:
+    count = 0
+    while True:
+        try:
+            accepted, _ = listener.accept()
+        except BlockingIOError:
+            return count
+        accepted.close()
+        count += 1
+
+
+def test_the_table_is_as_long_as_was_promised() -> None:
+    assert len(REFUSED) >= 40
+
+
+@pytest.mark.parametrize("spelling", REFUSED)
+def test_address_that_is_not_public_is_never_connected_to(
+    listener: socket.socket, tmp_path: Path, spelling: str
+) -> None:
+    fault = fault_of(spelling.format(port=listener.getsockname()[1]), tmp_path)
+    assert fault.code in (ErrorCode.MEDIA_FORBIDDEN, ErrorCode.MEDIA_NOT_FOUND), fault.message
+    assert num_connections(listener) == 0
+
+
+@pytest.mark.parametrize("spelling", ["https://127.1:{port}/", "https://2130706433:{port}/", "https://0:{port}/"])
+def test_the_same_address_is_reached_where_nothing_guards_it(
+    listener: socket.socket, tmp_path: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the table above would prove nothing."""
+    monkeypatch.setattr("worker.media.address.is_public", lambda _: True)
+    fault_of(spelling.format(port=listener.getsockname()[1]), tmp_path)
+    assert num_connections(listener) == 1
+
+
+def test_name_that_changes_its_answer_is_asked_once_and_the_first_answer_dialled(
+    listener: socket.socket, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled = []
+
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        dialled.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", dial)
+    fault = fault_of(f"https://turncoat.example:{listener.getsockname()[1]}/", tmp_path)
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert (asked, dialled) == (["turncoat.example"], [PUBLIC])
+    # A second job asks anew, and is told the private one.
+    assert fault_of("https://turncoat.example/", tmp_path).code is ErrorCode.MEDIA_FORBIDDEN
+    assert dialled == [PUBLIC]
+    assert num_connections(listener) == 0
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::1"])
+def test_public_addresses_pass(address: str) -> None:
+    assert is_public(address)
