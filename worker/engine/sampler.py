@@ -21,17 +21,16 @@ class Sampler:
         """
         logits = self._penalised(logits.float(), sequences)
         best_logits, best = logits.max(dim=-1)
-        chosen: list[int | None] = best.tolist()
         sampled = [row for row, sequence in enumerate(sequences) if sequence.pending.sampling.temperature > 0]
-        if sampled:
-            drawing = [sequences[row] for row in sampled]
-            for row, drawn in zip(sampled, _draw(logits[sampled], drawing), strict=True):
-                chosen[row] = drawn
-        finite: list[bool] = best_logits.isfinite().tolist()
-        for row, (sequence, token_id) in enumerate(zip(sequences, chosen, strict=True)):
-            if not finite[row]:
-                chosen[row] = None
-            elif sequence in self._seen:
+        if len(sampled) == len(sequences):
+            best = _draw(logits, sequences)
+        elif sampled:
+            best[sampled] = _draw(logits[sampled], [sequences[row] for row in sampled])
+        # Read once: on a GPU each reading waits for all that was queued.
+        numbers: list[int] = best.where(best_logits.isfinite(), -1).tolist()
+        chosen = [None if number < 0 else number for number in numbers]
+        for sequence, token_id in zip(sequences, chosen, strict=True):
+            if token_id is not None and sequence in self._seen:
                 self._seen[sequence][token_id] = True
         return chosen
 
@@ -59,7 +58,8 @@ class Sampler:
         return self._seen[sequence]
 
 
-def _draw(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
+def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    """Token ids [n]."""
     options = [sequence.pending.sampling for sequence in sequences]
     # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
     points = [sequence.rng.random() for sequence in sequences]
@@ -79,7 +79,7 @@ def _draw(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     last = (num_kept - 1).clamp(min=0)
     # Rounding may push a point to the very end, behind the last token that is kept.
     drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
-    return token_ids.gather(-1, drawn).squeeze(-1).tolist()
+    return token_ids.gather(-1, drawn).squeeze(-1)
 
 
 def _columns(columns: Seq[Seq[float]], like: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,13 @@ def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `torch.nn.attention.varlen` runs there: half precision on Ampere or later."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
     """What torch was built for (`cuda` None: the CPU only) and each GPU it can use: its name and bytes of memory."""

@@ -55,7 +55,8 @@ class _Decoding:
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         # The whole cache is one long sequence of keys [1, kv_heads, slots, d], of which the mask shows each its own.
         key, value = (paged.flatten(0, 1).transpose(0, 1).unsqueeze(0) for paged in (keys, values))
-        padded = torch.nn.functional.pad(query, (0, 0, 0, 0, 0, self._num_nobodys))
+        # Contiguous, because other strides would be compiled for anew.
+        padded = torch.nn.functional.pad(query, (0, 0, 0, 0, 0, self._num_nobodys)).contiguous()
         output = _compiled_flex_attention(
             padded.unsqueeze(2), key, value, block_mask=self._mask, scale=scaling, enable_gqa=True
         )

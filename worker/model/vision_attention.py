@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from worker.model.device import has_packed_kernels
+
 ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""
 
 
 def item_attention(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> ItemAttention:
     """The attention for packed items of these lengths: the packed kernel where one runs, else one call a length."""
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    if has_packed_kernels(device, dtype):
         return _packed(lengths, device)
     return _batched_by_length(lengths, device)
 

@@ -1,0 +1,117 @@
+"""What recorded decoding steps are fed, and that a whole engine of them writes what an engine without them writes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worker.engine.graph_capture import DecodeGraphs, Replay
+from worker.engine.inbox import SamplingOptions
+from worker.engine.sequence import Sequence
+from worker.engine.step_loop import Engine
+from worker.engine.step_plan import StepLimits
+from worker.model.load import load_model
+from worker.model.processor import KeyeProcessor
+
+MakeSequence = Callable[..., Sequence]
+CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
+SCRATCH = 99
+
+
+def keep_calling(run: Replay) -> Replay:
+    """Stands for a recording where there is no CUDA: what is called again reads the same buffers again."""
+    run()
+    return run
+
+
+@pytest.fixture
+def fed() -> list[list[list[Any]]]:
+    return []
+
+
+@pytest.fixture
+def graphs(fed: list[list[list[Any]]]) -> DecodeGraphs:
+    def forward(token_ids: Tensor, positions: Tensor, lengths: Tensor, block_tables: Tensor) -> Tensor:
+        fed.append([x.tolist() for x in (token_ids, positions, lengths, block_tables)])
+        return torch.nn.functional.one_hot(token_ids.long(), 10).float()
+
+    graphs = DecodeGraphs(forward, [2, 4], SCRATCH, torch.device("cpu"), record=keep_calling)
+    graphs.capture(max_running=6)
+    fed.clear()
+    return graphs
+
+
+@pytest.fixture
+def make_decoding(make_sequence: MakeSequence) -> Callable[[int, list[int]], Sequence]:
+    def make(token_id: int, block_table: list[int]) -> Sequence:
+        sequence = make_sequence([1] * 5)
+        sequence.generated_ids, sequence.block_table, sequence.num_cached = [token_id], block_table, 5
+        sequence.pending.prompt = replace(sequence.pending.prompt, rope_delta=-2)
+        return sequence
+
+    return make
+
+
+def test_step_takes_the_smallest_graph_and_fills_it_up_with_nobodys_rows(
+    graphs: DecodeGraphs, fed: list[list[list[Any]]], make_decoding: Callable[[int, list[int]], Sequence]
+) -> None:
+    logits = graphs.run([make_decoding(7, [3]), make_decoding(4, [8, 5]), make_decoding(2, [1])])
+    assert logits is not None
+    assert logits.argmax(dim=1).tolist() == [7, 4, 2]
+    tables = [[3, SCRATCH], [8, 5], [1, SCRATCH], [SCRATCH, SCRATCH]]
+    assert fed == [[[7, 4, 2, 0], [3, 3, 3, 0], [6, 6, 6, 1], tables]]
+
+
+def test_smaller_step_leaves_nothing_of_a_larger_one(
+    graphs: DecodeGraphs, fed: list[list[list[Any]]], make_decoding: Callable[[int, list[int]], Sequence]
+) -> None:
+    graphs.run([make_decoding(n, [n, n, n, n]) for n in range(4)])
+    graphs.run([make_decoding(n, [n, n, n]) for n in range(3)])
+    assert fed[1][2] == [6, 6, 6, 1]
+    assert fed[1][3] == [*([n, n, n, SCRATCH] for n in range(3)), [SCRATCH] * 4]
+
+
+@pytest.mark.parametrize(("num", "num_blocks"), [(9, 1), (1, 5)], ids=["too-many", "too-long"])
+def test_step_that_no_graph_fits_runs_without(
+    graphs: DecodeGraphs, make_decoding: Callable[[int, list[int]], Sequence], num: int, num_blocks: int
+) -> None:
+    assert graphs.run([make_decoding(1, [0] * num_blocks) for _ in range(num)]) is None
+
+
+def test_engine_writes_the_same_with_and_without_recorded_steps(make_prompt: Callable[[list[int]], Any]) -> None:
+    processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
+    prompts = [make_prompt(list(range(10, 20 + 30 * n))) for n in range(5)]
+    options = SamplingOptions(24, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+    written = []
+    replays: list[int] = []
+
+    def record(run: Replay) -> Replay:
+        def replay() -> Tensor:
+            logits = run()
+            replays.append(len(logits))
+            return logits
+
+        return replay
+
+    for is_recorded in (False, True):
+        model = load_model(CHECKPOINT, dtype=torch.float32)
+        engine = Engine(model, processor, kv_cache_bytes=2**24, limits=StepLimits(max_running=4))
+        runner = engine._runner
+        if is_recorded:
+            runner._graphs = DecodeGraphs(
+                runner._decode, [4, 16], runner._cache.scratch_block, model.device, record=record
+            )
+            with torch.inference_mode():
+                runner._graphs.capture(max_running=4)
+        pendings = [engine.inbox.submit(prompt, options) for prompt in prompts]
+        engine.start()
+        for pending in pendings:
+            list(pending.deltas())
+        engine.stop()
+        written.append([pending.generated.token_ids for pending in pendings])
+    assert written[0] == written[1]
+    assert 4 in replays
