@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         default_factory=_spare_cores, ge=1, le=64, description="processes that decode media; unset: cores - 1, 1 to 8"
     )
     decode_timeout_seconds: float = Field(
-        default=60, gt=0, description="longest a decoder may take for an image, or between two frames of a video"
+        default=120, gt=0, description="longest a decoder may take for an image, or between two frames of a video"
     )
     max_decoded_bytes: int = Field(
         default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"

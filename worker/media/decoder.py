@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from mmap import mmap
 from multiprocessing.connection import wait
 from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from config.error_codes import ErrorCode
@@ -77,6 +77,8 @@ class Decoder:
             )
         self._channel = Channel(ours)
         self._silence_seconds = silence_seconds
+        # A field, since the traceback of an error would keep alive what is in a frame.
+        self._memory: mmap | None = None
         self.is_free = True
         self.num_decoded = 0
 
@@ -103,10 +105,11 @@ class Decoder:
                 f"{order.name}: its decoder made no progress for {self._silence_seconds:g} s "
                 "(KEYE_DECODE_TIMEOUT_SECONDS). Send a smaller or an undamaged file.",
             ) from None
+        finally:
+            self._memory = None
 
     def _decode(self, order: DecodingOrder, allocate: Allocate) -> DecodedImage | DecodedVideo:
         self._send_order(order)
-        memory: mmap | None = None
         while True:
             match self._next_message(order):
                 case {"frame": [done, total]}:
@@ -119,23 +122,16 @@ class Decoder:
                         raise
                     self._channel.send({"fit": fit})
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.max_bytes:
-                    if (allocated := allocate(num_bytes)) is None:
-                        self._refuse({})
-                        raise NoRoom(num_bytes)
-                    memory, handle = allocated
-                    try:
-                        self._channel.send({}, handle)
-                    finally:
-                        os.close(handle)
+                    self._grant(num_bytes, allocate)
                 case {"fault": code, "message": message}:
                     self.is_free = True
                     raise MediaFault(ErrorCode(code), message)
-                case {"image": facts, "shape": shape} if memory is not None and prod(shape) == len(memory):
+                case {"image": facts, "shape": shape}:
                     self.is_free = True
-                    return DecodedImage(_pixels(memory, shape), **_typed(DecodedImage, facts))
-                case {"video": facts, "shape": shape} if memory is not None and prod(shape) == len(memory):
+                    return DecodedImage(self._pixels(shape), **_typed(DecodedImage, facts))
+                case {"video": facts, "shape": shape}:
                     self.is_free = True
-                    return DecodedVideo(_pixels(memory, shape), **_typed(DecodedVideo, facts))
+                    return DecodedVideo(self._pixels(shape), **_typed(DecodedVideo, facts))
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
 
@@ -155,6 +151,22 @@ class Decoder:
             if time.monotonic() - silent_since >= self._silence_seconds:
                 raise TimeoutError
         return self._channel.receive()
+
+    def _grant(self, num_bytes: int, allocate: Allocate) -> None:
+        if (allocated := allocate(num_bytes)) is None:
+            self._refuse({})
+            raise NoRoom(num_bytes)
+        self._memory, handle = allocated
+        del allocated
+        try:
+            self._channel.send({}, handle)
+        finally:
+            os.close(handle)
+
+    def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
+        if self._memory is None:
+            raise RuntimeError("a decoder child says it is done, but never asked for memory")
+        return np.frombuffer(self._memory, np.uint8).reshape(shape)
 
     def _refuse(self, answer: Message) -> None:
         """The child then drops the medium and waits for another."""
@@ -182,10 +194,6 @@ class Decoder:
                     f"{name}: its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file.",
                 )
         return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
-
-
-def _pixels(memory: mmap, shape: list[int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
 def _typed(kind: type, facts: Mapping[str, Any]) -> dict[str, Any]:

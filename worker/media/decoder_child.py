@@ -68,6 +68,7 @@ def serve(channel: Channel) -> None:
         assert handle is not None
         allow(request["max_bytes"])
         with os.fdopen(handle, "rb") as file:
+            file.seek(0)  # a child that was refused room before may have read from it
             try:
                 answer = _decode(request, file, worker)
             except Refused:

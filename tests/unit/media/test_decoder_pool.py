@@ -1,0 +1,319 @@
+"""Decoder children: what a broken file, a broken child or a broken worker costs, and what children may not do."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart, VideoPart
+from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from worker.media import decoder_pool
+from worker.media.decoded import DecodedImage, DecodedVideo
+from worker.media.decoder import DecodingOrder
+from worker.media.decoder_pool import DecoderPool
+from worker.media.fault import MediaFault
+from worker.media.pixel_budget import PixelShare
+
+CLIP_BYTES = 30 * 96 * 160 * 3
+
+
+def children_of(pid: int) -> set[int]:
+    """The decoder children that process has now."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"worker.media.decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.add(int(child))
+    return found
+
+
+def kill(pid: int) -> None:
+    """And wait until nothing of it is left but its entry, which is its parent's to remove."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def handles() -> dict[str, str]:
+    """What this process holds open, by number."""
+    held = {}
+    for handle in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            held[handle] = os.readlink(f"/proc/self/fd/{handle}")
+    return held
+
+
+def eventually(look: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not look():
+        assert time.monotonic() < end, "not within 20 s"
+        time.sleep(0.01)
+
+
+class Bench:
+    """A pool of one child and two media for it."""
+
+    def __init__(self, pool: DecoderPool, folder: Path, others: set[int]) -> None:
+        self.pool = pool
+        self.clip = encode_clip(folder / "clip.mp4", steady_times(30))
+        self.photo = folder / "photo.png"
+        Image.fromarray(draw_quarters()).save(self.photo)
+        self._others = others
+
+    @property
+    def children(self) -> set[int]:
+        return children_of(os.getpid()) - self._others
+
+    @property
+    def child(self) -> int:
+        (pid,) = self.children
+        return pid
+
+    def decode(
+        self,
+        path: Path,
+        share: PixelShare | None = None,
+        on_frame: Callable[[int, int], None] = lambda done, total: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> DecodedImage | DecodedVideo:
+        part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
+        with path.open("rb") as file:
+            order = DecodingOrder(
+                part, path.name, file, 10**6, 2**24, lambda _, num, h, w: (num, (h, w), (h, w)), on_frame, check
+            )
+            if share is not None:
+                return self.pool.decode(order, share)
+            with self.pool.share() as share:
+                return self.pool.decode(order, share)
+
+    def decode_clip(self, **options: object) -> DecodedVideo:
+        video = self.decode(self.clip, **options)  # type: ignore[arg-type]
+        assert isinstance(video, DecodedVideo)
+        return video
+
+    def blame(self, **options: object) -> MediaFault:
+        with pytest.raises(MediaFault) as caught:
+            self.decode_clip(**options)
+        return caught.value
+
+    def assert_works(self) -> None:
+        assert [read_number(frame) for frame in self.decode_clip().frames] == list(range(30))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    others = children_of(os.getpid())
+    with DecoderPool(1, silence_seconds=3, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
+        yield Bench(pool, tmp_path, others)
+
+
+def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
+    video, photo = bench.decode_clip(), bench.decode(bench.photo)
+    assert [read_number(frame) for frame in video.frames] == list(range(30))
+    assert video.timestamps_seconds == pytest.approx(steady_times(30), abs=1e-3)
+    assert video.fps == pytest.approx(30)
+    assert (video.original_size, video.plan.size) == ((96, 160), (96, 160))
+    assert video.frames.flags.c_contiguous
+    assert isinstance(photo, DecodedImage)
+    assert read_quarters(photo.pixels) == ["red", "green", "blue", "yellow"]
+    assert photo.original_size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [
+        (signal.SIGSEGV, ErrorCode.MEDIA_CORRUPT, r"^clip\.mp4: its decoder crashed on it \(SIGSEGV\)"),
+        (signal.SIGABRT, ErrorCode.MEDIA_CORRUPT, "SIGABRT"),
+        (signal.SIGKILL, ErrorCode.MEDIA_TOO_LARGE, "for want of memory"),
+        (signal.SIGXCPU, ErrorCode.MEDIA_TOO_LARGE, "CPU time"),
+        (signal.SIGSTOP, ErrorCode.MEDIA_TOO_LARGE, "no progress for 3 s"),
+    ],
+)
+def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
+    bench: Bench, number: signal.Signals, code: ErrorCode, reason: str
+) -> None:
+    def strike(done: int, total: int) -> None:
+        if done == 3:
+            struck.append(bench.child)
+            os.kill(bench.child, number)
+
+    struck: list[int] = []
+    fault = bench.blame(on_frame=strike)
+    assert fault.code is code
+    assert re.search(reason, fault.message)
+    bench.assert_works()
+    assert bench.child != struck[0]
+
+
+def test_child_that_died_in_its_sleep_is_blamed_on_nobody(bench: Bench) -> None:
+    bench.assert_works()
+    kill(bench.child)
+    bench.assert_works()
+
+
+def test_fault_of_a_file_leaves_the_child_at_work(bench: Bench, tmp_path: Path) -> None:
+    bench.assert_works()
+    child = bench.child
+    (tmp_path / "broken.mp4").write_bytes(bench.clip.read_bytes()[:700])
+    with pytest.raises(MediaFault) as caught:
+        bench.decode(tmp_path / "broken.mp4")
+    assert caught.value.code is ErrorCode.MEDIA_CORRUPT
+    bench.assert_works()
+    assert bench.child == child
+
+
+def test_size_that_the_model_refuses_reaches_the_job_and_leaves_the_child_at_work(bench: Bench) -> None:
+    class UnusableSize(Exception):
+        pass
+
+    def refuse(*_: object) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        raise UnusableSize
+
+    bench.assert_works()
+    child = bench.child
+    with bench.clip.open("rb") as file, bench.pool.share() as share:
+        part = VideoPart(uri=str(bench.clip))
+        order = DecodingOrder(part, "clip", file, 10**6, 2**24, refuse, lambda *_: None, lambda: None)
+        with pytest.raises(UnusableSize):
+            bench.pool.decode(order, share)
+    bench.assert_works()
+    assert bench.child == child
+
+
+def test_job_that_is_over_takes_its_child_with_it_at_once(bench: Bench) -> None:
+    class Cancelled(Exception):
+        pass
+
+    stopped: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        stopped.append(bench.child)
+        os.kill(bench.child, signal.SIGSTOP)
+
+    def cancel() -> None:
+        if stopped:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        bench.decode_clip(on_frame=stop, check=cancel)
+    bench.assert_works()
+    assert stopped[0] not in bench.children
+
+
+def test_child_is_replaced_after_so_many_media(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_pool, "MAX_MEDIA_A_CHILD", 2)
+    bench.assert_works()
+    first = bench.child
+    bench.assert_works()
+    bench.assert_works()
+    assert bench.child != first
+
+
+def test_pixels_outlive_the_child_and_leave_nothing_behind(bench: Bench) -> None:
+    bench.assert_works()
+    shared_before, held_before = os.listdir("/dev/shm"), len(handles())
+    video = bench.decode_clip()
+    kill(bench.child)
+    assert [read_number(frame) for frame in video.frames] == list(range(30))
+    assert os.listdir("/dev/shm") == shared_before
+    del video
+    bench.assert_works()
+    assert len(handles()) == held_before
+
+
+def test_child_cannot_take_shared_pixels_away(bench: Bench) -> None:
+    """A page that is gone ends who reads it with SIGBUS."""
+    video = bench.decode_clip()
+    (handle,) = [int(handle) for handle, name in handles().items() if "keye-pixels" in name]
+    with pytest.raises(PermissionError):
+        os.ftruncate(handle, 0)
+    assert video.frames.any()
+
+
+def test_job_waits_until_there_is_room_for_its_pixels(bench: Bench) -> None:
+    held = bench.decode_clip()
+    outcome: SimpleQueue[np.ndarray] = SimpleQueue()
+    looks: SimpleQueue[None] = SimpleQueue()
+    waiting = Thread(target=lambda: outcome.put(bench.decode_clip(check=lambda: looks.put(None)).frames))
+    waiting.start()
+    eventually(lambda: looks.qsize() > 10)
+    assert outcome.empty()
+    photo = bench.decode(bench.photo)  # small enough, and the child is free for it
+    assert isinstance(photo, DecodedImage)
+    del held
+    waiting.join(20)
+    assert [read_number(frame) for frame in outcome.get(timeout=0)] == list(range(30))
+
+
+def test_eldest_job_gets_room_that_the_others_wait_for(bench: Bench) -> None:
+    """Two jobs of two clips each, where there is room for one clip: who waits while holding must not wait for ever."""
+
+    def decode_both() -> None:
+        with bench.pool.share() as share:
+            done.put(len([bench.decode_clip(share=share), bench.decode_clip(share=share)]))
+
+    done: SimpleQueue[int] = SimpleQueue()
+    jobs = [Thread(target=decode_both) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(20)
+    assert done.qsize() == 3
+
+
+def test_child_holds_no_torch_no_secret_and_no_network(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.assert_works()
+    process = Path(f"/proc/{bench.child}")
+    assert "torch" not in (process / "maps").read_text()
+    names = {line.partition("=")[0] for line in (process / "environ").read_text().split("\0")}
+    assert names.isdisjoint({name for name in os.environ if name.startswith(("KEYE_", "AWS_", "REDIS"))})
+    limits = (process / "limits").read_text()
+    assert "Max file size             0" in limits
+    assert "Max core file size        0" in limits
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0:
+        assert (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+
+
+def test_decoding_modules_import_no_torch() -> None:
+    code = "import sys, worker.media.decoder_child; print({'torch', 'transformers'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+def test_memory_of_a_child_ends_at_its_limit() -> None:
+    code = """
+from worker.media.sandbox import WORKING_BYTES, allow
+allow(pixel_bytes=0)
+try:
+    bytearray(WORKING_BYTES)
+except MemoryError:
+    print("refused")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "refused"
+
+
+def test_children_die_with_their_worker() -> None:
+    code = """
+import time
+from worker.media.decoder_pool import DecoderPool
+DecoderPool(2, 60, 2**20).start()
+time.sleep(60)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", code])
+    eventually(lambda: len(children_of(worker.pid)) == 2)
+    children = children_of(worker.pid)
+    worker.kill()
+    worker.wait()
+    eventually(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
