@@ -49,9 +49,10 @@ def fetch_web(uri: str, limits: MediaLimits, max_bytes: int, media_cache: MediaC
             with _told_as_faults(name, ends_at):
                 connection.request("GET", target.path, headers=_HEADERS)
                 response = connection.getresponse()
-            if response.status not in _REDIRECTS:
-                return _receive(response, target, name, ends_at, max_bytes, media_cache)
-            base, uri = target.url, response.getheader("Location", "")
+            with response:
+                if response.status not in _REDIRECTS:
+                    return _receive(response, target, name, ends_at, max_bytes, media_cache)
+                base, uri = target.url, response.getheader("Location", "")
     raise MediaFault(
         ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects more than {_MAX_REDIRECTS} times. Send the last address."
     )
@@ -76,16 +77,20 @@ def _parse(base: str, uri: str, name: str) -> _Target:
         host = (url.hostname or "").encode("idna").decode()
         port = url.port or 443
     except ValueError:
-        host = ""
-    # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
-    if not host or not (base + uri).isprintable() or "\\" in base + uri:
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
+        raise _invalid(name) from None
     if url.scheme != "https" or "@" in url.netloc:
         raise MediaFault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: leads to a scheme other than https, or names a user; neither is read."
         )
+    # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
+    if not host or not (base + uri).isprintable() or "\\" in base + uri:
+        raise _invalid(name)
     path = quote(url.path or "/", safe=_AS_IT_IS) + (f"?{quote(url.query, safe=_AS_IT_IS)}" if url.query else "")
     return _Target(whole.partition("#")[0], host, port, path)
+
+
+def _invalid(name: str) -> MediaFault:
+    return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
 
 
 class _PinnedConnection(http.client.HTTPSConnection):
@@ -101,8 +106,12 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self._alarm: Timer | None = None
 
     def connect(self) -> None:
-        # The handshake apart, so that the alarm covers it.
-        wire = _tls().wrap_socket(self._dial(), server_hostname=self.host, do_handshake_on_connect=False)
+        wire = _tls().wrap_socket(
+            self._dial(),
+            server_hostname=self.host,
+            do_handshake_on_connect=False,  # but below, where the alarm covers it
+            suppress_ragged_eofs=False,  # what is cut off would pass for complete
+        )
         self.sock = wire
         self._alarm = Timer(max(0.0, self._ends_at - time.monotonic()), _break_off, [wire])
         self._alarm.daemon = True
@@ -159,6 +168,7 @@ def _receive(
     try:
         copy(file.fileno())
         check_size(os.fstat(file.fileno()).st_size, max_bytes, name)
+        file.seek(0)
     except BaseException:
         file.close()
         raise

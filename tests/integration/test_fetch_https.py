@@ -1,0 +1,294 @@
+"""Media of the public web, over real TLS. Only the road there is made up: public addresses lead to a server here."""
+
+import datetime
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config.error_codes import ErrorCode
+from config.job import ImagePart
+from worker.media import fetch_https
+from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+
+PUBLIC = "93.184.215.14"
+CONTENT = os.urandom(300_000)
+PHOTO = "https://media.example/photo.jpg?signature=very-secret"
+
+
+class Website(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "Web"
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.headers["Host"], self.path))
+        path, _, query = self.path.partition("?")
+        match path.strip("/").split("/"):
+            case ["redirect", left]:
+                to = f"/redirect/{int(left) - 1}" if left != "1" else "/photo.jpg"
+                self.answer(302, location=to)
+            case ["to"]:
+                self.answer(307, location=unquote(query))
+            case ["status", status]:
+                self.answer(int(status))
+            case ["breaks-off"]:
+                self.answer(200, CONTENT[:1000], promised=len(CONTENT), etag='"1"')
+            case ["chunked"]:
+                self.answer_in_chunks(4)
+            case ["endless"]:
+                self.answer_in_chunks(10**6)
+            case ["drips"]:
+                self.drip()
+            case ["weak"]:
+                self.answer(200, CONTENT, etag='W/"1"')
+            case ["large"]:
+                self.answer(200, promised=2**40, etag='"1"')
+            case _:
+                self.answer(200, CONTENT, etag=self.server.etag)
+
+    def answer(self, status: int, body: bytes = b"", *, promised: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(promised or len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_in_chunks(self, count: int) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for _ in range(count):
+            self.wfile.write(b"%x\r\n%s\r\n" % (10_000, CONTENT[:10_000]))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def drip(self) -> None:
+        """A head that never ends, each byte of it in time."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while True:
+            self.wfile.write(b"a")
+            time.sleep(0.01)
+
+    def log_message(self, *_: object) -> None:
+        """The tests' output is not the place."""
+
+
+class Web(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, certificate: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Website)
+        self.asked: list[tuple[str, str]] = []
+        self.etag = '"1"'
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.load_cert_chain(certificate)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        try:
+            with self._tls.wrap_socket(request, server_side=True) as secured:
+                super().finish_request(secured, client_address)
+        except OSError:
+            return  # the worker had enough
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of media.example, its key beside it, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "media.example")])
+    today = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("media.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("certificate") / "media.example.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def web(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    with Web(certificate) as server:
+
+        def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+            assert address == (PUBLIC, 443)
+            connection = socket.socket()
+            connection.settimeout(timeout)
+            connection.connect(server.server_address)
+            return connection
+
+        def look_up(host: str, port: int, **_: Any) -> list[Any]:
+            numbers = {"media.example": PUBLIC, "impostor.example": PUBLIC, "intranet.example": "10.0.0.1"}
+            try:
+                address = numbers.get(host) or str(ip_address(host))
+            except ValueError:
+                raise socket.gaierror(socket.EAI_NONAME, "no such name") from None
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+        monkeypatch.setattr(socket, "create_connection", dial)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        fetch_https._tls.cache_clear()
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+        fetch_https._tls.cache_clear()
+
+
+@pytest.fixture
+def limits() -> MediaLimits:
+    return MediaLimits((), None, 5, 2**20, 10**6, 2**20, allow_https=True)
+
+
+@pytest.fixture
+def media_cache(tmp_path: Path) -> MediaCache:
+    return MediaCache(tmp_path, 2**24)
+
+
+def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
+    (medium,) = fetch([ImagePart(uri=uri)], limits, media_cache)
+    with medium.file as file:
+        return file.read()
+
+
+def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> MediaFault:
+    with pytest.raises(MediaFault) as caught:
+        fetch_one(uri, limits, media_cache)
+    assert "secret" not in caught.value.message
+    return caught.value
+
+
+def test_file_arrives_whole_and_its_query_reaches_the_server(
+    web: Web, limits: MediaLimits, media_cache: MediaCache
+) -> None:
+    assert fetch_one(PHOTO, limits, media_cache) == CONTENT
+    assert fetch_one("https://media.example/a b/ä%20.jpg#part", limits, media_cache) == CONTENT
+    assert web.asked == [
+        ("media.example", "/photo.jpg?signature=very-secret"),
+        ("media.example", "/a%20b/%C3%A4%20.jpg"),
+    ]
+
+
+@pytest.mark.usefixtures("web")
+def test_without_leave_https_is_off(limits: MediaLimits, media_cache: MediaCache) -> None:
+    fault = fault_of(PHOTO, replace(limits, allow_https=False), media_cache)
+    assert fault.code is ErrorCode.MEDIA_FORBIDDEN
+    assert "KEYE_ALLOW_HTTPS" in fault.message
+
+
+def test_three_redirects_are_followed_and_no_fourth(web: Web, limits: MediaLimits, media_cache: MediaCache) -> None:
+    assert fetch_one("https://media.example/redirect/3", limits, media_cache) == CONTENT
+    assert len(web.asked) == 4
+    fault = fault_of("https://media.example/redirect/4", limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_FORBIDDEN
+    assert len(web.asked) == 8
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://127.0.0.1/",
+        "https://169.254.169.254/latest/meta-data/iam?very-secret",
+        "//10.0.0.1/",
+        "https://intranet.example/",
+        "http://media.example/photo.jpg",
+        "file:///etc/passwd",
+        "https://very-secret@media.example/photo.jpg",
+    ],
+)
+def test_redirect_is_checked_as_the_first_address_was(
+    web: Web, limits: MediaLimits, media_cache: MediaCache, target: str
+) -> None:
+    fault = fault_of(f"https://media.example/to?{target}", limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_FORBIDDEN
+    # Where the redirect leads is not the caller's to see.
+    assert fault.message.startswith("https://media.example/to: ")
+    assert len(web.asked) == 1
+
+
+def test_server_that_cannot_prove_its_name_is_forbidden(web: Web, limits: MediaLimits, media_cache: MediaCache) -> None:
+    fault = fault_of("https://impostor.example/photo.jpg", limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_FORBIDDEN
+    assert "prove" in fault.message
+    assert web.asked == []
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("status/404", ErrorCode.MEDIA_NOT_FOUND),
+        ("status/410", ErrorCode.MEDIA_NOT_FOUND),
+        ("status/401", ErrorCode.MEDIA_FORBIDDEN),
+        ("status/403", ErrorCode.MEDIA_FORBIDDEN),
+        ("status/206", ErrorCode.MEDIA_FORBIDDEN),
+        ("status/429", ErrorCode.MEDIA_UNREACHABLE),
+        ("status/503", ErrorCode.MEDIA_UNREACHABLE),
+        ("breaks-off", ErrorCode.MEDIA_UNREACHABLE),
+        ("large", ErrorCode.MEDIA_TOO_LARGE),
+        ("endless", ErrorCode.MEDIA_TOO_LARGE),
+    ],
+)
+def test_bad_answer_has_its_code_and_leaves_nothing(
+    limits: MediaLimits, media_cache: MediaCache, tmp_path: Path, path: str, code: ErrorCode
+) -> None:
+    assert fault_of(f"https://media.example/{path}?very-secret", limits, media_cache).code is code
+    assert not [found for found in tmp_path.glob("*/*") if found.is_file()]
+
+
+@pytest.mark.usefixtures("web")
+def test_host_that_does_not_exist_is_not_found(limits: MediaLimits, media_cache: MediaCache) -> None:
+    assert fault_of("https://absent.example/photo.jpg", limits, media_cache).code is ErrorCode.MEDIA_NOT_FOUND
+
+
+@pytest.mark.usefixtures("web")
+def test_answer_that_comes_byte_by_byte_ends_in_time(limits: MediaLimits, media_cache: MediaCache) -> None:
+    started_at = time.monotonic()
+    fault = fault_of("https://media.example/drips", replace(limits, max_fetch_seconds=0.3), media_cache)
+    assert time.monotonic() - started_at < 2
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert "KEYE_MAX_FETCH_SECONDS" in fault.message
+
+
+def test_file_is_kept_for_as_long_as_its_server_calls_it_the_same(
+    web: Web, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: fetch_one(PHOTO, limits, media_cache), range(8))) == {CONTENT}
+    assert len(list((tmp_path / "whole").iterdir())) == 1
+    web.etag = '"2"'
+    assert fetch_one(PHOTO, limits, media_cache) == CONTENT
+    assert len(list((tmp_path / "whole").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize(("path", "content"), [("chunked", CONTENT[:10_000] * 4), ("weak", CONTENT)])
+def test_file_without_length_or_firm_etag_is_read_and_not_kept(
+    limits: MediaLimits, media_cache: MediaCache, tmp_path: Path, path: str, content: bytes
+) -> None:
+    assert fetch_one(f"https://media.example/{path}", limits, media_cache) == content
+    assert not list((tmp_path / "whole").iterdir())
