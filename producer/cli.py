@@ -1,6 +1,7 @@
 """`keye`: the client for shells and scripts. Arguments in, text or JSON out, a typed exit code; nothing else."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -153,8 +154,8 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
 
 
 def absolute(uri: str) -> str:
-    """A relative path as an absolute one: the worker has another working directory."""
-    return uri if ":" in uri else str(Path(uri).absolute())
+    """A relative path as an absolute one, without `..`: the worker has another working directory."""
+    return uri if ":" in uri else os.path.abspath(uri)
 
 
 def read_job(text: str) -> AnalysisJob:

@@ -11,12 +11,18 @@ from worker.media.fault import MediaFault
 
 
 def open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
-    """Open a regular file below one of `roots`, wherever links on the way lead (Linux only: needs /proc)."""
+    """Open a regular file below one of `roots`, wherever symbolic links on the way lead (Linux only: needs /proc).
+
+    A hard link leaves no trace of where the file's other names lie, only how many it has. So a file of more than one
+    name is refused: one of them may be outside.
+    """
     if not roots:
         raise MediaFault(
             ErrorCode.MEDIA_FORBIDDEN,
             f"{name}: local files are off on this worker. Set KEYE_MEDIA_ROOTS to allow them.",
         )
+    if ".." in path.split("/"):
+        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: holds '..'. Write the path without it.")
     resolved_roots = [os.path.realpath(root) for root in roots]
     try:
         # Told before anything is opened, so that nobody learns which files exist outside the roots.
@@ -31,8 +37,14 @@ def open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
         itself = f"/proc/self/fd/{handle}"
         # The path may lead elsewhere by now; what the handle holds can no longer change.
         _check_inside(os.readlink(itself), resolved_roots, name)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
             raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is no regular file, and only those are read.")
+        if found.st_nlink > 1:
+            raise MediaFault(
+                ErrorCode.MEDIA_FORBIDDEN,
+                f"{name}: has {found.st_nlink} names (hard links), and others may lie outside. Copy the file.",
+            )
         return open(itself, "rb")
     except PermissionError:
         raise MediaFault(

@@ -33,10 +33,24 @@ def test_path_and_file_uri_lead_to_the_same_file(root: Path) -> None:
             assert file.read() == b"inside"
 
 
-def test_links_and_dots_that_stay_inside_are_followed(root: Path) -> None:
+def test_links_that_stay_inside_are_followed(root: Path) -> None:
     (root / "link.mp4").symlink_to(root / "clip.mp4")
-    with open_local(f"{root}/../media/link.mp4", [root], 100) as file:
+    with open_local(f"{root}/./link.mp4", [root], 100) as file:
         assert file.read() == b"inside"
+
+
+def test_dots_that_lead_up_are_forbidden_even_where_they_stay_inside(root: Path) -> None:
+    for way in (f"{root}/../media/clip.mp4", f"file://{root}/%2e%2e/media/clip.mp4", f"{root}/absent/../clip.mp4"):
+        assert code_of_refusal(way, root) is ErrorCode.MEDIA_FORBIDDEN, way
+    (root / "a..b.mp4").write_bytes(b"inside")
+    open_local(f"{root}/a..b.mp4", [root], 100).close()
+
+
+def test_file_with_a_second_name_is_forbidden_since_that_may_lie_outside(root: Path, tmp_path: Path) -> None:
+    os.link(tmp_path / "secret.txt", root / "harmless.mp4")
+    with pytest.raises(MediaFault, match=r"2 names \(hard links\).*Copy") as caught:
+        open_local(f"{root}/harmless.mp4", [root], 100)
+    assert caught.value.code is ErrorCode.MEDIA_FORBIDDEN
 
 
 def test_root_that_is_itself_a_link_works(root: Path, tmp_path: Path) -> None:
