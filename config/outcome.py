@@ -48,6 +48,7 @@ class MediaSeen(Contract):
     fps_asked: float | None = None
     size_asked: tuple[int, int] | None = None
     reasons: tuple[str, ...] = ()
+    decoder: str | None = None
 
 
 class ModelIdentity(Contract):

@@ -13,6 +13,9 @@ def _spare_cores() -> int:
     return min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
 
 
+VideoDecoder = Literal["pyav", "torchcodec", "decord"]
+
+
 class Settings(BaseSettings):
     """Read once, at start; each part of the worker is handed only the piece it needs."""
 
@@ -66,7 +69,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         default=100_000_000, ge=1, description="width x height, from the header, before decoding"
     )
-    video_decoder: Literal["pyav", "torchcodec", "decord"] = Field(
+    video_decoder: VideoDecoder = Field(
         default="pyav", description="what decodes videos; pyav steps in for clips that the others read wrongly"
     )
     min_frames_per_second: float = Field(

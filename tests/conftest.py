@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
+from tests.zoo import Zoo
 from worker.demo.embedded_valkey import EmbeddedValkey
 from worker.media.prepare import DecoderPool
 
@@ -28,6 +29,11 @@ def redis(valkey_url: str) -> Iterator[Redis]:
 def redis_url(redis: Redis, valkey_url: str) -> str:
     """The emptied server's URL."""
     return valkey_url
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ _COLUMNS = 5
 CLIP_SIZE = (96, 160)
 
 _QUIET_AND_QUICK = {
-    "libx264": {"preset": "veryfast", "x264-params": "open-gop=1"},
+    "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=1:bframes=3"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "8", "crf": "20"},
@@ -128,6 +128,7 @@ UNEVEN = uneven_times(NUM_FRAMES)
 
 CLIPS = {
     "h264.mp4": ClipKind("libx264", STEADY),
+    "h264_open_gop.mp4": ClipKind("libx264", STEADY, {"codec_options": {"x264-params": "open-gop=1"}}),
     "h264_uneven.mp4": ClipKind("libx264", UNEVEN),
     "h264_turned.mp4": ClipKind("libx264", STEADY, {"rotation": 90}),
     "h264_one_keyframe.mkv": ClipKind("libx264", STEADY, {"keyframe_every": NUM_FRAMES}),
@@ -141,6 +142,7 @@ CLIPS = {
     ),
     "h264_one_frame.mp4": ClipKind("libx264", [0.0]),
     "h264.ts": ClipKind("libx264", STEADY),
+    "h264_open_gop.ts": ClipKind("libx264", STEADY, {"codec_options": {"x264-params": "open-gop=1"}}),
     "h264_uneven.ts": ClipKind("libx264", UNEVEN),
     "h264_interlaced.ts": ClipKind("libx264", STEADY, {"codec_options": {"x264-params": "interlaced=1"}}),
     "h264.flv": ClipKind("libx264", STEADY),
@@ -157,6 +159,19 @@ CLIPS = {
     "mjpeg.avi": ClipKind("mjpeg", STEADY, {"pixel_format": "yuvj420p"}),
     "mpeg2.ts": ClipKind("mpeg2video", STEADY),
 }
+
+
+class Zoo:
+    """`CLIPS` by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Path] = {}
+
+    def __getitem__(self, name: str) -> Path:
+        if name not in self._made:
+            self._made[name] = make_clip(self._folder, name)
+        return self._made[name]
 
 
 def make_clip(folder: Path, name: str) -> Path:

@@ -58,7 +58,7 @@ class DecodedVideo:
 
     `timestamps_seconds` are the frames' own times from the start of the clip, `original_size` (height, width) of an
     upright frame, `duration_seconds` that of the whole clip. `frames_corrupt` counts packets and frames found damaged
-    on the way.
+    on the way; `decoder` is what decoded the clip.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -67,6 +67,7 @@ class DecodedVideo:
     original_size: Size
     duration_seconds: float
     frames_corrupt: int
+    decoder: str
 
     @property
     def fps(self) -> float:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
+from config.settings import VideoDecoder
 from worker.media.channel import Channel, Message
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from worker.media.fault import MediaFault
@@ -56,6 +57,7 @@ class DecodingOrder:
     fit_frame: FitFrame
     on_frame: Callable[[int, int], None]
     check: Callable[[], None]
+    video_decoder: VideoDecoder = "pyav"
 
 
 # So many bytes to memory and a handle of it, or None where there is no room.
@@ -141,6 +143,7 @@ class Decoder:
             "name": order.name,
             "max_pixels": order.max_pixels,
             "max_bytes": order.max_bytes,
+            "video_decoder": order.video_decoder,
         }
         self._channel.send(message, order.file.fileno())
 

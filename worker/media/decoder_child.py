@@ -89,7 +89,15 @@ def _decode(request: Message, file: BinaryIO, worker: Worker) -> Message:
         image = decode_image(file, name, max_pixels, max_bytes, worker.new_pixels)
         return {"image": _facts(image), "shape": image.pixels.shape}
     video = decode_video(
-        file, name, part, worker.fit_frame, max_pixels, max_bytes, worker.on_frame, new_pixels=worker.new_pixels
+        file,
+        name,
+        part,
+        worker.fit_frame,
+        max_pixels,
+        max_bytes,
+        worker.on_frame,
+        worker.new_pixels,
+        request["video_decoder"],
     )
     return {"video": _facts(video), "shape": video.frames.shape}
 

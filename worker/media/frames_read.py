@@ -1,14 +1,21 @@
-"""What each of the decoders hands back, whichever was chosen."""
+"""What passes between `decode_video` and the decoders, whichever was chosen."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+# uint8 [T, H, W, 3] of the plan's size, to be filled with upright frames.
+Pixels = npt.NDArray[np.uint8]
+
+# Told the frames done and the frames in all.
+OnFrame = Callable[[int, int], None]
+
 
 class FramesRead(NamedTuple):
-    """`frames` uint8 [T, H, W, 3] are upright and of the plan's size, `pts` those they really have, in ticks."""
+    """`pts` are those that the frames really have, in ticks."""
 
-    frames: npt.NDArray[np.uint8]
-    pts: list[int]
+    decoder: str
+    pts: Sequence[int]
     num_damaged: int

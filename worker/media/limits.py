@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from config.settings import VideoDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +26,4 @@ class MediaLimits:
     s3_buckets: tuple[str, ...] = ()
     allow_https: bool = False
     min_frames_per_second: float = 0.5
-    video_decoder: Literal["pyav", "torchcodec", "decord"] = "pyav"
+    video_decoder: VideoDecoder = "pyav"

@@ -17,7 +17,8 @@ from worker.media.container import DEMUX_FAULTS
 class PacketIndex:
     """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends.
 
-    `hides_frames` when an edit list cuts frames away that are in the file.
+    `hides_frames` when an edit list cuts frames away that are in the file, `has_open_groups` when some frames are shown
+    before the keyframe that they follow in the file.
     """
 
     pts: npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ class PacketIndex:
     end: int
     time_base: Fraction
     hides_frames: bool
+    has_open_groups: bool
 
     @property
     def shown_at(self) -> npt.NDArray[np.float64]:
@@ -52,7 +54,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
     """
     durations: dict[int, int] = {}
     keyframes: list[int] = []
-    hides_frames = False
+    hides_frames = has_open_groups = False
     try:
         for packet in packets:
             pts = presentation_time(packet)
@@ -63,6 +65,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
             durations[pts] = packet.duration or 0
             if packet.is_keyframe:
                 keyframes.append(pts)
+            has_open_groups |= bool(keyframes) and pts < keyframes[-1]
     except DEMUX_FAULTS:
         pass  # cut off or overwritten here; the decoder meets the same place and counts it
     if not durations:
@@ -75,6 +78,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
         end=last + (durations[last] or _usual_step(pts_of_frames)),
         time_base=time_base,
         hides_frames=hides_frames,
+        has_open_groups=has_open_groups,
     )
 
 

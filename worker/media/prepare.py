@@ -99,6 +99,7 @@ def decode(
                     fit_frame,
                     partial(on_frame, len(decoded)),
                     check,
+                    limits.video_decoder,
                 )
                 decoded.append(decoders.decode(order, share))
                 bytes_left -= decoded[-1].num_bytes

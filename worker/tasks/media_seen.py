@@ -44,6 +44,7 @@ def media_seen(
                     fps_asked=medium.plan.fps_asked,
                     size_asked=medium.plan.size_asked,
                     reasons=medium.plan.reasons,
+                    decoder=medium.decoder,
                     duration_seconds=medium.duration_seconds,
                     frames_corrupt=medium.frames_corrupt,
                     **facts,

@@ -20,7 +20,7 @@ from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media import decoder_pool
-from worker.media.decoded import DecodedImage, DecodedVideo
+from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from worker.media.decoder import DecodingOrder
 from worker.media.decoder_pool import DecoderPool
 from worker.media.fault import MediaFault
@@ -40,9 +40,9 @@ def children_of(pid: int) -> set[int]:
 
 
 def kill(pid: int) -> None:
-    """And wait until nothing of it is left but its entry, which is its parent's to remove."""
+    """And wait until all its threads have ended; to take note of it is left to the pool."""
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def handles() -> dict[str, str]:
@@ -84,13 +84,22 @@ class Bench:
         self,
         path: Path,
         share: PixelShare | None = None,
+        fit_frame: FitFrame = lambda part, num_frames, height, width: (num_frames, (height, width), (height, width)),
         on_frame: Callable[[int, int], None] = lambda done, total: None,
         check: Callable[[], None] = lambda: None,
     ) -> DecodedImage | DecodedVideo:
         part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
         with path.open("rb") as file:
             order = DecodingOrder(
-                part, path.name, file, 10**6, 2**24, lambda _, num, h, w: (num, (h, w), (h, w)), on_frame, check
+                part=part,
+                name=path.name,
+                file=file,
+                max_pixels=10**6,
+                max_bytes=2**24,
+                video_decoder="pyav",
+                fit_frame=fit_frame,
+                on_frame=on_frame,
+                check=check,
             )
             if share is not None:
                 return self.pool.decode(order, share)
@@ -182,11 +191,8 @@ def test_size_that_the_model_refuses_reaches_the_job_and_leaves_the_child_at_wor
 
     bench.assert_works()
     child = bench.child
-    with bench.clip.open("rb") as file, bench.pool.share() as share:
-        part = VideoPart(uri=str(bench.clip))
-        order = DecodingOrder(part, "clip", file, 10**6, 2**24, refuse, lambda *_: None, lambda: None)
-        with pytest.raises(UnusableSize):
-            bench.pool.decode(order, share)
+    with pytest.raises(UnusableSize):
+        bench.decode_clip(fit_frame=refuse)
     bench.assert_works()
     assert bench.child == child
 

@@ -19,7 +19,9 @@ def take_all(_part: VideoPart, num_frames: int, height: int, width: int) -> tupl
 def plan(seconds: float, fit_frame: FitFrame = take_all, keyframe_every: int = 60, **asked: object) -> VideoPlan:
     """Of a clip of 30 frames a second."""
     pts = np.arange(round(seconds * 30), dtype=np.int64)
-    index = PacketIndex(pts, pts[::keyframe_every], len(pts), Fraction(1, 30), hides_frames=False)
+    index = PacketIndex(
+        pts, pts[::keyframe_every], len(pts), Fraction(1, 30), hides_frames=False, has_open_groups=False
+    )
     return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_frame, HD, "the clip")
 
 

@@ -1,0 +1,35 @@
+"""Every kind of clip through the front door of media and a decoder child: no wrong frame in 64."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.job import VideoPart
+from tests.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
+from worker.media.decoded import Size
+from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
+
+
+def fit_clip(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+    size = CLIP_SIZE if width > height else (CLIP_SIZE[1], CLIP_SIZE[0])
+    return num_frames, size, size
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_64_frames_of_every_kind_of_clip_are_the_ones_on_screen(
+    zoo: Zoo, decoders: DecoderPool, tmp_path: Path, name: str
+) -> None:
+    shown = shown_by_plain_decoding(zoo[name], name)
+    limits = MediaLimits((zoo[name].parent,), None, 5, 2**30, 10**8, 2**30)
+    for num_frames, stretch in ((64, {}), (6, {"start_seconds": 0.3 * max(shown.values())})):
+        part = VideoPart(uri=str(zoo[name]), fps=60, max_frames=num_frames, **stretch)
+        fetched = fetch([part], limits, MediaCache(tmp_path, max_bytes=0))
+        (decoded,) = decode([part], fetched, limits, fit_clip, decoders)
+        assert isinstance(decoded, DecodedVideo)
+        numbers = upright_numbers(decoded.frames, name)
+        assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)
+        if not stretch:
+            times = np.linspace(0, max(shown.values()), min(num_frames, len(shown)))
+            assert numbers == [number_shown_at(time, shown) for time in times]
+        assert decoded.frames_corrupt == 0
