@@ -18,7 +18,7 @@ from config.settings import Settings
 from config.state import JobState
 from config.wire import InvalidJob
 from producer.client import Client
-from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable
+from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable, UploadFailed
 from producer.job import Cancellation, Job
 
 __all__ = [
@@ -52,5 +52,6 @@ __all__ = [
     "TextGenerated",
     "TextPart",
     "Thinking",
+    "UploadFailed",
     "VideoPart",
 ]

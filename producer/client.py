@@ -14,6 +14,7 @@ from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
 from producer.job import Job
 from producer.media_type import media_type_of
 from producer.transport import Transport
+from producer.upload import reference_of
 
 
 class Client:
@@ -28,21 +29,24 @@ class Client:
         """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it."""
         if isinstance(target, str):
             target = Settings(redis_url=SecretStr(target))
-        self._transport = Transport(target or Settings())
+        self._settings = target or Settings()
+        self._transport = Transport(self._settings)
 
     def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
-        Among `fields`, a medium may be a plain string when its suffix tells an image from a video.
+        Among `fields`, a medium may be a plain string when its suffix tells an image from a video, or bytes of a file,
+        or a PIL image: up to 1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault (or where the new tokens alone fill the context of the workers' model),
-        `IdempotencyConflict` when the key belongs to another job, and `QueueUnavailable` when Redis is away or refuses.
+        `UploadFailed` when a medium could not be uploaded, `IdempotencyConflict` when the key belongs to another job,
+        and `QueueUnavailable` when Redis is away or refuses.
         Where its answer was lost the job may run all the same: submit it again under the same key, and it runs once.
         """
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
-        envelope = enclose(job or build_job(fields))
+        envelope = enclose(job or build_job(self._with_references(fields)))
         owner_id, owner_fingerprint = self._transport.write_record(envelope)
         if owner_fingerprint != envelope.fingerprint:
             raise IdempotencyConflict(envelope.sealed.job.idempotency_key or "", owner_id)
@@ -59,6 +63,12 @@ class Client:
             with suppress(QueueUnavailable):
                 self._transport.confirm_published(envelope.job_id)
         return Job(envelope.job_id, self._transport)
+
+    def _with_references(self, fields: dict[str, Any]) -> dict[str, Any]:
+        media = fields.get("media")
+        if not isinstance(media, list | tuple):
+            return fields
+        return fields | {"media": [reference_of(m, i, self._settings) for i, m in enumerate(media)]}
 
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""

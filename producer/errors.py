@@ -4,7 +4,8 @@ KeyeError
 ├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
 ├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
 ├── IdempotencyConflict                     the key was used before, for another job
-└── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
+├── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
+└── UploadFailed         (ConnectionError)  a medium could not be put where KEYE_UPLOAD_PREFIX says; nothing was queued
 InvalidJob               (ValueError)       from `config.wire`: the job does not fit the schema; all faults listed
 JobFailed                                   from `config.outcome`: carries the `JobFailure`
 """
@@ -43,3 +44,11 @@ class IdempotencyConflict(KeyeError):
 class QueueUnavailable(KeyeError, ConnectionError):
     def __init__(self, action: str, cause: Exception) -> None:
         super().__init__(f"Redis could not {action} ({cause}). Check KEYE_REDIS_URL and that the server runs.")
+
+
+class UploadFailed(KeyeError, ConnectionError):
+    def __init__(self, index: int, prefix: str, reason: str) -> None:
+        super().__init__(
+            f"media.{index} could not be uploaded to {prefix} ({reason}). Check KEYE_UPLOAD_PREFIX, "
+            "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
+        )

@@ -18,7 +18,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "AnalysisJob Cancellation ChatMessage Client Content ErrorCode FramesDecoded GenerationOptions "
         "IdempotencyConflict ImagePart InvalidJob Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound "
         "JobResult JobState KeyeError PartialText Priority QueueUnavailable Settings Stage StageStarted TextGenerated "
-        "TextPart Thinking VideoPart"
+        "TextPart Thinking UploadFailed VideoPart"
     )
 
 

@@ -1,0 +1,90 @@
+"""Media held in memory: what becomes of bytes and pictures when they travel inside a job, and what is refused."""
+
+import base64
+import io
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from PIL import ExifTags, Image
+
+from config.job import MAX_INLINE_BYTES
+from config.settings import Settings
+from config.wire import InvalidJob
+from producer.client import Client
+from producer.errors import UploadFailed
+from producer.upload import reference_of
+
+
+def inline(medium: Any) -> tuple[str, str, bytes]:
+    """(type, MIME type, bytes) of what the job holds."""
+    part = reference_of(medium, 0, Settings())
+    head, _, payload = part["uri"].partition(";base64,")
+    return part["type"], head.removeprefix("data:"), base64.b64decode(payload)
+
+
+def opened(medium: Any) -> Image.Image:
+    return Image.open(io.BytesIO(inline(medium)[2]))
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "mime"),
+    [
+        (b"\xff\xd8\xff\xe0 photo", "image", "image/jpeg"),
+        (b"\x89PNG\r\n\x1a\n", "image", "image/png"),
+        (bytearray(b"RIFF\0\0\0\0WEBPVP8 "), "image", "image/webp"),
+        (memoryview(b"\0\0\0\x18ftypisom"), "video", "video/mp4"),
+        (b"\0\0\0\x18ftypavif", "image", "image/avif"),
+        (b"\x1aE\xdf\xa3", "video", "video/webm"),
+    ],
+)
+def test_small_files_travel_inside_the_job_as_they_are(content: Any, media_type: str, mime: str) -> None:
+    assert inline(content) == (media_type, mime, bytes(content))
+
+
+def test_pictures_travel_pixel_for_pixel_and_upright() -> None:
+    picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("RGB")
+    assert opened(picture).tobytes() == picture.tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    picture.save(file, "TIFF", exif=exif)
+    assert opened(Image.open(file)).tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "CMYK", "YCbCr", "HSV", "LAB", "F"])
+def test_pictures_of_every_mode_travel(mode: str) -> None:
+    assert opened(Image.new(mode, (30, 20))).size == (30, 20)
+
+
+def test_other_media_stay_as_they_are() -> None:
+    for medium in ("s3://bucket/cat.jpg", {"type": "image", "uri": "/a"}, None, 7):
+        assert reference_of(medium, 0, Settings()) is medium
+
+
+def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> None:
+    content = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)
+    with pytest.raises(InvalidJob, match=r"media\.1: has 1,048,579 bytes.*KEYE_UPLOAD_PREFIX.*give its URI"):
+        Client(Settings(upload_prefix=None)).submit(prompt="?", media=["/a.png", content])
+
+
+def test_bytes_of_nothing_known_are_refused() -> None:
+    for content in (b"", b"hello"):
+        with pytest.raises(InvalidJob, match=r"media\.0: begins like no image or video"):
+            reference_of(content, 0, Settings())
+
+
+def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
+    with pytest.raises(UploadFailed, match=r"pip install 'keye-worker\[upload\]'"):
+        reference_of(b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES), 0, Settings(upload_prefix="s3://uploads/here"))
+
+
+def test_bytes_travel_without_pillow_and_boto3() -> None:
+    code = (
+        "import sys; from producer.upload import reference_of; from config.settings import Settings;"
+        r"reference_of(b'\xff\xd8\xff', 0, Settings()); print({'PIL', 'boto3'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
