@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench damage
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -15,6 +15,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+damage: $(INSTALLED)
+	DAMAGED_FILES=500 $(BIN)/pytest -q -s tests/integration/test_damage.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -62,10 +62,19 @@ def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
     num_turns = 0
     if first.frame is not None:
         size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
+    if 0 in size:
+        raise MediaFault(
+            ErrorCode.MEDIA_CORRUPT, f"{name}: tells no size that can be, and none of its frames is whole."
+        )
     return Clip(name, file_format.name, file_format.demuxer, codec, index, size, num_turns)
 
 
 def damaged(name: str, format_name: str, error: av.FFmpegError) -> MediaFault:
+    if isinstance(error, MemoryError):
+        return MediaFault(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"{name}: takes more memory to decode than a decoder may have. Send a smaller one.",
+        )
     return MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: the {format_name} video is damaged ({error.strerror}).")
 
 
