@@ -60,6 +60,8 @@ def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
     if index is None:
         raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
     num_turns = 0
+    if first.frame is None and 0 in size:
+        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: none of its frames can be decoded.")
     if first.frame is not None:
         size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
     if 0 in size:

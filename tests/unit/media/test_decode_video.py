@@ -31,7 +31,6 @@ from worker.media.decoded import DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
 
-
 # Large frames are held by the integration tests, which have the time.
 SMALL = [name for name in CLIPS if "4k" not in name]
 
