@@ -1,5 +1,6 @@
 """The process that decodes. It opens nothing: it is handed open files, and memory for the pixels."""
 
+import gc
 import json
 import os
 import sys
@@ -60,7 +61,10 @@ class Worker:
 def serve(channel: Channel) -> None:
     """Decode what comes until the worker closes its end."""
     worker = Worker(channel)
+    gc.freeze()  # what is imported is never garbage
     while True:
+        # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
+        gc.collect()
         try:
             request, handle = channel.receive_file()
         except EOFError:
