@@ -183,6 +183,9 @@ def test_version_asked_for_is_the_one_fetched(store: "S3Client", limits: MediaLi
     store.put_object(Bucket="media", Key="photo.jpg", Body=b"second")
     assert fetch_one("s3://media/photo.jpg", limits, media_cache) == b"second"
     assert fetch_one(f"s3://media/photo.jpg?versionId={first}", limits, media_cache) == b"first"
+    for absent in ("no-version-at-all", "00000000-0000-4000-8000-000000000000"):
+        fault = fault_of(f"s3://media/photo.jpg?versionId={absent}", limits, media_cache)
+        assert fault.code is ErrorCode.MEDIA_NOT_FOUND
 
 
 @pytest.mark.usefixtures("store")
@@ -338,7 +341,9 @@ def test_worker_without_credentials_says_so(
 @pytest.mark.usefixtures("store")
 def test_store_that_refuses_access_is_forbidden(limits: MediaLimits, media_cache: MediaCache, moto: str) -> None:
     with checked_access(moto):
-        assert fault_of(PHOTO, limits, media_cache).code is ErrorCode.MEDIA_FORBIDDEN
+        fault = fault_of(PHOTO, limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_FORBIDDEN
+    assert "403 InvalidAccessKeyId" in fault.message
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO
+from http import HTTPStatus
+from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import boto3
 from botocore.config import Config
@@ -28,10 +29,16 @@ from worker.media.size_limit import check_size
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
+
+class _AskedVersion(TypedDict, total=False):
+    VersionId: str
+
+
 # How often an object may be replaced under our reading before we leave it to its writer.
 _MAX_TRIES = 3
 
-_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName", "404"}
+# InvalidArgument: no versionId looks like that.
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName", "InvalidArgument", "404"}
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "TooManyRequests", "InternalError"}
 
 
@@ -69,10 +76,14 @@ def _parse(uri: str, name: str) -> tuple[str, str, str]:
 
 
 def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) -> ObjectVersion:
-    if version_id:
-        head = client.head_object(Bucket=bucket, Key=key, VersionId=version_id)
-    else:
-        head = client.head_object(Bucket=bucket, Key=key)
+    version: _AskedVersion = {"VersionId": version_id} if version_id else {}
+    try:
+        head = client.head_object(Bucket=bucket, Key=key, **version)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NOT_FOUND:
+            # An answer to HEAD has no body, and so no reason. Whoever asks for a byte is told.
+            client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **version)["Body"].close()
+        raise
     return ObjectVersion(bucket, key, version_id, head["ETag"], head["ContentLength"])
 
 
