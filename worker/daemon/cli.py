@@ -66,6 +66,15 @@ def doctor(
 
 
 @app.command()
+def bench() -> None:
+    """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
+    from worker.daemon.bench import run_bench  # loads torch, which the supervisor must never do
+
+    for line in run_bench(read_settings()):
+        print(line, flush=True)
+
+
+@app.command()
 def demo() -> None:
     """Run real jobs through a broker, an S3 server and a worker of its own, on the CPU; saves demo.png."""
     # Not among the imports above: it plays producer and media store too, which no other command needs.

@@ -1,0 +1,160 @@
+"""Images a second and memory: the engine and plain `generate` on the same prompts, whoever asks for figures."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.engine.inbox import Generated, SamplingOptions
+from worker.engine.step_loop import Engine
+from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.processor import PreparedPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`seconds` for `num_images` images, and the most memory torch had allocated meanwhile (None on a CPU)."""
+
+    name: str
+    seconds: float
+    num_images: int
+    peak_bytes: int | None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_images / self.seconds
+
+
+def measure_generate(
+    name: str,
+    model: KeyeForConditionalGeneration,
+    prompts: Sequence[PreparedPrompt],
+    new_tokens: int,
+    *,
+    batch_size: int = 1,
+    attention: str = "sdpa",
+) -> Row:
+    """The plain approach: `generate` on one batch after the other. Prompts must be of equal length.
+
+    The model must not be an engine's.
+    """
+    model.config._attn_implementation = attention
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+
+    def run() -> None:
+        for batch in batches:
+            _generate(model, batch, new_tokens)
+
+    _generate(model, batches[0], 2)  # first calls load kernels
+    return _measured(name, run, len(prompts), model.device)
+
+
+def measure_engine(
+    name: str,
+    engine: Engine,
+    prompts: Sequence[PreparedPrompt],
+    new_tokens: int,
+    num_running: int,
+    device: torch.device,
+) -> Row:
+    """As many threads as jobs run at once, each handing in its next job when its last has ended."""
+    remaining = iter(prompts)
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                prompt = next(remaining, None)
+            if prompt is None:
+                return
+            answer(engine, prompt, new_tokens)
+
+    def run() -> None:
+        threads = [threading.Thread(target=work) for _ in range(num_running)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return _measured(name, run, len(prompts), device)
+
+
+def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
+    """One greedy generation. An engine whose processor has no end tokens writes exactly `new_tokens`."""
+    greedy = SamplingOptions(new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+    pending = engine.inbox.submit(prompt, greedy)
+    for _ in pending.deltas():
+        pass
+    return pending.generated
+
+
+def decode_seconds(generated: Generated) -> float:
+    """Seconds a step, of a generation that ran alone."""
+    assert generated.first_token_seconds is not None
+    decoding = generated.queued_seconds + generated.generate_seconds - generated.first_token_seconds
+    return decoding / (len(generated.token_ids) - 1)
+
+
+@torch.inference_mode()
+def encode_seconds(model: KeyeForConditionalGeneration, prompt: PreparedPrompt) -> float:
+    """Of the prompt's images, through tower and projector, the second time: first calls load kernels."""
+    assert prompt.pixel_values is not None
+    assert prompt.image_grid_thw is not None
+    for _ in range(2):
+        wait_for(model.device)
+        began = time.perf_counter()
+        model.get_image_features(prompt.pixel_values.to(model.device), prompt.image_grid_thw)
+        wait_for(model.device)
+    return time.perf_counter() - began
+
+
+def as_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of a Markdown table; the ratio is to the second row, half precision one image at a time."""
+    plain = rows[1].images_per_second
+    yield "| | s/image | images/s | ratio | memory |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f} GiB"
+        speed = row.images_per_second
+        yield f"| {row.name} | {1 / speed:.3f} | {speed:.2f} | {speed / plain:.2f} | {memory} |"
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measured(name: str, run: Callable[[], None], num_images: int, device: torch.device) -> Row:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    wait_for(device)
+    began = time.perf_counter()
+    run()
+    wait_for(device)
+    seconds = time.perf_counter() - began
+    peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Row(name, seconds, num_images, peak_bytes)
+
+
+def _generate(model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int) -> None:
+    batch: dict[str, Any] = {
+        "input_ids": torch.stack([prompt.input_ids for prompt in prompts]),
+        "position_ids": torch.stack([prompt.position_ids for prompt in prompts], dim=1),
+        "pixel_values": torch.cat([prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]),
+        "image_grid_thw": torch.cat([prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]),
+    }
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    model.generate(  # type: ignore[misc]
+        **batch,
+        attention_mask=torch.ones_like(batch["input_ids"]),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
