@@ -8,7 +8,9 @@ def record(job_id: str) -> str:
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
     attempts, max_attempts, token (fencing token of the newest claim), claimed_at, worker,
-    cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at.
+    cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
+    attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
+    due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit).
     """
     return f"{PREFIX}job:{job_id}"
 
@@ -24,7 +26,8 @@ def events(job_id: str) -> str:
 def leases() -> str:
     """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
 
-    Holds the running jobs, and those queued ones whose message is not known to be published yet.
+    Holds the running jobs, and those queued ones that need a message: not known to be published yet, or (then by the
+    time it is due) waiting for another attempt. The reaper looks after all that is overdue.
     """
     return f"{PREFIX}leases"
 

@@ -16,7 +16,8 @@ class JobState(StrEnum):
         return not LEGAL_MOVES[self]
 
 
-# RUNNING -> QUEUED: a dead worker's lease ran out, or a draining worker gave the job back.
+# RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a draining worker
+# gave the job back.
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.RUNNING: frozenset(

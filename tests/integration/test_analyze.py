@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,20 +23,22 @@ from redis import Redis
 from config import keys
 from config.error_codes import ErrorCode
 from config.event import EVENT, JobEnded, Stage, StageStarted
+from config.history import FailedAttempt
 from config.job import AnalysisJob
 from config.outcome import JobFailed, JobResult, ModelIdentity, WorkerIdentity
 from config.settings import Settings
 from config.state import JobState
 from config.topology import ANALYZE_TASK, QUEUE
 from config.wire import SealedJob, seal
-from producer import Client, Job
+from producer import Cancellation, Client, Job
 from tests.zoo import encode_clip, steady_times
+from worker.engine.inbox import GenerationFault, Inbox, PendingGeneration
 from worker.engine.step_loop import Engine
 from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from worker.media.prepare import DecoderPool, MediaCache, MediaFault, MediaLimits
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.results.event_writer import EventWriter
@@ -68,14 +70,33 @@ class FaultyProcessor(KeyeProcessor):
 
     gate = threading.Event()
     gate.set()
+    # What the next preparations raise, one each.
+    misfortunes: ClassVar[list[Exception]] = []
 
     def prepare(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
+        if self.misfortunes:
+            raise self.misfortunes.pop()
         last = messages[-1]["content"][-1]["text"]
         if last.startswith("break with "):
             raise FAULTS[last.removeprefix("break with ")](f"a secret in {last}")
         if last == "wait":
             assert self.gate.wait(30)
         return super().prepare(messages, *args, **kwargs)
+
+
+class FaultyInbox(Inbox):
+    """The engine's own, but on request its device has no memory left."""
+
+    misfortunes: ClassVar[list[Exception]] = []
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(inbox.max_tokens)
+        self._inbox = inbox
+
+    def submit(self, *args: Any, **kwargs: Any) -> PendingGeneration:
+        if self.misfortunes:
+            raise self.misfortunes.pop()
+        return self._inbox.submit(*args, **kwargs)
 
 
 @dataclass
@@ -126,7 +147,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     renewal.start()
     settlement = Settlement(redis, settings.result_ttl_seconds)
     bench = Workbench(
-        inbox=engine.inbox,
+        inbox=FaultyInbox(engine.inbox),
         processor=processor,
         sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
         media_limits=MediaLimits(
@@ -447,6 +468,51 @@ def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> 
         plant.celery_result(sealed.job_id).get(timeout=10)
 
 
+def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.", 0.3))
+    job = plant.client.submit(a_job())
+    wait_until(lambda: job.state is JobState.QUEUED and "due_at" in plant.record(job.id))
+    told = FailedAttempt.model_validate_json(plant.record(job.id)["attempt:1"])
+    assert (told.attempt, told.worker, told.stage) == (1, "here:1", Stage.PREPARE)
+    assert (told.code, told.message) == (ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.")
+    assert 0 < told.began_at <= told.ended_at <= float(plant.record(job.id)["due_at"]) - 0.3
+
+    result = finish_with_reaper(plant, job)
+    assert result.attempts == 2
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+    assert not result.warnings
+
+
+def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant: Plant) -> None:
+    path = plant.media / "large.png"
+    Image.new("RGB", (560, 560), "teal").save(path)
+    whole = plant.finish(plant.client.submit(prompt="what?", media=[str(path)], generation=briefly()))
+    FaultyInbox.misfortunes.append(GenerationFault(ErrorCode.OUT_OF_MEMORY, "too large"))
+    job = plant.client.submit(prompt="what?", media=[str(path)], generation=briefly())
+    wait_until(lambda: "due_at" in plant.record(job.id))
+
+    result = finish_with_reaper(plant, job)
+    assert 0 < result.usage.visual_tokens <= whole.usage.visual_tokens // 2
+    (warning,) = result.warnings
+    assert f"{result.usage.visual_tokens} visual tokens" in warning
+    assert "memory" in warning
+
+
+def test_cancelling_between_two_attempts_ends_the_job_for_good(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
+    job = plant.client.submit(a_job())
+    wait_until(lambda: "due_at" in plant.record(job.id))
+    assert job.cancel() is Cancellation.CANCELLED
+    assert plant.fail(job).code is ErrorCode.CANCELLED
+
+
+def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503."))
+    failed = plant.fail(plant.client.submit(a_job(max_attempts=1)))
+    assert failed.code is ErrorCode.MEDIA_UNREACHABLE
+    assert failed.failure.attempts == 1
+
+
 def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
     started = {type(step).__name__ for step in plant.worker.consumer.steps}
     assert "Tasks" in started
@@ -459,6 +525,17 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
     assert isinstance(dead.claim(QueuedJob.of(sealed), "worker-that-died"), Claimed)
     jobs = DeadWorkersJobs(plant.app, plant.settlement)
     return dead, Reaper(plant.leases, "reaper", jobs.publish, jobs.bury)
+
+
+def finish_with_reaper(plant: Plant, job: Job) -> JobResult:
+    """Its next attempt comes by a reaper, as any worker runs one."""
+    jobs = DeadWorkersJobs(plant.app, plant.settlement)
+    reaper = Reaper(plant.leases, "reaper", jobs.publish, jobs.bury)
+    reaper.start()
+    try:
+        return plant.finish(job)
+    finally:
+        reaper.stop()
 
 
 def endlessly() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from redis.exceptions import OutOfMemoryError
 from config import keys
 from config.error_codes import ErrorCode
 from config.event import EVENT, JobEnded, Stage
+from config.history import FailedAttempt
 from config.job import AnalysisJob
 from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
@@ -420,3 +421,65 @@ def test_outcome_is_written_once_a_full_server_has_room_again(
         redis.config_set("maxmemory", 0)
     settling.join(timeout=10)
     assert record(redis, lease.job_id)["state"] == JobState.FAILED
+
+
+def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    first = claim(store, sealed)
+    assert store.retry(first, a_failure(first), pause_seconds=0.2, max_visual_tokens=70) == "queued"
+
+    assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
+    assert store.claim(QueuedJob.of(sealed), "a stray message") == HeldElsewhere(), "not before it is due"
+    assert store.reap(sealed.job_id, "too early") is None
+    wait_until(lambda: store.overdue(10) == [sealed.job_id])
+    requeued = store.reap(sealed.job_id, "reaper")
+    assert isinstance(requeued, Requeued)
+    assert requeued.dead_worker is None
+    store.confirm_published(requeued)
+
+    second = claim(store, sealed, "worker-2")
+    assert (second.attempt, second.max_visual_tokens) == (2, 70)
+    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED, Stage.OPEN]
+
+
+def test_attempt_that_was_given_up_can_neither_settle_nor_be_queued_twice(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    assert store.retry(lease, a_failure(lease), 60, None) == "queued"
+    before = record(redis, lease.job_id)
+    assert store.retry(lease, a_failure(lease), 0, None) == "lost"
+    assert not settlement.settle(lease, a_failure(lease))
+    assert record(redis, lease.job_id) == before
+
+
+def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Settlement, redis: Redis) -> None:
+    lease = claim(store, a_job())
+    redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+    assert store.retry(lease, a_failure(lease), 60, None) == "cancelled"
+    assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
+
+
+def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
+    brief: LeaseStore, client: Redis, redis: Redis
+) -> None:
+    sealed = a_job(max_attempts=3)
+    EventWriter(client).stage(claim(brief, sealed, "dies"), Stage.FETCH)
+    wait_until(lambda: brief.overdue(10))
+    brief.reap(sealed.job_id, "reaper")
+    second = claim(brief, sealed, "fails")
+    brief.retry(second, a_failure(second, "it broke"), 0, None)
+    claim(brief, sealed, "dies too")
+    wait_until(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "reaper"), TakenOver)
+
+    fields = record(redis, sealed.job_id)
+    attempts = [FailedAttempt.model_validate_json(fields[f"attempt:{number}"]) for number in (1, 2, 3)]
+    assert [(a.attempt, a.worker, a.stage, a.code) for a in attempts] == [
+        (1, "dies", Stage.FETCH, ErrorCode.WORKER_LOST),
+        (2, "fails", Stage.DECODE, ErrorCode.INTERNAL),
+        (3, "dies too", Stage.OPEN, ErrorCode.WORKER_LOST),
+    ]
+    assert attempts[1].message == "it broke"
+    times = [moment for attempt in attempts for moment in (attempt.began_at, attempt.ended_at)]
+    assert times == sorted(times)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, cast
 from redis import Redis
 
 from config import keys
-from config.event import EVENT, FramesDecoded, Stage, StageStarted, TextGenerated
+from config.event import Stage
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
 from config.wire import SealedJob
@@ -36,7 +36,8 @@ class QueuedJob:
 class Claimed:
     """The right to settle one job, for as long as `token` is the record's newest. Times are the server's Unix seconds.
 
-    `submitted_at` is the producer's clock; it and `deadline_at` are None where unknown or unset.
+    `submitted_at` is the producer's clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is
+    set where an earlier attempt had more and did not fit into memory.
     """
 
     job_id: str
@@ -46,6 +47,7 @@ class Claimed:
     submitted_at: float | None
     deadline_at: float | None
     idempotency_key: str | None
+    max_visual_tokens: int | None = None
 
     @property
     def queued_seconds(self) -> float:
@@ -66,16 +68,19 @@ class AlreadySettled:
 
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
-    """Some worker is on it; if that worker dies, the reaper publishes the job again."""
+    """Some worker is on it, or its next attempt is not due yet; when it is, the reaper publishes the job again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """A dead worker's job, QUEUED again: it needs a message, and is reaped again if it gets none."""
+    """A QUEUED job that needs a message, and is reaped again if it gets none.
+
+    Its worker died, or (`dead_worker` is None) another attempt is due, or its producer died before it was published.
+    """
 
     job_id: str
     sealed_json: str
-    dead_worker: str
+    dead_worker: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ class TakenOver:
 
 
 Renewal = Literal["renewed", "cancelled", "lost"]
+Postponement = Literal["queued", "cancelled", "lost"]
 
 
 class LeaseStore:
@@ -103,6 +109,7 @@ class LeaseStore:
         self.lease_seconds = lease_seconds
         self._claim = load_script(redis, "claim")
         self._renew = load_script(redis, "renew")
+        self._retry = load_script(redis, "retry")
         self._reap = load_script(redis, "reap")
         self._published = load_script(redis, "published")
 
@@ -123,6 +130,18 @@ class LeaseStore:
         holders = [part for lease in leases for part in (lease.job_id, lease.token)]
         return list(self._renew(names, [self.lease_seconds, *holders])) if leases else []
 
+    def retry(
+        self, lease: Claimed, failure: JobFailure, pause_seconds: float, max_visual_tokens: int | None
+    ) -> Postponement:
+        """Give the lease up and queue the job for another attempt, `pause_seconds` from now at the earliest.
+
+        Where the caller has cancelled meanwhile ("cancelled") the lease is kept and the job is still to be settled.
+        """
+        told = (failure.stage.value, failure.code.value, failure.message)
+        limit = "" if max_visual_tokens is None else max_visual_tokens
+        answer = self._retry(_job_keys(lease.job_id), [lease.job_id, lease.token, pause_seconds, *told, limit])
+        return cast(Postponement, answer)
+
     def overdue(self, limit: int) -> list[str]:
         """Ids of jobs whose lease has ended, longest ago first."""
         seconds, microseconds = self.redis.time()
@@ -130,13 +149,13 @@ class LeaseStore:
         return cast(list[str], self.redis.zrangebyscore(keys.leases(), "-inf", now, start=0, num=limit))
 
     def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
-        """Take the job from its dead holder; None when the lease is not overdue (any more)."""
+        """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
         match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds]):
             case ["requeued", dead_worker, sealed_json]:
-                return Requeued(job_id, sealed_json, dead_worker)
-            case ["taken_over", dead_worker, sealed_json, cancel_requested, newest_event, *facts]:
+                return Requeued(job_id, sealed_json, dead_worker or None)
+            case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
                 lease = _claimed(job_id, facts, None)
-                return TakenOver(lease, sealed_json, dead_worker, _stage_of(newest_event), bool(cancel_requested))
+                return TakenOver(lease, sealed_json, dead_worker, Stage(stage), bool(cancel_requested))
             case _:
                 return None
 
@@ -149,20 +168,8 @@ def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
 
 
-def _stage_of(event_json: str) -> Stage:
-    match EVENT.validate_json(event_json) if event_json else None:
-        case StageStarted(stage=stage):
-            return stage
-        case FramesDecoded():
-            return Stage.DECODE
-        case TextGenerated():
-            return Stage.GENERATE
-        case _:
-            return Stage.OPEN
-
-
 def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Claimed:
-    token, attempt, now, submitted_at, deadline_at = facts
+    token, attempt, now, submitted_at, deadline_at, max_visual_tokens = facts
     return Claimed(
         job_id=job_id,
         token=int(token),
@@ -170,5 +177,6 @@ def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Clai
         claimed_at=float(now),
         submitted_at=float(submitted_at) if submitted_at else None,
         deadline_at=float(deadline_at) if deadline_at else None,
+        max_visual_tokens=int(max_visual_tokens) if max_visual_tokens else None,
         idempotency_key=idempotency_key,
     )

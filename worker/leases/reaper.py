@@ -1,4 +1,4 @@
-"""One thread per worker that puts jobs of dead workers back, or ends them where they may not run again."""
+"""One thread per worker that puts jobs of dead workers back, or ends them, and publishes those that are due again."""
 
 import logging
 import threading
@@ -50,7 +50,8 @@ class Reaper:
         for job_id in self._store.overdue(limit=MAX_JOBS_PER_PASS):
             match self._store.reap(job_id, self._worker):
                 case Requeued() as requeued:
-                    log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
+                    if requeued.dead_worker is not None:
+                        log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
                     self._publish(requeued)
                     self._store.confirm_published(requeued)
                 case TakenOver() as taken:

@@ -20,6 +20,7 @@ from worker.media.fault import MediaFault
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
 from worker.media.medium_name import name_medium
+from worker.media.retry_after import read_retry_after
 from worker.media.size_limit import check_size
 
 _MAX_REDIRECTS = 3
@@ -156,7 +157,7 @@ def _receive(
     max_bytes: int,
     media_cache: MediaCache,
 ) -> BinaryIO:
-    _check_status(response.status, name)
+    _check_status(response, name)
     copy = partial(_copy, response, name, ends_at, max_bytes)
     etag = response.getheader("ETag", "")
     if response.length is not None:
@@ -175,13 +176,15 @@ def _receive(
     return file
 
 
-def _check_status(status: int, name: str) -> None:
+def _check_status(response: http.client.HTTPResponse, name: str) -> None:
+    status = response.status
     if status == HTTPStatus.OK:
         return
     if status in _NOT_FOUND:
         raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
     if status in _PASSING or status >= 500:
-        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.")
+        retry_after = read_retry_after(response.getheader("Retry-After"))
+        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.", retry_after)
     raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from typing import Any
 
 from celery import Task, shared_task
@@ -18,6 +19,7 @@ from worker.leases.renewal import LeaseRenewal
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt, LeaseLost, Workbench
 from worker.tasks.fault import JobFault, explain, failure_of
+from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Analyst:
         self._name = f"{bench.worker.host}:{bench.worker.pid}"
 
     def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
-        """The job's outcome, written by this delivery or found written; None while another attempt has the job.
+        """The job's outcome, written by this delivery or found written; None where another attempt has it or is due.
 
         Raises Redis' own fault where it stayed away for longer than patience lasts.
         """
@@ -81,7 +83,33 @@ class Analyst:
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
                 outcome = failure_of(fault, attempt.stage, lease, opened.job)
+                failed = FailedTry(fault, lease.attempt, attempt.num_visual_tokens, attempt.seconds_to_deadline)
+                again = decide_retry(failed, opened.job, random.random())
+                if again is not None:
+                    return self._retry(lease, outcome, again)
             return self._settle(lease, outcome)
+
+    def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
+        match patiently(
+            lambda: self._leases.retry(lease, failure, again.pause_seconds, again.max_visual_tokens),
+            f"queueing job {lease.job_id} again",
+        ):
+            case "queued":
+                log.info(
+                    "job %s: attempt %d failed with %s, again in %.1f s",
+                    *(lease.job_id, lease.attempt, failure.code, again.pause_seconds),
+                )
+                return None
+            case "cancelled":
+                told = {
+                    "code": ErrorCode.CANCELLED,
+                    "message": "The caller cancelled the job while it ran.",
+                    "retryable": False,
+                }
+                return self._settle(lease, failure.model_copy(update=told))
+            case _:
+                log.warning("job %s: lease lost before it could be queued again", lease.job_id)
+                return None
 
     def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:
         if not self._settlement.settle(lease, outcome):

@@ -49,10 +49,14 @@ class Workbench:
 
 
 class Attempt:
-    """`run` belongs to the delivery's thread; `interrupt` may come from any other. `stage` is the one it is in."""
+    """`run` belongs to the delivery's thread; `interrupt` may come from any other.
+
+    `stage` is the one it is in, `num_visual_tokens` what the prompt holds once it is built.
+    """
 
     def __init__(self, bench: Workbench, job: AnalysisJob, lease: Claimed) -> None:
         self.stage = Stage.OPEN
+        self.num_visual_tokens = 0
         self._bench = bench
         self._job = job
         self._lease = lease
@@ -72,8 +76,9 @@ class Attempt:
         decoded = self._read_media(parts, budget) if parts else []
         with self._in_stage(Stage.PREPARE):
             prompt = self._prepare(parts, decoded, budget)
+            self.num_visual_tokens = prompt.num_visual_tokens
         seen = media_seen(decoded, prompt, self._bench.processor.image_processor)
-        warnings = thinning_warnings(seen, self._bench.media_limits.min_frames_per_second)
+        warnings = thinning_warnings(seen, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded  # its memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE):
             generated = self._generate(prompt)
@@ -102,6 +107,11 @@ class Attempt:
             warnings=warnings,
             metadata=self._job.metadata,
         )
+
+    @property
+    def seconds_to_deadline(self) -> float | None:
+        """From now; negative when it has passed."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
 
     def interrupt(self, reason: Renewal) -> None:
         """The lease is lost or the caller cancels: decoding and generating stop at once, other stages at their end."""
@@ -156,7 +166,18 @@ class Attempt:
         num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value)
         context = min(processor.config.max_position_embeddings, self._bench.inbox.max_tokens)
         room = context - job.generation.max_new_tokens - num_text_tokens
+        if self._lease.max_visual_tokens is not None:
+            room = min(room, self._lease.max_visual_tokens)
         return share_context(processor.image_processor, parts, room)
+
+    def _memory_warning(self) -> tuple[str, ...]:
+        limit = self._lease.max_visual_tokens
+        if limit is None:
+            return ()
+        return (
+            f"The media were shown with {self.num_visual_tokens} visual tokens, {limit} at most: with more of them the "
+            "attempt before did not fit into the device's memory. Send fewer, or lower max_pixels, max_frames or fps.",
+        )
 
     def _read_media(
         self, parts: Sequence[ImagePart | VideoPart], budget: VisualBudget

@@ -11,16 +11,25 @@ from worker.model.image_processing import UnusableImage
 
 
 class JobFault(Exception):
-    """The job cannot be answered, and it is known why; `partial` is what was written of an answer."""
+    """The job cannot be answered, and it is known why.
+
+    `partial` is what was written of an answer, `retry_after_seconds` what the other side asked to be left alone for.
+    """
 
     def __init__(
-        self, code: ErrorCode, message: str, media_index: int | None = None, partial: PartialText | None = None
+        self,
+        code: ErrorCode,
+        message: str,
+        media_index: int | None = None,
+        partial: PartialText | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.media_index = media_index
         self.partial = partial
+        self.retry_after_seconds = retry_after_seconds
 
 
 def explain(error: BaseException) -> JobFault:
@@ -29,7 +38,7 @@ def explain(error: BaseException) -> JobFault:
         case JobFault():
             return error
         case MediaFault():
-            return JobFault(error.code, error.message, error.media_index)
+            return JobFault(error.code, error.message, error.media_index, retry_after_seconds=error.retry_after_seconds)
         case GenerationFault():
             return JobFault(error.code, error.message)
         case TooLongForEngine():

@@ -1,15 +1,14 @@
 """Decoded media as the model takes them, and how much of them it has room for: the two variants differ in videos."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from config.job import ImagePart, VideoPart
 from worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
 from worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
 from worker.model.frame_similarity import tell_slow_from_fast
-from worker.model.visual_budget import VisualBudget
-from worker.model.visual_input import Image, Video
+from worker.model.visual_budget import VisualBudget, fit_image
+from worker.model.visual_input import Image, Size, Video
 
 if TYPE_CHECKING:
     from worker.model.processor import KeyeProcessor
@@ -17,8 +16,16 @@ if TYPE_CHECKING:
 
 def frame_fitter(processor: "KeyeProcessor", budget: VisualBudget) -> FitFrame:
     """The rule by which the decoder takes and sizes frames for this model and job."""
-    rule = fit_slow_fast_video if processor.config.splits_video_into_frames else fit_video
-    return partial(rule, processor.image_processor, budget.video_tokens)
+    images = processor.image_processor
+    fit_frames = fit_slow_fast_video if processor.config.splits_video_into_frames else fit_video
+
+    def fit(part: ImagePart | VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+        if isinstance(part, VideoPart):
+            return fit_frames(images, budget.video_tokens, part, num_frames, height, width)
+        size = fit_image(images, budget.image_tokens, part, height, width)
+        return 1, size, size
+
+    return fit
 
 
 def visual_inputs(
@@ -42,12 +49,8 @@ def visual_inputs(
 def _image_input(
     processor: "KeyeProcessor", part: ImagePart | VideoPart, medium: DecodedImage, max_tokens: int
 ) -> Image:
-    images = processor.image_processor
-    size = medium.original_size
-    if part.resized_height is not None and part.resized_width is not None:
-        size = (part.resized_height, part.resized_width)
-    most = min(part.max_pixels or images.max_pixels, max(max_tokens * images.factor**2, images.min_pixels))
-    return Image(medium.pixels, min(part.min_pixels or images.min_pixels, most), most, size)
+    height, width = fit_image(processor.image_processor, max_tokens, part, *medium.original_size)
+    return Image(medium.pixels, min_pixels=height * width, max_pixels=height * width, size=(height, width))
 
 
 def _video_input(medium: DecodedVideo) -> Video:

@@ -3,16 +3,17 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4.. fields and values of the record, used where there is none
--- Returns {"claimed", token, attempt, now, submitted_at, deadline_at}, {"settled", outcome} or {"held"}
+-- Returns {"claimed", token, attempt, now, submitted_at, deadline_at, max_visual_tokens}, {"settled", outcome} or
+-- {"held"}: by another worker, or back until its next attempt is due
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
-local state = redis.call("HGET", KEYS[1], "state")
-if not state then
+local record = redis.call("HMGET", KEYS[1], "state", "due_at")
+if not record[1] then
   redis.call("HSET", KEYS[1], unpack(ARGV, 4))
-elseif state == "RUNNING" then
+elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
-elseif state ~= "QUEUED" then
+elseif record[1] ~= "QUEUED" then
   return { "settled", redis.call("HGET", KEYS[1], "outcome") }
 end
 
@@ -22,5 +23,5 @@ redis.call("HSET", KEYS[1], "state", "RUNNING", "worker", ARGV[2], "claimed_at",
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
 redis.call("XADD", KEYS[2], "*", "event", started)
-local times = redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at")
-return { "claimed", token, attempt, string.format("%.6f", now), times[1] or "", times[2] or "" }
+local facts = redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at", "max_visual_tokens")
+return { "claimed", token, attempt, string.format("%.6f", now), facts[1] or "", facts[2] or "", facts[3] or "" }

@@ -4,8 +4,8 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds
--- Returns {"requeued", worker, sealed}, {"taken_over", worker, sealed, cancel_requested, newest event, token, attempts,
--- now, submitted_at, deadline_at} or {"kept"}
+-- Returns {"requeued", dead worker or "", sealed}, {"taken_over", worker, sealed, cancel_requested, stage, token,
+-- attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
@@ -15,20 +15,32 @@ if not ends_at or tonumber(ends_at) > now then
 end
 local record = redis.call(
   "HMGET", KEYS[1],
-  "state", "worker", "sealed", "attempts", "max_attempts", "submitted_at", "deadline_at", "cancel_requested"
+  "state", "worker", "sealed", "attempts", "max_attempts", "submitted_at", "deadline_at", "cancel_requested",
+  "claimed_at"
 )
 if record[1] == "QUEUED" then
   redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
-  return { "requeued", record[2], record[3] }
+  return { "requeued", "", record[3] }
 elseif record[1] ~= "RUNNING" then
   redis.call("ZREM", KEYS[3], ARGV[1])
   return { "kept" }
 end
 
+-- Where the dead worker was, from the last that it told.
+local stages = { frames = "decode", text = "generate" }
+local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)
+local event = newest[1] and cjson.decode(newest[1][2][2]) or {}
+local stage = event.stage or stages[event.type] or "open"
+
 local attempts, max_attempts = tonumber(record[4] or 0), tonumber(record[5] or 1)
 local cancel_requested = record[8] or ""
 local token = redis.call("HINCRBY", KEYS[1], "token", 1)
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
+-- A reaper that took the job over and died too is no attempt of its own.
+redis.call("HSETNX", KEYS[1], "attempt:" .. attempts, cjson.encode({
+  attempt = attempts, worker = record[2], began_at = tonumber(record[9]), ended_at = now,
+  stage = stage, code = "WORKER_LOST", message = "The worker died under the job.",
+}))
 if attempts < max_attempts and cancel_requested == "" then
   redis.call("HSET", KEYS[1], "state", "QUEUED")
   local queued = cjson.encode({ type = "stage", stage = "queued", attempt = attempts, at = now })
@@ -36,8 +48,7 @@ if attempts < max_attempts and cancel_requested == "" then
   return { "requeued", record[2], record[3] }
 end
 redis.call("HSET", KEYS[1], "worker", ARGV[2])
-local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)
 return {
-  "taken_over", record[2], record[3], cancel_requested, newest[1] and newest[1][2][2] or "",
-  token, attempts, string.format("%.6f", now), record[6], record[7],
+  "taken_over", record[2], record[3], cancel_requested, stage,
+  token, attempts, string.format("%.6f", now), record[6], record[7], "",
 }

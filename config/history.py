@@ -1,0 +1,17 @@
+"""What became of the attempts at a job before its last: one entry each, in the job's record."""
+
+from config.contract import Contract
+from config.error_codes import ErrorCode
+from config.event import Stage
+
+
+class FailedAttempt(Contract):
+    """An attempt that did not answer the job. Times are Unix seconds of the server's clock; `worker` is host:pid."""
+
+    attempt: int
+    worker: str
+    began_at: float
+    ended_at: float
+    stage: Stage
+    code: ErrorCode
+    message: str
