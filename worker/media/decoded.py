@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from config.job import VideoPart
+from config.job import ImagePart, VideoPart
 
 Size = tuple[int, int]  # height, width in pixels
 
-# (part, num_frames, height, width) to what the model takes of these frames: how many, at which size, and the size they
-# would have if nothing else were in the prompt. Its rule, not ours.
-FitFrame = Callable[[VideoPart, int, int, int], tuple[int, Size, Size]]
+# (part, num_frames, height, width) to what the model takes of these frames, or of the one of an image: how many, at
+# which size, and the size they would have if nothing else were in the prompt. Its rule, not ours.
+FitFrame = Callable[[ImagePart | VideoPart, int, int, int], tuple[int, Size, Size]]
 
 # Memory, uint8 of a shape, that a decoder writes its pixels to.
 NewPixels = Callable[[tuple[int, ...]], npt.NDArray[np.uint8]]
@@ -42,7 +42,11 @@ class VideoPlan:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`pixels` is uint8 [H, W, 3], upright, its transparent parts white; `original_size` is (height, width)."""
+    """`pixels` is uint8 [H, W, 3], upright, its transparent parts white.
+
+    `original_size` is that of the upright file: a photo may be decoded smaller, though never smaller than the model
+    reads it.
+    """
 
     pixels: npt.NDArray[np.uint8]
     original_size: Size

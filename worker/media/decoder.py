@@ -116,7 +116,7 @@ class Decoder:
             match self._next_message(order):
                 case {"frame": [done, total]}:
                     order.on_frame(done, total)
-                case {"fit": [num_frames, height, width]} if isinstance(order.part, VideoPart):
+                case {"fit": [num_frames, height, width]}:
                     try:
                         fit = order.fit_frame(order.part, num_frames, height, width)
                     except Exception:

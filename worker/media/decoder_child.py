@@ -38,7 +38,13 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def fit_frame(self, _part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+    def fit_image(self, height: int, width: int) -> Size:
+        _, size, _ = self.fit_frame(None, 1, height, width)
+        return size
+
+    def fit_frame(
+        self, _part: ImagePart | VideoPart | None, num_frames: int, height: int, width: int
+    ) -> tuple[int, Size, Size]:
         self._channel.send({"fit": [num_frames, height, width]})
         answer, _ = self._channel.receive_file()
         if answer["fit"] is None:
@@ -90,7 +96,7 @@ def _decode(request: Message, file: BinaryIO, worker: Worker) -> Message:
     part = _PARTS[request["part"]["type"]].model_validate_json(json.dumps({**request["part"], "uri": "file:"}))
     name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
     if isinstance(part, ImagePart):
-        image = decode_image(file, name, max_pixels, max_bytes, worker.new_pixels)
+        image = decode_image(file, name, max_pixels, max_bytes, worker.new_pixels, worker.fit_image)
         return {"image": _facts(image), "shape": image.pixels.shape}
     video = decode_video(
         file,

@@ -1,10 +1,11 @@
-"""How the context of a job is shared among its media. Which frames and sizes come of it: `frame_budget`."""
+"""How the context of a job is shared among its media, and images sized by it. Videos: see `frame_budget`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config.job import ImagePart, VideoPart
-from worker.model.image_processing import ImageProcessor
+from worker.model.image_processing import ImageProcessor, fit_size
+from worker.model.visual_input import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,15 @@ def share_context(images: ImageProcessor, parts: Sequence[ImagePart | VideoPart]
     ]
     num_videos = len(parts) - len(image_shares)
     return VisualBudget(share, max(num_tokens - sum(image_shares), 0) // max(num_videos, 1))
+
+
+def fit_image(images: ImageProcessor, max_tokens: int, part: ImagePart | VideoPart, height: int, width: int) -> Size:
+    """The (height, width) that a `height` x `width` image is resized to; `max_tokens` narrows the part's own limits.
+
+    Raises `UnusableImage` for an aspect ratio beyond the model's.
+    """
+    if part.resized_height is not None and part.resized_width is not None:
+        height, width = part.resized_height, part.resized_width
+    most = min(part.max_pixels or images.max_pixels, max(max_tokens * images.factor**2, images.min_pixels))
+    least = min(part.min_pixels or images.min_pixels, most)
+    return fit_size(height, width, factor=images.factor, min_pixels=least, max_pixels=most)

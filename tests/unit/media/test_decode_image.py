@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 from config.error_codes import ErrorCode
 from tests.zoo import draw_quarters, read_quarters
@@ -188,3 +188,32 @@ def write_png(width: int, height: int, rows: bytes, *, bit_depth: int, colour_ty
         for kind, content in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpeg_is_decoded_smaller_but_no_smaller_than_the_model_reads_it(orientation: int) -> None:
+    stored = STORED_AS[orientation](Image.fromarray(draw_quarters(1200, 1600)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO(encode(stored, "JPEG", exif=exif))
+    asked: list[tuple[int, int]] = []
+
+    def fit(height: int, width: int) -> tuple[int, int]:
+        asked.append((height, width))
+        return 476, 644
+
+    decoded = decode_image(file, "the picture", 10**7, 2**30, fit=fit)
+    assert asked == [(1200, 1600)]
+    assert decoded.original_size == (1200, 1600)
+    assert decoded.pixels.shape == (600, 800, 3)
+    assert read_quarters(decoded.pixels) == UPRIGHT
+    whole = Image.fromarray(decode_image(file, "the picture", 10**7, 2**30).pixels).resize((800, 600))
+    assert abs(decoded.pixels.astype(int) - np.asarray(whole)).mean() < 1
+
+
+def test_jpeg_that_the_model_reads_nearly_whole_is_decoded_whole() -> None:
+    file = io.BytesIO(encode(Image.fromarray(draw_quarters(1200, 1600)), "JPEG"))
+    assert decode_image(file, "the picture", 10**7, 2**30, fit=lambda _h, _w: (616, 812)).pixels.shape[:2] == (
+        1200,
+        1600,
+    )
