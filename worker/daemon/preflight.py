@@ -26,6 +26,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
         *check_media_roots(settings.media_roots),
+        check_media_cache(settings.cache_folder, settings.cache_bytes),
     ]
 
 
@@ -127,3 +128,17 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
         else:
             cure = "Create or mount it, or take it out of KEYE_MEDIA_ROOTS."
             yield Finding("media roots", Severity.FAULT, f"{root} is no folder that can be read", cure)
+
+
+def check_media_cache(folder: Path, max_bytes: int) -> Finding:
+    """A folder of our own that can be written, or made, with as much room as may be used."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    is_ours = there != folder or folder.stat().st_uid == os.geteuid()
+    if not (there.is_dir() and is_ours and os.access(there, os.W_OK | os.X_OK)):
+        cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
+        return Finding("media cache", Severity.FAULT, f"{folder} cannot be written by this user", cure)
+    room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
+    if room < max_bytes:
+        found = f"{folder} has room for {room / 2**30:.1f} GiB and may take {max_bytes / 2**30:.1f}"
+        return Finding("media cache", Severity.WARNING, found, "Lower KEYE_CACHE_BYTES or use another disk.")
+    return Finding("media cache", Severity.OK, f"{folder}, up to {max_bytes / 2**30:.1f} GiB")

@@ -16,6 +16,7 @@ from worker.daemon.preflight import (
     check_broker,
     check_broker_password,
     check_device,
+    check_media_cache,
     check_media_roots,
 )
 
@@ -41,7 +42,9 @@ def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
 
 
 def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: Path) -> None:
-    settings = Settings(redis_url=redis_url, model_path=CHECKPOINT, media_roots=(tmp_path,), device="cpu")
+    settings = Settings(
+        redis_url=redis_url, model_path=CHECKPOINT, media_roots=(tmp_path,), device="cpu", cache_bytes=2**20
+    )
     findings = check_before_start(settings, gpus=[])
     assert {finding.severity for finding in findings} == {Severity.OK}
 
@@ -101,6 +104,14 @@ def test_falling_back_to_the_cpu_beside_a_driver_is_warned_about(
 def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
     assert faults(list(check_media_roots([tmp_path, tmp_path / "clip.mp4"]))) == ["media roots"]
+
+
+def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        assert check_media_cache(folder, 2**20).severity is Severity.FAULT
+    assert check_media_cache(tmp_path / "new/folder", 2**20).severity is Severity.OK
+    assert check_media_cache(tmp_path / "new/folder", 2**60).severity is Severity.WARNING
 
 
 def test_checking_never_loads_torch(redis_url: str) -> None:
