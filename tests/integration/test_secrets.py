@@ -66,7 +66,6 @@ def test_secrets_are_found_in_the_job_alone(redis_url: str, redis: Redis, endpoi
         "KEYE_S3_ENDPOINT_URL": endpoint,
         "KEYE_S3_BUCKETS": "media",
         "KEYE_ALLOW_HTTPS": "true",
-        "KEYE_CACHE_FOLDER": str(tmp_path / "cache"),
     }
     with LocalWorker(redis_url, log, settings), Client(redis_url) as client:
         for uri, code in REFERENCES.items():

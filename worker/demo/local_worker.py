@@ -19,13 +19,21 @@ SMALL_KEYE = Path(__file__).parent / "checkpoint"
 
 
 class LocalWorker:
-    """Started on entering and ready when that returns; drained and gone on leaving. Its log goes to `log`."""
+    """Started on entering and ready when that returns; drained and gone on leaving.
+
+    Its log goes to `log`, what it downloads into a folder beside that.
+    """
 
     def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
         """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
         self.log = log
         self._redis_url = redis_url
-        chosen = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(SMALL_KEYE), "KEYE_DEVICE": "cpu"}
+        chosen = {
+            "KEYE_REDIS_URL": redis_url,
+            "KEYE_MODEL_PATH": str(SMALL_KEYE),
+            "KEYE_DEVICE": "cpu",
+            "KEYE_CACHE_FOLDER": str(log.absolute().parent / "cache"),
+        }
         self._environment = {**os.environ, **chosen, **settings}
 
     def __enter__(self) -> Self:
