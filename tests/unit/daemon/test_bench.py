@@ -1,0 +1,26 @@
+"""`keye-worker bench` on the smallest checkpoint there is; what its figures are depends on the machine."""
+
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from worker.daemon.bench import run_bench
+
+CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torchao, where it is installed, says to others
+def test_bench_prints_a_row_for_each_way_and_each_stage() -> None:
+    lines = list(run_bench(Settings(model_path=CHECKPOINT, device="cpu"), new_tokens=2))
+    assert lines[0] == "checkpoint in float32 on cpu"
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    assert {"`generate`, fused attention", "engine, 8 jobs", "engine, 64 jobs", "write a token"} <= rows.keys()
+    plain = [float(cell) for cell in rows["`generate`, fused attention"].split("|")[2:5]]
+    assert plain[0] == pytest.approx(1 / plain[1], rel=0.1)
+    assert plain[2] == 1
+
+
+def test_bench_without_a_checkpoint_says_what_to_set() -> None:
+    with pytest.raises(ValueError, match="Set it to a Keye-VL checkpoint folder"):
+        next(run_bench(Settings(model_path=None)))
