@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rich.console import Console
 
+from config.job import Content, GenerationOptions, Sampling
 from config.settings import Settings
 from config.wire import describe_faults
 from worker.daemon.doctor import examine
@@ -21,6 +23,7 @@ from worker.daemon.findings import Severity, as_message, as_table, select
 from worker.daemon.gpu_pinning import visible_gpus
 from worker.daemon.preflight import check_before_start
 from worker.daemon.supervisor import Supervisor
+from worker.media.fault import MediaFault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
 
@@ -72,6 +75,44 @@ def bench() -> None:
 
     for line in run_bench(read_settings()):
         print(line, flush=True)
+
+
+@app.command()
+def plan(
+    files: Annotated[list[Path], typer.Argument(help="images and videos of one job, in order")],
+    fps: Annotated[float | None, typer.Option(help="frames a second of videos")] = None,
+    content: Annotated[Content | None, typer.Option(help="what videos show, instead of fps")] = None,
+    sampling: Annotated[Sampling, typer.Option(help="which frames of videos are read")] = Sampling.EVEN,
+    start_seconds: Annotated[float | None, typer.Option(help="where videos are read from")] = None,
+    end_seconds: Annotated[float | None, typer.Option(help="where they are read to")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="most frames of a video")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="most pixels of an image or frame")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = GenerationOptions().max_new_tokens,
+    text_tokens: Annotated[int, typer.Option(help="about how long the question is")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell the frames, sizes, visual tokens and memory that files come to with KEYE_MODEL_PATH, without running it."""
+    from worker.daemon import planning
+    from worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
+
+    settings = read_settings()
+    try:
+        if settings.model_path is None:
+            raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
+        facts = CheckpointFacts.read(settings.model_path)
+        room = facts.context - max_new_tokens - text_tokens
+        asked = {"fps": fps, "content": content, "sampling": sampling, "max_frames": max_frames}
+        asked |= {"start_seconds": start_seconds, "end_seconds": end_seconds, "max_pixels": max_pixels}
+        planned = plan_media([part_of(path, **asked) for path in files], facts, room)
+    except ValidationError as error:
+        raise typer.BadParameter(describe_faults(error)) from None
+    except (OSError, KeyError, ValueError, MediaFault) as error:
+        logger.critical("%s", error)
+        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+    if as_json:
+        print(planning.as_json(planned, facts, room))
+    else:
+        Console().print(planning.as_table(planned, facts, room))
 
 
 @app.command()
