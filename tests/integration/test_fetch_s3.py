@@ -311,6 +311,25 @@ def test_store_that_sends_too_slowly_is_unreachable_in_time(
     assert "KEYE_MAX_FETCH_SECONDS" in fault.message
 
 
+def test_job_that_is_over_ends_its_download_at_once_and_nothing_of_it_is_kept(
+    store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
+) -> None:
+    class JobCancelled(Exception):
+        pass
+
+    def check() -> None:
+        if "GET" in road.requests:
+            raise JobCancelled
+
+    store.put_object(Bucket="media", Key="large.mp4", Body=LARGE)
+    road.troubles = deque(["drips"])
+    started_at = time.monotonic()
+    with pytest.raises(JobCancelled):
+        fetch([ImagePart(uri="s3://media/large.mp4")], limits, media_cache, check)
+    assert time.monotonic() - started_at < 2
+    assert not [path for path in (tmp_path / "cache").glob("*/*") if path.is_file()]
+
+
 def test_store_that_falls_silent_is_unreachable_when_the_timeout_ends(
     limits: MediaLimits, media_cache: MediaCache
 ) -> None:

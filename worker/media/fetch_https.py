@@ -4,7 +4,6 @@ import http.client
 import os
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -17,11 +16,10 @@ from urllib.parse import quote, urljoin, urlsplit
 from config.error_codes import ErrorCode
 from worker.media.address import resolve_public
 from worker.media.fault import MediaFault
-from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
-from worker.media.medium_name import name_medium
 from worker.media.retry_after import read_retry_after
 from worker.media.size_limit import check_size
+from worker.media.transfer import Transfer
 
 _MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 2**10
@@ -34,25 +32,24 @@ _NOT_FOUND = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def fetch_web(uri: str, limits: MediaLimits, max_bytes: int, media_cache: MediaCache) -> BinaryIO:
+def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
     """Open an `https:` address, after up to three redirects, each of them checked as the first address was.
 
     The file is kept where the server gives it a length and an ETag: with the address, they are its identity.
     """
     # The one the caller knows, in every message: redirects lead to addresses that are not theirs to see.
-    name = name_medium(uri)
-    ends_at = time.monotonic() + limits.max_fetch_seconds
+    name = transfer.name
     base = uri
     for _ in range(_MAX_REDIRECTS + 1):
         target = _parse(base, uri, name)
         addresses = resolve_public(target.host, target.port, name)
-        with _PinnedConnection(target, addresses, limits.fetch_timeout_seconds, ends_at) as connection:
-            with _told_as_faults(name, ends_at):
+        with _PinnedConnection(target, addresses, transfer) as connection:
+            with _told_as_faults(transfer):
                 connection.request("GET", target.path, headers=_HEADERS)
                 response = connection.getresponse()
             with response:
                 if response.status not in _REDIRECTS:
-                    return _receive(response, target, name, ends_at, max_bytes, media_cache)
+                    return _receive(response, target, transfer, media_cache)
                 base, uri = target.url, response.getheader("Location", "")
     raise MediaFault(
         ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects more than {_MAX_REDIRECTS} times. Send the last address."
@@ -97,13 +94,13 @@ def _invalid(name: str) -> MediaFault:
 class _PinnedConnection(http.client.HTTPSConnection):
     """Connects to one of `addresses`, whatever the name means by now; asks for the name, and verifies it, all the same.
 
-    At `ends_at` (time.monotonic) it breaks off: a timeout alone never ends an answer that comes byte by byte.
+    It breaks off when the transfer's time is over: a timeout alone never ends an answer that comes byte by byte.
     """
 
-    def __init__(self, target: _Target, addresses: list[str], timeout_seconds: float, ends_at: float) -> None:
-        super().__init__(target.host, target.port, timeout=timeout_seconds, context=_tls())
+    def __init__(self, target: _Target, addresses: list[str], transfer: Transfer) -> None:
+        super().__init__(target.host, target.port, timeout=transfer.timeout_seconds, context=_tls())
         self._addresses = addresses
-        self._ends_at = ends_at
+        self._transfer = transfer
         self._alarm: Timer | None = None
 
     def connect(self) -> None:
@@ -114,7 +111,7 @@ class _PinnedConnection(http.client.HTTPSConnection):
             suppress_ragged_eofs=False,  # what is cut off would pass for complete
         )
         self.sock = wire
-        self._alarm = Timer(max(0.0, self._ends_at - time.monotonic()), _break_off, [wire])
+        self._alarm = Timer(self._transfer.seconds_left, _break_off, [wire])
         self._alarm.daemon = True
         self._alarm.start()
         wire.do_handshake()
@@ -150,25 +147,20 @@ def _tls() -> ssl.SSLContext:
 
 
 def _receive(
-    response: http.client.HTTPResponse,
-    target: _Target,
-    name: str,
-    ends_at: float,
-    max_bytes: int,
-    media_cache: MediaCache,
+    response: http.client.HTTPResponse, target: _Target, transfer: Transfer, media_cache: MediaCache
 ) -> BinaryIO:
-    _check_status(response, name)
-    copy = partial(_copy, response, name, ends_at, max_bytes)
+    _check_status(response, transfer.name)
+    copy = partial(_copy, response, transfer)
     etag = response.getheader("ETag", "")
     if response.length is not None:
-        check_size(response.length, max_bytes, name)
+        check_size(response.length, transfer.max_bytes, transfer.name)
         # A weak ETag promises the same meaning, not the same bytes.
         if etag and not etag.startswith("W/"):
             return media_cache.open((target.url, etag, str(response.length)), response.length, copy)
     file = media_cache.scratch()
     try:
         copy(file.fileno())
-        check_size(os.fstat(file.fileno()).st_size, max_bytes, name)
+        check_size(os.fstat(file.fileno()).st_size, transfer.max_bytes, transfer.name)
         file.seek(0)
     except BaseException:
         file.close()
@@ -188,25 +180,27 @@ def _check_status(response: http.client.HTTPResponse, name: str) -> None:
     raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
 
 
-def _copy(response: http.client.HTTPResponse, name: str, ends_at: float, max_bytes: int, handle: int) -> None:
+def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -> None:
     num_promised = response.length
     num_bytes = 0
     with open(handle, "wb", closefd=False) as file:
         while True:
-            with _told_as_faults(name, ends_at):
+            with _told_as_faults(transfer):
                 chunk = response.read1(_CHUNK_BYTES)
                 if not chunk and num_promised is not None and num_bytes < num_promised:
                     raise ConnectionResetError
             if not chunk:
                 return
             num_bytes += len(chunk)
-            check_size(num_bytes, max_bytes, name)
+            check_size(num_bytes, transfer.max_bytes, transfer.name)
             file.write(chunk)
+            transfer.go_on()
 
 
 @contextmanager
-def _told_as_faults(name: str, ends_at: float) -> Iterator[None]:
+def _told_as_faults(transfer: Transfer) -> Iterator[None]:
     """For what waits for the server and touches nothing else."""
+    name = transfer.name
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -214,7 +208,8 @@ def _told_as_faults(name: str, ends_at: float) -> Iterator[None]:
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server cannot prove who it is ({error.verify_message})."
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        reason = f"did not answer or broke off ({type(error).__name__})"
-        if time.monotonic() >= ends_at:
-            reason = "did not send all of it in time (KEYE_MAX_FETCH_SECONDS)"
-        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server {reason}.") from None
+        if not transfer.seconds_left:
+            raise transfer.too_slow() from None
+        raise MediaFault(
+            ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server did not answer or broke off ({type(error).__name__})."
+        ) from None

@@ -1,7 +1,6 @@
 """Objects of S3 and its like, by way of the cache. Credentials as boto3 does; the download itself lives next door."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,9 +21,9 @@ from config.error_codes import ErrorCode
 from worker.media.fault import MediaFault
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
-from worker.media.medium_name import name_medium
 from worker.media.ranged_download import MAX_CONNECTIONS, ObjectChanged, ObjectVersion, RangedDownload
 from worker.media.size_limit import check_size
+from worker.media.transfer import Transfer
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -42,23 +41,22 @@ _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName",
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "TooManyRequests", "InternalError"}
 
 
-def fetch_object(uri: str, limits: MediaLimits, max_bytes: int, media_cache: MediaCache) -> BinaryIO:
+def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
     """Open `s3://bucket/key` (or `...?versionId=...`), downloaded unless the cache holds this very version of it."""
-    name = name_medium(uri)
+    name = transfer.name
     bucket, key, version_id = _parse(uri, name)
     if limits.s3_buckets and bucket not in limits.s3_buckets:
         raise MediaFault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS)."
         )
-    ends_at = time.monotonic() + limits.max_fetch_seconds
     with _told_as_faults(name):
-        client = _client(limits.s3_endpoint_url, limits.fetch_timeout_seconds)
+        client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
             found = _find_version(client, bucket, key, version_id)
-            check_size(found.num_bytes, max_bytes, name)
+            check_size(found.num_bytes, transfer.max_bytes, name)
             identity = (limits.s3_endpoint_url or "s3", bucket, key, version_id, found.etag, str(found.num_bytes))
             try:
-                return media_cache.open(identity, found.num_bytes, RangedDownload(client, found, ends_at, name))
+                return media_cache.open(identity, found.num_bytes, RangedDownload(client, found, transfer))
             except ObjectChanged:
                 continue
     raise MediaFault(
@@ -80,7 +78,7 @@ def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) ->
     try:
         head = client.head_object(Bucket=bucket, Key=key, **version)
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NOT_FOUND:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
             # An answer to HEAD has no body, and so no reason. Whoever asks for a byte is told.
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **version)["Body"].close()
         raise

@@ -1,5 +1,6 @@
 """The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from worker.media.fetch_s3 import fetch_object
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
 from worker.media.medium_name import name_medium
+from worker.media.transfer import Transfer
 
 __all__ = [
     "DecodedImage",
@@ -54,15 +56,21 @@ class FetchedMedium:
     file: BinaryIO
 
 
-def fetch(parts: Sequence[ImagePart | VideoPart], limits: MediaLimits, media_cache: MediaCache) -> list[FetchedMedium]:
+def fetch(
+    parts: Sequence[ImagePart | VideoPart],
+    limits: MediaLimits,
+    media_cache: MediaCache,
+    check: Callable[[], None] = _go_on,
+) -> list[FetchedMedium]:
     """Open every medium, in order; what lies on other machines is downloaded first, unless `media_cache` has it.
 
-    Raises `MediaFault` for the first that cannot be had. Hand the result to `decode`, which closes it.
+    `check` is called as pieces of a download come; what it raises ends the fetching. Raises `MediaFault` for the first
+    medium that cannot be had. Hand the result to `decode`, which closes it.
     """
     fetched: list[FetchedMedium] = []
     try:
         for part in parts:
-            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, media_cache)))
+            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, media_cache, check)))
     except BaseException as error:
         close(fetched)
         if isinstance(error, MediaFault):
@@ -118,21 +126,25 @@ def close(fetched: Sequence[FetchedMedium]) -> None:
         medium.file.close()
 
 
-def _open(part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache) -> BinaryIO:
+def _open(
+    part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache, check: Callable[[], None]
+) -> BinaryIO:
     max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
+    ends_at = time.monotonic() + limits.max_fetch_seconds
+    transfer = Transfer(name_medium(part.uri), max_bytes, limits.fetch_timeout_seconds, ends_at, check)
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
     match scheme:
         case "" | "file":
             return open_local(part.uri, limits.roots, max_bytes)
         case "s3":
-            return fetch_object(part.uri, limits, max_bytes, media_cache)
+            return fetch_object(part.uri, limits, transfer, media_cache)
         case "data":
             return open_inline(part.uri, max_bytes)
         case "https" if limits.allow_https:
-            return fetch_web(part.uri, limits, max_bytes, media_cache)
+            return fetch_web(part.uri, transfer, media_cache)
         case _:
             raise MediaFault(
                 ErrorCode.MEDIA_FORBIDDEN,
-                f"{name_medium(part.uri)}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
+                f"{transfer.name}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
                 "Put the file on S3 or below a media root.",
             )

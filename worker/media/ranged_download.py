@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from worker.media.transfer import Transfer
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -46,14 +44,13 @@ class ObjectChanged(Exception):
 class RangedDownload:
     """Called with a file's handle, it writes the whole object there.
 
-    Raises `ObjectChanged`, `MediaFault` when `ends_at` (time.monotonic) has come, or botocore's own errors.
+    Raises `ObjectChanged`, what `transfer.go_on` raises, or botocore's own errors.
     """
 
-    def __init__(self, client: "S3Client", version: ObjectVersion, ends_at: float, name: str) -> None:
+    def __init__(self, client: "S3Client", version: ObjectVersion, transfer: Transfer) -> None:
         self._client = client
         self._version = version
-        self._ends_at = ends_at
-        self._name = name
+        self._transfer = transfer
         self._given_up = threading.Event()
 
     def __call__(self, handle: int) -> None:
@@ -79,7 +76,7 @@ class RangedDownload:
                         start += num_written
                         if self._given_up.is_set():
                             return
-                        self._check_time()
+                        self._transfer.go_on()
                         if num_written < len(chunk):
                             break  # the disk is full, and says so at the next write
             except (HTTPClientError, IncompleteReadError):
@@ -108,10 +105,3 @@ class RangedDownload:
             response["Body"].close()
             raise ObjectChanged
         return response["Body"]
-
-    def _check_time(self) -> None:
-        if time.monotonic() >= self._ends_at:
-            raise MediaFault(
-                ErrorCode.MEDIA_UNREACHABLE,
-                f"{self._name}: its {self._version.num_bytes:,} bytes did not come in time (KEYE_MAX_FETCH_SECONDS).",
-            )

@@ -184,7 +184,7 @@ class Attempt:
     ) -> list[DecodedImage | DecodedVideo]:
         bench = self._bench
         with self._in_stage(Stage.FETCH):
-            fetched = fetch(parts, bench.media_limits, bench.media_cache)
+            fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
         with self._in_stage(Stage.DECODE):
             return decode(
                 parts,
