@@ -4,13 +4,15 @@ PREFIX = "keye:"
 
 
 def record(job_id: str) -> str:
-    """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds`.
+    """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED, as long as
+    a dead letter.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
     attempts, max_attempts, token (fencing token of the newest claim), claimed_at, worker,
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
-    due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit).
+    due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),
+    requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"
 
@@ -32,6 +34,12 @@ def leases() -> str:
     return f"{PREFIX}leases"
 
 
+def dead_letters() -> str:
+    """Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. Their records stay for
+    `dead_letter_ttl_seconds`, and so do the entries."""
+    return f"{PREFIX}dead"
+
+
 def reaper_turn() -> str:
     """String, the worker whose turn it is to look for overdue leases; expires before the next turn."""
     return f"{PREFIX}reaper-turn"
@@ -43,7 +51,7 @@ def cancellations() -> str:
 
 
 def idempotency(key: str) -> str:
-    """String, `job_id fingerprint` of the first job sent under this key; lives as long as that job's record."""
+    """String, `job_id fingerprint` of the first job sent under this key; expires `result_ttl_seconds` after its end."""
     return f"{PREFIX}idempotency:{key}"
 
 

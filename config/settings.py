@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     result_ttl_seconds: int = Field(
         default=86400, ge=60, description="how long an ended job and its outcome can be read"
     )
+    dead_letter_ttl_seconds: int = Field(
+        default=7 * 86400, ge=60, description="how long a failed job stays among the dead letters"
+    )
 
     model_path: Path | None = Field(default=None, description="folder of the Keye-VL checkpoint")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes the GPU where there is one")

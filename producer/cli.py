@@ -2,9 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import IntEnum
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,28 +13,11 @@ from pydantic import ValidationError
 from config.job import AnalysisJob, Priority, Thinking
 from config.outcome import JobFailed
 from config.wire import InvalidJob, describe_faults, schemas
-from producer.client import Client, build_job
-from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable
+from producer import dead_cli
+from producer.client import build_job
 from producer.job import Cancellation, Job
+from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected
 from producer.transcript import Transcript
-
-
-class ExitCode(IntEnum):
-    OK = 0
-    INVALID = 2  # also what typer exits with for wrong arguments
-    JOB_FAILED = 3
-    NOT_ENDED = 4
-    NOT_FOUND = 5
-    CONFLICT = 6
-    UNAVAILABLE = 7
-    TOO_LATE = 8
-
-
-EXIT_CODES = (
-    "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
-    "in time; 5 no such job; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
-    "8 too late to cancel, the job had ended."
-)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,11 +26,10 @@ app = typer.Typer(
     help="Send analysis jobs to Keye-VL workers and read their answers.",
     epilog=EXIT_CODES,
 )
+app.add_typer(dead_cli.app, name="dead")
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
-RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
 Timeout = Annotated[float | None, typer.Option(help="seconds to wait; default: as long as it takes")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -131,6 +112,14 @@ def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -
             raise typer.Exit(ExitCode.TOO_LATE)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def plan(context: typer.Context) -> None:
+    """Tell frames, sizes, tokens and memory that files would come to: `keye-worker plan`, where that is installed."""
+    if command := shutil.which("keye-worker", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
+        os.execv(command, [command, "plan", *context.args])
+    raise typer.BadParameter("keye plan needs the worker's packages: pip install 'keye-worker[worker]'")
+
+
 @app.command()
 def schema(
     folder: Annotated[Path | None, typer.Option("--write", help="write one file a schema into this folder")] = None,
@@ -163,29 +152,3 @@ def read_job(text: str) -> AnalysisJob:
         return AnalysisJob.model_validate_json(text)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
-
-
-@contextmanager
-def connected(redis_url: str | None) -> Iterator[Client]:
-    """A client for one command; every typed error becomes one line on standard error and an exit code."""
-    try:
-        with Client(redis_url) as client:
-            yield client
-    # ValueError: an invalid job, an odd Redis URL, a KEYE_* setting out of range.
-    except (KeyeError, ValueError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(exit_code_of(error)) from None
-
-
-def exit_code_of(error: Exception) -> ExitCode:
-    match error:
-        case JobNotEnded():
-            return ExitCode.NOT_ENDED
-        case JobNotFound():
-            return ExitCode.NOT_FOUND
-        case IdempotencyConflict():
-            return ExitCode.CONFLICT
-        case QueueUnavailable():
-            return ExitCode.UNAVAILABLE
-        case _:
-            return ExitCode.INVALID

@@ -9,6 +9,7 @@ from pydantic import SecretStr, ValidationError
 from config.job import AnalysisJob
 from config.settings import Settings
 from config.wire import InvalidJob, describe_faults
+from producer.dead_letters import DeadLetters
 from producer.envelope import enclose
 from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
 from producer.job import Job
@@ -76,6 +77,11 @@ class Client:
         if state is None:
             raise JobNotFound(job_id)
         return Job(job_id, self._transport)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The jobs that failed for good."""
+        return DeadLetters(self.submit, self._transport)
 
     def close(self) -> None:
         self._transport.close()

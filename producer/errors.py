@@ -2,6 +2,7 @@
 
 KeyeError
 ├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
+├── DeadLetterNotFound   (LookupError)      the job is unknown or did not fail, or its dead letter is gone
 ├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
 ├── IdempotencyConflict                     the key was used before, for another job
 ├── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
@@ -22,6 +23,14 @@ class JobNotFound(KeyeError, LookupError):
         super().__init__(
             f"There is no job {job_id!r}: it was never sent to this Redis, or its outcome has expired "
             "(KEYE_RESULT_TTL_SECONDS after its end)."
+        )
+
+
+class DeadLetterNotFound(KeyeError, LookupError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was requeued, "
+            "purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
         )
 
 

@@ -41,9 +41,9 @@ class Transport:
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
         )
-        self._submit, self._published, self._withdraw, self._cancel = (
+        self._submit, self._published, self._withdraw, self._cancel, self._purge = (
             self._redis.register_script((SCRIPTS / f"{name}.lua").read_text())
-            for name in ("submit", "published", "withdraw", "cancel")
+            for name in ("submit", "published", "withdraw", "cancel", "purge")
         )
         self._celery = publishing_app(settings)
 
@@ -103,6 +103,35 @@ class Transport:
         """The named fields of the job's record, None for what is not there."""
         with reaching_redis("read the job"):
             return tuple(cast(list[str | None], self._redis.hmget(keys.record(job_id), list(fields))))
+
+    def list_dead_letters(self, since: float) -> list[str]:
+        """Ids of jobs that failed at `since` (Unix seconds) or later, oldest first."""
+        with reaching_redis("list the dead letters"):
+            return cast(list[str], self._redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
+
+    def read_dead_letter(self, job_id: str) -> dict[str, str] | None:
+        """The whole record of a job that failed; None where there is no such dead letter."""
+        with reaching_redis("read the dead letter"), self._redis.pipeline() as reading:
+            reading.zscore(keys.dead_letters(), job_id)
+            reading.hgetall(keys.record(job_id))
+            score, record = reading.execute()
+        return record if score is not None and record else None
+
+    def close_dead_letter(self, job_id: str, requeued_as: str) -> None:
+        """The job was sent once more: its record goes as that of any ended job."""
+        with reaching_redis("close the dead letter"), self._redis.pipeline() as closing:
+            closing.zrem(keys.dead_letters(), job_id)
+            closing.hset(keys.record(job_id), "requeued_as", requeued_as)
+            closing.expire(keys.record(job_id), self._result_ttl_seconds)
+            closing.expire(keys.events(job_id), self._result_ttl_seconds)
+            closing.execute()
+
+    def purge_dead_letter(self, job_id: str, idempotency_key: str | None) -> None:
+        names = [keys.record(job_id), keys.events(job_id), keys.dead_letters()]
+        if idempotency_key is not None:
+            names.append(keys.idempotency(idempotency_key))
+        with reaching_redis("purge the dead letter"):
+            self._purge(keys=names, args=[job_id])
 
     def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent]]:
         """Events behind the entry `after`, with their entry ids; waits for the first one if `block_seconds` is set.

@@ -145,7 +145,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     leases = LeaseStore(redis, settings.lease_seconds)
     renewal = LeaseRenewal(leases)
     renewal.start()
-    settlement = Settlement(redis, settings.result_ttl_seconds)
+    settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
     bench = Workbench(
         inbox=FaultyInbox(engine.inbox),
         processor=processor,

@@ -34,6 +34,7 @@ from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
 
 TTL = 3600
+DEAD_LETTER_TTL = 9000
 BRIEF_LEASE_SECONDS = 0.3
 
 
@@ -56,7 +57,7 @@ def brief(client: Redis) -> LeaseStore:
 
 @pytest.fixture
 def settlement(client: Redis) -> Settlement:
-    return Settlement(client, TTL)
+    return Settlement(client, TTL, DEAD_LETTER_TTL)
 
 
 def a_job(**options: object) -> SealedJob:
@@ -161,8 +162,9 @@ def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
     assert last.state is JobState.FAILED
     assert last.at == pytest.approx(time.time(), abs=5)
     assert redis.zscore(keys.leases(), sealed.job_id) is None
-    for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("receipt-7")):
-        assert 0 < redis.ttl(key) <= TTL
+    assert TTL < redis.ttl(keys.record(sealed.job_id)) == redis.ttl(keys.events(sealed.job_id)) <= DEAD_LETTER_TTL
+    assert redis.zscore(keys.dead_letters(), sealed.job_id) == pytest.approx(last.at)
+    assert 0 < redis.ttl(keys.idempotency("receipt-7")) <= TTL
 
 
 def test_settling_leaves_an_idempotency_key_that_a_later_job_took(

@@ -41,8 +41,9 @@ from producer import (
     QueueUnavailable,
     Settings,
 )
-from producer.cli import ExitCode, app
+from producer.cli import app
 from producer.envelope import enclose
+from producer.shell import ExitCode
 from producer.transport import Transport
 from worker.leases.job_lease import LeaseStore, Requeued
 

@@ -82,7 +82,7 @@ class EngineStep(bootsteps.StartStopStep):
         patiently(lambda: redis.set(keys.context(), context), "telling producers the model's context")
         identity = _identity(served.device)
         leases = LeaseStore(redis, settings.lease_seconds)
-        settlement = Settlement(redis, settings.result_ttl_seconds)
+        settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
         dead_workers_jobs = DeadWorkersJobs(worker.app, settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine

@@ -10,11 +10,12 @@ from worker.leases.lua import load_script
 
 
 class Settlement:
-    """Settles jobs; an ended job can be read for `result_ttl_seconds`."""
+    """Settles jobs; an ended job can be read for `result_ttl_seconds`, a failed one for as long as a dead letter."""
 
-    def __init__(self, redis: Redis, result_ttl_seconds: int) -> None:
+    def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
         self._settle = load_script(redis, "settle")
         self._result_ttl_seconds = result_ttl_seconds
+        self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
     def settle(
         self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
@@ -23,8 +24,9 @@ class Settlement:
 
         Waits out an outage of Redis for `patience_seconds`, then raises its fault.
         """
-        names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
+        names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases(), keys.dead_letters()]
         if lease.idempotency_key is not None:
             names.append(keys.idempotency(lease.idempotency_key))
-        args = (lease.job_id, lease.token, outcome.state.value, outcome.model_dump_json(), self._result_ttl_seconds)
+        told = (outcome.state.value, outcome.model_dump_json())
+        args = (lease.job_id, lease.token, *told, self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         return bool(patiently(lambda: self._settle(names, args), f"settling job {lease.job_id}", patience_seconds))

@@ -1,0 +1,144 @@
+"""Jobs that failed for good: what each asked for, what went wrong in every attempt, and sending it once more."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from config.error_codes import ErrorCode
+from config.history import FailedAttempt
+from config.job import AnalysisJob
+from config.outcome import OUTCOME, JobFailure
+from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
+from producer.errors import DeadLetterNotFound
+from producer.job import Job
+from producer.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One failed job. `sealed` is its input as it was sent; `attempts` are in order, the last that of `failure`.
+
+    `ended_at` is in Unix seconds.
+    """
+
+    job_id: str
+    sealed: Any
+    failure: JobFailure
+    attempts: tuple[FailedAttempt, ...]
+    ended_at: float
+
+    @property
+    def job(self) -> AnalysisJob:
+        """What was asked. Raises `InvalidJob` or `UnknownSchemaVersion` where the job failed for being unreadable."""
+        return open_sealed(self.sealed).job
+
+
+class DeadLetters:
+    """The dead letters of one Redis; each is kept for KEYE_DEAD_LETTER_TTL_SECONDS."""
+
+    def __init__(self, submit: Callable[[AnalysisJob], Job], transport: Transport) -> None:
+        self._submit = submit
+        self._transport = transport
+
+    def find(self, job_id: str) -> DeadLetter:
+        """Raises `DeadLetterNotFound`."""
+        record = self._transport.read_dead_letter(job_id)
+        if record is None:
+            raise DeadLetterNotFound(job_id)
+        return _letter(job_id, record)
+
+    def select(self, codes: Iterable[ErrorCode] = (), since_seconds: float | None = None) -> Iterator[DeadLetter]:
+        """Oldest first: those with one of `codes` (none means any) that ended within the last `since_seconds`."""
+        wanted = frozenset(codes)
+        since = 0.0 if since_seconds is None else time.time() - since_seconds
+        for job_id in self._transport.list_dead_letters(since):
+            record = self._transport.read_dead_letter(job_id)
+            if record is None:
+                continue
+            letter = _letter(job_id, record)
+            if not wanted or letter.failure.code in wanted:
+                yield letter
+
+    def requeue(self, letter: DeadLetter, max_pixels: int | None = None, fps: float | None = None) -> Job:
+        """Send the job once more, as a new one, with `max_pixels` for every medium and `fps` for every video.
+
+        The letter leaves the list, and its record names the new job in `requeued_as`. Cut off in between, the call can
+        be repeated: the job is queued once. Raises what `Client.submit` raises, and `InvalidJob` for odd options.
+        """
+        # The first job's key would lead back to its failure.
+        changed = change_media(letter.job, max_pixels, fps).model_copy(
+            update={"idempotency_key": f"requeued:{letter.job_id}"}
+        )
+        job = self._submit(changed)
+        self._transport.close_dead_letter(letter.job_id, job.id)
+        return job
+
+    def purge(self, letter: DeadLetter) -> None:
+        """Forget the job at once: its input, its failure, and that there ever was one."""
+        try:
+            idempotency_key = letter.job.idempotency_key
+        except (InvalidJob, UnknownSchemaVersion):
+            idempotency_key = None
+        self._transport.purge_dead_letter(letter.job_id, idempotency_key)
+
+
+def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) -> AnalysisJob:
+    """The job with other limits on its media; limits that contradict the new ones go. Raises `InvalidJob`."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        if max_pixels is not None and part["type"] in ("image", "video"):
+            part |= {"max_pixels": max_pixels, "resized_height": None, "resized_width": None}
+            if part["min_pixels"] is not None and part["min_pixels"] > max_pixels:
+                part["min_pixels"] = None
+        if fps is not None and part["type"] == "video":
+            part |= {"fps": fps, "content": None}
+        return part
+
+    fields = job.model_dump(mode="json")
+    fields["media"] = [change(part) for part in fields["media"]]
+    for message in fields["messages"] or ():
+        if not isinstance(message["content"], str):
+            message["content"] = [change(part) for part in message["content"]]
+    try:
+        return AnalysisJob.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidJob(describe_faults(error)) from None
+
+
+def describe_job(letter: DeadLetter) -> str:
+    """The prompt and the media in a line; what cannot be read says so."""
+    try:
+        job = letter.job
+    except (InvalidJob, UnknownSchemaVersion) as unreadable:
+        return f"unreadable: {unreadable}"
+    uris = [part.uri if len(part.uri) < 200 else f"{part.uri[:40]}..." for part in job.all_media()]
+    return " ".join([json.dumps(job.prompt, ensure_ascii=False) if job.prompt else "(chat messages)", *uris])
+
+
+def _letter(job_id: str, record: Mapping[str, str]) -> DeadLetter:
+    failure = OUTCOME.validate_json(record["outcome"])
+    assert isinstance(failure, JobFailure)
+    ended_at = float(record["ended_at"])
+    told = {
+        attempt.attempt: attempt
+        for attempt in (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
+    }
+    # The attempt that settled the job wrote the outcome instead.
+    told.setdefault(
+        failure.attempts,
+        FailedAttempt(
+            attempt=failure.attempts,
+            worker=record["worker"],
+            began_at=float(record["claimed_at"]),
+            ended_at=ended_at,
+            stage=failure.stage,
+            code=failure.code,
+            message=failure.message,
+        ),
+    )
+    attempts = tuple(told[number] for number in sorted(told))
+    return DeadLetter(job_id, json.loads(record["sealed"]), failure, attempts, ended_at)

@@ -1,0 +1,65 @@
+"""What every `keye` command shares: its common options, the connection, and the exit code of each error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated
+
+import typer
+
+from producer.client import Client
+from producer.errors import (
+    DeadLetterNotFound,
+    IdempotencyConflict,
+    JobNotEnded,
+    JobNotFound,
+    KeyeError,
+    QueueUnavailable,
+)
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    INVALID = 2  # also what typer exits with for wrong arguments
+    JOB_FAILED = 3
+    NOT_ENDED = 4
+    NOT_FOUND = 5
+    CONFLICT = 6
+    UNAVAILABLE = 7
+    TOO_LATE = 8
+
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
+    "in time; 5 no such job; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
+    "8 too late to cancel, the job had ended."
+)
+
+RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@contextmanager
+def connected(redis_url: str | None) -> Iterator[Client]:
+    """A client for one command; every typed error becomes one line on standard error and an exit code."""
+    try:
+        with Client(redis_url) as client:
+            yield client
+    # ValueError: an invalid job, an odd Redis URL, a KEYE_* setting out of range.
+    except (KeyeError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(exit_code_of(error)) from None
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    match error:
+        case JobNotEnded():
+            return ExitCode.NOT_ENDED
+        case JobNotFound() | DeadLetterNotFound():
+            return ExitCode.NOT_FOUND
+        case IdempotencyConflict():
+            return ExitCode.CONFLICT
+        case QueueUnavailable():
+            return ExitCode.UNAVAILABLE
+        case _:
+            return ExitCode.INVALID

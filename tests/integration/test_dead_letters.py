@@ -1,0 +1,184 @@
+"""Jobs that failed for good, as the operator finds them: through the real scripts, the real client and `keye dead`."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.outcome import JobFailure
+from config.wire import open_sealed
+from producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
+from producer.cli import app
+from producer.dead_letters import DeadLetter, change_media
+from producer.errors import DeadLetterNotFound
+from producer.shell import ExitCode
+from worker.leases.connection import connect
+from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from worker.results.settlement import Settlement
+
+RESULT_TTL, DEAD_LETTER_TTL = 3600, 9000
+CLIP = {"type": "video", "uri": "s3://clips/1", "content": "action", "min_pixels": 90_000}
+PHOTO = {"type": "image", "uri": "/photos/1.jpg", "resized_height": 700, "resized_width": 700}
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+def run(worker: Redis, job: Job) -> Claimed:
+    sealed = open_sealed(json.loads(worker.hget(keys.record(job.id), "sealed")))
+    claimed = LeaseStore(worker, lease_seconds=30).claim(QueuedJob.of(sealed), "gpu-1:7")
+    assert isinstance(claimed, Claimed)
+    return claimed
+
+
+def fail(worker: Redis, job: Job, code: ErrorCode = ErrorCode.OUT_OF_MEMORY) -> None:
+    lease = run(worker, job)
+    failure = JobFailure(
+        job_id=job.id, code=code, message="It broke.", stage=Stage.GENERATE, retryable=True, attempts=lease.attempt
+    )
+    assert Settlement(worker, RESULT_TTL, DEAD_LETTER_TTL).settle(lease, failure)
+
+
+def ids(letters: Iterator[DeadLetter]) -> list[str]:
+    return [letter.job_id for letter in letters]
+
+
+def test_failed_job_lies_there_with_its_input_its_failure_and_every_attempt(client: Client, worker: Redis) -> None:
+    job = client.submit(prompt="how many?", media=[CLIP], metadata={"order": 7})
+    first = run(worker, job)
+    failure = JobFailure(
+        job_id=job.id, code="MEDIA_UNREACHABLE", message="Away.", stage=Stage.FETCH, retryable=True, attempts=1
+    )
+    LeaseStore(worker, 30).retry(first, failure, 0, None)
+    fail(worker, job)
+
+    letter = client.dead_letters.find(job.id)
+    assert letter.job.metadata == {"order": 7}
+    assert letter.failure.code is ErrorCode.OUT_OF_MEMORY
+    assert [(a.attempt, a.worker, a.stage, a.code, a.message) for a in letter.attempts] == [
+        (1, "gpu-1:7", Stage.FETCH, ErrorCode.MEDIA_UNREACHABLE, "Away."),
+        (2, "gpu-1:7", Stage.GENERATE, ErrorCode.OUT_OF_MEMORY, "It broke."),
+    ]
+    assert letter.attempts[0].ended_at <= letter.attempts[1].began_at <= letter.attempts[1].ended_at == letter.ended_at
+
+
+def test_only_failed_jobs_are_dead_letters(client: Client, worker: Redis) -> None:
+    cancelled, waiting = client.submit(prompt="a"), client.submit(prompt="b")
+    cancelled.cancel()
+    late = client.submit(prompt="c", deadline_seconds=60)
+    fail(worker, late, ErrorCode.DEADLINE_EXCEEDED)
+    assert ids(client.dead_letters.select()) == []
+    for job in (cancelled, waiting, late):
+        with pytest.raises(DeadLetterNotFound, match=job.id):
+            client.dead_letters.find(job.id)
+
+
+def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) -> None:
+    jobs = [client.submit(prompt="?") for _ in range(3)]
+    codes = (ErrorCode.INTERNAL, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL)
+    for job, code in zip(jobs, codes, strict=True):
+        fail(worker, job, code)
+    worker.zincrby(keys.dead_letters(), -7200, jobs[0].id)
+
+    everything = [job.id for job in jobs]
+    assert ids(client.dead_letters.select()) == everything
+    assert ids(client.dead_letters.select([ErrorCode.INTERNAL])) == [everything[0], everything[2]]
+    assert ids(client.dead_letters.select(since_seconds=3600)) == everything[1:]
+    assert ids(client.dead_letters.select([ErrorCode.INTERNAL], since_seconds=3600)) == everything[2:]
+
+
+def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Redis) -> None:
+    old, new = client.submit(prompt="old"), client.submit(prompt="new")
+    fail(worker, old)
+    worker.zincrby(keys.dead_letters(), -DEAD_LETTER_TTL, old.id)
+    fail(worker, new)
+    assert ids(client.dead_letters.select()) == [new.id]
+
+
+def test_requeued_letter_is_a_new_job_with_the_changed_options(client: Client, worker: Redis) -> None:
+    old = client.submit(prompt="how many?", media=[CLIP, PHOTO], idempotency_key="k", metadata={"order": 7})
+    fail(worker, old)
+    letter = client.dead_letters.find(old.id)
+    new = client.dead_letters.requeue(letter, max_pixels=50_000, fps=0.5)
+
+    assert new.id != old.id
+    assert new.state is JobState.QUEUED
+    asked = open_sealed(json.loads(worker.hget(keys.record(new.id), "sealed"))).job
+    clip, photo = asked.media
+    assert (clip.max_pixels, clip.min_pixels, clip.fps, clip.content) == (50_000, None, 0.5, None)
+    assert (photo.max_pixels, photo.resized_height) == (50_000, None)
+    assert (asked.prompt, asked.metadata) == ("how many?", {"order": 7})
+    with pytest.raises(JobFailed):
+        old.result()
+    assert ids(client.dead_letters.select()) == []
+    assert worker.hget(keys.record(old.id), "requeued_as") == new.id
+    assert 0 < worker.ttl(keys.record(old.id)) <= 86400
+    assert client.dead_letters.requeue(letter, max_pixels=50_000, fps=0.5).id == new.id, "cut off and repeated"
+
+
+def test_media_of_chat_messages_are_changed_too_and_odd_options_are_refused() -> None:
+    turns = [{"role": "user", "content": [CLIP, {"type": "text", "text": "and?"}]}]
+    chat = AnalysisJob.model_validate({"messages": turns})
+    (clip,) = change_media(chat, None, 4.0).all_media()
+    assert clip.fps == 4.0
+    assert change_media(chat, None, None) == chat
+    with pytest.raises(InvalidJob, match="fps"):
+        change_media(chat, None, 1000.0)
+
+
+def test_purged_job_is_gone_and_its_key_is_free(client: Client, worker: Redis) -> None:
+    job = client.submit(prompt="secret", idempotency_key="k")
+    fail(worker, job)
+    client.dead_letters.purge(client.dead_letters.find(job.id))
+    with pytest.raises(JobNotFound):
+        client.find(job.id)
+    assert not worker.exists(keys.record(job.id), keys.events(job.id), keys.dead_letters())
+    assert client.submit(prompt="secret", idempotency_key="k").id != job.id
+
+
+def test_keye_dead_lists_shows_requeues_and_purges(client: Client, worker: Redis, redis_url: str) -> None:
+    def keye(*arguments: str) -> tuple[int, str]:
+        told = CliRunner().invoke(app, ["dead", *arguments, "--redis-url", redis_url])
+        return told.exit_code, told.output
+
+    big, odd, other = (client.submit(prompt=prompt, media=["s3://clips/7.mp4"]) for prompt in ("big", "odd", "other"))
+    fail(worker, big, ErrorCode.OUT_OF_MEMORY)
+    fail(worker, odd, ErrorCode.MEDIA_CORRUPT)
+    fail(worker, other, ErrorCode.INTERNAL)
+
+    code, listed = keye("list", "--since", "1h", "--code", "OUT_OF_MEMORY", "--code", "INTERNAL")
+    assert code == ExitCode.OK
+    assert [line.split()[0] for line in listed.splitlines()] == [big.id, other.id]
+    assert "OUT_OF_MEMORY in generate: It broke." in listed
+    code, shown = keye("show", big.id)
+    assert '"big" s3://clips/7.mp4' in shown
+    assert "attempt 1: " in shown
+    assert "gpu-1:7, in stage generate" in shown
+    code, shown = keye("show", big.id, "--json")
+    assert json.loads(shown)["sealed"]["job"]["prompt"] == "big"
+
+    code, requeued = keye("requeue", "--code", "OUT_OF_MEMORY", "--max-pixels", "100000", "--fps", "1")
+    assert code == ExitCode.OK
+    old_id, _, new_id = requeued.split()
+    assert (old_id, client.find(new_id).state) == (big.id, JobState.QUEUED)
+    assert keye("purge", odd.id) == (ExitCode.OK, f"{odd.id}\n")
+    assert keye("show", odd.id)[0] == ExitCode.NOT_FOUND
+    assert keye("purge")[0] == ExitCode.INVALID
+    assert keye("purge", other.id, "--all")[0] == ExitCode.INVALID
+    assert keye("list", "--since", "yesterday")[0] == ExitCode.INVALID
+    assert keye("purge", "--all") == (ExitCode.OK, f"{other.id}\n")
+    assert keye("list") == (ExitCode.OK, "")
