@@ -44,7 +44,7 @@ class MediaCache:
 
         Whatever `download` raises passes through, and nothing of it is kept.
         """
-        name = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+        name = hashlib.sha256(repr(identity).encode()).hexdigest()
         whole, partial = self._whole / name, self._partial / name
         while True:
             with suppress(FileNotFoundError):
