@@ -1,6 +1,7 @@
 """Paged attention for CUDA where `varlen_attn` has no block tables yet: FlexAttention decodes over the blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,9 +10,16 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
 from worker.model.varlen_attention import GatheredPrompts, num_single_queries
 
-# Compiled once for each power of two of sequences. Shapes that may vary would share one kernel, and how many parts a
-# sequence is shared out in would then be what suits the first batch it met.
-_compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """Compiled when first asked for: a worker on the CPU should not load the compiler.
+
+    Once for each power of two of sequences. Shapes that may vary would share one kernel, and how many parts a
+    sequence is shared out in would then be what suits the first batch it met.
+    """
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return compiled
 
 
 class FlexForm:
@@ -57,10 +65,8 @@ class _Decoding:
         key, value = (paged.flatten(0, 1).transpose(0, 1).unsqueeze(0) for paged in (keys, values))
         # Contiguous, because other strides would be compiled for anew.
         padded = torch.nn.functional.pad(query, (0, 0, 0, 0, 0, self._num_nobodys)).contiguous()
-        output = _compiled_flex_attention(
-            padded.unsqueeze(2), key, value, block_mask=self._mask, scale=scaling, enable_gqa=True
-        )
-        assert isinstance(output, Tensor)
+        attend = _compiled_flex_attention()
+        output = attend(padded.unsqueeze(2), key, value, block_mask=self._mask, scale=scaling, enable_gqa=True)
         return output[: self.num_queries].squeeze(2)
 
 
