@@ -22,6 +22,7 @@ from worker.media.fault import MediaFault
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
 from worker.media.ranged_download import MAX_CONNECTIONS, ObjectChanged, ObjectVersion, RangedDownload
+from worker.media.retry_after import read_retry_after
 from worker.media.size_limit import check_size
 from worker.media.transfer import Transfer
 
@@ -108,7 +109,9 @@ def _fault_of_answer(error: ClientError, name: str) -> MediaFault:
     reason = error.response.get("Error", {}).get("Code", "unknown")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if reason in _PASSING or status >= 500 or status == 429:
-        return MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store answered {status} {reason}.")
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        retry_after = read_retry_after(headers.get("retry-after"))
+        return MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store answered {status} {reason}.", retry_after)
     if reason in _NOT_FOUND or status == 404:
         return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
     return MediaFault(
