@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import engine, pipeline, precision
+from benchmarks import engine, handover, pipeline, precision
 from benchmarks.machine import describe_machine
 
-BENCHMARKS = {"engine": engine.run, "pipeline": pipeline.run, "precision": precision.run}
+BENCHMARKS = {"handover": handover.run, "engine": engine.run, "pipeline": pipeline.run, "precision": precision.run}
 
 print(f"Measured on: {describe_machine()}\n")
 for name in sys.argv[1:] or BENCHMARKS:
