@@ -28,10 +28,28 @@ def events(job_id: str) -> str:
 def leases() -> str:
     """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
 
-    Holds the running jobs, and those queued ones that need a message: not known to be published yet, or (then by the
-    time it is due) waiting for another attempt. The reaper looks after all that is overdue.
+    Holds the running jobs, and those that need a message: queued ones that are not known to be published yet, or (then
+    by the time it is due) wait for another attempt, and ones that ended while they waited, for whose Celery result a
+    worker must hear of it. The reaper looks after all that is overdue.
     """
     return f"{PREFIX}leases"
+
+
+def queued(priority: str) -> str:
+    """Sorted set of the queued jobs whose message is known to be published, by when, Unix seconds of the server's
+    clock. One for each priority, as Celery keeps its messages."""
+    return f"{PREFIX}queued:{priority}"
+
+
+def taken() -> str:
+    """Hash, for each priority the publication time of the newest job that a worker took. A job that was published
+    earlier and still waits has lost its message. Stays."""
+    return f"{PREFIX}taken"
+
+
+def deadlines() -> str:
+    """Sorted set of the jobs that have a deadline and have not ended, by that deadline, Unix seconds."""
+    return f"{PREFIX}deadlines"
 
 
 def dead_letters() -> str:

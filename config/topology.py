@@ -11,6 +11,12 @@ QUEUE = "keye.jobs"
 PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 
 
+def message_list(priority: Priority) -> str:
+    """The Redis list that Celery keeps the messages of this priority in, as kombu names it."""
+    step = PRIORITY_STEPS[priority]
+    return f"{QUEUE}\x06\x16{step}" if step else QUEUE
+
+
 def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_seconds: float) -> dict[str, Any]:
     """Options of the Celery app, the same for who publishes and who consumes.
 

@@ -62,7 +62,7 @@ class Client:
         else:
             # The job is queued. Unconfirmed, a worker would publish it once more, which costs a claim.
             with suppress(QueueUnavailable):
-                self._transport.confirm_published(envelope.job_id)
+                self._transport.confirm_published(envelope)
         return Job(envelope.job_id, self._transport)
 
     def _with_references(self, fields: dict[str, Any]) -> dict[str, Any]:

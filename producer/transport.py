@@ -57,8 +57,14 @@ class Transport:
         max_new_tokens = job.generation.max_new_tokens
         with reaching_redis("store the job"):
             answer: tuple[str, str] = self._submit(
-                keys=[keys.record(envelope.job_id), keys.leases(), keys.context(), *idempotency_keys(job)],
-                args=[envelope.job_id, envelope.fingerprint, self._lease_seconds, max_new_tokens, *fields],
+                keys=[
+                    *(keys.record(envelope.job_id), keys.leases(), keys.context(), keys.deadlines()),
+                    *idempotency_keys(job),
+                ],
+                args=[
+                    *(envelope.job_id, envelope.fingerprint, self._lease_seconds, max_new_tokens),
+                    *(envelope.sealed.record["deadline_at"], *fields),
+                ],
             )
         match answer:
             case ["too_long", context]:
@@ -82,19 +88,21 @@ class Transport:
                 priority=envelope.priority_step,
             )
 
-    def confirm_published(self, job_id: str) -> None:
+    def confirm_published(self, envelope: Envelope) -> None:
+        names = [keys.record(envelope.job_id), keys.leases(), keys.queued(envelope.sealed.job.priority)]
         with reaching_redis("confirm that the job is queued"):
-            self._published(keys=[keys.record(job_id), keys.leases()], args=[job_id])
+            self._published(keys=names, args=[envelope.job_id, 0])
 
     def withdraw(self, envelope: Envelope) -> bool:
         """Take back what `write_record` stored; False when a worker has the job already."""
-        names = [keys.record(envelope.job_id), keys.leases(), *idempotency_keys(envelope.sealed.job)]
+        names = [keys.record(envelope.job_id), keys.leases(), keys.deadlines(), *idempotency_keys(envelope.sealed.job)]
         with reaching_redis("take the job back"):
             return bool(self._withdraw(keys=names, args=[envelope.job_id]))
 
     def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
-        names = [keys.record(job_id), keys.events(job_id), *idempotency_keys(job)]
+        waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
+        names = [keys.record(job_id), keys.events(job_id), *waiting, *idempotency_keys(job)]
         args = (job_id, outcome_json, self._result_ttl_seconds, keys.cancellations())
         with reaching_redis("cancel the job"):
             return cast(str | None, self._cancel(keys=names, args=args))

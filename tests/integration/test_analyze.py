@@ -46,7 +46,7 @@ from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
 from worker.tasks.celery_app import build_app
-from worker.tasks.requeue import DeadWorkersJobs
+from worker.tasks.requeue import StrandedJobs
 from worker.tasks.sampling_defaults import SamplingDefaults
 
 # Celery 5.7 calls it and a warning raised as an error would end its thread; our own calls are not affected.
@@ -384,6 +384,22 @@ def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:
     assert [event.type for event in stages] == ["stage", "ended"]
 
 
+def test_deadline_between_two_attempts_ends_the_job_and_its_celery_result(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
+    job = plant.client.submit(a_job(deadline_seconds=600, metadata={"order": 7}))
+    wait_until(lambda: "due_at" in plant.record(job.id))
+    plant.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
+    plant.redis.zadd(keys.deadlines(), {job.id: time.time() - 1})
+    a_reaper(plant).look_around()
+
+    failed = plant.fail(job)
+    assert failed.code is ErrorCode.DEADLINE_EXCEEDED
+    assert (failed.failure.stage, failed.failure.attempts, failed.failure.metadata) == (Stage.QUEUED, 1, {"order": 7})
+    assert job.state is JobState.EXPIRED
+    with pytest.raises(JobFailed):
+        plant.celery_result(job.id).get(timeout=10)
+
+
 def test_deadline_ends_a_generation_that_runs(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", deadline_seconds=0.5, generation=endlessly())
     assert plant.fail(job).code is ErrorCode.DEADLINE_EXCEEDED
@@ -504,6 +520,9 @@ def test_cancelling_between_two_attempts_ends_the_job_for_good(plant: Plant) -> 
     wait_until(lambda: "due_at" in plant.record(job.id))
     assert job.cancel() is Cancellation.CANCELLED
     assert plant.fail(job).code is ErrorCode.CANCELLED
+    a_reaper(plant).reap_overdue()
+    with pytest.raises(JobFailed):
+        plant.celery_result(job.id).get(timeout=10)
 
 
 def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
@@ -523,14 +542,17 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
     """One that claimed the job for a short time and was never heard of again, and who finds out."""
     dead = LeaseStore(plant.redis, lease_seconds=0.2)
     assert isinstance(dead.claim(QueuedJob.of(sealed), "worker-that-died"), Claimed)
-    jobs = DeadWorkersJobs(plant.app, plant.settlement)
-    return dead, Reaper(plant.leases, "reaper", jobs.publish, jobs.bury)
+    return dead, a_reaper(plant)
+
+
+def a_reaper(plant: Plant) -> Reaper:
+    jobs = StrandedJobs(plant.app, plant.settlement)
+    return Reaper(plant.leases, "reaper", jobs.publish, jobs.bury, jobs.expire)
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:
     """Its next attempt comes by a reaper, as any worker runs one."""
-    jobs = DeadWorkersJobs(plant.app, plant.settlement)
-    reaper = Reaper(plant.leases, "reaper", jobs.publish, jobs.bury)
+    reaper = a_reaper(plant)
     reaper.start()
     try:
         return plant.finish(job)

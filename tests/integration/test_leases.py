@@ -13,9 +13,10 @@ from config import keys
 from config.error_codes import ErrorCode
 from config.event import EVENT, JobEnded, Stage
 from config.history import FailedAttempt
-from config.job import AnalysisJob
+from config.job import AnalysisJob, Priority
 from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
+from config.topology import message_list
 from config.wire import SealedJob, seal
 from worker.leases.connection import connect
 from worker.leases.job_lease import (
@@ -230,7 +231,7 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
     sealed = a_job()
     claim(brief, sealed, "dead")
     published: list[Requeued] = []
-    reaper = Reaper(brief, "reaper", published.append, bury=lambda taken: None)
+    reaper = Reaper(brief, "reaper", published.append, bury=lambda taken: None, expire=lambda late: None)
     reaper.start()
     wait_until(lambda: published)
     reaper.stop()
@@ -310,7 +311,13 @@ def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore) -> Non
         claim(brief, sealed, "dead")
     published: list[str] = []
     reapers = [
-        Reaper(brief, f"reaper-{i}", lambda requeued: published.append(requeued.job_id), bury=lambda taken: None)
+        Reaper(
+            brief,
+            f"reaper-{i}",
+            lambda requeued: published.append(requeued.job_id),
+            bury=lambda taken: None,
+            expire=lambda late: None,
+        )
         for i in range(3)
     ]
     for reaper in reapers:
@@ -331,7 +338,7 @@ def test_reaper_goes_on_after_a_fault_while_publishing(brief: LeaseStore) -> Non
         if len(tries) == 1:
             raise RuntimeError("a fault of the first try")
 
-    reaper = Reaper(brief, "reaper", publish, bury=lambda taken: None)
+    reaper = Reaper(brief, "reaper", publish, bury=lambda taken: None, expire=lambda late: None)
     reaper.start()
     wait_until(lambda: len(tries) == 2)
     reaper.stop()
@@ -485,3 +492,100 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     assert attempts[1].message == "it broke"
     times = [moment for attempt in attempts for moment in (attempt.began_at, attempt.ended_at)]
     assert times == sorted(times)
+
+
+def publish(redis: Redis, sealed: SealedJob, at: float | None = None) -> None:
+    """What the producer leaves behind once its message is out."""
+    redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
+    redis.zadd(keys.queued(sealed.job.priority), {sealed.job_id: time.time() if at is None else at})
+    redis.lpush(message_list(sealed.job.priority), sealed.job_id)
+
+
+def test_job_whose_message_was_lost_is_published_again(store: LeaseStore, redis: Redis) -> None:
+    lost, taken, waiting = a_job(), a_job(), a_job()
+    publish(redis, lost, time.time() - 200)
+    publish(redis, taken, time.time() - 100)
+    publish(redis, waiting, time.time() - 90)
+    claim(store, taken)
+    published: list[str] = []
+    reaper = Reaper(store, "reaper", lambda job: published.append(job.job_id), lambda taken: None, lambda late: None)
+    reaper.look_around()
+    reaper.look_around()
+
+    assert published == [lost.job_id], "once, and nobody who only waits"
+    assert redis.zscore(keys.queued("normal"), lost.job_id) == pytest.approx(time.time(), abs=5)
+    assert claim(store, lost).attempt == 1
+
+
+def test_queues_of_other_priorities_say_nothing_about_a_message(store: LeaseStore, redis: Redis) -> None:
+    patient, urgent = a_job(priority="low"), a_job(priority="high")
+    publish(redis, patient, time.time() - 200)
+    publish(redis, urgent, time.time() - 100)
+    claim(store, urgent)
+    assert store.sweep(10) == []
+
+
+def test_last_message_is_missed_when_there_are_none_left(store: LeaseStore, redis: Redis) -> None:
+    sealed, fresh = a_job(), a_job()
+    publish(redis, sealed, time.time() - 200)
+    publish(redis, fresh)
+    assert store.sweep(10) == [], "nothing was taken yet"
+    redis.delete(message_list(Priority.NORMAL))
+    assert store.sweep(10) == [sealed.job_id], "the fresh one's may be on its way"
+
+
+def test_publishing_confirmed_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
+    lease = claim(store, sealed)
+    assert store.retry(lease, a_failure(lease), 0.1, None) == "queued"
+    store.confirm_published(Requeued(sealed.job_id, "", None, "normal", "0"))
+    wait_until(lambda: store.overdue(10) == [sealed.job_id])
+
+
+def late_failure(sealed: SealedJob) -> JobFailure:
+    return JobFailure(
+        job_id=sealed.job_id,
+        code=ErrorCode.DEADLINE_EXCEEDED,
+        message="over",
+        stage=Stage.QUEUED,
+        retryable=False,
+        attempts=0,
+    )
+
+
+def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(deadline_seconds=5, idempotency_key="k")
+    sealed = sealed.model_copy(update={"submitted_at": time.time() - 6})
+    publish(redis, sealed)
+    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
+
+    assert [late.job_id for late in store.late(10)] == [sealed.job_id]
+    assert settlement.expire(late_failure(sealed), sealed.job)
+    assert not settlement.expire(late_failure(sealed), sealed.job), "once"
+    fields = record(redis, sealed.job_id)
+    assert fields["state"] == JobState.EXPIRED
+    assert OUTCOME.validate_json(fields["outcome"]) == late_failure(sealed)
+    assert [event.state for event in events(redis, sealed.job_id)] == [JobState.EXPIRED]
+    assert store.late(10) == []
+    assert not redis.exists(keys.queued("normal"))
+    for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k")):
+        assert 0 < redis.ttl(key) <= TTL
+
+
+def test_running_job_past_its_deadline_is_its_workers_to_end(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(deadline_seconds=5).model_copy(update={"submitted_at": time.time() - 6})
+    publish(redis, sealed)
+    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    lease = claim(store, sealed)
+    assert not settlement.expire(late_failure(sealed), sealed.job)
+    assert record(redis, sealed.job_id)["state"] == JobState.RUNNING
+    assert store.late(10) == [], "looked at again later, should the worker die"
+    assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
+    settlement.settle(lease, a_failure(lease))
+    assert not redis.exists(keys.deadlines())

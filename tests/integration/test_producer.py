@@ -162,16 +162,25 @@ class TestSubmit:
         envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
         transport.write_record(envelope)
         transport.publish(envelope)
-        transport.confirm_published(envelope.job_id)
+        transport.confirm_published(envelope)
         assert redis.zcard(keys.leases()) == 0
+        assert redis.zrange(keys.queued("normal"), 0, -1) == [envelope.job_id]
         transport.close()
+
+    def test_a_deadline_is_known_from_the_start_and_forgotten_with_the_job(self, client: Client, redis: Redis) -> None:
+        job = client.submit(prompt="?", deadline_seconds=60)
+        assert redis.zscore(keys.deadlines(), job.id) == pytest.approx(time.time() + 60, abs=5)
+        job.cancel()
+        assert not redis.exists(keys.deadlines(), keys.queued("normal"))
 
     def test_a_job_claimed_before_its_publication_is_confirmed_keeps_its_lease(
         self, client: Client, redis: Redis, redis_url: str
     ) -> None:
-        job, transport = client.submit(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
+        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
+        transport.write_record(envelope)
+        job = client.find(envelope.job_id)
         start(redis, job)
-        transport.confirm_published(job.id)
+        transport.confirm_published(envelope)
         assert redis.zrange(keys.leases(), 0, -1) == [job.id]
         transport.close()
 

@@ -25,7 +25,7 @@ from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
-from worker.tasks.requeue import DeadWorkersJobs
+from worker.tasks.requeue import StrandedJobs
 from worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class EngineStep(bootsteps.StartStopStep):
         identity = _identity(served.device)
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        dead_workers_jobs = DeadWorkersJobs(worker.app, settlement)
+        stranded = StrandedJobs(worker.app, settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
-        self._reaper = Reaper(leases, name, publish=dead_workers_jobs.publish, bury=dead_workers_jobs.bury)
+        self._reaper = Reaper(leases, name, publish=stranded.publish, bury=stranded.bury, expire=stranded.expire)
         bench = Workbench(
             inbox=served.engine.inbox,
             processor=served.processor,

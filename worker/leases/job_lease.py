@@ -8,8 +8,10 @@ from redis import Redis
 
 from config import keys
 from config.event import Stage
+from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
+from config.topology import message_list
 from config.wire import SealedJob
 from worker.leases.lua import load_script
 
@@ -73,14 +75,26 @@ class HeldElsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """A QUEUED job that needs a message, and is reaped again if it gets none.
+    """A job that needs a message, and is reaped again if it gets none.
 
-    Its worker died, or (`dead_worker` is None) another attempt is due, or its producer died before it was published.
+    Its worker died, or (`dead_worker` is None) another attempt is due, its producer died before it was published, its
+    message was lost, or it ended while it waited.
     """
 
     job_id: str
     sealed_json: str
     dead_worker: str | None
+    priority: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class LateJob:
+    """One whose deadline has passed, and that had not ended a moment ago."""
+
+    job_id: str
+    sealed_json: str
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +125,15 @@ class LeaseStore:
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
         self._reap = load_script(redis, "reap")
+        self._sweep = load_script(redis, "sweep")
         self._published = load_script(redis, "published")
 
     def claim(self, job: QueuedJob, worker: str) -> Claimed | AlreadySettled | HeldElsewhere:
         """Begin the next attempt at `job`, unless it is running or over."""
         fields = [part for field in job.record.items() for part in field]
-        match self._claim(_job_keys(job.job_id), [job.job_id, worker, self.lease_seconds, *fields]):
+        priority = job.record.get("priority", Priority.NORMAL)
+        names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken()]
+        match self._claim(names, [job.job_id, worker, self.lease_seconds, priority, *fields]):
             case ["claimed", *facts]:
                 return _claimed(job.job_id, facts, job.idempotency_key)
             case ["settled", outcome]:
@@ -144,15 +161,13 @@ class LeaseStore:
 
     def overdue(self, limit: int) -> list[str]:
         """Ids of jobs whose lease has ended, longest ago first."""
-        seconds, microseconds = self.redis.time()
-        now = seconds + microseconds / 1e6
-        return cast(list[str], self.redis.zrangebyscore(keys.leases(), "-inf", now, start=0, num=limit))
+        return self._due(keys.leases(), limit)
 
     def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
         """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
         match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds]):
-            case ["requeued", dead_worker, sealed_json]:
-                return Requeued(job_id, sealed_json, dead_worker or None)
+            case ["requeued", dead_worker, sealed_json, priority, token]:
+                return Requeued(job_id, sealed_json, dead_worker or None, priority, str(token))
             case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
                 lease = _claimed(job_id, facts, None)
                 return TakenOver(lease, sealed_json, dead_worker, Stage(stage), bool(cancel_requested))
@@ -161,7 +176,36 @@ class LeaseStore:
 
     def confirm_published(self, requeued: Requeued) -> None:
         """The requeued job has its message."""
-        self._published([keys.record(requeued.job_id), keys.leases()], [requeued.job_id])
+        names = [keys.record(requeued.job_id), keys.leases(), keys.queued(requeued.priority)]
+        self._published(names, [requeued.job_id, requeued.token])
+
+    def sweep(self, limit: int) -> list[str]:
+        """Make queued jobs whose message was lost overdue; returns their ids.
+
+        A message may be on its way for two leases: taken by a worker that died before the claim, it comes back then.
+        """
+        lost: list[str] = []
+        for priority in Priority:
+            names = [keys.queued(priority), keys.taken(), keys.leases(), message_list(priority)]
+            lost += self._sweep(names, [priority.value, 2 * self.lease_seconds, limit])
+        return lost
+
+    def late(self, limit: int) -> list[LateJob]:
+        """Jobs whose deadline has passed, whether they wait or run; longest ago first."""
+        job_ids = self._due(keys.deadlines(), limit)
+        with self.redis.pipeline(transaction=False) as reading:
+            for job_id in job_ids:
+                reading.hmget(keys.record(job_id), ["sealed", "attempts"])
+            records = reading.execute()
+        return [
+            LateJob(job_id, sealed_json or "null", int(attempts or 0))
+            for job_id, (sealed_json, attempts) in zip(job_ids, records, strict=True)
+        ]
+
+    def _due(self, name: str, limit: int) -> list[str]:
+        seconds, microseconds = self.redis.time()
+        now = seconds + microseconds / 1e6
+        return cast(list[str], self.redis.zrangebyscore(name, "-inf", now, start=0, num=limit))
 
 
 def _job_keys(job_id: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""One thread per worker that puts jobs of dead workers back, or ends them, and publishes those that are due again."""
+"""One thread per worker that looks after jobs nobody has: of dead workers, due again, without message, too late."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from config import keys
-from worker.leases.job_lease import LeaseStore, Requeued, TakenOver
+from worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 
 log = logging.getLogger(__name__)
 
@@ -16,10 +16,10 @@ MAX_JOBS_PER_PASS = 100
 
 
 class Reaper:
-    """Looks for overdue leases; of all workers one does at a time.
+    """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
-    `publish` gives a requeued job its message, `bury` settles one that was taken over. What fails is tried again once
-    the reaper's own hold on the job has run out.
+    `publish` gives a requeued job its message, `bury` settles one that was taken over, `expire` ends a late one unless
+    a worker has it. What fails is tried again: of a lease, once the reaper's own hold on the job has run out.
     """
 
     def __init__(
@@ -28,11 +28,13 @@ class Reaper:
         worker: str,
         publish: Callable[[Requeued], None],
         bury: Callable[[TakenOver], None],
+        expire: Callable[[LateJob], None],
     ) -> None:
         self._store = store
         self._worker = worker
         self._publish = publish
         self._bury = bury
+        self._expire = expire
         # A dead worker's jobs start again within the lease and two of these.
         self._interval_seconds = store.lease_seconds / 15
         self._stopping = threading.Event()
@@ -44,6 +46,14 @@ class Reaper:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()
+
+    def look_around(self) -> None:
+        """All there is to do, once; raises `RedisError` where Redis is away."""
+        for late in self._store.late(limit=MAX_JOBS_PER_PASS):
+            self._expire(late)
+        for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
+            log.warning("job %s: its message was lost, queued again", job_id)
+        self.reap_overdue()
 
     def reap_overdue(self) -> None:
         """Take every overdue job from its dead holder; raises `RedisError` where Redis is away."""
@@ -65,7 +75,7 @@ class Reaper:
                 # The lock is the turn: it runs out by itself just before the next one is due.
                 turn_ms = int(self._interval_seconds * 800)
                 if self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms):
-                    self.reap_overdue()
+                    self.look_around()
                 pause = self._interval_seconds
             except (RedisError, OperationalError) as fault:
                 # After an outage every lease is overdue: first let the living renew theirs.

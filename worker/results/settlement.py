@@ -3,10 +3,14 @@
 from redis import Redis
 
 from config import keys
+from config.job import AnalysisJob, Priority
 from config.outcome import JobFailure, JobResult
 from worker.leases.connection import PATIENCE_SECONDS, patiently
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
+
+# A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
+LOOK_AGAIN_SECONDS = 10.0
 
 
 class Settlement:
@@ -14,6 +18,7 @@ class Settlement:
 
     def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
         self._settle = load_script(redis, "settle")
+        self._expire = load_script(redis, "expire")
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
@@ -24,9 +29,23 @@ class Settlement:
 
         Waits out an outage of Redis for `patience_seconds`, then raises its fault.
         """
-        names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases(), keys.dead_letters()]
+        names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
+        names += [keys.dead_letters(), keys.deadlines()]
         if lease.idempotency_key is not None:
             names.append(keys.idempotency(lease.idempotency_key))
         told = (outcome.state.value, outcome.model_dump_json())
         args = (lease.job_id, lease.token, *told, self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         return bool(patiently(lambda: self._settle(names, args), f"settling job {lease.job_id}", patience_seconds))
+
+    def expire(self, failure: JobFailure, job: AnalysisJob | None) -> bool:
+        """End a job whose deadline has passed while it waited; False where it has ended, or runs: then its worker will.
+
+        `job` is None where it could not be read.
+        """
+        job_id = failure.job_id
+        priority = Priority.NORMAL if job is None else job.priority
+        names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(priority), keys.deadlines()]
+        if job is not None and job.idempotency_key is not None:
+            names.append(keys.idempotency(job.idempotency_key))
+        args = (job_id, failure.model_dump_json(), self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
+        return bool(self._expire(names, args))

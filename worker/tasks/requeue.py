@@ -1,21 +1,26 @@
-"""What becomes of a dead worker's job: its message again, or its end. Finding such jobs is the reaper's."""
+"""What becomes of a job that nobody has: its message again, or its end. Finding such jobs is the reaper's."""
 
 import json
+import logging
 from dataclasses import replace
 
 from celery import Celery
 
 from config.error_codes import ErrorCode
+from config.event import Stage
 from config.job import AnalysisJob, Priority
+from config.outcome import JobFailure
 from config.topology import ANALYZE_TASK, PRIORITY_STEPS, QUEUE
 from config.wire import InvalidJob, UnknownSchemaVersion, open_sealed
-from worker.leases.job_lease import Requeued, TakenOver
+from worker.leases.job_lease import LateJob, Requeued, TakenOver
 from worker.results.settlement import Settlement
 from worker.tasks.fault import JobFault, failure_of
 
+log = logging.getLogger(__name__)
 
-class DeadWorkersJobs:
-    """Publishes and buries for the reaper; both raise when Redis is away, and are then called again."""
+
+class StrandedJobs:
+    """Publishes, buries and expires for the reaper; all raise when Redis is away, and are then called again."""
 
     def __init__(self, app: Celery, settlement: Settlement) -> None:
         self._app = app
@@ -40,6 +45,21 @@ class DeadWorkersJobs:
         if self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job), patience_seconds=0):
             # Whoever receives it finds the job settled and stores that as the Celery result.
             self._publish(lease.job_id, taken.sealed_json)
+
+    def expire(self, late: LateJob) -> None:
+        """End a job whose deadline passed while it waited; of a running one its worker ends it."""
+        job = _read(late.sealed_json)
+        failure = JobFailure(
+            job_id=late.job_id,
+            code=ErrorCode.DEADLINE_EXCEEDED,
+            message="The job's deadline_seconds were over while it was queued. Give it longer, or add workers.",
+            stage=Stage.QUEUED,
+            retryable=False,
+            attempts=late.attempts,
+            metadata={} if job is None else job.metadata,
+        )
+        if self._settlement.expire(failure, job):
+            log.info("job %s: %s while it was queued", late.job_id, failure.state)
 
     def _publish(self, job_id: str, sealed_json: str) -> None:
         job = _read(sealed_json)

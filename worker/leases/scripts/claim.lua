@@ -1,8 +1,9 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
 -- A job that was published without a record gets it here.
 --
--- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
--- ARGV: 1 job id, 2 worker, 3 lease seconds, 4.. fields and values of the record, used where there is none
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set), 5 newest
+-- taken job of each priority (hash)
+-- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5.. fields and values of the record, used where there is none
 -- Returns {"claimed", token, attempt, now, submitted_at, deadline_at, max_visual_tokens}, {"settled", outcome} or
 -- {"held"}: by another worker, or back until its next attempt is due
 local time = redis.call("TIME")
@@ -10,13 +11,20 @@ local now = time[1] + time[2] / 1e6
 
 local record = redis.call("HMGET", KEYS[1], "state", "due_at")
 if not record[1] then
-  redis.call("HSET", KEYS[1], unpack(ARGV, 4))
+  redis.call("HSET", KEYS[1], unpack(ARGV, 5))
 elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
 elseif record[1] ~= "QUEUED" then
   return { "settled", redis.call("HGET", KEYS[1], "outcome") }
 end
 
+local published_at = redis.call("ZSCORE", KEYS[4], ARGV[1])
+if published_at then
+  redis.call("ZREM", KEYS[4], ARGV[1])
+  if tonumber(published_at) > tonumber(redis.call("HGET", KEYS[5], ARGV[4]) or 0) then
+    redis.call("HSET", KEYS[5], ARGV[4], published_at)
+  end
+end
 local token = redis.call("HINCRBY", KEYS[1], "token", 1)
 local attempt = redis.call("HINCRBY", KEYS[1], "attempts", 1)
 redis.call("HSET", KEYS[1], "state", "RUNNING", "worker", ARGV[2], "claimed_at", string.format("%.6f", now))

@@ -4,7 +4,7 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds
--- Returns {"requeued", dead worker or "", sealed}, {"taken_over", worker, sealed, cancel_requested, stage, token,
+-- Returns {"requeued", dead worker or "", sealed, priority, token}, {"taken_over", worker, sealed, cancel_requested, stage, token,
 -- attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
@@ -16,14 +16,15 @@ end
 local record = redis.call(
   "HMGET", KEYS[1],
   "state", "worker", "sealed", "attempts", "max_attempts", "submitted_at", "deadline_at", "cancel_requested",
-  "claimed_at"
+  "claimed_at", "priority", "token"
 )
-if record[1] == "QUEUED" then
-  redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
-  return { "requeued", "", record[3] }
-elseif record[1] ~= "RUNNING" then
+local priority = record[10] or "normal"
+if not record[1] then
   redis.call("ZREM", KEYS[3], ARGV[1])
   return { "kept" }
+elseif record[1] ~= "RUNNING" then
+  redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
+  return { "requeued", "", record[3], priority, record[11] or "0" }
 end
 
 -- Where the dead worker was, from the last that it told.
@@ -45,7 +46,7 @@ if attempts < max_attempts and cancel_requested == "" then
   redis.call("HSET", KEYS[1], "state", "QUEUED")
   local queued = cjson.encode({ type = "stage", stage = "queued", attempt = attempts, at = now })
   redis.call("XADD", KEYS[2], "*", "event", queued)
-  return { "requeued", record[2], record[3] }
+  return { "requeued", record[2], record[3], priority, token }
 end
 redis.call("HSET", KEYS[1], "worker", ARGV[2])
 return {

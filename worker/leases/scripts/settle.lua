@@ -1,8 +1,8 @@
 -- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state and expiry in one move.
 -- Asked again by the same holder (its answer got lost on the way) it says yes again and changes nothing.
 --
--- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 the job's idempotency
--- key (string), if it has one
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
+-- set), 6 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter
 -- Returns 1, or 0 where the lease was lost
 local record = redis.call("HMGET", KEYS[1], "token", "state")
@@ -17,6 +17,7 @@ local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
 redis.call("ZREM", KEYS[3], ARGV[1])
+redis.call("ZREM", KEYS[5], ARGV[1])
 redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
 local ttl = tonumber(ARGV[5])
 if ARGV[3] == "FAILED" then
@@ -26,11 +27,11 @@ if ARGV[3] == "FAILED" then
 end
 redis.call("EXPIRE", KEYS[1], ttl)
 redis.call("EXPIRE", KEYS[2], ttl)
-if KEYS[5] then
-  local owner = redis.call("GET", KEYS[5])
+if KEYS[6] then
+  local owner = redis.call("GET", KEYS[6])
   -- The key may have been freed and taken by a later job: that one's is not ours to end.
   if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
-    redis.call("EXPIRE", KEYS[5], ARGV[5])
+    redis.call("EXPIRE", KEYS[6], ARGV[5])
   end
 end
 return 1
