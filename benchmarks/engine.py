@@ -133,7 +133,8 @@ def _forward_clock(engine: Engine) -> Iterator[list[float]]:
 def _generate(
     model: KeyeForConditionalGeneration, processor: KeyeProcessor, prompts: Sequence[PreparedPrompt], new: int
 ) -> None:
-    model.generate(**processor.pad_left(prompts), do_sample=False, min_new_tokens=new, max_new_tokens=new)
+    batch = processor.pad_left(prompts)
+    model.generate(**batch, do_sample=False, min_new_tokens=new, max_new_tokens=new)  # type: ignore[misc]
 
 
 def _read(pendings: Sequence[PendingGeneration]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class DecodeGraphs:
         self._scratch_block = scratch_block
         self._device = device
         self._record = record or CudaRecorder()
-        self._steps: dict[tuple[int, int], _RecordedStep] = {}
+        self._steps: dict[tuple[int, int], tuple[_StepInputs, Replay]] = {}
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -44,45 +45,44 @@ class DecodeGraphs:
         sizes = [1 << power for power in range((max_running - 1).bit_length() + 1)]
         for size in reversed(sizes):
             for width in reversed(self._widths):
-                self._steps[size, width] = _RecordedStep(self, size, width)
+                inputs = _StepInputs(size, width, self._scratch_block, self._device)
+                inputs.fill([])
+                self._steps[size, width] = inputs, self._record(partial(self._forward, *inputs.on_device))
 
     def run(self, sequences: Seq[Sequence]) -> Tensor | None:
         """Logits [n, V] of the n decoding sequences, overwritten by the next run; None where no graph is fitting."""
         size = 1 << (len(sequences) - 1).bit_length()
         longest = max(len(sequence.block_table) for sequence in sequences)
         width = next((width for width in self._widths if width >= longest), 0)
-        step = self._steps.get((size, width))
-        return step.run(sequences) if step else None
+        if (size, width) not in self._steps:
+            return None
+        inputs, replay = self._steps[size, width]
+        inputs.fill(sequences)
+        return replay()[: len(sequences)]
 
 
-class _RecordedStep:
-    """All inputs lie in one buffer, so that a step costs one copy to the device."""
+class _StepInputs:
+    """All that a recorded step reads, in one buffer, so that it costs one copy to the device."""
 
-    def __init__(self, graphs: DecodeGraphs, size: int, width: int) -> None:
-        self._scratch_block = graphs._scratch_block
-        is_cuda = graphs._device.type == "cuda"
-        self._host = torch.zeros(size * (3 + width), dtype=torch.int32, pin_memory=is_cuda)
-        self._inputs = torch.empty_like(self._host, device=graphs._device)
-        # The host's buffer is written again at the next step only, which begins after this one's tokens were read.
-        self._columns, self._tables = _views(self._host, size)
-        self._fill([])
-        columns, tables = _views(self._inputs, size)
-        self._replay = graphs._record(lambda: graphs._forward(columns[0], columns[1], columns[2], tables))
+    def __init__(self, size: int, width: int, scratch_block: int, device: torch.device) -> None:
+        self._scratch_block = scratch_block
+        self._host = torch.zeros(size * (3 + width), dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._device = torch.empty_like(self._host, device=device)
+        columns, tables = _views(self._host, size)
+        self._columns, self._tables = columns.numpy(), tables.numpy()
+        columns, tables = _views(self._device, size)
+        self.on_device = (*columns.unbind(), tables)
 
-    def run(self, sequences: Seq[Sequence]) -> Tensor:
-        self._fill(sequences)
-        return self._replay()[: len(sequences)]
-
-    def _fill(self, sequences: Seq[Sequence]) -> None:
-        columns, tables = self._columns.numpy(), self._tables.numpy()
+    def fill(self, sequences: Seq[Sequence]) -> None:
+        """The host's side is free to be written: the tokens of the step before have been read from the device."""
         num = len(sequences)
-        columns[:, num:] = np.array([[0], [0], [1]])
-        tables[:] = self._scratch_block
+        self._columns[:, num:] = np.array([[0], [0], [1]])
+        self._tables[:] = self._scratch_block
         for row, sequence in enumerate(sequences):
             position = sequence.num_cached + sequence.pending.prompt.rope_delta
-            columns[:, row] = sequence.generated_ids[-1], position, sequence.num_tokens
-            tables[row, : len(sequence.block_table)] = sequence.block_table
-        self._inputs.copy_(self._host, non_blocking=True)
+            self._columns[:, row] = sequence.generated_ids[-1], position, sequence.num_tokens
+            self._tables[row, : len(sequence.block_table)] = sequence.block_table
+        self._device.copy_(self._host, non_blocking=True)
 
 
 class CudaRecorder:
