@@ -44,8 +44,7 @@ class VideoPlan:
 class DecodedImage:
     """`pixels` is uint8 [H, W, 3], upright, its transparent parts white.
 
-    `original_size` is that of the upright file: a photo may be decoded smaller, though never smaller than the model
-    reads it.
+    `original_size` is that of the upright file; `pixels` have the size that the model reads.
     """
 
     pixels: npt.NDArray[np.uint8]

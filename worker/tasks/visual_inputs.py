@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from PIL.Image import Resampling
+
 from config.job import ImagePart, VideoPart
 from worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
 from worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
@@ -15,14 +17,19 @@ if TYPE_CHECKING:
 
 
 def frame_fitter(processor: "KeyeProcessor", budget: VisualBudget) -> FitFrame:
-    """The rule by which the decoder takes and sizes frames for this model and job."""
+    """The rule by which the decoder takes and sizes frames and images for this model and job.
+
+    Decoders resize as the released checkpoints ask; images of one that asks otherwise are left to its processor.
+    """
     images = processor.image_processor
     fit_frames = fit_slow_fast_video if processor.config.splits_video_into_frames else fit_video
 
     def fit(part: ImagePart | VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
         if isinstance(part, VideoPart):
             return fit_frames(images, budget.video_tokens, part, num_frames, height, width)
-        size = fit_image(images, budget.image_tokens, part, height, width)
+        size = (height, width)
+        if images.resample == Resampling.BICUBIC:
+            size = fit_image(images, budget.image_tokens, part, height, width)
         return 1, size, size
 
     return fit
