@@ -91,7 +91,7 @@ class PagedBatch:
             paged.flatten(0, 1).index_copy_(0, self._slots, new[0].transpose(0, 1))
         parts = query[0].transpose(0, 1).split(self._num_queries)
         outputs = [call.attend(part, keys, values, scaling) for call, part in zip(self._calls, parts, strict=True)]
-        return torch.cat(outputs).unsqueeze(0)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
 
 
 def paged_attention(
