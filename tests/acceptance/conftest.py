@@ -111,6 +111,15 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
         each.process.wait()
 
 
+def red_picture() -> bytes:
+    picture = BytesIO()
+    Image.new("RGB", (84, 84), "red").save(picture, "PNG")
+    return picture.getvalue()
+
+
+PICTURE = red_picture()
+
+
 class SlowStore(ThreadingHTTPServer):
     """An S3 endpoint that answers every GET with the same picture, but only once it is told to go on."""
 
@@ -123,16 +132,21 @@ class SlowStore(ThreadingHTTPServer):
 class _SlowAnswer(BaseHTTPRequestHandler):
     server: SlowStore
 
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
     def do_GET(self) -> None:
         self.server.may_go_on.wait()
-        picture = BytesIO()
-        Image.new("RGB", (84, 84), "red").save(picture, "PNG")
         # Who asked may have been killed meanwhile.
         with suppress(ConnectionError):
-            self.send_response(200)
-            self.send_header("Content-Length", str(picture.tell()))
-            self.end_headers()
-            self.wfile.write(picture.getvalue())
+            self._answer(PICTURE)
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PICTURE)))
+        self.send_header("ETag", '"red"')
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """The tests' output is not the place."""
