@@ -71,10 +71,17 @@ def doctor(
 @app.command()
 def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
-    from worker.daemon.bench import run_bench  # loads torch, which the supervisor must never do
+    # Not among the imports above: they load torch, which the supervisor must never do.
+    from worker.daemon.bench import run_bench
+    from worker.model.load import CheckpointFault
+    from worker.model.precision import PrecisionUnavailable
 
-    for line in run_bench(read_settings()):
-        print(line, flush=True)
+    try:
+        for line in run_bench(read_settings()):
+            print(line, flush=True)
+    except (ValueError, CheckpointFault, PrecisionUnavailable) as error:
+        logger.critical("%s", error)
+        raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
 
 
 @app.command()
