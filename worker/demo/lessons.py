@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from worker.demo.questions import Question, Thinking, counting_question
+from worker.demo.questions import Question, Thinking
 from worker.demo.scenes import ImageScene, Size, draw_image_scene, draw_images, draw_video_scene
 from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, Background, Shape
 from worker.demo.wear import Wear, draw_wear
@@ -17,14 +17,14 @@ from worker.model.image_processing import ImageProcessor, Patches
 from worker.model.visual_input import Image as ImageInput
 from worker.model.visual_input import Video
 
-NUM_PLACES = 6
-SIGHT_CLASSES = (len(COLOURS) + len(BACKGROUNDS), len(KINDS) + 1, NUM_PLACES, NUM_PLACES)
-"""What a visual token shows: the colour of a shape or the background, its kind or none, its column and its row."""
+NUM_SHAPE_SIGHTS = len(KINDS) * len(COLOURS)
+NUM_SIGHTS = NUM_SHAPE_SIGHTS + len(BACKGROUNDS)
+"""What a visual token can show: one of the coloured shapes, or plain background."""
 
+NUM_PLACES = 6
 IGNORED = -100
 _TOKEN_PIXELS = 28
 _MIN_SHARE = 0.15  # of a visual token that a shape must cover to count as what the token shows
-_MAX_COUNT = 120
 _CONVERSATION_SHARE = 0.12
 _NUM_QUESTIONS = 5
 
@@ -59,8 +59,9 @@ class Item:
     pixel_values: Tensor
     grid: tuple[int, int, int]
     sights: Tensor
-    """int64 [t*h*w/4, 4]: what each visual token shows, a class for each of SIGHT_CLASSES; plain background is nowhere,
-    which is IGNORED"""
+    """int64 [t*h*w/4]: what each visual token shows"""
+    places: Tensor
+    """int64 [t*h*w/4, 2]: column and row of that shape's centre among NUM_PLACES each, IGNORED where there is none"""
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,6 @@ class Teacher:
         shapes = [[scene.shape_at(time)] for time in times]
         return self._lesson(rng, [_item(patches, shapes, scene.background)], scene.questions, fps)
 
-    def counting_lesson(self, rng: np.random.Generator) -> Lesson:
-        """No media, and a reply of any length up to a few hundred tokens."""
-        return self._lesson(rng, [], [counting_question(int(rng.integers(2, _MAX_COUNT + 1)))])
-
     def _lesson(
         self, rng: np.random.Generator, items: Sequence[Item], questions: Sequence[Question], fps: float | None = None
     ) -> Lesson:
@@ -127,11 +124,12 @@ def _item(patches: Patches, shapes: Sequence[Sequence[Shape]], background: Backg
     """`shapes` are those of each frame."""
     (grid,) = patches.grids
     size = grid[2] * _TOKEN_PIXELS // 2, grid[1] * _TOKEN_PIXELS // 2
-    return Item(torch.from_numpy(patches.values), grid, torch.cat([_shown(s, background, size) for s in shapes]))
+    sights, places = zip(*(_shown(frame, background, size) for frame in shapes), strict=True)
+    return Item(torch.from_numpy(patches.values), grid, torch.cat(sights), torch.cat(places))
 
 
-def _shown(shapes: Sequence[Shape], background: Background, size: Size) -> Tensor:
-    """int64 [tokens, 4]: the classes of the shape that covers most of each visual token."""
+def _shown(shapes: Sequence[Shape], background: Background, size: Size) -> tuple[Tensor, Tensor]:
+    """What each visual token of a frame shows, the shape that covers most of it, and where that shape is."""
     width, height = size
     canvas = Image.new("L", size)
     for number, shape in enumerate(shapes, start=1):
@@ -139,15 +137,11 @@ def _shown(shapes: Sequence[Shape], background: Background, size: Size) -> Tenso
     blocks = np.asarray(canvas).reshape(height // _TOKEN_PIXELS, _TOKEN_PIXELS, width // _TOKEN_PIXELS, _TOKEN_PIXELS)
     shares = np.stack([(blocks == number).mean(axis=(1, 3)).ravel() for number in range(1, len(shapes) + 1)])
     winner = np.where(shares.max(axis=0) > _MIN_SHARE, shares.argmax(axis=0), len(shapes))
-    sights = [
-        [COLOURS.index(shape.colour), KINDS.index(shape.kind), *(_place(z) for z in shape.centre)] for shape in shapes
-    ]
-    plain = [len(COLOURS) + BACKGROUNDS.index(background), len(KINDS), IGNORED, IGNORED]
-    return torch.tensor([*sights, plain])[winner]
-
-
-def _place(z: float) -> int:
-    return min(max(int(z * NUM_PLACES), 0), NUM_PLACES - 1)
+    sights = [KINDS.index(shape.kind) * len(COLOURS) + COLOURS.index(shape.colour) for shape in shapes]
+    sights.append(NUM_SHAPE_SIGHTS + BACKGROUNDS.index(background))
+    places = [[min(max(int(z * NUM_PLACES), 0), NUM_PLACES - 1) for z in shape.centre] for shape in shapes]
+    places.append([IGNORED, IGNORED])
+    return torch.tensor(sights)[winner], torch.tensor(places)[winner]
 
 
 def _drawn(rng: np.random.Generator, choices: Shares[T]) -> T:

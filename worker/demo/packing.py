@@ -40,9 +40,9 @@ class Batch:
 
     @cached_property
     def weights(self) -> Tensor:
-        """Float [targets]: every reply counts the same, so that thoughts do not drown the short answers."""
+        """Float [targets]: a long reply counts more than a short one, but not as many times as it is longer."""
         asked = self.asked[self.targets != IGNORED]
-        return 1 / torch.bincount(asked, minlength=len(self.kinds))[asked]
+        return torch.bincount(asked, minlength=len(self.kinds))[asked] ** -0.5
 
 
 class Packer:

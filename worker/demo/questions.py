@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from worker.demo.shapes import COLOURS, KINDS, Colour, Kind, Shape
+from worker.demo.shapes import COLOURS, Colour, Shape
 
 T = TypeVar("T")
 Thinking = Literal["auto", "think", "no_think"]
@@ -76,7 +76,7 @@ def image_questions(
         questions.append(Question(kind, "zh", text, answer, sight_zh))
 
     text = _one_of(rng, "What is in the image?", "Describe the image.", "What do you see?")
-    ask("caption", text, _sentence([_a(s) for s in seen]))
+    ask("caption", text, _sentence([_a(s.colour, s.kind) for s in seen]))
     ask_zh("caption", "图里有什么？", _sentence_zh([f"一个{_zh(s)}" for s in seen]))
     text = _one_of(rng, "How many shapes are there?", "How many shapes are in the image?")
     ask("count", text, f"{_NUMBERS[len(seen) - 1]}.")
@@ -86,25 +86,19 @@ def image_questions(
 
     shape = _one_of(rng, *seen)
     ask("shape", f"What shape is {shape.colour}?", f"A {shape.kind}.")
-    lone = [s for s in seen if sum(other.kind == s.kind for other in seen) == 1]
-    if lone:
-        shape = _one_of(rng, *lone)
-        ask("colour", f"What colour is the {shape.kind}?", f"{shape.colour.capitalize()}.")
-        ask_zh("colour", f"{CHINESE[shape.kind]}是什么颜色？", f"{CHINESE[shape.colour]}。")
-        ask("where", f"Where is the {shape.kind}?", f"At the {cells[shape]}.")
+    shape = _one_of(rng, *seen)
+    ask("colour", f"What colour is the shape at the {cells[shape]}?", f"{shape.colour.capitalize()}.")
+    shape = _one_of(rng, *seen)
+    ask_zh("colour", f"{CHINESE[cells[shape]]}的图形是什么颜色？", f"{CHINESE[shape.colour]}。")
     shape = _one_of(rng, *seen)
     ask("where", f"Where is the {shape.colour} {shape.kind}?", f"At the {cells[shape]}.")
     ask_zh("where", f"{_zh(shape)}在哪里？", f"在{CHINESE[cells[shape]]}。")
-    ask("what is at", f"What is at the {cells[shape]}?", _sentence([_a(shape)]))
+    ask("what is at", f"What is at the {cells[shape]}?", _sentence([_a(shape.colour, shape.kind)]))
     ask("what is at", f"What is at the {_one_of(rng, *(c for c in CELLS if c not in cells.values()))}?", "Nothing.")
-    ask("is there", f"Is there {_a(shape)}?", "Yes.")
-    ask("is there", f"Is there {_a_like(*_absent(rng, seen))}?", "No.")
-    colours, kinds = {s.colour for s in seen}, {s.kind for s in seen}
-    for is_there, answer in ((True, "Yes."), (False, "No.")):
-        kind = _one_of(rng, *(k for k in KINDS if (k in kinds) == is_there))
-        colour = _one_of(rng, *(c for c in COLOURS if (c in colours) == is_there))
-        ask("is there", f"Is there a {kind}?", answer)
-        ask("is there", f"Is there a shape that is {colour}?", answer)
+    present = {s.colour for s in seen}
+    ask("is there", f"Is there {_a(_one_of(rng, *seen).colour, 'shape')}?", "Yes.")
+    absent = [colour for colour in COLOURS if colour not in present]
+    ask("is there", f"Is there {_a(_one_of(rng, *absent), 'shape')}?", "No.")
     return tuple(questions)
 
 
@@ -117,7 +111,7 @@ def images_questions(shapes: Sequence[Shape]) -> tuple[Question, ...]:
         for text, answer in (
             ("What colour is the shape {where}?", f"{shape.colour.capitalize()}."),
             ("What shape is {where}?", f"A {shape.kind}."),
-            ("What is {where}?", _sentence([_a(shape)])),
+            ("What is {where}?", _sentence([_a(shape.colour, shape.kind)])),
         )
     ]
     return tuple(Question("several images", "en", text, answer, sight) for text, answer in asked)
@@ -131,7 +125,7 @@ def video_questions(shape: Shape, event: Direction | Colour) -> tuple[Question, 
     sight, sight_zh = f"{shape.colour} {shape.kind}, {happens}", f"{_zh(shape)}，{happens_zh}"
     way = f"{WAYS[event].capitalize()}." if event in WAYS else "It does not move."
     way_zh = f"{CHINESE[event]}。" if moves else "它不动。"
-    caption = f"{_a(shape).capitalize()} {happens}."
+    caption = f"{_a(shape.colour, shape.kind).capitalize()} {happens}."
     questions = [
         Question("video caption", "en", "What happens in the video?", caption, sight),
         Question("video caption", "en", "Describe the video.", caption, sight),
@@ -148,22 +142,12 @@ def video_questions(shape: Shape, event: Direction | Colour) -> tuple[Question, 
     return tuple(questions)
 
 
-def counting_question(first: int) -> Question:
-    """A question without media whose answer is as long as wanted: about three tokens a number."""
-    numbers = " ".join(str(number) for number in range(first, 0, -1))
-    return Question("counting", "en", f"Count down from {first}.", numbers, f"{first} to 1")
-
-
 def _one_of(rng: np.random.Generator, *choices: T) -> T:
     return choices[rng.integers(len(choices))]
 
 
-def _a(shape: Shape) -> str:
-    return _a_like(shape.colour, shape.kind)
-
-
-def _a_like(colour: Colour, kind: Kind) -> str:
-    return f"an {colour} {kind}" if colour == "orange" else f"a {colour} {kind}"
+def _a(colour: Colour, thing: str) -> str:
+    return f"{'an' if colour == 'orange' else 'a'} {colour} {thing}"
 
 
 def _zh(shape: Shape) -> str:
@@ -179,10 +163,3 @@ def _sentence(things: list[str]) -> str:
 def _sentence_zh(things: list[str]) -> str:
     *most, last = things
     return f"{'、'.join(most)}和{last}。" if most else f"{last}。"
-
-
-def _absent(rng: np.random.Generator, seen: Sequence[Shape]) -> tuple[Colour, Kind]:
-    """A colour and kind that is not there; half of the time the colour is, so that colour alone does not tell."""
-    there = {(s.colour, s.kind) for s in seen}
-    colours = [s.colour for s in seen] if rng.random() < 0.5 else list(COLOURS)
-    return _one_of(rng, *((colour, kind) for colour in colours for kind in KINDS if (colour, kind) not in there))

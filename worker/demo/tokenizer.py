@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from worker.demo.questions import CHINESE, Question, Thinking, counting_question
+from worker.demo.questions import CHINESE, Question, Thinking
 from worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
 
 ADDED_TOKENS = (
@@ -106,7 +106,6 @@ def _pieces() -> Iterator[str]:
         scenes = draw_image_scene(rng).questions, draw_video_scene(rng).questions, draw_images(rng, [IMAGE_SIZE] * 3)[1]
         for question in (question for questions in scenes for question in questions):
             yield from _words_of(question)
-    yield from _words_of(counting_question(20))
 
 
 def _words_of(question: Question) -> Iterator[str]:

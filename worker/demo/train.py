@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
-from worker.demo.lessons import IGNORED, SIGHT_CLASSES, Item, Teacher
+from worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
 from worker.demo.packing import Batch, Packer
-from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.image_processing import ImageProcessor
@@ -33,21 +32,17 @@ NUM_THREADS = 2
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WEIGHT_DECAY = 0.05
+PLACE_WEIGHT = 0.5
 REPORT_EVERY = 25
-# Most visual tokens are plain background: the background colours, and no kind, count less.
-SIGHT_WEIGHTS = (
-    torch.tensor([1.0] * len(COLOURS) + [0.3] * len(BACKGROUNDS)),
-    torch.tensor([1.0] * len(KINDS) + [0.3]),
-    None,
-    None,
-)
+# Most visual tokens are plain background.
+SIGHT_WEIGHTS = torch.tensor([1.0] * NUM_SHAPE_SIGHTS + [0.3] * (NUM_SIGHTS - NUM_SHAPE_SIGHTS))
 
 
 @dataclass(frozen=True)
 class Stage:
     """Rows drawn for each step and the learning rate's way, linear, as a share of the full one.
 
-    `sight` weighs the throw-away head's loss; `shares` are those of `Teacher`.
+    `sight` weighs the throw-away head's loss beside that of the replies; `shares` are those of `Teacher`.
     """
 
     name: str
@@ -55,40 +50,37 @@ class Stage:
     rates: tuple[float, float]
     num_images: int
     num_videos: int
-    num_countings: int = 0
     sight: float = 0.0
     shares: dict[str, float] = field(default_factory=dict)
 
 
-# What a kind of shape is looked up by ("the circle", "is there ...") stays a guess for long and then jumps, so it is
-# asked often at first.
-_EARLY = {"colour": 2.5, "what is at": 1.5, "which way": 1.5, "video caption": 0.7}
-_LATE = {"colour": 1.5, "caption": 2.0, "what is at": 1.5, "video caption": 1.5}
+# "Is there ..." stays at a guess for long and then jumps, so it is asked often at first.
+_EARLY = {"is there": 2.0, "caption": 1.5, "which way": 1.5}
+_LATE = {"is there": 1.5, "caption": 2.0, "where": 1.3, "what is at": 1.3, "video caption": 1.5}
 SEEING = Stage("seeing", 400, (1.0, 1.0), num_images=64, num_videos=6)
 ASKING = (
-    Stage("asking", 450, (1.0, 1.0), num_images=32, num_videos=8, num_countings=3, sight=0.5, shares=_EARLY),
-    Stage("settling", 600, (1.0, 0.3), num_images=32, num_videos=8, num_countings=3, sight=0.3, shares=_EARLY),
-    Stage("weak spots", 450, (0.3, 0.02), num_images=32, num_videos=9, num_countings=2, sight=0.1, shares=_LATE),
+    Stage("asking", 500, (1.0, 1.0), num_images=32, num_videos=10, sight=0.5, shares=_EARLY),
+    Stage("settling", 250, (0.6, 0.3), num_images=32, num_videos=10, shares=_LATE),
+    Stage("weak spots", 400, (0.3, 0.02), num_images=32, num_videos=10, shares=_LATE),
 )
 
 
 class SightHead(nn.Module):
-    """Says of each visual token what it shows: the classes of SIGHT_CLASSES."""
+    """Says of each visual token which coloured shape or background it shows, and where that shape is."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
-        self.classes = nn.Linear(hidden_size, sum(SIGHT_CLASSES))
+        self.sight = nn.Linear(hidden_size, NUM_SIGHTS)
+        self.place = nn.Linear(hidden_size, 2 * NUM_PLACES)
 
     def forward(self, features: Tensor, items: Sequence[Item]) -> Tensor:
         """The loss on projector outputs [visual tokens, H]."""
-        logits = self.classes(self.norm(features)).split(SIGHT_CLASSES, dim=1)
-        sights = torch.cat([item.sights for item in items]).unbind(1)
-        losses = [
-            F.cross_entropy(scores, classes, weight=weight, ignore_index=IGNORED)
-            for scores, classes, weight in zip(logits, sights, SIGHT_WEIGHTS, strict=True)
-        ]
-        return torch.stack(losses).sum() / 2
+        hidden = self.norm(features)
+        sights, places = (torch.cat([getattr(item, name) for item in items]) for name in ("sights", "places"))
+        sight_loss = F.cross_entropy(self.sight(hidden), sights, weight=SIGHT_WEIGHTS)
+        place_loss = F.cross_entropy(self.place(hidden).view(-1, NUM_PLACES), places.flatten(), ignore_index=IGNORED)
+        return sight_loss + PLACE_WEIGHT * place_loss
 
 
 class Trainer:
@@ -115,20 +107,16 @@ class Trainer:
 
         `total_weight` is that of all batches of the step. `sight` weighs the head's loss beside that of the replies.
         """
-        embeds = self.model.model.embed_tokens(batch.input_ids)
-        loss = torch.zeros(())
-        if batch.items:
-            features = self._features(batch.items)
-            config = self.model.config
-            is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
-            embeds = embeds.masked_scatter(is_visual.unsqueeze(-1), features)
-            if sight:
-                loss = sight * float(batch.weights.sum()) / total_weight * self.head(features, batch.items)
+        config, features = self.model.config, self._features(batch.items)
+        is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
+        embeds = self.model.model.embed_tokens(batch.input_ids).masked_scatter(is_visual.unsqueeze(-1), features)
         hidden = self.model.model(embeds, batch.position_ids, attention_mask=batch.attention_mask).last_hidden_state
         is_target = batch.targets != IGNORED
         logits, targets = self.model.lm_head(hidden[is_target]), batch.targets[is_target]
-        replies = (F.cross_entropy(logits, targets, reduction="none") * batch.weights).sum() / total_weight
-        (replies + loss).backward()
+        loss = (F.cross_entropy(logits, targets, reduction="none") * batch.weights).sum() / total_weight
+        if sight:
+            loss = loss + sight * float(batch.weights.sum()) / total_weight * self.head(features, batch.items)
+        loss.backward()
         wrong = torch.zeros(len(batch.kinds)).index_add_(
             0, batch.asked[is_target], (logits.argmax(-1) != targets).float()
         )
@@ -204,8 +192,7 @@ def _draw_batches(rng: np.random.Generator, teacher: Teacher, packer: Packer, st
     draws = [teacher.image_lesson] * 7 + [teacher.images_lesson]
     images = [draws[row % len(draws)](rng) for row in range(stage.num_images)]
     videos = [teacher.video_lesson(rng) for _ in range(stage.num_videos)]
-    countings = [teacher.counting_lesson(rng) for _ in range(stage.num_countings)]
-    return [packer.pack(lessons) for lessons in (images, videos, countings) if lessons]
+    return [packer.pack(images), packer.pack(videos)]
 
 
 def _rates(stage: Stage) -> Iterator[tuple[int, float]]:

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from worker.demo.checkpoint_folder import write_folder
-from worker.demo.lessons import IGNORED, NUM_PLACES, Lesson, Teacher
-from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, RGB_OF
+from worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, Lesson, Teacher
+from worker.demo.shapes import BACKGROUNDS, RGB_OF
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.image_processing import ImageProcessor
-
-NAMES = (*COLOURS, *BACKGROUNDS)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +27,11 @@ def test_plain_tokens_have_the_colour_of_the_background(teacher: Teacher, draw: 
         frames, rows, columns = item.grid
         patches = item.pixel_values.view(frames, rows // 2, 2, columns // 2, 2, 3, -1).movedim(3, 2)
         colours = (patches.mean(dim=(3, 4, 6)).flatten(0, 2) * 127.5 + 127.5).numpy()
-        for sight, colour in zip(item.sights.tolist(), colours, strict=True):
-            if sight[1] == len(KINDS):
+        for sight, place, colour in zip(item.sights.tolist(), item.places.tolist(), colours, strict=True):
+            if sight >= NUM_SHAPE_SIGHTS:
                 nearest = min(BACKGROUNDS, key=lambda name: float(np.linalg.norm(colour - np.array(RGB_OF[name]))))
-                assert (NAMES[sight[0]], sight[2:]) == (nearest, [IGNORED, IGNORED])
+                assert BACKGROUNDS[sight - NUM_SHAPE_SIGHTS] == nearest
+                assert place == [IGNORED, IGNORED]
 
 
 def test_the_places_of_a_moving_shape_move_with_it(teacher: Teacher) -> None:
@@ -41,8 +40,8 @@ def test_the_places_of_a_moving_shape_move_with_it(teacher: Teacher) -> None:
         lesson = teacher.video_lesson(np.random.default_rng(seed))
         answers = {question.answer for question, _ in lesson.asks if question.kind == "which way"}
         (item,) = lesson.items
-        shown = [s for frame in item.sights.view(item.grid[0], -1, 4) for s in frame if s[1] < len(KINDS)]
-        first, last = shown[0][2:].tolist(), shown[-1][2:].tolist()
+        shown = item.places[item.sights < NUM_SHAPE_SIGHTS].tolist()
+        first, last = shown[0], shown[-1]
         assert all(0 <= place < NUM_PLACES for place in (*first, *last))
         if answers == {"To the right."}:
             assert last[0] > first[0]

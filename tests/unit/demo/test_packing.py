@@ -76,8 +76,8 @@ def items_of(processor: KeyeProcessor, media: Media) -> list[Item]:
     images, videos, _ = media
     patches = [processor.image_processor.process_image(image) for image in images]
     patches += [processor.image_processor.process_video(video) for video in videos]
-    nothing = [torch.full((len(p.values) // 4, 4), IGNORED) for p in patches]
-    return [Item(torch.from_numpy(p.values), p.grids[0], n) for p, n in zip(patches, nothing, strict=True)]
+    nothing = [torch.full((len(p.values) // 4,), IGNORED) for p in patches]
+    return [Item(torch.from_numpy(p.values), p.grids[0], n, n) for p, n in zip(patches, nothing, strict=True)]
 
 
 @torch.no_grad()
