@@ -10,7 +10,8 @@ from producer import Client
 from tests.acceptance.conftest import Start
 
 FOLDER = Path(skimage.data_dir)
-FORMATS = (".png", ".jpg", ".gif", ".tif")
+# Its TIFFs are volumes of 64-bit numbers, which are no pictures to Pillow.
+FORMATS = (".png", ".jpg", ".gif")
 
 
 def test_photographs_of_all_kinds_are_answered_by_one_worker(start: Start, redis_url: str) -> None:
