@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import engine, handover, pipeline, precision
+from benchmarks import decode, engine, handover, pipeline, precision
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {"handover": handover.run, "engine": engine.run, "pipeline": pipeline.run, "precision": precision.run}
