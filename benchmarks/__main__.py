@@ -5,7 +5,13 @@ import sys
 from benchmarks import decode, engine, handover, pipeline, precision
 from benchmarks.machine import describe_machine
 
-BENCHMARKS = {"handover": handover.run, "engine": engine.run, "pipeline": pipeline.run, "precision": precision.run}
+BENCHMARKS = {
+    "decode": decode.run,
+    "handover": handover.run,
+    "engine": engine.run,
+    "pipeline": pipeline.run,
+    "precision": precision.run,
+}
 
 print(f"Measured on: {describe_machine()}\n")
 for name in sys.argv[1:] or BENCHMARKS:
