@@ -207,7 +207,9 @@ def test_large_jpeg_is_decoded_small_and_ends_at_the_size_the_model_reads(orient
     assert decoded.original_size == (1200, 1600)
     assert decoded.pixels.shape == (476, 644, 3)
     assert read_quarters(decoded.pixels) == UPRIGHT
-    whole = Image.fromarray(decode_image(file, "the picture", 10**7, 2**30).pixels).resize((644, 476), Image.Resampling.BICUBIC)
+    whole = Image.fromarray(decode_image(file, "the picture", 10**7, 2**30).pixels).resize(
+        (644, 476), Image.Resampling.BICUBIC
+    )
     assert abs(decoded.pixels.astype(int) - np.asarray(whole)).mean() < 1
 
 
