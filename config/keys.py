@@ -12,7 +12,7 @@ def record(job_id: str) -> str:
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),
-    requeued_as (the job that a dead letter was sent again as).
+    deaths (attempts that ended with their worker), requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"
 

@@ -24,11 +24,11 @@ from config import keys
 from config.error_codes import ErrorCode
 from config.event import EVENT, JobEnded, Stage, StageStarted
 from config.history import FailedAttempt
-from config.job import AnalysisJob
+from config.job import AnalysisJob, Priority
 from config.outcome import JobFailed, JobResult, ModelIdentity, WorkerIdentity
 from config.settings import Settings
 from config.state import JobState
-from config.topology import ANALYZE_TASK, QUEUE
+from config.topology import ANALYZE_TASK, QUEUE, message_list
 from config.wire import SealedJob, seal
 from producer import Cancellation, Client, Job
 from tests.zoo import encode_clip, steady_times
@@ -530,6 +530,27 @@ def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
     failed = plant.fail(plant.client.submit(a_job(max_attempts=1)))
     assert failed.code is ErrorCode.MEDIA_UNREACHABLE
     assert failed.failure.attempts == 1
+
+
+def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant: Plant) -> None:
+    sealed = seal(a_job(prompt="wait", max_attempts=4))
+    for _ in range(2):
+        dead, reaper = a_dead_worker(plant, sealed)
+        wait_until(lambda: sealed.job_id in dead.overdue(10))  # noqa: B023
+        dead.reap(sealed.job_id, "reaper")
+    FaultyProcessor.gate.clear()
+    try:
+        reaper.start()
+        suspect = plant.client.find(sealed.job_id)
+        wait_until(lambda: suspect.state is JobState.RUNNING)
+        neighbour = plant.client.submit(a_job())
+        wait_until(lambda: plant.redis.llen(message_list(Priority.NORMAL)) == 0)
+        assert neighbour.state is JobState.QUEUED
+    finally:
+        FaultyProcessor.gate.set()
+        reaper.stop()
+    assert plant.finish(suspect).attempts == 3
+    assert plant.finish(neighbour).attempts == 1
 
 
 def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:

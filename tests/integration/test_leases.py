@@ -27,6 +27,7 @@ from worker.leases.job_lease import (
     QueuedJob,
     Renewal,
     Requeued,
+    Suspect,
     TakenOver,
 )
 from worker.leases.reaper import Reaper
@@ -478,7 +479,7 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")
     brief.retry(second, a_failure(second, "it broke"), 0, None)
-    claim(brief, sealed, "dies too")
+    assert isinstance(brief.claim(QueuedJob.of(sealed), "dies too", is_alone=True), Claimed)
     wait_until(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), TakenOver)
 
@@ -589,3 +590,35 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
     assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
     settlement.settle(lease, a_failure(lease))
     assert not redis.exists(keys.deadlines())
+
+
+def die_under(brief: LeaseStore, sealed: SealedJob, is_alone: bool = False) -> Requeued | TakenOver | None:
+    assert isinstance(brief.claim(QueuedJob.of(sealed), "dies", is_alone), Claimed)
+    wait_until(lambda: sealed.job_id in brief.overdue(10))
+    return brief.reap(sealed.job_id, "reaper")
+
+
+def test_job_whose_workers_died_twice_is_claimed_only_by_who_runs_it_alone(brief: LeaseStore) -> None:
+    sealed = a_job(max_attempts=4)
+    die_under(brief, sealed)
+    assert isinstance(die_under(brief, sealed), Requeued), "once may be anything: it ran beside others again"
+
+    assert brief.claim(QueuedJob.of(sealed), "crowded") == Suspect()
+    alone = brief.claim(QueuedJob.of(sealed), "empty", is_alone=True)
+    assert isinstance(alone, Claimed)
+    assert alone.attempt == 3, "being turned away is no attempt"
+
+
+def test_last_attempt_after_a_death_is_not_spent_beside_others(brief: LeaseStore) -> None:
+    sealed = a_job(max_attempts=2)
+    die_under(brief, sealed)
+    assert brief.claim(QueuedJob.of(sealed), "crowded") == Suspect()
+    assert isinstance(die_under(brief, sealed, is_alone=True), TakenOver)
+
+
+def test_failed_attempts_raise_no_suspicion(store: LeaseStore) -> None:
+    sealed = a_job(max_attempts=3)
+    for _ in range(2):
+        lease = claim(store, sealed)
+        assert store.retry(lease, a_failure(lease), 0, None) == "queued"
+    assert claim(store, sealed).attempt == 3

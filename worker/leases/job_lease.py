@@ -74,6 +74,11 @@ class HeldElsewhere:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """It may have killed its workers, so it runs alone: claim it again when nothing runs beside it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Requeued:
     """A job that needs a message, and is reaped again if it gets none.
 
@@ -128,16 +133,20 @@ class LeaseStore:
         self._sweep = load_script(redis, "sweep")
         self._published = load_script(redis, "published")
 
-    def claim(self, job: QueuedJob, worker: str) -> Claimed | AlreadySettled | HeldElsewhere:
-        """Begin the next attempt at `job`, unless it is running or over."""
+    def claim(
+        self, job: QueuedJob, worker: str, is_alone: bool = False
+    ) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
+        """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true."""
         fields = [part for field in job.record.items() for part in field]
         priority = job.record.get("priority", Priority.NORMAL)
         names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken()]
-        match self._claim(names, [job.job_id, worker, self.lease_seconds, priority, *fields]):
+        match self._claim(names, [job.job_id, worker, self.lease_seconds, priority, int(is_alone), *fields]):
             case ["claimed", *facts]:
                 return _claimed(job.job_id, facts, job.idempotency_key)
             case ["settled", outcome]:
                 return AlreadySettled(OUTCOME.validate_json(outcome))
+            case ["suspect"]:
+                return Suspect()
             case _:
                 return HeldElsewhere()
 

@@ -14,11 +14,12 @@ from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
 from worker.leases.connection import PASSING_FAULTS, patiently
-from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob
+from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt, LeaseLost, Workbench
 from worker.tasks.fault import JobFault, explain, failure_of
+from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Analyst:
         self._leases = leases
         self._renewal = renewal
         self._settlement = settlement
+        self._isolation = Isolation()
         self._name = f"{bench.worker.host}:{bench.worker.pid}"
 
     def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
@@ -58,12 +60,27 @@ class Analyst:
         Raises Redis' own fault where it stayed away for longer than patience lasts.
         """
         queued, opened = open_delivery(payload, delivery_id)
-        match patiently(lambda: self._leases.claim(queued, self._name), f"claiming job {queued.job_id}"):
+        with self._isolation.beside_others():
+            answer = self._claim(queued, is_alone=False)
+            if not isinstance(answer, Suspect):
+                return self._act_on(answer, opened)
+        # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
+        log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
+        with self._isolation.alone(queued.job_id) as is_first:
+            return self._act_on(self._claim(queued, is_alone=True), opened) if is_first else None
+
+    def _claim(self, queued: QueuedJob, is_alone: bool) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
+        return patiently(lambda: self._leases.claim(queued, self._name, is_alone), f"claiming job {queued.job_id}")
+
+    def _act_on(
+        self, answer: Claimed | AlreadySettled | HeldElsewhere | Suspect, opened: SealedJob | JobFault
+    ) -> JobResult | JobFailure | None:
+        match answer:
             case Claimed() as lease:
                 return self._run(opened, lease)
             case AlreadySettled(outcome):
                 return outcome
-            case HeldElsewhere():
+            case _:
                 return None
 
     def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:

@@ -1,23 +1,31 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
--- A job that was published without a record gets it here.
+-- A job that was published without a record gets it here. One whose attempts ended twice with their worker, or once when
+-- this one is its last, is claimed only by who runs nothing beside it: it may be what killed them, and its neighbours
+-- must not pay for it again.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set), 5 newest
 -- taken job of each priority (hash)
--- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5.. fields and values of the record, used where there is none
--- Returns {"claimed", token, attempt, now, submitted_at, deadline_at, max_visual_tokens}, {"settled", outcome} or
--- {"held"}: by another worker, or back until its next attempt is due
+-- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5 whether it would run alone (0 or 1), 6.. fields and values of the
+-- record, used where there is none
+-- Returns {"claimed", token, attempt, now, submitted_at, deadline_at, max_visual_tokens}, {"settled", outcome}, {"held"}
+-- (by another worker, or back until its next attempt is due) or {"suspect"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
-local record = redis.call("HMGET", KEYS[1], "state", "due_at")
+local record = redis.call("HMGET", KEYS[1], "state", "due_at", "deaths", "attempts", "max_attempts")
 if not record[1] then
-  redis.call("HSET", KEYS[1], unpack(ARGV, 5))
+  redis.call("HSET", KEYS[1], unpack(ARGV, 6))
 elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
 elseif record[1] ~= "QUEUED" then
   return { "settled", redis.call("HGET", KEYS[1], "outcome") }
 end
 
+local deaths = tonumber(record[3] or 0)
+local is_last = tonumber(record[4] or 0) + 1 >= tonumber(record[5] or 1)
+if ARGV[5] == "0" and (deaths >= 2 or deaths == 1 and is_last) then
+  return { "suspect" }
+end
 local published_at = redis.call("ZSCORE", KEYS[4], ARGV[1])
 if published_at then
   redis.call("ZREM", KEYS[4], ARGV[1])

@@ -36,6 +36,7 @@ local stage = event.stage or stages[event.type] or "open"
 local attempts, max_attempts = tonumber(record[4] or 0), tonumber(record[5] or 1)
 local cancel_requested = record[8] or ""
 local token = redis.call("HINCRBY", KEYS[1], "token", 1)
+redis.call("HINCRBY", KEYS[1], "deaths", 1)
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 -- A reaper that took the job over and died too is no attempt of its own.
 redis.call("HSETNX", KEYS[1], "attempt:" .. attempts, cjson.encode({
