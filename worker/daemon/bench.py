@@ -29,6 +29,7 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
+    model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
     processor = KeyeProcessor.from_checkpoint(settings.model_path)
     processor.eos_token_ids = ()  # every answer has the same length, whatever it says
     began = time.perf_counter()
@@ -37,7 +38,6 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     yield f"{settings.model_path.name} in {precision.name} on {name_device(device)}"
     yield f"{prompt.num_visual_tokens} visual tokens an image, {new_tokens} new tokens an answer\n"
 
-    model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
     rows = [
         measure_generate("`generate`, eager attention", model, [prompt] * 3, new_tokens, attention="eager"),
         measure_generate("`generate`, fused attention", model, [prompt] * 3, new_tokens),
