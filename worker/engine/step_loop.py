@@ -71,7 +71,7 @@ class Engine:
     ) -> None:
         config = model.config
         context = config.max_position_embeddings
-        attention = choose_attention(model.device, model.dtype, context)
+        attention = choose_attention(model.device, model.dtype, config.head_dim, context)
         block_size = block_size or attention.block_size
         affordable = kv_cache_bytes // block_bytes(config, block_size, model.dtype)
         num_blocks = min(affordable, limits.max_running * -(-context // block_size))

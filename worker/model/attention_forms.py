@@ -9,8 +9,8 @@ from worker.model.paged_attention import AttentionForm
 from worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype, max_tokens: int) -> AttentionForm:
+def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int, max_tokens: int) -> AttentionForm:
     """The fastest form that runs there, for sequences of at most `max_tokens`."""
-    if not has_packed_kernels(device, dtype):
+    if not has_packed_kernels(device, dtype, head_dim):
         return GatheredForm()
     return VarlenForm(max_tokens) if HAS_BLOCK_TABLES else FlexForm(max_tokens)

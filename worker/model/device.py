@@ -15,9 +15,9 @@ def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `torch.nn.attention.varlen` runs there: half precision on Ampere or later."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+def has_packed_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `torch.nn.attention.varlen` runs there: half precision on Ampere or later, heads of whole eights."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim % 8:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -14,9 +14,9 @@ ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""
 
 
-def item_attention(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> ItemAttention:
+def item_attention(lengths: Sequence[int], head_dim: int, device: torch.device, dtype: torch.dtype) -> ItemAttention:
     """The attention for packed items of these lengths: the packed kernel where one runs, else one call a length."""
-    if has_packed_kernels(device, dtype):
+    if has_packed_kernels(device, dtype, head_dim):
         return _packed(lengths, device)
     return _batched_by_length(lengths, device)
 

@@ -102,7 +102,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         """Features [patches, D] of packed items; every (t, h, w) of `grids` is one item, all its frames together."""
         hidden = self.embeddings(pixel_values, grids)
-        attend = item_attention([t * h * w for t, h, w in grids], hidden.device, hidden.dtype)
+        attend = item_attention([t * h * w for t, h, w in grids], self.head_dim, hidden.device, hidden.dtype)
         rotation = self.rotation(grids, hidden.device)
         for layer in self.encoder.layers:
             hidden = layer(hidden, rotation, attend)

@@ -35,7 +35,7 @@ def attend_item_by_item(query: Tensor, key: Tensor, value: Tensor, lengths: list
 def test_items_attend_to_themselves_alone(lengths: list[int], device: str, dtype: torch.dtype, accepted: float) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(lengths), HEADS, HEAD_DIM)
-    attend = item_attention(lengths, torch.device(device), dtype)
+    attend = item_attention(lengths, HEAD_DIM, torch.device(device), dtype)
     ours = attend(*(x.to(device, dtype) for x in (query, key, value))).float().cpu()
     torch.testing.assert_close(ours, attend_item_by_item(query, key, value, lengths), rtol=0, atol=accepted)
 
@@ -44,6 +44,6 @@ def test_items_attend_to_themselves_alone(lengths: list[int], device: str, dtype
 def test_one_item_does_not_change_when_another_does(device: str, dtype: torch.dtype, accepted: float) -> None:
     torch.manual_seed(0)
     first, other, another = (torch.randn(n, HEADS, HEAD_DIM, device=device, dtype=dtype) for n in (7, 5, 5))
-    attend = item_attention([7, 5], torch.device(device), dtype)
+    attend = item_attention([7, 5], HEAD_DIM, torch.device(device), dtype)
     beside_other, beside_another = (attend(*[torch.cat([first, x])] * 3)[:7] for x in (other, another))
     assert torch.equal(beside_other, beside_another)
