@@ -37,5 +37,5 @@ def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     if gpus and settings.model_path is not None:
         num_file_bytes = sum(file.stat().st_size for file in settings.model_path.glob("*.safetensors"))
         yield trials.check_gpu_memory(int(WEIGHT_SHARE[settings.precision] * num_file_bytes), torch)
-    yield trials.check_decoders()
+    yield trials.check_decoders(settings.video_decoder)
     yield trials.check_s3(settings.s3_endpoint_url)

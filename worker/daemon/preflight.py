@@ -1,6 +1,7 @@
 """What must be right before a worker starts, all faults at once. Changes nothing; never imports torch."""
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from config.settings import Settings
+from config.settings import Settings, VideoDecoder
 from worker.daemon.findings import Finding, Severity
 from worker.model.checkpoint import check_checkpoint
 
@@ -25,6 +26,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         *check_broker(settings.redis_url.get_secret_value()),
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
+        check_video_decoder(settings.video_decoder),
         *check_media_roots(settings.media_roots),
         check_media_cache(settings.cache_folder, settings.cache_bytes),
     ]
@@ -117,6 +119,13 @@ def check_device(device: str, gpus: Sequence[str]) -> Finding:
         cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=cpu if that is meant."
         return Finding("device", Severity.WARNING, "CPU: no GPU is visible although there is an NVIDIA driver", cure)
     return Finding("device", Severity.OK, "CPU")
+
+
+def check_video_decoder(chosen: VideoDecoder) -> Finding:
+    if chosen != "pyav" and importlib.util.find_spec(chosen) is None:
+        cure = f"pip install {chosen}, or take KEYE_VIDEO_DECODER out of the settings."
+        return Finding("video decoder", Severity.FAULT, f"KEYE_VIDEO_DECODER is {chosen}, which is not installed", cure)
+    return Finding("video decoder", Severity.OK, chosen)
 
 
 def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from config.job import VideoPart
-from config.settings import Settings
+from config.settings import Settings, VideoDecoder
 from worker.daemon.findings import Finding, Severity
 from worker.daemon.loading import load_served_model
 from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
@@ -47,11 +47,11 @@ def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
     return Finding("GPU memory", Severity.OK, found)
 
 
-def check_decoders() -> Finding:
+def check_decoders(chosen: VideoDecoder) -> Finding:
     """A clip made here and now goes through the same door as a job's media."""
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        limits = MediaLimits((Path(folder),), None, 10, 2**20, 2**20, 2**20)
+        limits = MediaLimits((Path(folder),), None, 10, 2**20, 2**20, 2**20, video_decoder=chosen)
         part = VideoPart(uri=str(clip), fps=CLIP_FRAMES)
         try:
             _encode_clip(clip)
@@ -62,6 +62,11 @@ def check_decoders() -> Finding:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return Finding("decoders", Severity.FAULT, f"a clip made here cannot be read back: {error}", cure)
     assert isinstance(video, DecodedVideo)
+    if video.decoder != chosen:
+        cure = (
+            "torchcodec needs the shared libraries of FFmpeg 4 to 9: apt install ffmpeg. Or unset KEYE_VIDEO_DECODER."
+        )
+        return Finding("decoders", Severity.FAULT, f"{chosen} cannot read a clip made here, PyAV stepped in", cure)
     library = ".".join(map(str, av.library_versions["libavcodec"]))
     return Finding("decoders", Severity.OK, f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")
 

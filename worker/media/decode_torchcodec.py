@@ -1,5 +1,7 @@
 """Frames read by torchcodec in its exact mode. Imports it, and torch with it, only when called."""
 
+import os
+import tempfile
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +16,8 @@ _BATCH = 16
 
 def read_frames(file: BinaryIO, clip: Clip, plan: VideoPlan, pixels: Pixels, on_frame: OnFrame) -> FramesRead | None:
     """None where torchcodec fails, finds no FFmpeg, or gives other frames than those wanted, as it does for MPEG-TS."""
+    # Importing torch asks for a folder for temporary files, and Python looks for one by writing, which no child may.
+    tempfile.tempdir = tempfile.tempdir or os.sep
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 

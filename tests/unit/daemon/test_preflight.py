@@ -18,6 +18,7 @@ from worker.daemon.preflight import (
     check_device,
     check_media_cache,
     check_media_roots,
+    check_video_decoder,
 )
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "golden" / "preview" / "checkpoint"
@@ -104,6 +105,14 @@ def test_falling_back_to_the_cpu_beside_a_driver_is_warned_about(
 def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
     assert faults(list(check_media_roots([tmp_path, tmp_path / "clip.mp4"]))) == ["media roots"]
+
+
+def test_a_video_decoder_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_video_decoder("pyav").severity is Severity.OK
+    monkeypatch.setattr("sys.path", [])
+    finding = check_video_decoder("decord")
+    assert finding.severity is Severity.FAULT
+    assert "pip install decord" in finding.cure
 
 
 def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warned_about(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_clip_is_made_and_read_back() -> None:
-    finding = check_decoders()
+    finding = check_decoders("pyav")
     assert finding.severity is Severity.OK
     assert finding.found.startswith("8 frames of H.264 read back")
 
