@@ -120,6 +120,20 @@ def plan(context: typer.Context) -> None:
     raise typer.BadParameter("keye plan needs the worker's packages: pip install 'keye-worker[worker]'")
 
 
+@app.command("verify", epilog=EXIT_CODES)
+def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Read everything that Redis holds of jobs, and print each job that is in no legal state."""
+    with connected(redis_url) as client:
+        ledger, irregularities = client.verify()
+    for irregularity in irregularities:
+        found = {"job_id": irregularity.job_id, "what": irregularity.what}
+        typer.echo(json.dumps(found) if as_json else f"{irregularity.job_id}  {irregularity.what}")
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
+    typer.echo(f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities", err=True)
+    if irregularities:
+        raise typer.Exit(ExitCode.IRREGULAR)
+
+
 @app.command()
 def schema(
     folder: Annotated[Path | None, typer.Option("--write", help="write one file a schema into this folder")] = None,

@@ -14,8 +14,9 @@ from producer.envelope import enclose
 from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
 from producer.job import Job
 from producer.media_type import media_type_of
-from producer.transport import Transport
+from producer.transport import Transport, reaching_redis
 from producer.upload import reference_of
+from producer.verify import Irregularity, Ledger, verify
 
 
 class Client:
@@ -82,6 +83,11 @@ class Client:
     def dead_letters(self) -> DeadLetters:
         """The jobs that failed for good."""
         return DeadLetters(self.submit, self._transport)
+
+    def verify(self) -> tuple[Ledger, list[Irregularity]]:
+        """All jobs, and those in no legal state; reads everything, and for an operator."""
+        with reaching_redis("be read"):
+            return verify(self._transport.redis, self._settings.lease_seconds)
 
     def close(self) -> None:
         self._transport.close()

@@ -27,12 +27,13 @@ class ExitCode(IntEnum):
     CONFLICT = 6
     UNAVAILABLE = 7
     TOO_LATE = 8
+    IRREGULAR = 9
 
 
 EXIT_CODES = (
     "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
     "in time; 5 no such job; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
-    "8 too late to cancel, the job had ended."
+    "8 too late to cancel, the job had ended; 9 a job is in no legal state."
 )
 
 RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]

@@ -33,7 +33,7 @@ class Transport:
         url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
         self._lease_seconds = settings.lease_seconds
-        self._redis = Redis.from_url(
+        self.redis = Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -42,7 +42,7 @@ class Transport:
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
         )
         self._submit, self._published, self._withdraw, self._cancel, self._purge = (
-            self._redis.register_script((SCRIPTS / f"{name}.lua").read_text())
+            self.redis.register_script((SCRIPTS / f"{name}.lua").read_text())
             for name in ("submit", "published", "withdraw", "cancel", "purge")
         )
         self._celery = publishing_app(settings)
@@ -110,16 +110,16 @@ class Transport:
     def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
         """The named fields of the job's record, None for what is not there."""
         with reaching_redis("read the job"):
-            return tuple(cast(list[str | None], self._redis.hmget(keys.record(job_id), list(fields))))
+            return tuple(cast(list[str | None], self.redis.hmget(keys.record(job_id), list(fields))))
 
     def list_dead_letters(self, since: float) -> list[str]:
         """Ids of jobs that failed at `since` (Unix seconds) or later, oldest first."""
         with reaching_redis("list the dead letters"):
-            return cast(list[str], self._redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
+            return cast(list[str], self.redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
 
     def read_dead_letter(self, job_id: str) -> dict[str, str] | None:
         """The whole record of a job that failed; None where there is no such dead letter."""
-        with reaching_redis("read the dead letter"), self._redis.pipeline() as reading:
+        with reaching_redis("read the dead letter"), self.redis.pipeline() as reading:
             reading.zscore(keys.dead_letters(), job_id)
             reading.hgetall(keys.record(job_id))
             score, record = reading.execute()
@@ -127,7 +127,7 @@ class Transport:
 
     def close_dead_letter(self, job_id: str, requeued_as: str) -> None:
         """The job was sent once more: its record goes as that of any ended job."""
-        with reaching_redis("close the dead letter"), self._redis.pipeline() as closing:
+        with reaching_redis("close the dead letter"), self.redis.pipeline() as closing:
             closing.zrem(keys.dead_letters(), job_id)
             closing.hset(keys.record(job_id), "requeued_as", requeued_as)
             closing.expire(keys.record(job_id), self._result_ttl_seconds)
@@ -149,13 +149,13 @@ class Transport:
         # Zero would block for ever.
         block_ms = None if block_seconds is None else max(1, int(block_seconds * 1000))
         with reaching_redis("read the job's events"):
-            streams: Any = self._redis.xread({keys.events(job_id): after}, block=block_ms)
+            streams: Any = self.redis.xread({keys.events(job_id): after}, block=block_ms)
         # RESP2 answers with pairs, RESP3 with a map.
         batches = dict(streams).values() if streams else ()
         return [(entry_id, EVENT.validate_json(fields["event"])) for batch in batches for entry_id, fields in batch]
 
     def close(self) -> None:
-        self._redis.close()
+        self.redis.close()
         self._celery.close()
 
 
