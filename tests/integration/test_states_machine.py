@@ -1,0 +1,260 @@
+"""Random lives of jobs against a real server: whatever is done in whatever order, the promises about a job hold.
+
+Every move is the project's own; only time is faked, by making what is due later due now.
+"""
+
+import json
+import time
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from pydantic import SecretStr
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import EVENT, JobEnded, Stage
+from config.history import FailedAttempt
+from config.job import AnalysisJob, Priority
+from config.outcome import JobFailure
+from config.settings import Settings
+from config.state import LEGAL_MOVES, JobState
+from config.topology import message_list
+from config.wire import SealedJob
+from producer import Client, Job
+from producer.envelope import enclose
+from producer.errors import DeadLetterNotFound
+from producer.transport import Transport, publishing_app
+from producer.verify import judge, read_ledger
+from worker.leases.connection import connect
+from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
+from worker.leases.reaper import Reaper
+from worker.results.settlement import Settlement
+from worker.tasks.requeue import StrandedJobs
+
+LEASE_SECONDS = 30
+
+
+class Jobs(RuleBasedStateMachine):
+    """`seen` is what was last read of each job; `claims` counts what the machine itself was granted."""
+
+    jobs: Bundle[Job] = Bundle("jobs")
+    leases: Bundle[Claimed] = Bundle("leases")
+    url: str
+
+    @initialize()
+    def connect(self) -> None:
+        options = Settings(redis_url=SecretStr(self.url), lease_seconds=LEASE_SECONDS)
+        self.redis = connect(self.url)
+        self.redis.flushall()
+        self.client = Client(options)
+        self.transport = Transport(options)
+        self.store = LeaseStore(self.redis, LEASE_SECONDS)
+        self.settlement = Settlement(self.redis, 3600, 9000)
+        self.app = publishing_app(options)
+        stranded = StrandedJobs(self.app, self.settlement)
+        self.reaper = Reaper(self.store, "reaper", stranded.publish, stranded.bury, stranded.expire)
+        self.seen: dict[str, dict[str, str]] = {}
+        self.claims: dict[str, int] = {}
+
+    @rule(
+        target=jobs,
+        max_attempts=st.integers(1, 3),
+        priority=st.sampled_from(Priority),
+        deadline=st.sampled_from([None, 600.0]),
+        is_published=st.booleans(),
+    )
+    def submit(self, max_attempts: int, priority: Priority, deadline: float | None, is_published: bool) -> Job:
+        asked = AnalysisJob(prompt="?", max_attempts=max_attempts, priority=priority, deadline_seconds=deadline)
+        if is_published:
+            job = self.client.submit(asked)
+        else:
+            # Its producer dies here.
+            envelope = enclose(asked)
+            self.transport.write_record(envelope)
+            job = self.client.find(envelope.job_id)
+        self.claims[job.id] = 0
+        return job
+
+    @rule(target=leases, job=jobs)
+    def deliver(self, job: Job) -> Any:
+        """A message arrives: the first, a second, or one long after the end."""
+        claimed = self.claim(job)
+        return multiple() if claimed is None else claimed
+
+    def claim(self, job: Job) -> Claimed | None:
+        before = self.record(job.id)
+        sealed = SealedJob.model_validate_json(before["sealed"])
+        answer = self.store.claim(QueuedJob.of(sealed), "worker")
+        if isinstance(answer, Suspect):
+            assert int(before["deaths"]) > 0
+            answer = self.store.claim(QueuedJob.of(sealed), "worker", is_alone=True)
+        match answer:
+            case Claimed():
+                assert before["state"] == JobState.QUEUED
+                self.claims[job.id] += 1
+                assert answer.attempt == self.claims[job.id], "attempts are neither lost nor made up"
+                return answer
+            case AlreadySettled(outcome):
+                assert outcome.model_dump_json() == before["outcome"]
+            case HeldElsewhere():
+                assert before["state"] == JobState.RUNNING or float(before["due_at"]) > time.time()
+        return None
+
+    def holds(self, lease: Claimed) -> bool:
+        record = self.record(lease.job_id)
+        return record["state"] == JobState.RUNNING and int(record["token"]) == lease.token
+
+    @rule(lease=leases)
+    def renew(self, lease: Claimed) -> None:
+        is_holder = self.holds(lease)
+        assert (self.store.renew([lease]) == ["lost"]) == (not is_holder)
+
+    @rule(lease=leases, code=st.sampled_from([ErrorCode.INTERNAL, ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED]))
+    def settle(self, lease: Claimed, code: ErrorCode) -> None:
+        before, is_holder = self.record(lease.job_id), self.holds(lease)
+        is_settled = self.settlement.settle(lease, failure(lease, code))
+        if is_holder:
+            assert is_settled
+        else:
+            assert self.record(lease.job_id) == before, "who lost the lease writes nothing"
+
+    @rule(lease=leases, pause=st.sampled_from([0.0, 60.0]))
+    def fail_for_now(self, lease: Claimed, pause: float) -> None:
+        if lease.attempt >= int(self.record(lease.job_id)["max_attempts"]):
+            return
+        is_holder = self.holds(lease)
+        answer = self.store.retry(lease, failure(lease, ErrorCode.MEDIA_UNREACHABLE), pause, None)
+        assert (answer == "lost") == (not is_holder)
+
+    @rule(job=jobs)
+    def cancel(self, job: Job) -> None:
+        before = self.record(job.id)["state"]
+        job.cancel()
+        assert self.record(job.id)["state"] == (JobState.CANCELLED if before == JobState.QUEUED else before)
+
+    @rule(job=jobs)
+    def requeue(self, job: Job) -> None:
+        try:
+            letter = self.client.dead_letters.find(job.id)
+        except DeadLetterNotFound:
+            return
+        again = self.client.dead_letters.requeue(letter)
+        assert again.id not in self.claims
+        self.claims[again.id] = 0
+
+    @rule(job=jobs)
+    def time_passes_over_a_lease_or_a_pause(self, job: Job) -> None:
+        self.redis.zadd(keys.leases(), {job.id: time.time() - 1}, xx=True)
+        if "due_at" in self.record(job.id):
+            self.redis.hset(keys.record(job.id), "due_at", time.time() - 1)
+
+    @rule(job=jobs)
+    def time_passes_over_a_deadline(self, job: Job) -> None:
+        if self.record(job.id)["deadline_at"]:
+            self.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
+            self.redis.zadd(keys.deadlines(), {job.id: time.time() - 1}, xx=True)
+
+    @rule(priority=st.sampled_from(Priority))
+    def messages_get_lost(self, priority: Priority) -> None:
+        self.redis.delete(message_list(priority))
+
+    @rule()
+    def reap(self) -> None:
+        self.reaper.look_around()
+
+    @invariant()
+    def promises_hold(self) -> None:
+        for job_id in self.claims:
+            record, before = self.record(job_id), self.seen.get(job_id)
+            state = JobState(record["state"])
+            if before is not None:
+                assert "outcome" not in before or record["outcome"] == before["outcome"], "one outcome"
+                assert can_come_of(JobState(before["state"]), state)
+            ends = [event for event in self.events(job_id) if isinstance(event, JobEnded)]
+            assert [event.state for event in ends] == ([state] if state.is_final else [])
+            attempts = int(record["attempts"])
+            assert attempts == self.claims[job_id] <= int(record["max_attempts"])
+            told = attempts if state is JobState.QUEUED else attempts - 1
+            for number in range(1, told + 1):
+                assert FailedAttempt.model_validate_json(record[f"attempt:{number}"]).attempt == number
+            self.seen[job_id] = record
+        assert not list(judge(read_ledger(self.redis), LEASE_SECONDS))
+
+    def teardown(self) -> None:
+        """From wherever it was left, every job comes to an end by messages alone."""
+        for _ in range(12):
+            waiting = [job_id for job_id in self.claims if not JobState(self.record(job_id)["state"]).is_final]
+            if not waiting:
+                break
+            for job_id in waiting:
+                self.time_passes_over_a_lease_or_a_pause(Job(job_id, self.transport))
+            for priority in Priority:
+                for job_id in self.redis.zrange(keys.queued(priority), 0, -1):
+                    self.redis.zincrby(keys.queued(priority), -3 * LEASE_SECONDS, job_id)
+            self.reaper.look_around()
+            for message in self.take_messages():
+                lease = self.claim(Job(message["headers"]["id"], self.transport))
+                if lease is not None:
+                    assert self.settlement.settle(lease, failure(lease, ErrorCode.INTERNAL))
+        else:
+            raise AssertionError(f"no way out for {[self.record(job_id) for job_id in waiting]}")
+        self.promises_hold()
+        self.client.close()
+        self.transport.close()
+        self.app.close()
+        self.redis.close()
+
+    def take_messages(self) -> list[dict[str, Any]]:
+        taken = []
+        for priority in Priority:
+            while raw := self.redis.rpop(message_list(priority)):
+                taken.append(json.loads(raw))
+        return taken
+
+    def record(self, job_id: str) -> dict[str, str]:
+        return self.redis.hgetall(keys.record(job_id))
+
+    def events(self, job_id: str) -> list[object]:
+        return [EVENT.validate_json(fields["event"]) for _, fields in self.redis.xrange(keys.events(job_id))]
+
+
+def can_come_of(before: JobState, after: JobState) -> bool:
+    """By legal moves; one rule may make several."""
+    reached = {before}
+    while True:
+        further = reached | {state for one in reached for state in LEGAL_MOVES[one]}
+        if further == reached:
+            return after in reached
+        reached = further
+
+
+def failure(lease: Claimed, code: ErrorCode) -> JobFailure:
+    return JobFailure(
+        job_id=lease.job_id, code=code, message="no", stage=Stage.DECODE, retryable=False, attempts=lease.attempt
+    )
+
+
+def test_no_order_of_events_breaks_a_promise(redis_url: str) -> None:
+    class JobsOfThisServer(Jobs):
+        url = redis_url
+
+    run_state_machine_as_test(
+        JobsOfThisServer,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
