@@ -13,6 +13,10 @@ from worker.model.visual_input import Image, Size, Video
 
 MAX_ASPECT_RATIO = 200
 
+# Of an image, where a checkpoint does not say otherwise.
+MIN_PIXELS = 256 * 28 * 28
+MAX_PIXELS = 1280 * 28 * 28
+
 
 class UnusableImage(ValueError):
     """The pixels cannot be shown to the model: a wrong shape, no frames, a size or aspect ratio out of bounds."""
@@ -91,8 +95,8 @@ class ImageProcessor:
             raise ValueError(f"{path}/preprocessor_config.json has temporal_patch_size {temporal}, Keye-VL has 1")
         area = config.get("size") or {}
         return cls(
-            min_pixels=config["min_pixels"] if "min_pixels" in config else area["min_pixels"],
-            max_pixels=config["max_pixels"] if "max_pixels" in config else area["max_pixels"],
+            min_pixels=config.get("min_pixels", area.get("min_pixels", MIN_PIXELS)),
+            max_pixels=config.get("max_pixels", area.get("max_pixels", MAX_PIXELS)),
             patch_size=config["patch_size"],
             merge_size=config["merge_size"],
             image_mean=tuple(config["image_mean"]),

@@ -102,3 +102,11 @@ def test_limits_saved_under_size_are_read_too(preview: Path, tmp_path: Path) -> 
     config["size"] = {"min_pixels": config.pop("min_pixels"), "max_pixels": config.pop("max_pixels")}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert ImageProcessor.from_checkpoint(tmp_path).max_pixels == config["size"]["max_pixels"]
+
+
+def test_checkpoint_that_names_no_limits_shows_images_with_256_to_1280_tokens(preview: Path, tmp_path: Path) -> None:
+    config = json.loads((preview / "preprocessor_config.json").read_text())
+    del config["min_pixels"], config["max_pixels"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    images = ImageProcessor.from_checkpoint(tmp_path)
+    assert (images.min_pixels, images.max_pixels) == (256 * 28 * 28, 1280 * 28 * 28)
