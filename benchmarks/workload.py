@@ -25,17 +25,17 @@ def image_jobs(folder: Path, count: int) -> list[AnalysisJob]:
     return jobs
 
 
-def video_jobs(folder: Path, count: int) -> list[AnalysisJob]:
-    """Questions about `count` H.264 clips of 2 to 4 seconds at 10 frames a second."""
+def video_jobs(folder: Path, count: int, size: tuple[int, int] = (168, 168), fps: int = 10) -> list[AnalysisJob]:
+    """Questions about `count` H.264 clips of 2 to 4 seconds; `size` is (width, height)."""
     jobs = []
     for i in range(count):
-        scene = draw_video_scene(np.random.default_rng(i), size=(168, 168))
-        path = folder / f"{i}.mp4"
+        scene = draw_video_scene(np.random.default_rng(i), size=size)
+        path = folder / f"{size[0]}-{i}.mp4"
         with av.open(path, "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(10))
+            stream = container.add_stream("libx264", rate=Fraction(fps))
             stream.width, stream.height = scene.size
             stream.pix_fmt = "yuv420p"
-            for pixels in scene.frames(10):
+            for pixels in scene.frames(fps):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode(None))
         question = scene.questions[i % len(scene.questions)]
