@@ -1,6 +1,7 @@
 """The front door: media of one job in order, the one to blame named, nothing left open, no secret told."""
 
 import base64
+import gc
 import io
 import os
 from collections.abc import Callable
@@ -95,6 +96,7 @@ def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path,
     (tmp_path / "text.png").write_text("no picture")
     clip = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     good: list[ImagePart | VideoPart] = [ImagePart(uri=f"{tmp_path}/photo.jpg"), VideoPart(uri=str(clip))]
+    gc.collect()  # files of tests that ran before
     open_before = len(os.listdir("/proc/self/fd"))
     prepare(good, limits, tmp_path)
     for bad in ("absent.png", "text.png"):
