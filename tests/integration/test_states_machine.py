@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -45,7 +46,7 @@ LEASE_SECONDS = 30
 
 
 class Jobs(RuleBasedStateMachine):
-    """`seen` is what was last read of each job; `claims` counts what the machine itself was granted."""
+    """`seen` is what was last read of each job, `claims` counts what was granted of it, `settlers` has who ended it."""
 
     jobs: Bundle[Job] = Bundle("jobs")
     leases: Bundle[Claimed] = Bundle("leases")
@@ -65,7 +66,10 @@ class Jobs(RuleBasedStateMachine):
         self.reaper = Reaper(self.store, "reaper", stranded.publish, stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
+        self.settlers: dict[str, Claimed] = {}
 
+    # Few jobs with much happening to each.
+    @precondition(lambda self: len(self.claims) < 3)
     @rule(
         target=jobs,
         max_attempts=st.integers(1, 3),
@@ -124,9 +128,10 @@ class Jobs(RuleBasedStateMachine):
         before, is_holder = self.record(lease.job_id), self.holds(lease)
         is_settled = self.settlement.settle(lease, failure(lease, code))
         if is_holder:
-            assert is_settled
+            self.settlers[lease.job_id] = lease
         else:
             assert self.record(lease.job_id) == before, "who lost the lease writes nothing"
+        assert is_settled == (self.settlers.get(lease.job_id) == lease), "and is told so"
 
     @rule(lease=leases, pause=st.sampled_from([0.0, 60.0]))
     def fail_for_now(self, lease: Claimed, pause: float) -> None:
@@ -163,6 +168,12 @@ class Jobs(RuleBasedStateMachine):
         if self.record(job.id)["deadline_at"]:
             self.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
             self.redis.zadd(keys.deadlines(), {job.id: time.time() - 1}, xx=True)
+
+    @rule(lease=leases)
+    def a_worker_freezes_and_comes_back_late(self, lease: Claimed) -> None:
+        self.time_passes_over_a_lease_or_a_pause(Job(lease.job_id, self.transport))
+        self.reaper.look_around()
+        self.settle(lease, ErrorCode.INTERNAL)
 
     @rule(priority=st.sampled_from(Priority))
     def messages_get_lost(self, priority: Priority) -> None:
@@ -251,8 +262,8 @@ def test_no_order_of_events_breaks_a_promise(redis_url: str) -> None:
     run_state_machine_as_test(
         JobsOfThisServer,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=30,
+            max_examples=40,
+            stateful_step_count=40,
             deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
