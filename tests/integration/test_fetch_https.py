@@ -44,7 +44,7 @@ class Website(BaseHTTPRequestHandler):
             case ["to"]:
                 self.answer(307, location=unquote(query))
             case ["status", status]:
-                self.answer(int(status))
+                self.answer(int(status), **{"Retry-After": "7"})
             case ["breaks-off"]:
                 self.answer(200, CONTENT[:1000], promised=len(CONTENT), etag='"1"')
             case ["chunked"]:
@@ -258,6 +258,13 @@ def test_bad_answer_has_its_code_and_leaves_nothing(
 ) -> None:
     assert fault_of(f"https://media.example/{path}?very-secret", limits, media_cache).code is code
     assert not [found for found in tmp_path.glob("*/*") if found.is_file()]
+
+
+@pytest.mark.usefixtures("web")
+def test_server_that_is_busy_says_when_to_come_back(limits: MediaLimits, media_cache: MediaCache) -> None:
+    fault = fault_of("https://media.example/status/503", limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert fault.retry_after_seconds == 7
 
 
 @pytest.mark.usefixtures("web")

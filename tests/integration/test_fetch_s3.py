@@ -94,7 +94,7 @@ class Traveller(BaseHTTPRequestHandler):
 
     def forward(self, trouble: Trouble) -> None:
         if trouble == "busy":
-            self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+            self.answer(503, {"Retry-After": "7"}, b"<Error><Code>SlowDown</Code></Error>")
             return
         if callable(trouble):
             trouble()
@@ -289,7 +289,9 @@ def test_store_that_fails_for_good_is_unreachable_and_leaves_nothing(
     road: Road, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path, trouble: Trouble
 ) -> None:
     road.troubles = deque([trouble])
-    assert fault_of(PHOTO, limits, media_cache).code is ErrorCode.MEDIA_UNREACHABLE
+    fault = fault_of(PHOTO, limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert fault.retry_after_seconds == (7 if trouble == "busy" else None)
     assert not [path for path in (tmp_path / "cache").glob("*/*") if path.is_file()]
 
 
