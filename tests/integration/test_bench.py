@@ -7,7 +7,7 @@ import pytest
 from config.settings import Settings
 from worker.daemon.bench import run_bench
 
-CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torchao, where it is installed, says to others
