@@ -66,7 +66,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
         self._decoders.start()
         try:
-            served = _load(settings)
+            served = self.load(settings)
             # Celery itself looks for a SIGTERM only once it consumes.
             state.maybe_shutdown()
         except SystemExit:
@@ -107,6 +107,18 @@ class EngineStep(bootsteps.StartStopStep):
         self._ready = Presence(worker=identity, state=WorkerState.READY, model=served.model)
         worker_ready.connect(self._announce_ready)
 
+    def load(self, settings: Settings) -> "ServedModel":
+        """Raises `SystemExit` where there is nothing to serve."""
+        # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
+        from worker.daemon.loading import load_served_model
+        from worker.model.load import CheckpointFault
+
+        try:
+            return load_served_model(settings)
+        except Exception as error:
+            logger.critical("The model cannot be served: %s", error, exc_info=not isinstance(error, CheckpointFault))
+            raise SystemExit(ExitCode.MODEL_LOAD_FAILED) from None
+
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called by Celery for each connection to the broker, whose loss clears the loop's timers."""
         hub.call_repeatedly(ENGINE_CHECK_SECONDS, self._end_with_engine)
@@ -137,18 +149,6 @@ class EngineStep(bootsteps.StartStopStep):
         if not self._engine.healthy and state.should_stop is None:
             logger.critical("The engine died; this process ends. Its jobs were told, its log above says why.")
             state.should_stop = ExitCode.ENGINE_DIED
-
-
-def _load(settings: Settings) -> "ServedModel":
-    # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
-    from worker.daemon.loading import load_served_model
-    from worker.model.load import CheckpointFault
-
-    try:
-        return load_served_model(settings)
-    except Exception as error:
-        logger.critical("The model cannot be served: %s", error, exc_info=not isinstance(error, CheckpointFault))
-        raise SystemExit(ExitCode.MODEL_LOAD_FAILED) from None
 
 
 def _identity(device: str) -> WorkerIdentity:

@@ -1,0 +1,41 @@
+"""The server dies under queued and running jobs and comes back with its append-only file."""
+
+import time
+
+from producer import Client
+from tests.acceptance.conftest import eventually
+from tests.chaos.conftest import (
+    Broker,
+    Workers,
+    assert_each_succeeded_once,
+    assert_nothing_is_left,
+    count_ended,
+    wait_for_all,
+)
+
+DOWN_SECONDS = 5.0
+
+
+def test_a_killed_broker_loses_and_doubles_nothing(broker: Broker, client: Client, workers: Workers) -> None:
+    worker = workers.start()
+    worker.wait_until_ready()
+    # Two end while the server is away, four after; beside them the short ones go on until the very moment.
+    long = [client.submit(prompt=f"wait {seconds}") for seconds in (5, 5, 12, 12, 12, 12)]
+    eventually(lambda: len(worker.held_jobs()) == len(long), within_seconds=10)
+    short = [client.submit(prompt="wait 0.03") for _ in range(500)]
+    # An everysec server may lose the last second that it said yes to.
+    time.sleep(1.5)
+
+    broker.kill()
+    time.sleep(DOWN_SECONDS)
+    broker.start_again()
+    back_at = time.monotonic()
+    num_ended = count_ended(broker, short)
+    assert num_ended < 450
+    eventually(lambda: count_ended(broker, short) > num_ended, within_seconds=35)
+    print(f"{num_ended} of 500 had ended; the next did {time.monotonic() - back_at:.1f} s after the server was back")
+    wait_for_all(broker, long + short, within_seconds=60)
+
+    assert sum(f"settling job {job.id}: Redis is away" in worker.log for job in long) == 2
+    assert_each_succeeded_once(broker, long + short)
+    assert_nothing_is_left(broker, client)

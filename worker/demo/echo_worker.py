@@ -1,0 +1,130 @@
+"""A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
+
+For chaos tests and for measuring what the rest costs: `celery -A worker.demo.echo_worker worker --pool threads`.
+A prompt `wait 1.5` is answered after as many seconds, `die` kills the process.
+"""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from config.outcome import ModelIdentity
+from config.settings import Settings
+from worker.daemon.bootsteps import EngineStep
+from worker.engine.inbox import Generated, Inbox, PendingGeneration
+from worker.tasks.celery_app import build_app
+from worker.tasks.sampling_defaults import SamplingDefaults
+
+if TYPE_CHECKING:
+    from worker.daemon.loading import ServedModel
+
+CONTEXT_TOKENS = 8192
+STEP_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class EchoPrompt:
+    """What the engine and the attempt read of a prompt; a byte is a token."""
+
+    text: str
+    input_ids: bytes
+    num_visual_tokens: int = 0
+    image_grid_thw: None = None
+    video_grid_thw: None = None
+
+
+class EchoProcessor:
+    """Reads the last message; media are not looked at."""
+
+    config = SimpleNamespace(max_position_embeddings=CONTEXT_TOKENS)
+    image_processor = None
+
+    def count_text_tokens(self, messages: list[dict[str, Any]], thinking: str) -> int:
+        return len(_last_text(messages))
+
+    def prepare(self, messages: list[dict[str, Any]], images: Any, videos: Any, thinking: str) -> EchoPrompt:
+        text = _last_text(messages)
+        return EchoPrompt(text, text.encode())
+
+
+def _last_text(messages: list[dict[str, Any]]) -> str:
+    content: str | list[dict[str, str]] = messages[-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+class EchoEngine:
+    """One thread that ends each generation when its wait is over or it is abandoned."""
+
+    healthy = True
+
+    def __init__(self) -> None:
+        self.inbox = Inbox(max_tokens=CONTEXT_TOKENS)
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self.inbox.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        running: list[PendingGeneration] = []
+        while not self._is_stopping:
+            if running:
+                time.sleep(STEP_SECONDS)
+            else:
+                self.inbox.wait()
+            running += self.inbox.drain()
+            running = [pending for pending in running if not _step(pending)]
+
+
+def _step(pending: PendingGeneration) -> bool:
+    """Whether it has ended."""
+    prompt = cast(EchoPrompt, pending.prompt)
+    match prompt.text.split():
+        case ["die"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["wait", seconds]:
+            is_over = time.monotonic() >= pending.submitted_at + float(seconds)
+        case _:
+            is_over = True
+    if is_over:
+        pending.deliver(prompt.text, len(prompt.input_ids))
+    elif not pending.is_abandoned:
+        return False
+    waited = time.monotonic() - pending.submitted_at
+    pending.end(
+        Generated(
+            text=prompt.text if is_over else "",
+            token_ids=tuple(prompt.input_ids) if is_over else (),
+            finish_reason="stop" if is_over else "abandoned",
+            num_prompt_tokens=len(prompt.input_ids),
+            queued_seconds=0.0,
+            first_token_seconds=waited if is_over else None,
+            generate_seconds=waited,
+        )
+    )
+    return True
+
+
+class EchoStep(EngineStep):
+    def load(self, settings: Settings) -> "ServedModel":
+        engine = EchoEngine()
+        engine.start()
+        model = ModelIdentity(name="echo", model_type="echo", precision="float32")
+        sampling = SamplingDefaults(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
+        served = SimpleNamespace(
+            engine=engine, processor=EchoProcessor(), sampling=sampling, model=model, device="none"
+        )
+        return cast("ServedModel", served)
+
+
+celery_app = build_app(Settings())
+celery_app.steps["worker"].add(EchoStep)
