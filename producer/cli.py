@@ -96,10 +96,12 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
             else:
                 typer.echo(transcript.show(event), nl=False)
         try:
-            job.result(timeout)
+            result = job.result(timeout)
         except JobFailed as failed:
             typer.echo(str(failed), err=True)
             raise typer.Exit(ExitCode.JOB_FAILED) from None
+        if not as_json:
+            typer.echo(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -13,7 +13,6 @@ class Transcript:
     def __init__(self) -> None:
         self._channel: Channel | None = None
         self._shown: dict[Channel, int] = {}
-        self._num_tokens = 0
 
     def show(self, event: JobEvent) -> str:
         match event:
@@ -24,10 +23,10 @@ class Transcript:
             case FramesDecoded(media_index=index, done=done, total=total):
                 what = f"medium {index}: {done} of {total} frames"
             case JobEnded(state=state):
-                what = f"{state}, {self._num_tokens} tokens" if self._num_tokens else state.value
+                what = state.value
         end_of_text = "" if self._channel is None else "\n\n"
         # Text behind a stage is another attempt's.
-        self._channel, self._shown, self._num_tokens = None, {}, 0
+        self._channel, self._shown = None, {}
         return f"{end_of_text}{datetime.fromtimestamp(event.at):%H:%M:%S}  {what}\n"
 
     def _show_text(self, event: TextGenerated) -> str:
@@ -35,6 +34,6 @@ class Transcript:
         shown = self._shown.get(event.channel, 0)
         gap = "[...]" if event.offset > shown else ""
         text = gap + event.text[max(0, shown - event.offset) :]
-        self._channel, self._num_tokens = event.channel, event.num_tokens
+        self._channel = event.channel
         self._shown[event.channel] = event.offset + len(event.text)
         return border + typer.style(text, dim=event.channel == "reasoning")

@@ -36,8 +36,7 @@ def test_steps_are_lines_and_text_stands_between_them() -> None:
         ENDED,
     )
     assert shown(*events) == (
-        "decode (attempt 1)\nmedium 1: 3 of 9 frames\ngenerate (attempt 1)\n"
-        "\nIt is red.\n\nred\n\nSUCCEEDED, 9 tokens\n"
+        "decode (attempt 1)\nmedium 1: 3 of 9 frames\ngenerate (attempt 1)\n\nIt is red.\n\nred\n\nSUCCEEDED\n"
     )
 
 
@@ -55,7 +54,7 @@ def test_text_that_was_missed_is_marked_and_text_told_twice_is_shown_once() -> N
 
 def test_another_attempt_writes_its_text_anew() -> None:
     again = (stage(Stage.OPEN, attempt=2), text("answer", "blue", attempt=2, num_tokens=2), ENDED)
-    assert shown(text("answer", "re"), *again) == "\nre\n\nopen (attempt 2)\n\nblue\n\nSUCCEEDED, 2 tokens\n"
+    assert shown(text("answer", "re"), *again) == "\nre\n\nopen (attempt 2)\n\nblue\n\nSUCCEEDED\n"
 
 
 def test_a_job_that_wrote_nothing_ends_without_a_count() -> None:
