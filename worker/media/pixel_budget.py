@@ -52,12 +52,9 @@ class PixelBudget:
         with self._lock:
             if not self._has_room(share, num_bytes):
                 return None
+            # Counted only once it is there: where handles run out, nothing would ever give the bytes back.
+            memory, handle = _new_memory(num_bytes)
             share.num_bytes += num_bytes
-        handle = os.memfd_create("keye-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(handle, num_bytes)
-        # A child that shrank it would end the worker with SIGBUS.
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        memory = mmap(handle, num_bytes)
         weakref.finalize(memory, self._freed.put, (share, num_bytes)).atexit = False
         return memory, handle
 
@@ -70,3 +67,15 @@ class PixelBudget:
             freed.num_bytes -= num_freed
         self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
         return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
+
+
+def _new_memory(num_bytes: int) -> tuple[mmap, int]:
+    handle = os.memfd_create("keye-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(handle, num_bytes)
+        # A child that shrank it would end the worker with SIGBUS.
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return mmap(handle, num_bytes), handle
+    except OSError:
+        os.close(handle)
+        raise
