@@ -78,11 +78,8 @@ def context() -> str:
     return f"{PREFIX}context"
 
 
-def worker(host: str, pid: int | str) -> str:
-    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it.
-
-    `worker("*", "*")` is the pattern of all of them.
-    """
+def worker(host: str, pid: int) -> str:
+    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
     return f"{PREFIX}worker:{host}:{pid}"
 
 

@@ -38,12 +38,6 @@ def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
 
 def list_present(redis: Redis) -> list[Presence]:
     """Every worker process that has spoken within `EXPIRY_SECONDS`."""
-    found = (redis.get(key) for key in redis.scan_iter(keys.worker("*", "*")))
-    return [Presence.model_validate_json(content) for content in found if content is not None]
-
-
-def list_presences(redis: Redis) -> list[Presence]:
-    """Every worker process that has spoken within `EXPIRY_SECONDS`."""
     contents = (redis.get(key) for key in redis.scan_iter(keys.workers()))
     return [Presence.model_validate_json(content) for content in contents if content is not None]
 
