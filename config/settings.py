@@ -10,7 +10,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 def _spare_cores() -> int:
     """One core is the engine's; a worker has no more than 8 jobs at a time to decode for."""
-    return min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+    # Producers read these settings too, on systems that do not tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores - 1, 1), 8)
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]

@@ -1,7 +1,10 @@
 """What `import producer` offers, and what it costs."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 import producer
 
@@ -27,3 +30,9 @@ def test_importing_the_producer_loads_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
     assert "producer" in loaded
     assert HEAVY.isdisjoint(loaded)
+
+
+def test_settings_are_read_where_the_system_does_not_tell_its_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on macOS and Windows, where producers run too.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert 1 <= producer.Settings().decoders <= 8
