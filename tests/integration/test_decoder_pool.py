@@ -33,9 +33,11 @@ def children_of(pid: int) -> set[int]:
     """The decoder children that process has now."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"worker.media.decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.add(int(child))
+        # Threads and children may end while they are listed.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in (task / "children").read_text().split():
+                if b"worker.media.decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.add(int(child))
     return found
 
 
