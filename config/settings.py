@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -16,6 +16,14 @@ def _spare_cores() -> int:
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
+
+
+class InvalidSettings(ValueError):
+    """Every setting that is wrong, by the name an operator knows it by. Values are left out: some are secrets."""
+
+    def __init__(self, error: ValidationError) -> None:
+        faults = [f"KEYE_{str(f['loc'][0]).upper()}: {f['msg']}" for f in error.errors(include_input=False)]
+        super().__init__("; ".join(faults))
 
 
 class Settings(BaseSettings):
@@ -90,6 +98,14 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = Field(
         default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"
     )
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Settings from the environment, and `given` ones. Raises `InvalidSettings`, with every fault."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise InvalidSettings(error) from None
 
     @field_validator("media_roots", mode="before")
     @classmethod

@@ -71,7 +71,10 @@ def open_sealed(payload: Any) -> SealedJob:
 
 def describe_faults(error: ValidationError) -> str:
     """One line a fault: where, and what is wrong. Values are left out: they may hold secrets such as signed URLs."""
-    faults = [f"{'.'.join(map(str, f['loc'])) or 'job'}: {f['msg']}" for f in error.errors(include_input=False)]
+    faults = [
+        f"{'.'.join(map(str, f['loc'])) or 'job'}: {f['msg'].removeprefix('Value error, ')}"
+        for f in error.errors(include_input=False)
+    ]
     return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: " + "; ".join(faults)
 
 

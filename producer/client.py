@@ -30,8 +30,8 @@ class Client:
     def __init__(self, target: str | Settings | None = None) -> None:
         """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it."""
         if isinstance(target, str):
-            target = Settings(redis_url=SecretStr(target))
-        self._settings = target or Settings()
+            target = Settings.read(redis_url=SecretStr(target))
+        self._settings = target or Settings.read()
         self._transport = Transport(self._settings)
 
     def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:

@@ -33,14 +33,7 @@ class Transport:
         url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
         self._lease_seconds = settings.lease_seconds
-        self.redis = Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-            health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
-        )
+        self.redis = connect(url)
         self._submit, self._published, self._withdraw, self._cancel, self._purge = (
             self.redis.register_script((SCRIPTS / f"{name}.lua").read_text())
             for name in ("submit", "published", "withdraw", "cancel", "purge")
@@ -157,6 +150,24 @@ class Transport:
     def close(self) -> None:
         self.redis.close()
         self._celery.close()
+
+
+def connect(url: str) -> Redis:
+    try:
+        return Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+        )
+    except ValueError:
+        # Without its words: they may quote the password.
+        raise ValueError(
+            "The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://:password@host:6379/0, with %40 for an @ "
+            "in the password, %23 for a #, %2F for a /."
+        ) from None
 
 
 def publishing_app(settings: Settings) -> Celery:

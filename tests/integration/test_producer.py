@@ -404,6 +404,20 @@ class TestCommandLine:
         assert [line.split("  ")[1] for line in watched.stdout.splitlines()] == ["fetch (attempt 1)", "SUCCEEDED"]
         assert watched.exit_code == ExitCode.OK
 
+    def test_wrong_settings_are_told_by_the_names_they_are_set_by(
+        self, keye: CliRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
+        assert odd_url.stderr.startswith("The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://")
+        monkeypatch.setenv("KEYE_LEASE_SECONDS", "0")
+        monkeypatch.setenv("KEYE_DEVICE", "hunter2")
+        told = keye.invoke(app, ["submit", "?"])
+        assert told.exit_code == ExitCode.INVALID
+        assert told.stderr == (
+            "KEYE_DEVICE: Input should be 'auto', 'cpu' or 'cuda'; "
+            "KEYE_LEASE_SECONDS: Input should be greater than or equal to 1\n"
+        )
+
     def test_each_way_to_fail_has_its_own_exit_code(self, keye: CliRunner, client: Client, redis: Redis) -> None:
         queued, ended = client.submit(prompt="?", idempotency_key="k"), client.submit(JOB)
         settle(redis, ended, answer(ended))

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from rich.console import Console
 
 from config.job import Content, GenerationOptions, Sampling
-from config.settings import Settings
+from config.settings import InvalidSettings, Settings
 from config.wire import describe_faults
 from worker.daemon.doctor import examine
 from worker.daemon.exit_codes import ExitCode
@@ -134,9 +134,9 @@ def demo() -> None:
 def read_settings() -> Settings:
     """The settings, or every fault in them at once and the end."""
     try:
-        return Settings()
-    except ValidationError as error:
-        logger.critical("KEYE_* settings: %s", describe_faults(error))
+        return Settings.read()
+    except InvalidSettings as error:
+        logger.critical("settings: %s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
 
 

@@ -26,7 +26,8 @@ class Finding:
     cure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.found}. {self.cure}".rstrip()
+        # What was found may be another library's sentence, full stop and all.
+        return f"{self.subject}: {self.found.rstrip('.')}. {self.cure}".rstrip()
 
 
 def select(findings: Sequence[Finding], severity: Severity) -> list[Finding]:

@@ -83,6 +83,7 @@ def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
     message = as_message(select(findings, Severity.FAULT))
     assert message.startswith("preflight: 4 faults:")
     assert all(part in message for part in ("127.0.0.1:1", str(tmp_path / "none"), "cuda", str(tmp_path / "gone")))
+    assert ".." not in message
 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:1/0", "redis://:hunter2#@127.0.0.1:1/0", "http://hunter2"])
