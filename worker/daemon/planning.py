@@ -25,7 +25,7 @@ def as_table(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int
         shown = (_in_words(medium.original_size), frames, _in_words(medium.size), f"{medium.visual_tokens:,}")
         table.add_row(medium.name.rpartition("/")[2], *shown, why)
     table.columns[4].footer = f"{totals['visual_tokens']:,} of {room:,}"
-    table.columns[5].footer = (
+    table.caption = (
         f"memory: pixels {totals['pixel_bytes'] / 2**20:,.0f} MiB, patches {totals['patch_bytes'] / 2**20:,.0f} MiB, "
         f"cache {totals['cache_bytes'] / 2**20:,.0f} MiB"
     )

@@ -43,6 +43,8 @@ def run_demo() -> int:
             board = _Board(errands, [client.submit(errand.job) for errand in errands])
             with Live(board, console=console, refresh_per_second=10):
                 board.follow()
+            if not console.is_terminal:
+                console.line()  # Live ends its last line on terminals only
         if not all(map(board.is_right, range(len(errands)))):
             console.print((folder / "worker.log").read_text(), style="dim", markup=False, highlight=False)
     _save_poster(board)
@@ -86,7 +88,10 @@ class _Board:
         return found == self.errands[i].expected
 
     def __rich__(self) -> Table:
-        table = Table("medium", "question", "answer, or why there is none", "expected", "ms: fetch+decode+generate", "")
+        times = "ms: fetch + decode + generate"
+        table = Table()
+        for heading in ("medium", "question", "answer, or why there is none", "expected", times, ""):
+            table.add_column(heading, overflow="fold")
         for i, errand in enumerate(self.errands):
             match self.outcomes[i]:
                 case JobResult(answer=text, timings=t):

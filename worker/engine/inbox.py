@@ -24,7 +24,7 @@ class TooLongForEngine(Exception):
     def __init__(self, needed: int, limit: int) -> None:
         super().__init__(
             f"Prompt and max_new_tokens need {needed} tokens, this worker holds {limit} for one job. "
-            "Lower max_new_tokens, max_pixels, max_frames or fps."
+            "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps."
         )
         self.needed = needed
         self.limit = limit

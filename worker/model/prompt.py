@@ -52,7 +52,7 @@ class PromptFormat:
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in text.split(_CUT):
-            ids += self.tokenizer.encode(part, add_special_tokens=False)
+            ids += self.tokenizer.encode(part, add_special_tokens=False, verbose=False)
         return ids
 
     def _plain(self, message: Message) -> Message:
