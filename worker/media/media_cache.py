@@ -108,7 +108,7 @@ class MediaCache:
         for _, size, path in sorted(kept):
             if num_bytes <= max_bytes:
                 break
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)
             num_bytes -= size
         return num_bytes
 
