@@ -401,7 +401,9 @@ class TestCommandLine:
         start(redis, job)
         settle(redis, job, answer(job))
         watched = keye.invoke(app, ["watch", job.id])
-        assert [line.split("  ")[1] for line in watched.stdout.splitlines()] == ["fetch (attempt 1)", "SUCCEEDED"]
+        *steps, usage = watched.stdout.splitlines()
+        assert [step.split("  ")[1] for step in steps] == ["fetch (attempt 1)", "SUCCEEDED"]
+        assert usage.startswith("3 tokens in ")
         assert watched.exit_code == ExitCode.OK
 
     def test_wrong_settings_are_told_by_the_names_they_are_set_by(
