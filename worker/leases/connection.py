@@ -9,7 +9,7 @@ from typing import TypeVar
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 # What a restart, a failover or an operator freeing memory cures.
 PASSING_FAULTS = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+# The same where the client has no class for it: the disk is full, replicas or the master are away. A script's error
+# may hold the code further on.
+PASSING_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN")
 PATIENCE_SECONDS = 600.0
 MAX_PAUSE_SECONDS = 5.0
 
@@ -44,9 +47,13 @@ def patiently(action: Callable[[], T], what: str, patience_seconds: float = PATI
     while True:
         try:
             return action()
-        except PASSING_FAULTS as fault:
-            if time.monotonic() + pause > give_up_at:
+        except RedisError as fault:
+            if not _passes(fault) or time.monotonic() + pause > give_up_at:
                 raise
             log.warning("%s: Redis is away (%s), again in %.2f s", what, fault, pause)
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+
+def _passes(fault: RedisError) -> bool:
+    return isinstance(fault, PASSING_FAULTS) or any(code in str(fault) for code in PASSING_CODES)

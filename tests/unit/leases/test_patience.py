@@ -1,6 +1,9 @@
 """How long and for what the worker waits when Redis is away."""
 
+import threading
+
 import pytest
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 
@@ -35,3 +38,15 @@ def test_fault_that_will_not_pass_is_raised_at_once() -> None:
     with pytest.raises(ResponseError):
         patiently(action, "asking")
     assert len(action.faults) == 1
+
+
+def test_a_server_that_takes_no_writes_for_now_is_waited_out(redis: Redis) -> None:
+    write = redis.register_script("return redis.call('SET', KEYS[1], 'written')")
+    redis.config_set("min-replicas-to-write", 1)
+    replicas_come_back = threading.Timer(0.3, lambda: redis.config_set("min-replicas-to-write", 0))
+    replicas_come_back.start()
+    try:
+        assert patiently(lambda: write(["key"]), "writing") == "OK"
+    finally:
+        replicas_come_back.join()
+    assert redis.get("key") == "written"
