@@ -4,7 +4,8 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
     return [
         *check_packages(),
+        *check_setting_names(os.environ),
         *check_broker(settings.redis_url.get_secret_value()),
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
@@ -51,6 +53,16 @@ def check_packages() -> Iterator[Finding]:
         else:
             yield Finding("packages", Severity.WARNING, f"{requirement.name} is {version}, {wanted}", cure)
     yield Finding("packages", Severity.OK, ", ".join(right))
+
+
+def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
+    """A setting that is misspelt would change nothing, and say nothing."""
+    known = [f"KEYE_{field.upper()}" for field in Settings.model_fields]
+    for name in names:
+        if name.upper().startswith("KEYE_") and name.upper() not in known:
+            cure = "".join(f"Did you mean {near}?" for near in get_close_matches(name, known, 1))
+            found = f"{name} is no setting and changes nothing"
+            yield Finding("settings", Severity.WARNING, found, cure or "Unset it; README.md lists every setting.")
 
 
 def check_broker(url: str) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from worker.daemon.preflight import (
     check_device,
     check_media_cache,
     check_media_roots,
+    check_setting_names,
     check_video_decoder,
 )
 
@@ -72,6 +73,14 @@ def test_a_broker_without_an_append_only_file_is_warned_about(forgetful_url: str
 )
 def test_only_an_open_broker_on_the_network_is_warned_about(url: str, severity: Severity) -> None:
     assert check_broker_password(url).severity is severity
+
+
+def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> None:
+    (finding,) = check_setting_names(["PATH", "KEYE_MODEL_PATH", "KEYE_MEDIA_ROOT"])
+    assert finding.severity is Severity.WARNING
+    assert str(finding) == (
+        "settings: KEYE_MEDIA_ROOT is no setting and changes nothing. Did you mean KEYE_MEDIA_ROOTS?"
+    )
 
 
 def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
