@@ -156,7 +156,8 @@ def _receive(
         check_size(response.length, transfer.max_bytes, transfer.name)
         # A weak ETag promises the same meaning, not the same bytes.
         if etag and not etag.startswith("W/"):
-            return media_cache.open((target.url, etag, str(response.length)), response.length, copy)
+            identity = (target.url, etag, str(response.length))
+            return media_cache.open(identity, response.length, copy, transfer.go_on)
     file = media_cache.scratch()
     try:
         copy(file.fileno())

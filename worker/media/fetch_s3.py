@@ -57,7 +57,8 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
             check_size(found.num_bytes, transfer.max_bytes, name)
             identity = (limits.s3_endpoint_url or "s3", bucket, key, version_id, found.etag, str(found.num_bytes))
             try:
-                return media_cache.open(identity, found.num_bytes, RangedDownload(client, found, transfer))
+                download = RangedDownload(client, found, transfer)
+                return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
             except ObjectChanged:
                 continue
     raise MediaFault(

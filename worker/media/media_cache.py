@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +13,14 @@ from typing import BinaryIO
 # Room made at once: every eviction reads the whole folder.
 _EVICTED_SHARE = 0.1
 
+# How often who waits for another's download is asked whether to go on.
+_TICK_SECONDS = 0.1
+
 # More than any limit, so that the next to make room counts anew.
 _UNKNOWN_BYTES = 2**62
+
+
+def _go_on() -> None: ...
 
 
 class MediaCache:
@@ -39,10 +46,17 @@ class MediaCache:
         with self._ledger() as ledger:
             ledger.write(self._evict(max_bytes))
 
-    def open(self, identity: tuple[str, ...], num_bytes: int, download: Callable[[int], None]) -> BinaryIO:
+    def open(
+        self,
+        identity: tuple[str, ...],
+        num_bytes: int,
+        download: Callable[[int], None],
+        check: Callable[[], None] = _go_on,
+    ) -> BinaryIO:
         """The medium of this identity, from here or by `download(handle)`, which writes exactly `num_bytes`.
 
-        Whatever `download` raises passes through, and nothing of it is kept.
+        `check` is called while another's download of it is waited for. Whatever either raises passes through, and
+        nothing of it is kept.
         """
         name = hashlib.sha256(repr(identity).encode()).hexdigest()
         whole, partial = self._whole / name, self._partial / name
@@ -51,7 +65,7 @@ class MediaCache:
                 os.utime(whole)
                 return open(whole, "rb")
             self._make_folders()
-            with _locked(partial) as handle:
+            with _locked(partial, check) as handle:
                 # Otherwise it was finished, or given up, by the one who had the lock before.
                 if _is_at(partial, handle):
                     return self._download(handle, partial, whole, num_bytes, download)
@@ -136,16 +150,32 @@ class _Ledger:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Open `path`, made where it is missing, and hold its lock. Who waited may find the path gone or another's."""
+def _locked(path: Path, check: Callable[[], None] | None = None) -> Iterator[int]:
+    """Open `path`, made where it is missing, and hold its lock. Who waited may find the path gone or another's.
+
+    With `check` the wait may be long, and ends by what it raises.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        if check is None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        else:
+            while not _try_lock(handle):
+                check()
+                time.sleep(_TICK_SECONDS)
         yield handle
     finally:
         # Closing alone would leave the lock to a child that was forked meanwhile.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:
@@ -167,10 +197,8 @@ def _measure_partial(path: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.fstat(handle).st_size
-    else:
+        if not _try_lock(handle):
+            return os.fstat(handle).st_size
         if _is_at(path, handle):
             path.unlink()
         return 0

@@ -217,3 +217,28 @@ def test_folders_that_were_tidied_away_are_made_again(origin: Origin, tmp_path: 
     (tmp_path / "ledger").unlink()
     assert origin.read(cache, "clip") == content_of("clip", 100)
     assert num_bytes_in(tmp_path) == 100
+
+
+def test_a_job_that_is_cancelled_does_not_wait_for_the_download_of_another(origin: Origin, tmp_path: Path) -> None:
+    cache = MediaCache(tmp_path, 1000)
+    has_begun, may_end = Event(), Event()
+
+    def download_slowly(handle: int) -> None:
+        has_begun.set()
+        assert may_end.wait(timeout=30)
+        os.pwrite(handle, content_of("clip", 100), 0)
+
+    def cancel() -> None:
+        raise InterruptedError("cancelled")
+
+    with ThreadPoolExecutor() as other_job:
+        first = other_job.submit(cache.open, ("clip",), 100, download_slowly)
+        try:
+            assert has_begun.wait(timeout=30)
+            with pytest.raises(InterruptedError, match="cancelled"):
+                cache.open(("clip",), 100, origin.download("clip", 100), cancel)
+        finally:
+            may_end.set()
+        with first.result() as file:
+            assert file.read() == content_of("clip", 100)
+    assert origin.downloads == []
