@@ -1,4 +1,4 @@
-"""The producer's only I/O: records, events and scripts through redis-py, the message through Celery."""
+"""How the producer talks to Redis: records, events and scripts by redis-py, the message by Celery. Media: `upload`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
