@@ -1,6 +1,7 @@
 """The producer's front door: send a job, find it again."""
 
 from contextlib import suppress
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,8 +38,8 @@ class Client:
     def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
-        Among `fields`, a medium may be a plain string when its suffix tells an image from a video, or bytes of a file,
-        or a PIL image: up to 1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says.
+        Among `fields`, a medium may be a string or a path when its suffix tells an image from a video, or bytes of a
+        file, or a PIL image: up to 1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault (or where the new tokens alone fill the context of the workers' model),
@@ -103,7 +104,9 @@ def build_job(fields: dict[str, Any]) -> AnalysisJob:
     """An `AnalysisJob` from its fields. Raises `InvalidJob` with every fault at once."""
     media = fields.get("media")
     if isinstance(media, list | tuple):
-        fields = fields | {"media": [typed_part(i, m) if isinstance(m, str) else m for i, m in enumerate(media)]}
+        fields = fields | {
+            "media": [typed_part(i, fspath(m)) if isinstance(m, str | PathLike) else m for i, m in enumerate(media)]
+        }
     try:
         return AnalysisJob.model_validate(fields)
     except ValidationError as error:

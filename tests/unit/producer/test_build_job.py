@@ -1,5 +1,7 @@
 """A job from keyword fields: plain strings as media, and every fault at once."""
 
+from pathlib import Path
+
 import pytest
 
 from config.job import ImagePart, VideoPart
@@ -24,8 +26,8 @@ def test_the_suffix_alone_tells_image_from_video(uri: str, media_type: str | Non
     assert media_type_of(uri) == media_type
 
 
-def test_strings_and_parts_keep_their_order() -> None:
-    job = build_job({"prompt": "?", "media": ["/b.mp4", ImagePart(uri="/c", max_pixels=10_000), "/a.png"]})
+def test_strings_paths_and_parts_keep_their_order() -> None:
+    job = build_job({"prompt": "?", "media": [Path("/b.mp4"), ImagePart(uri="/c", max_pixels=10_000), "/a.png"]})
     assert job.media == (VideoPart(uri="/b.mp4"), ImagePart(uri="/c", max_pixels=10_000), ImagePart(uri="/a.png"))
 
 
