@@ -129,12 +129,12 @@ class Workers:
         self._folder = folder
         self._started: list[EchoWorker] = []
 
-    def start(self, concurrency: int = 8) -> EchoWorker:
+    def start(self, drain_seconds: float = 60) -> EchoWorker:
         number = len(self._started)
         environ = os.environ | {
             "KEYE_REDIS_URL": self._broker.url,
             "KEYE_LEASE_SECONDS": str(LEASE_SECONDS),
-            "KEYE_CONCURRENCY": str(concurrency),
+            "KEYE_DRAIN_SECONDS": str(drain_seconds),
             "KEYE_DECODERS": "1",
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
         }

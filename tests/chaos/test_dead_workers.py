@@ -4,11 +4,9 @@ import time
 
 from config import keys
 from config.error_codes import ErrorCode
-from config.job import Priority
 from config.outcome import JobFailure, JobResult
 from config.state import JobState
-from config.topology import message_list
-from producer import Client, Job
+from producer import Client
 from tests.acceptance.conftest import eventually
 from tests.chaos.conftest import (
     LEASE_SECONDS,
@@ -21,7 +19,8 @@ from tests.chaos.conftest import (
 )
 
 NUM_KILLS = 30
-BACKLOG = 300
+BACKLOG = 500
+JOBS_BETWEEN_KILLS = 50
 # A lease, the reaper's two turns, and a process that may have to take a late delivery first.
 RESTART_SECONDS = LEASE_SECONDS + 3
 
@@ -29,13 +28,12 @@ RESTART_SECONDS = LEASE_SECONDS + 3
 def test_no_job_is_lost_or_doubled_when_workers_are_killed_all_the_time(
     broker: Broker, client: Client, workers: Workers
 ) -> None:
-    jobs: list[Job] = []
+    # Ten attempts: what is counted here is lost jobs, not jobs given up.
+    jobs = [client.submit(prompt="wait 0.1", max_attempts=10) for _ in range(BACKLOG)]
     running = [workers.start() for _ in range(3)]
     num_cut_off = 0
     for _ in range(NUM_KILLS):
-        while broker.redis.llen(message_list(Priority.NORMAL)) < BACKLOG:
-            # Ten attempts: what is counted here is lost jobs, not jobs given up.
-            jobs.append(client.submit(prompt="wait 0.05", max_attempts=10))
+        jobs += [client.submit(prompt="wait 0.1", max_attempts=10) for _ in range(JOBS_BETWEEN_KILLS)]
         victim = running.pop(0)
         eventually(victim.held_jobs, within_seconds=30)
         num_cut_off += len(victim.kill())

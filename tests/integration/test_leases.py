@@ -467,7 +467,26 @@ def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Sett
     lease = claim(store, a_job())
     redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
     assert store.retry(lease, a_failure(lease), 60, None) == "cancelled"
+    assert store.give_back(lease) == "cancelled"
     assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
+
+
+def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job()
+    first = claim(store, sealed)
+    budget = int(record(redis, sealed.job_id)["max_attempts"])
+    assert store.give_back(first) == "queued"
+    assert store.give_back(first) == "lost"
+    assert not settlement.settle(first, a_failure(first))
+
+    requeued = store.reap(sealed.job_id, "reaper")
+    assert isinstance(requeued, Requeued)
+    assert requeued.dead_worker is None
+    second = claim(store, sealed, "worker-2")
+    assert second.attempt == 2
+    assert int(record(redis, sealed.job_id)["max_attempts"]) == budget + 1
 
 
 def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(

@@ -46,7 +46,10 @@ LEASE_SECONDS = 30
 
 
 class Jobs(RuleBasedStateMachine):
-    """`seen` is what was last read of each job, `claims` counts what was granted of it, `settlers` has who ended it."""
+    """`seen` is what was last read of each job, `claims` counts what was granted of it, `settlers` has who ended it.
+
+    `given_back` are the attempts that ended with a drain.
+    """
 
     jobs: Bundle[Job] = Bundle("jobs")
     leases: Bundle[Claimed] = Bundle("leases")
@@ -67,6 +70,7 @@ class Jobs(RuleBasedStateMachine):
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}
+        self.given_back: set[tuple[str, int]] = set()
 
     # Few jobs with much happening to each.
     @precondition(lambda self: len(self.claims) < 3)
@@ -141,6 +145,14 @@ class Jobs(RuleBasedStateMachine):
         answer = self.store.retry(lease, failure(lease, ErrorCode.MEDIA_UNREACHABLE), pause, None)
         assert (answer == "lost") == (not is_holder)
 
+    @rule(lease=leases)
+    def give_back(self, lease: Claimed) -> None:
+        is_holder = self.holds(lease)
+        answer = self.store.give_back(lease)
+        assert (answer == "lost") == (not is_holder)
+        if answer == "queued":
+            self.given_back.add((lease.job_id, lease.attempt))
+
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:
         before = self.record(job.id)["state"]
@@ -197,6 +209,8 @@ class Jobs(RuleBasedStateMachine):
             assert attempts == self.claims[job_id] <= int(record["max_attempts"])
             told = attempts if state is JobState.QUEUED else attempts - 1
             for number in range(1, told + 1):
+                if (job_id, number) in self.given_back:
+                    continue
                 assert FailedAttempt.model_validate_json(record[f"attempt:{number}"]).attempt == number
             self.seen[job_id] = record
         assert not list(judge(read_ledger(self.redis), LEASE_SECONDS))

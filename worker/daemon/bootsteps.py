@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -86,6 +87,7 @@ class EngineStep(bootsteps.StartStopStep):
         stranded = StrandedJobs(worker.app, settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
+        self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
         self._reaper = Reaper(leases, name, publish=stranded.publish, bury=stranded.bury, expire=stranded.expire)
@@ -129,8 +131,11 @@ class EngineStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:
         """Called by Celery once the consumer takes no more messages."""
+        time_is_up = threading.Timer(self._drain_seconds, self._renewal.drain)
+        time_is_up.start()
         # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
         worker.pool.stop()
+        time_is_up.cancel()
         self._decoders.stop()
         self._engine.stop()
         # A drain may outlast a lease: renew until the last job has ended.

@@ -21,13 +21,13 @@ class ExitCode(IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.OK: "Ended as asked; every running job was finished.",
+    ExitCode.OK: "Ended as asked; every running job was finished or given back.",
     ExitCode.PREFLIGHT_FAILED: "A check before starting found faults; all of them are in the message.",
     ExitCode.WRONG_POOL: "Celery was started with a pool other than threads.",
     ExitCode.MODEL_LOAD_FAILED: "The checkpoint could not be loaded, or the warm-up generation failed.",
     ExitCode.ENGINE_DIED: "The engine's thread ended by a fault; the supervisor starts a fresh process.",
     ExitCode.CHILD_NEVER_READY: "A child died five times in a row before it was ready; the supervisor gave up.",
-    ExitCode.DRAIN_INCOMPLETE: "Jobs still ran after KEYE_DRAIN_SECONDS, or their worker died; others take them up.",
+    ExitCode.DRAIN_INCOMPLETE: "A worker hung 10 s beyond KEYE_DRAIN_SECONDS, or died; others take its jobs up.",
     ExitCode.FORCED: "A second SIGTERM or SIGINT cut the drain short; other workers take the running jobs up.",
 }
 

@@ -117,6 +117,7 @@ class TakenOver:
 
 
 Renewal = Literal["renewed", "cancelled", "lost"]
+Interruption = Literal["cancelled", "lost", "drained"]
 Postponement = Literal["queued", "cancelled", "lost"]
 
 
@@ -129,6 +130,7 @@ class LeaseStore:
         self._claim = load_script(redis, "claim")
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
+        self._give_back = load_script(redis, "give_back")
         self._reap = load_script(redis, "reap")
         self._sweep = load_script(redis, "sweep")
         self._published = load_script(redis, "published")
@@ -167,6 +169,10 @@ class LeaseStore:
         limit = "" if max_visual_tokens is None else max_visual_tokens
         answer = self._retry(_job_keys(lease.job_id), [lease.job_id, lease.token, pause_seconds, *told, limit])
         return cast(Postponement, answer)
+
+    def give_back(self, lease: Claimed) -> Postponement:
+        """As `retry`, at once and without counting the attempt: not the job failed, its worker ends."""
+        return cast(Postponement, self._give_back(_job_keys(lease.job_id), [lease.job_id, lease.token]))
 
     def overdue(self, limit: int) -> list[str]:
         """Ids of jobs whose lease has ended, longest ago first."""

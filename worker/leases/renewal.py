@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from worker.leases.job_lease import Claimed, LeaseStore, Renewal
+from worker.leases.job_lease import Claimed, Interruption, LeaseStore
 
 log = logging.getLogger(__name__)
 
-OnInterrupt = Callable[[Renewal], None]
+OnInterrupt = Callable[[Interruption], None]
 
 
 class LeaseRenewal:
@@ -24,6 +24,7 @@ class LeaseRenewal:
         self._store = store
         self._held: dict[Claimed, OnInterrupt] = {}
         self._lock = threading.Lock()
+        self._is_drained = False
         self._is_stopping = False
         self._is_due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
@@ -44,14 +45,26 @@ class LeaseRenewal:
         if is_ours or job_id is None:
             self._is_due.set()
 
+    def drain(self) -> None:
+        """Interrupt every job that is held, and every one from now on: time is up, others are to have them."""
+        with self._lock:
+            self._is_drained = True
+            interrupts = list(self._held.values())
+        for on_interrupt in interrupts:
+            on_interrupt("drained")
+
     @contextmanager
     def holding(self, lease: Claimed, on_interrupt: OnInterrupt) -> Iterator[None]:
         """Keep `lease` while the body runs.
 
-        `on_interrupt` is called from the renewal's thread: with "lost" once, with "cancelled" at every renewal.
+        `on_interrupt` is called from the renewal's thread: with "lost" once, with "cancelled" at every renewal; and
+        with "drained" from that of `drain`, or here.
         """
         with self._lock:
             self._held[lease] = on_interrupt
+            is_too_late = self._is_drained
+        if is_too_late:
+            on_interrupt("drained")
         # Between its claim and this line the job was not known as ours to `hurry`.
         self._is_due.set()
         try:

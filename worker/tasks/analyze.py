@@ -10,6 +10,7 @@ from celery.exceptions import Ignore, Reject
 
 from config.error_codes import ErrorCode
 from config.event import Stage
+from config.job import AnalysisJob
 from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
@@ -17,12 +18,14 @@ from worker.leases.connection import PASSING_FAULTS, patiently
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
 from worker.results.settlement import Settlement
-from worker.tasks.attempt import Attempt, LeaseLost, Workbench
+from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from worker.tasks.fault import JobFault, explain, failure_of
 from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 
 log = logging.getLogger(__name__)
+
+CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 
 
 @shared_task(name=ANALYZE_TASK, bind=True, acks_late=True, throws=(JobFailed,))
@@ -94,6 +97,8 @@ class Analyst:
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
                 return None
+            except Drained:
+                return self._give_back(lease, attempt, opened.job)
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt too: let out, they would take this slot of the pool with them.
                 fault = explain(error)
@@ -118,14 +123,22 @@ class Analyst:
                 )
                 return None
             case "cancelled":
-                told = {
-                    "code": ErrorCode.CANCELLED,
-                    "message": "The caller cancelled the job while it ran.",
-                    "retryable": False,
-                }
+                told = {"code": ErrorCode.CANCELLED, "message": CANCELLED_WHILE_RUNNING, "retryable": False}
                 return self._settle(lease, failure.model_copy(update=told))
             case _:
                 log.warning("job %s: lease lost before it could be queued again", lease.job_id)
+                return None
+
+    def _give_back(self, lease: Claimed, attempt: Attempt, job: AnalysisJob) -> JobFailure | JobResult | None:
+        match patiently(lambda: self._leases.give_back(lease), f"giving job {lease.job_id} back"):
+            case "queued":
+                log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
+                return None
+            case "cancelled":
+                fault = JobFault(ErrorCode.CANCELLED, CANCELLED_WHILE_RUNNING)
+                return self._settle(lease, failure_of(fault, attempt.stage, lease, job))
+            case _:
+                log.warning("job %s: lease lost before it could be given back", lease.job_id)
                 return None
 
     def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:

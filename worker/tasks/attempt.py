@@ -12,7 +12,7 @@ from config.job import AnalysisJob, ImagePart, TextPart, VideoPart
 from config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
 from config.topology import PRIORITY_STEPS
 from worker.engine.inbox import Generated, Inbox, PendingGeneration
-from worker.leases.job_lease import Claimed, Renewal
+from worker.leases.job_lease import Claimed, Interruption
 from worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from worker.model.visual_budget import VisualBudget, share_context
 from worker.results.coalescer import Coalescer
@@ -31,6 +31,10 @@ FRAMES_TOLD_EVERY_SECONDS = 0.5
 
 class LeaseLost(Exception):
     """Another attempt has the job now: whatever this one comes to is worth nothing."""
+
+
+class Drained(Exception):
+    """The process ends before the job does: another worker is to run it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,11 @@ class Attempt:
         self._deadline = None if left is None else self._began_at + left
         self._seconds: dict[str, float] = {}
         self._frames_told_at = self._began_at
-        self._interruption: Renewal | None = None
+        self._interruption: Interruption | None = None
         self._pending: PendingGeneration | None = None
 
     def run(self) -> JobResult:
-        """Raises `LeaseLost`, or whatever `fault.explain` makes a failure of."""
+        """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
         parts = self._job.all_media()
         self._stop_if_over()
         budget = self._visual_budget(parts)
@@ -113,8 +117,11 @@ class Attempt:
         """From now; negative when it has passed."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
-    def interrupt(self, reason: Renewal) -> None:
-        """The lease is lost or the caller cancels: decoding and generating stop at once, other stages at their end."""
+    def interrupt(self, reason: Interruption) -> None:
+        """The lease is lost, the caller cancels or the process ends.
+
+        Decoding and generating stop at once, other stages at their end.
+        """
         self._interruption = reason
         if self._pending is not None:
             self._pending.abandon()
@@ -123,6 +130,8 @@ class Attempt:
         match self._interruption:
             case "lost":
                 raise LeaseLost
+            case "drained":
+                raise Drained
             case "cancelled":
                 raise JobFault(
                     ErrorCode.CANCELLED, "The caller cancelled the job while it ran.", partial=self._text_so_far()
@@ -222,7 +231,7 @@ class Attempt:
                 ErrorCode.PROMPT_TOO_LONG,
                 f"The prompt has {num_prompt_tokens} tokens ({prompt.num_visual_tokens} of them visual) and "
                 f"max_new_tokens is {max_new_tokens}; the model's context is {context}. "
-                "Lower max_new_tokens, max_pixels, max_frames or fps.",
+                "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps.",
             )
 
     def _generate(self, prompt: "PreparedPrompt") -> Generated:
