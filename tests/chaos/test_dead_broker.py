@@ -1,7 +1,11 @@
-"""The server dies under queued and running jobs and comes back with its append-only file."""
+"""The server dies under queued and running jobs and comes back with its append-only file, or is full for a while."""
 
 import time
 
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from config import keys
 from producer import Client
 from tests.acceptance.conftest import eventually
 from tests.chaos.conftest import (
@@ -37,5 +41,30 @@ def test_a_killed_broker_loses_and_doubles_nothing(broker: Broker, client: Clien
     wait_for_all(broker, long + short, within_seconds=60)
 
     assert sum(f"settling job {job.id}: Redis is away" in worker.log for job in long) == 2
+    # Four leases long, and nobody but the server died.
+    assert {broker.redis.hget(keys.record(job.id), "attempts") for job in long} == {"1"}
     assert_each_succeeded_once(broker, long + short)
+    assert_nothing_is_left(broker, client)
+
+
+def test_a_full_broker_loses_and_doubles_nothing(broker: Broker, client: Client, workers: Workers) -> None:
+    worker = workers.start()
+    worker.wait_until_ready()
+    jobs = [client.submit(prompt="wait 1") for _ in range(24)]
+    eventually(lambda: len(worker.held_jobs()) == 8, within_seconds=10)
+
+    broker.redis.config_set("maxmemory", "1mb")
+    with pytest.raises(OutOfMemoryError):
+        broker.redis.set("something", "more")
+    time.sleep(DOWN_SECONDS)
+    num_ended = count_ended(broker, jobs)
+    broker.redis.config_set("maxmemory", 0)
+    back_at = time.monotonic()
+    eventually(lambda: count_ended(broker, jobs) > num_ended, within_seconds=35)
+    print(f"the next job ended {time.monotonic() - back_at:.1f} s after there was room")
+    wait_for_all(broker, jobs, within_seconds=60)
+
+    assert worker.process.poll() is None
+    assert num_ended < len(jobs)
+    assert_each_succeeded_once(broker, jobs)
     assert_nothing_is_left(broker, client)
