@@ -270,6 +270,16 @@ def test_same_seed_gives_the_same_text(plant: Plant) -> None:
     assert first.raw_text == second.raw_text
 
 
+def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="worker.tasks.analyze")
+    failed = plant.fail(plant.client.submit(prompt="what?", media=[str(plant.media / "no\nthing.jpg")]))
+    begins = f"job {failed.failure.job_id}: FAILED"
+    wait_until(lambda: any(line.startswith(begins) for line in caplog.messages))
+    (ending,) = [line for line in caplog.messages if line.startswith(begins)]
+    assert ending.endswith(f"in fetch: MEDIA_NOT_FOUND: {failed.failure.message!r}")
+    assert "\n" not in ending
+
+
 def test_missing_file_fails_with_its_code_and_which_medium(plant: Plant, picture: str) -> None:
     job = plant.client.submit(prompt="what?", media=[picture, str(plant.media / "nothing.jpg")])
     failed = plant.fail(job)

@@ -25,6 +25,7 @@ class CancelListener:
         self._redis = redis
         self._on_cancel = on_cancel
         self._stopping = threading.Event()
+        self._is_listening = True
         self._thread = threading.Thread(target=self._run, name="cancel-listener", daemon=True)
 
     def start(self) -> None:
@@ -39,7 +40,10 @@ class CancelListener:
             try:
                 self._listen()
             except RedisError as fault:
-                log.warning("not listening for cancellations: %s", fault)
+                # Once an outage, which may be long.
+                if self._is_listening:
+                    log.warning("not listening for cancellations until Redis is back: %s", fault)
+                self._is_listening = False
                 self._stopping.wait(PAUSE_SECONDS)
 
     def _listen(self) -> None:
@@ -48,6 +52,7 @@ class CancelListener:
             while not self._stopping.is_set():
                 match notices.get_message(timeout=LISTEN_SECONDS):
                     case {"type": "subscribe"}:
+                        self._is_listening = True
                         self._on_cancel(None)
                     case {"type": "message", "data": job_id}:
                         self._on_cancel(job_id)

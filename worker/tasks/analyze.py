@@ -118,8 +118,8 @@ class Analyst:
         ):
             case "queued":
                 log.info(
-                    "job %s: attempt %d failed with %s, again in %.1f s",
-                    *(lease.job_id, lease.attempt, failure.code, again.pause_seconds),
+                    "job %s: attempt %d failed in %s, again in %.1f s: %s: %r",
+                    *(lease.job_id, lease.attempt, failure.stage, again.pause_seconds, failure.code, failure.message),
                 )
                 return None
             case "cancelled":
@@ -145,7 +145,9 @@ class Analyst:
         if not self._settlement.settle(lease, outcome):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
-        log.info("job %s: %s, attempt %d", lease.job_id, outcome.state, lease.attempt)
+        # Quoted: it may name what a caller named, line breaks and all.
+        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r}" if isinstance(outcome, JobFailure) else ""
+        log.info("job %s: %s, attempt %d%s", lease.job_id, outcome.state, lease.attempt, why)
         return outcome
 
 
