@@ -8,7 +8,7 @@ from config.outcome import ModelIdentity
 from config.settings import Settings
 from worker.engine.cache_sizing import measure_cache_bytes
 from worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from worker.model.device import choose_device, name_device
+from worker.model.device import choose_device, leave_cores_to_decoders, name_device
 from worker.model.load import load_model
 from worker.model.precision import choose_precision
 from worker.model.processor import KeyeProcessor
@@ -40,6 +40,7 @@ def load_served_model(settings: Settings) -> ServedModel:
     if settings.model_path is None:
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
     device = choose_device(settings.device)
+    leave_cores_to_decoders(device, settings.decoders)
     precision = choose_precision(settings.precision, device)
     model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
     processor = KeyeProcessor.from_checkpoint(settings.model_path)

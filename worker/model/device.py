@@ -1,5 +1,6 @@
 """What a model runs on, and what torch sees of this machine."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,13 @@ import torch
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """`auto` takes the first visible GPU where torch can use one. `cuda` never falls back to the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+
+
+def leave_cores_to_decoders(device: torch.device, num_decoders: int) -> None:
+    """On a CPU, keep torch to the cores that decoding leaves: its threads spin while they wait for each other."""
+    if device.type == "cpu":
+        left = len(os.sched_getaffinity(0)) - num_decoders
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), left)))
 
 
 def name_device(device: torch.device) -> str:
