@@ -102,5 +102,5 @@ def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start,
 def test_wrong_settings_are_all_told_by_name(start: Start) -> None:
     worker = start(*RUN, KEYE_CONCURRENCY="many", KEYE_PRECISION="int1")
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
-    assert "2 faults: precision: " in worker.log
-    assert "concurrency: " in worker.log
+    assert "settings: KEYE_PRECISION: " in worker.log
+    assert "KEYE_CONCURRENCY: " in worker.log
