@@ -29,9 +29,10 @@ class QueuedJob:
         return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
 
     @classmethod
-    def unreadable(cls, job_id: str, payload_json: str) -> Self:
-        """A job that is claimed only to be failed."""
-        return cls(job_id, {"state": JobState.QUEUED.value, "sealed": payload_json, "max_attempts": "1"})
+    def unreadable(cls, job_id: str, payload_json: str, idempotency_key: str | None) -> Self:
+        """A job that is claimed only to be failed. Its key, where it has one, must end with it."""
+        record = {"state": JobState.QUEUED.value, "sealed": payload_json, "max_attempts": "1"}
+        return cls(job_id, record, idempotency_key)
 
 
 @dataclass(frozen=True, slots=True)

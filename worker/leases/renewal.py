@@ -95,3 +95,6 @@ class LeaseRenewal:
             except RedisError as fault:
                 # The jobs go on: whether their leases outlived the outage is settle's to say.
                 log.warning("leases not renewed: %s", fault)
+            except Exception:
+                # A renewal that ended here would lose every job of this process within one lease.
+                log.exception("renewal: a fault of its own, going on")

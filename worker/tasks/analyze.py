@@ -161,7 +161,11 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
         fault = JobFault(ErrorCode.INVALID_JOB, str(error))
     else:
         return QueuedJob.of(sealed), sealed
-    job_id = payload.get("job_id") if isinstance(payload, dict) else None
-    if not (isinstance(job_id, str) and job_id):
-        job_id = delivery_id
-    return QueuedJob.unreadable(job_id, json.dumps(payload)), fault
+    job_id = _text_in(payload, "job_id") or delivery_id
+    key = _text_in(payload.get("job"), "idempotency_key") if isinstance(payload, dict) else None
+    return QueuedJob.unreadable(job_id, json.dumps(payload), key), fault
+
+
+def _text_in(payload: Any, field: str) -> str | None:
+    value = payload.get(field) if isinstance(payload, dict) else None
+    return value if isinstance(value, str) and value else None

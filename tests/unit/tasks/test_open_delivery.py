@@ -45,3 +45,10 @@ def test_unreadable_message_that_names_its_job_fails_that_job() -> None:
     assert queued.job_id == "job-7"
     assert isinstance(opened, JobFault)
     assert "prompt" in opened.message
+
+
+@pytest.mark.parametrize("job", [{"idempotency_key": "order-9", "novelty": True}, {"idempotency_key": 9}, "text", None])
+def test_unreadable_job_ends_with_its_idempotency_key_or_later_ones_would_find_it(job: object) -> None:
+    queued, _ = open_delivery({"schema_version": 2, "job_id": "job-7", "job": job}, "celery-id")
+    has_key = isinstance(job, dict) and job["idempotency_key"] == "order-9"
+    assert queued.idempotency_key == ("order-9" if has_key else None)
