@@ -154,13 +154,14 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
 def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
     bench: Bench, number: signal.Signals, code: ErrorCode, reason: str
 ) -> None:
-    def strike(done: int, total: int) -> None:
-        if done == 3:
-            struck.append(bench.child)
-            os.kill(bench.child, number)
+    def strike(part: object, num_frames: int, height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        # The child waits for the answer: it cannot be done before the signal comes.
+        struck.append(bench.child)
+        os.kill(bench.child, number)
+        return num_frames, (height, width), (height, width)
 
     struck: list[int] = []
-    fault = bench.blame(on_frame=strike)
+    fault = bench.blame(fit_frame=strike)
     assert fault.code is code
     assert re.search(reason, fault.message)
     bench.assert_works()
