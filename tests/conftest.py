@@ -40,3 +40,16 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 def decoders() -> Iterator[DecoderPool]:
     with DecoderPool(num_decoders=2, silence_seconds=60, max_decoded_bytes=2**30) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an empty S3 server on loopback."""
+    # Slow to import, and most tests need none.
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -18,7 +18,6 @@ from urllib.request import Request, urlopen
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart
@@ -41,19 +40,10 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def store(moto: str) -> "S3Client":
+def store(s3_endpoint: str) -> "S3Client":
     """A client of the server, which has the bucket `media` with one object."""
-    client = boto3.session.Session().client("s3", endpoint_url=moto)
+    client = boto3.session.Session().client("s3", endpoint_url=s3_endpoint)
     client.create_bucket(Bucket="media")
     client.put_object(Bucket="media", Key="a folder/photo+1?.jpg", Body=CONTENT)
     return client
@@ -131,8 +121,8 @@ class Traveller(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def road(moto: str) -> Iterator[Road]:
-    with Road(moto) as server:
+def road(s3_endpoint: str) -> Iterator[Road]:
+    with Road(s3_endpoint) as server:
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -360,17 +350,17 @@ def test_worker_without_credentials_says_so(
 
 
 @pytest.mark.usefixtures("store")
-def test_store_that_refuses_access_is_forbidden(limits: MediaLimits, media_cache: MediaCache, moto: str) -> None:
-    with checked_access(moto):
+def test_store_that_refuses_access_is_forbidden(limits: MediaLimits, media_cache: MediaCache, s3_endpoint: str) -> None:
+    with checked_access(s3_endpoint):
         fault = fault_of(PHOTO, limits, media_cache)
     assert fault.code is ErrorCode.MEDIA_FORBIDDEN
     assert "403 InvalidAccessKeyId" in fault.message
 
 
 @contextmanager
-def checked_access(moto: str) -> Iterator[None]:
+def checked_access(s3_endpoint: str) -> Iterator[None]:
     """moto lets the first so many requests in unchecked; our credentials are of nobody it knows."""
-    address, plain = f"{moto}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    address, plain = f"{s3_endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urlopen(Request(address, data=b"0", headers=plain)).close()
     yield
     urlopen(Request(address, data=b"inf", headers=plain)).close()

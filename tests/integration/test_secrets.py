@@ -4,13 +4,11 @@ import base64
 import io
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
 from celery import Celery
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from redis import Redis
 
@@ -37,15 +35,6 @@ REFERENCES = {
 }
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
@@ -54,16 +43,16 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("credentials")
-def test_secrets_are_found_in_the_job_alone(redis_url: str, redis: Redis, endpoint: str, tmp_path: Path) -> None:
+def test_secrets_are_found_in_the_job_alone(redis_url: str, redis: Redis, s3_endpoint: str, tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, "PNG")
-    store = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    store = boto3.session.Session().client("s3", endpoint_url=s3_endpoint)
     store.create_bucket(Bucket="media")
     store.put_object(Bucket="media", Key="photo.png", Body=file.getvalue())
     inline = f"data:image/png;charset={SECRET};base64,{base64.b64encode(file.getvalue()).decode()}"
     log = tmp_path / "worker.log"
     settings = {
-        "KEYE_S3_ENDPOINT_URL": endpoint,
+        "KEYE_S3_ENDPOINT_URL": s3_endpoint,
         "KEYE_S3_BUCKETS": "media",
         "KEYE_ALLOW_HTTPS": "true",
     }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import SecretStr
 from redis import Redis
@@ -25,32 +24,23 @@ if TYPE_CHECKING:
 PHOTO = b"\xff\xd8\xff" + os.urandom(3 * 2**20)
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> "S3Client":
+def store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> "S3Client":
     for name, value in {
         "ACCESS_KEY_ID": "testing",
         "SECRET_ACCESS_KEY": "secret",
         "DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    client = boto3.session.Session().client("s3", endpoint_url=s3_endpoint)
     client.create_bucket(Bucket="uploads")
     return client
 
 
 @pytest.fixture
-def client(redis_url: str, endpoint: str, store: "S3Client") -> Iterator[Client]:
+def client(redis_url: str, s3_endpoint: str, store: "S3Client") -> Iterator[Client]:
     settings = Settings(
-        redis_url=SecretStr(redis_url), s3_endpoint_url=endpoint, upload_prefix="s3://uploads/from backend/"
+        redis_url=SecretStr(redis_url), s3_endpoint_url=s3_endpoint, upload_prefix="s3://uploads/from backend/"
     )
     with Client(settings) as client:
         yield client
@@ -62,7 +52,7 @@ def media_of(job: Job, redis: Redis) -> tuple[ImagePart, ...]:
 
 
 def test_large_media_are_uploaded_and_read_back_by_workers(
-    client: Client, redis: Redis, endpoint: str, tmp_path: Path
+    client: Client, redis: Redis, s3_endpoint: str, tmp_path: Path
 ) -> None:
     noise = Image.frombytes("RGB", (900, 800), os.urandom(3 * 900 * 800))
     job = client.submit(prompt="?", media=[PHOTO, noise, b"\x89PNG\r\n\x1a\n small"])
@@ -71,7 +61,7 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
     assert photo.uri.endswith(".jpg")
     assert picture.uri.endswith(".png")
     assert small.uri.startswith("data:image/png;base64,")
-    limits = MediaLimits((), endpoint, 5, 2**24, 10**6, 2**20)
+    limits = MediaLimits((), s3_endpoint, 5, 2**24, 10**6, 2**20)
     fetched_photo, fetched_picture = fetch([photo, picture], limits, MediaCache(tmp_path, 2**24))
     with fetched_photo.file as file:
         assert file.read() == PHOTO
