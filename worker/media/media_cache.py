@@ -67,8 +67,13 @@ class MediaCache:
             self._make_folders()
             with _locked(partial, check) as handle:
                 # Otherwise it was finished, or given up, by the one who had the lock before.
-                if _is_at(partial, handle):
-                    return self._download(handle, partial, whole, num_bytes, download)
+                if not _is_at(partial, handle):
+                    continue
+                # Finished between our look for it and our opening of a new, empty partial.
+                if whole.exists():
+                    partial.unlink()
+                    continue
+                return self._download(handle, partial, whole, num_bytes, download)
 
     def scratch(self) -> BinaryIO:
         """A nameless file for a medium that has no identity, gone when it is closed."""

@@ -88,6 +88,17 @@ def test_jobs_that_want_a_clip_at_once_share_its_download(origin: Origin, tmp_pa
     assert origin.downloads == ["clip"]
 
 
+def test_a_clip_finished_by_another_just_before_the_lock_is_not_downloaded_again(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's download ends after this cache looked for the clip and before it takes the clip's lock."""
+    cache, other = MediaCache(tmp_path, 1000), MediaCache(tmp_path, 1000)
+    monkeypatch.setattr(cache, "_make_folders", lambda: origin.read(other, "clip"))
+    origin.read(cache, "clip")
+    assert origin.downloads == ["clip"]
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
 def test_least_recently_used_go_first(origin: Origin, tmp_path: Path) -> None:
     cache = MediaCache(tmp_path, 1000)
     for number in range(10):
