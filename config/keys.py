@@ -8,7 +8,7 @@ def record(job_id: str) -> str:
     a dead letter.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
-    attempts, max_attempts, token (fencing token of the newest claim), claimed_at, worker,
+    attempts, max_attempts, token (fencing token of the newest move of its lease), claimed_at, worker,
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),

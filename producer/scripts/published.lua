@@ -2,7 +2,7 @@
 -- somebody has claimed the job since, it changes nothing.
 --
 -- KEYS: 1 record (hash), 2 leases (sorted set), 3 queued jobs of its priority (sorted set)
--- ARGV: 1 job id, 2 token of the newest claim when it was published, 0 before the first
+-- ARGV: 1 job id, 2 the newest token when it was published, 0 before the first
 local record = redis.call("HMGET", KEYS[1], "state", "token")
 if record[1] == "RUNNING" or (record[2] or "0") ~= ARGV[2] then
   return

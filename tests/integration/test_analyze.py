@@ -444,7 +444,7 @@ def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> No
 def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", generation=endlessly())
     wait_until(lambda: generating(plant, job.id))
-    plant.redis.hincrby(keys.record(job.id), "token", 1)
+    plant.redis.hset(keys.record(job.id), "token", "another's")
     plant.redis.zrem(keys.leases(), job.id)
     before = plant.record(job.id)
     plant.renewal.renew_all()

@@ -4,9 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
 from config import keys
@@ -144,6 +146,41 @@ def test_of_many_claimers_at_once_exactly_one_wins(store: LeaseStore) -> None:
 
     assert sum(isinstance(answer, Claimed) for answer in answers) == 1
     assert sum(isinstance(answer, HeldElsewhere) for answer in answers) == 15
+
+
+class LosesItsFirstAnswer(Redis):
+    """A client whose connection breaks after the server has run its first script."""
+
+    has_lost = False
+
+    def evalsha(self, *args: Any) -> Any:
+        answer = super().evalsha(*args)
+        if not self.has_lost:
+            self.has_lost = True
+            raise RedisConnectionError("broken before the answer came")
+        return answer
+
+
+def test_claim_whose_answer_got_lost_holds_the_job_as_its_first_attempt(redis_url: str, redis: Redis) -> None:
+    with LosesItsFirstAnswer.from_url(redis_url, decode_responses=True) as client:
+        lease = claim(LeaseStore(client, lease_seconds=30), a_job())
+    assert client.has_lost
+    assert lease.attempt == 1
+    assert record(redis, lease.job_id)["attempts"] == "1"
+    assert [event.stage for event in events(redis, lease.job_id)] == [Stage.OPEN]
+
+
+def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job()
+    forgotten = claim(store, sealed, "worker-1")
+    redis.flushall()
+    remembered = claim(store, sealed, "worker-2")
+    assert forgotten.attempt == remembered.attempt == 1
+    assert store.renew([forgotten]) == ["lost"]
+    assert not settlement.settle(forgotten, a_failure(forgotten))
+    assert settlement.settle(remembered, a_failure(remembered))
 
 
 def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
@@ -360,7 +397,7 @@ def test_holder_is_told_once_that_its_lease_is_lost(brief: LeaseStore, redis: Re
     told: list[Renewal] = []
     lease = claim(brief, a_job())
     with renewal.holding(lease, told.append):
-        redis.hincrby(keys.record(lease.job_id), "token", 1)
+        redis.hset(keys.record(lease.job_id), "token", "another's")
         renewal.renew_all()
         renewal.renew_all()
     assert told == ["lost"]
@@ -476,7 +513,6 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
 ) -> None:
     sealed = a_job()
     first = claim(store, sealed)
-    budget = int(record(redis, sealed.job_id)["max_attempts"])
     assert store.give_back(first) == "queued"
     assert store.give_back(first) == "lost"
     assert not settlement.settle(first, a_failure(first))
@@ -486,7 +522,7 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
     assert requeued.dead_worker is None
     second = claim(store, sealed, "worker-2")
     assert second.attempt == 2
-    assert int(record(redis, sealed.job_id)["max_attempts"]) == budget + 1
+    assert second.max_attempts == first.max_attempts + 1
 
 
 def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(

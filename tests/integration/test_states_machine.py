@@ -120,7 +120,7 @@ class Jobs(RuleBasedStateMachine):
 
     def holds(self, lease: Claimed) -> bool:
         record = self.record(lease.job_id)
-        return record["state"] == JobState.RUNNING and int(record["token"]) == lease.token
+        return record["state"] == JobState.RUNNING and record["token"] == lease.token
 
     @rule(lease=leases)
     def renew(self, lease: Claimed) -> None:

@@ -1,5 +1,6 @@
 """Claims: who may run a job, and as which attempt. Renewing is `renewal`, settling `results.settlement`."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
@@ -13,6 +14,7 @@ from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
 from config.topology import message_list
 from config.wire import SealedJob
+from worker.leases.connection import patiently
 from worker.leases.lua import load_script
 
 
@@ -39,13 +41,16 @@ class QueuedJob:
 class Claimed:
     """The right to settle one job, for as long as `token` is the record's newest. Times are the server's Unix seconds.
 
-    `submitted_at` is the producer's clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is
-    set where an earlier attempt had more and did not fit into memory.
+    Every move of a lease makes a new token, drawn at random: a counter could repeat after a server that lost its last
+    second. `max_attempts` is the job's own and one more for each that was given back. `submitted_at` is the producer's
+    clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
+    more and did not fit into memory.
     """
 
     job_id: str
-    token: int
+    token: str
     attempt: int
+    max_attempts: int
     claimed_at: float
     submitted_at: float | None
     deadline_at: float | None
@@ -139,13 +144,18 @@ class LeaseStore:
     def claim(
         self, job: QueuedJob, worker: str, is_alone: bool = False
     ) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
-        """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true."""
+        """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true.
+
+        Waits out an outage of Redis as `patiently` does; a claim whose answer was lost in it is not a second one.
+        """
         fields = [part for field in job.record.items() for part in field]
         priority = job.record.get("priority", Priority.NORMAL)
         names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken()]
-        match self._claim(names, [job.job_id, worker, self.lease_seconds, priority, int(is_alone), *fields]):
+        token = new_token()
+        args: list[str | float] = [job.job_id, worker, self.lease_seconds, priority, int(is_alone), token, *fields]
+        match patiently(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
             case ["claimed", *facts]:
-                return _claimed(job.job_id, facts, job.idempotency_key)
+                return _claimed(job.job_id, token, facts, job.idempotency_key)
             case ["settled", outcome]:
                 return AlreadySettled(OUTCOME.validate_json(outcome))
             case ["suspect"]:
@@ -168,12 +178,12 @@ class LeaseStore:
         """
         told = (failure.stage.value, failure.code.value, failure.message)
         limit = "" if max_visual_tokens is None else max_visual_tokens
-        answer = self._retry(_job_keys(lease.job_id), [lease.job_id, lease.token, pause_seconds, *told, limit])
-        return cast(Postponement, answer)
+        args = [lease.job_id, lease.token, pause_seconds, *told, limit, new_token()]
+        return cast(Postponement, self._retry(_job_keys(lease.job_id), args))
 
     def give_back(self, lease: Claimed) -> Postponement:
         """As `retry`, at once and without counting the attempt: not the job failed, its worker ends."""
-        return cast(Postponement, self._give_back(_job_keys(lease.job_id), [lease.job_id, lease.token]))
+        return cast(Postponement, self._give_back(_job_keys(lease.job_id), [lease.job_id, lease.token, new_token()]))
 
     def overdue(self, limit: int) -> list[str]:
         """Ids of jobs whose lease has ended, longest ago first."""
@@ -181,11 +191,12 @@ class LeaseStore:
 
     def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
         """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
-        match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds]):
-            case ["requeued", dead_worker, sealed_json, priority, token]:
-                return Requeued(job_id, sealed_json, dead_worker or None, priority, str(token))
+        token = new_token()
+        match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds, token]):
+            case ["requeued", dead_worker, sealed_json, priority, newest]:
+                return Requeued(job_id, sealed_json, dead_worker or None, priority, newest)
             case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
-                lease = _claimed(job_id, facts, None)
+                lease = _claimed(job_id, token, facts, None)
                 return TakenOver(lease, sealed_json, dead_worker, Stage(stage), bool(cancel_requested))
             case _:
                 return None
@@ -224,17 +235,22 @@ class LeaseStore:
         return cast(list[str], self.redis.zrangebyscore(name, "-inf", now, start=0, num=limit))
 
 
+def new_token() -> str:
+    return secrets.token_hex(8)
+
+
 def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
 
 
-def _claimed(job_id: str, facts: list[Any], idempotency_key: str | None) -> Claimed:
-    token, attempt, now, submitted_at, deadline_at, max_visual_tokens = facts
+def _claimed(job_id: str, token: str, facts: list[Any], idempotency_key: str | None) -> Claimed:
+    attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens = facts
     return Claimed(
         job_id=job_id,
-        token=int(token),
+        token=token,
         attempt=int(attempt),
-        claimed_at=float(now),
+        max_attempts=int(max_attempts),
+        claimed_at=float(claimed_at),
         submitted_at=float(submitted_at) if submitted_at else None,
         deadline_at=float(deadline_at) if deadline_at else None,
         max_visual_tokens=int(max_visual_tokens) if max_visual_tokens else None,

@@ -64,16 +64,13 @@ class Analyst:
         """
         queued, opened = open_delivery(payload, delivery_id)
         with self._isolation.beside_others():
-            answer = self._claim(queued, is_alone=False)
+            answer = self._leases.claim(queued, self._name)
             if not isinstance(answer, Suspect):
                 return self._act_on(answer, opened)
         # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
         log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
         with self._isolation.alone(queued.job_id) as is_first:
-            return self._act_on(self._claim(queued, is_alone=True), opened) if is_first else None
-
-    def _claim(self, queued: QueuedJob, is_alone: bool) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
-        return patiently(lambda: self._leases.claim(queued, self._name, is_alone), f"claiming job {queued.job_id}")
+            return self._act_on(self._leases.claim(queued, self._name, is_alone=True), opened) if is_first else None
 
     def _act_on(
         self, answer: Claimed | AlreadySettled | HeldElsewhere | Suspect, opened: SealedJob | JobFault
@@ -105,8 +102,14 @@ class Analyst:
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
                 outcome = failure_of(fault, attempt.stage, lease, opened.job)
-                failed = FailedTry(fault, lease.attempt, attempt.num_visual_tokens, attempt.seconds_to_deadline)
-                again = decide_retry(failed, opened.job, random.random())
+                failed = FailedTry(
+                    fault=fault,
+                    attempt=lease.attempt,
+                    max_attempts=lease.max_attempts,
+                    num_visual_tokens=attempt.num_visual_tokens,
+                    seconds_to_deadline=attempt.seconds_to_deadline,
+                )
+                again = decide_retry(failed, random.random())
                 if again is not None:
                     return self._retry(lease, outcome, again)
             return self._settle(lease, outcome)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from config.error_codes import ErrorCode
-from config.job import AnalysisJob
 from worker.tasks.fault import JobFault
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
@@ -21,6 +20,7 @@ class FailedTry:
 
     fault: JobFault
     attempt: int
+    max_attempts: int
     num_visual_tokens: int
     seconds_to_deadline: float | None
 
@@ -33,14 +33,14 @@ class RetryDecision:
     max_visual_tokens: int | None = None
 
 
-def decide_retry(failed: FailedTry, job: AnalysisJob, jitter: float) -> RetryDecision | None:
+def decide_retry(failed: FailedTry, jitter: float) -> RetryDecision | None:
     """The next attempt, or None where this failure is the job's outcome. `jitter` is evenly drawn from [0, 1).
 
     The pause is full jitter under an exponential ceiling, so that the jobs of one outage do not come back as one wave;
     what the store asked for by Retry-After comes on top. No attempt begins behind the job's deadline.
     """
     fault = failed.fault
-    if fault.code not in _RETRIED or failed.attempt >= job.max_attempts:
+    if fault.code not in _RETRIED or failed.attempt >= failed.max_attempts:
         return None
     pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (failed.attempt - 1), MAX_PAUSE_SECONDS)
     if fault.retry_after_seconds is not None:

@@ -1,20 +1,29 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
 -- A job that was published without a record gets it here. One whose attempts ended twice with their worker, or once when
 -- this one is its last, is claimed only by who runs nothing beside it: it may be what killed them, and its neighbours
--- must not pay for it again.
+-- must not pay for it again. Asked again under the same token (its answer got lost on the way) it gives that answer again.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set), 5 newest
 -- taken job of each priority (hash)
--- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5 whether it would run alone (0 or 1), 6.. fields and values of the
--- record, used where there is none
--- Returns {"claimed", token, attempt, now, submitted_at, deadline_at, max_visual_tokens}, {"settled", outcome}, {"held"}
--- (by another worker, or back until its next attempt is due) or {"suspect"}
+-- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5 whether it would run alone (0 or 1), 6 the token, 7.. fields and values of
+-- the record, used where there is none
+-- Returns {"claimed", attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens}, {"settled",
+-- outcome}, {"held"} (by another worker, or back until its next attempt is due) or {"suspect"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
-local record = redis.call("HMGET", KEYS[1], "state", "due_at", "deaths", "attempts", "max_attempts")
+local record = redis.call("HMGET", KEYS[1], "state", "due_at", "deaths", "attempts", "max_attempts", "token")
+
+local function claimed()
+  local names = { "attempts", "max_attempts", "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens" }
+  local facts = redis.call("HMGET", KEYS[1], unpack(names))
+  return { "claimed", facts[1], facts[2] or "1", facts[3], facts[4] or "", facts[5] or "", facts[6] or "" }
+end
+
 if not record[1] then
-  redis.call("HSET", KEYS[1], unpack(ARGV, 6))
+  redis.call("HSET", KEYS[1], unpack(ARGV, 7))
+elseif record[1] == "RUNNING" and record[6] == ARGV[6] then
+  return claimed()
 elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
 elseif record[1] ~= "QUEUED" then
@@ -33,11 +42,10 @@ if published_at then
     redis.call("HSET", KEYS[5], ARGV[4], published_at)
   end
 end
-local token = redis.call("HINCRBY", KEYS[1], "token", 1)
 local attempt = redis.call("HINCRBY", KEYS[1], "attempts", 1)
-redis.call("HSET", KEYS[1], "state", "RUNNING", "worker", ARGV[2], "claimed_at", string.format("%.6f", now))
+local claimed_at = string.format("%.6f", now)
+redis.call("HSET", KEYS[1], "state", "RUNNING", "token", ARGV[6], "worker", ARGV[2], "claimed_at", claimed_at)
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
 redis.call("XADD", KEYS[2], "*", "event", started)
-local facts = redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at", "max_visual_tokens")
-return { "claimed", token, attempt, string.format("%.6f", now), facts[1] or "", facts[2] or "", facts[3] or "" }
+return claimed()

@@ -3,9 +3,9 @@
 -- The job stays among the leases until its message is published or it is settled: a reaper may die here too.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
--- ARGV: 1 job id, 2 reaper, 3 lease seconds
--- Returns {"requeued", dead worker or "", sealed, priority, token}, {"taken_over", worker, sealed, cancel_requested, stage, token,
--- attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
+-- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token
+-- Returns {"requeued", dead worker or "", sealed, priority, token}, {"taken_over", worker, sealed, cancel_requested, stage,
+-- attempts, max_attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
@@ -35,7 +35,7 @@ local stage = event.stage or stages[event.type] or "open"
 
 local attempts, max_attempts = tonumber(record[4] or 0), tonumber(record[5] or 1)
 local cancel_requested = record[8] or ""
-local token = redis.call("HINCRBY", KEYS[1], "token", 1)
+redis.call("HSET", KEYS[1], "token", ARGV[4])
 redis.call("HINCRBY", KEYS[1], "deaths", 1)
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 -- A reaper that took the job over and died too is no attempt of its own.
@@ -47,10 +47,10 @@ if attempts < max_attempts and cancel_requested == "" then
   redis.call("HSET", KEYS[1], "state", "QUEUED")
   local queued = cjson.encode({ type = "stage", stage = "queued", attempt = attempts, at = now })
   redis.call("XADD", KEYS[2], "*", "event", queued)
-  return { "requeued", record[2], record[3], priority, token }
+  return { "requeued", record[2], record[3], priority, ARGV[4] }
 end
 redis.call("HSET", KEYS[1], "worker", ARGV[2])
 return {
   "taken_over", record[2], record[3], cancel_requested, stage,
-  token, attempts, string.format("%.6f", now), record[6], record[7], "",
+  attempts, max_attempts, string.format("%.6f", now), record[6] or "", record[7] or "", "",
 }

@@ -2,7 +2,8 @@
 -- waits among the leases, as if somebody held it; the reaper, who looks after what is overdue there, publishes it.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
--- ARGV: 1 job id, 2 token, 3 seconds to wait, 4 stage, 5 code, 6 message, 7 most visual tokens or ""
+-- ARGV: 1 job id, 2 token, 3 seconds to wait, 4 stage, 5 code, 6 message, 7 most visual tokens or "",
+-- 8 the new token
 -- Returns "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
 local record =
   redis.call("HMGET", KEYS[1], "state", "token", "cancel_requested", "attempts", "worker", "claimed_at")
@@ -16,8 +17,7 @@ local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 local due_at = string.format("%.6f", now + ARGV[3])
 local attempt = tonumber(record[4])
-redis.call("HINCRBY", KEYS[1], "token", 1)
-redis.call("HSET", KEYS[1], "state", "QUEUED", "due_at", due_at, "attempt:" .. attempt, cjson.encode({
+redis.call("HSET", KEYS[1], "state", "QUEUED", "token", ARGV[8], "due_at", due_at, "attempt:" .. attempt, cjson.encode({
   attempt = attempt, worker = record[5], began_at = tonumber(record[6]), ended_at = now,
   stage = ARGV[4], code = ARGV[5], message = ARGV[6],
 }))
