@@ -11,15 +11,19 @@ from config.settings import VideoDecoder
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, encode_clip, number_shown_at, shown_by_plain_decoding, upright_numbers
 from worker.media.decode_video import decode_video
 from worker.media.decoded import DecodedVideo, Size
+from worker.media.frames_read import OnFrame
+from worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
 
 SMALL = [name for name in CLIPS if "4k" not in name]
 
 
-def decode(path: Path, decoder: VideoDecoder, size: Size, **asked: object) -> DecodedVideo:
+def decode_directly(
+    path: Path, decoder: VideoDecoder, size: Size, on_frame: OnFrame = lambda done, total: None, **asked: object
+) -> DecodedVideo:
     part = VideoPart.model_validate({"uri": str(path), **asked})
     with path.open("rb") as file:
         return decode_video(
-            file, path.name, part, lambda _part, num, _h, _w: (num, size, size), 10**8, 2**30, decoder=decoder
+            file, path.name, part, lambda _part, num, _h, _w: (num, size, size), 10**8, 2**30, on_frame, decoder=decoder
         )
 
 
@@ -27,10 +31,10 @@ def decode(path: Path, decoder: VideoDecoder, size: Size, **asked: object) -> De
 def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> VideoDecoder:
     chosen: VideoDecoder = request.param
     if importlib.util.find_spec(chosen) is None:
-        pytest.skip(f"{chosen} is not installed")
+        pytest.skip(f"{chosen} is not installed: pip install {chosen}")
     clip = encode_clip(tmp_path / "clip.mp4", [0.0, 0.1])
-    if decode(clip, chosen, CLIP_SIZE).decoder != chosen:
-        pytest.skip(f"{chosen} does not decode here; torchcodec needs FFmpeg's shared libraries")
+    if decode_directly(clip, chosen, CLIP_SIZE).decoder != chosen:
+        pytest.skip(f"{chosen} does not decode here. torchcodec needs FFmpeg's shared libraries: apt install ffmpeg")
     return chosen
 
 
@@ -40,24 +44,48 @@ def test_chosen_decoder_reads_no_wrong_frame(decoder: VideoDecoder, zoo: Zoo, na
     shown = shown_by_plain_decoding(zoo[name], name)
     size = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
     for num_frames in (5, 64):
-        decoded = decode(zoo[name], decoder, size, fps=60, max_frames=num_frames)
+        decoded = decode_directly(zoo[name], decoder, size, fps=60, max_frames=num_frames)
         times = np.linspace(0, max(shown.values()), min(num_frames, len(shown)))
         assert upright_numbers(decoded.frames, name) == [number_shown_at(time, shown) for time in times]
 
 
 @pytest.mark.parametrize("name", ["h264.ts", "h264_cut.mp4", "h264_open_gop.mp4", "hevc_open_gop.mp4", "av1.mp4"])
 def test_decord_never_reads_what_it_reads_wrongly(zoo: Zoo, name: str) -> None:
-    assert decode(zoo[name], "decord", CLIP_SIZE, max_frames=4).decoder == "pyav"
+    assert decode_directly(zoo[name], "decord", CLIP_SIZE, max_frames=4).decoder == "pyav"
 
 
 def test_chosen_decoder_reads_an_ordinary_clip_itself(decoder: VideoDecoder, zoo: Zoo) -> None:
-    decoded = decode(zoo["h264.mp4"], decoder, CLIP_SIZE)
+    decoded = decode_directly(zoo["h264.mp4"], decoder, CLIP_SIZE)
     assert decoded.decoder == decoder
-    assert abs(decoded.frames.astype(int) - decode(zoo["h264.mp4"], "pyav", CLIP_SIZE).frames).mean() < 2
+    assert abs(decoded.frames.astype(int) - decode_directly(zoo["h264.mp4"], "pyav", CLIP_SIZE).frames).mean() < 2
+
+
+def test_chosen_decoder_works_within_the_bounds_of_a_decoder_child(
+    decoder: VideoDecoder, zoo: Zoo, decoders: DecoderPool
+) -> None:
+    limits = MediaLimits((zoo["h264.mp4"].parent,), None, 5, 2**20, 10**6, 2**24, video_decoder=decoder)
+    part = VideoPart(uri=str(zoo["h264.mp4"]), fps=5)
+    fetched = fetch([part], limits, MediaCache(zoo["h264.mp4"].parent / "cache", max_bytes=0))
+    (decoded,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
+    assert isinstance(decoded, DecodedVideo)
+    assert decoded.decoder == decoder
+    assert len(set(upright_numbers(decoded.frames, "h264.mp4"))) == 40
 
 
 def test_damaged_clip_is_salvaged_by_pyav_whatever_was_chosen(decoder: VideoDecoder, zoo: Zoo, tmp_path: Path) -> None:
     content = zoo["h264_fragmented.mp4"].read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
-    decoded = decode(tmp_path / "cut.mp4", decoder, CLIP_SIZE, fps=30)
+    decoded = decode_directly(tmp_path / "cut.mp4", decoder, CLIP_SIZE, fps=30)
     assert upright_numbers(decoded.frames, "h264_fragmented.mp4")[:90] == list(range(90))
+
+
+def test_progress_never_goes_back_when_pyav_steps_in(decoder: VideoDecoder, zoo: Zoo, tmp_path: Path) -> None:
+    content = bytearray(zoo["h264.mp4"].read_bytes())
+    half = len(content) // 2
+    content[half : half + 600] = bytes(600)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    told: list[int] = []
+    decoded = decode_directly(tmp_path / "damaged.mp4", decoder, CLIP_SIZE, lambda done, _: told.append(done), fps=30)
+    assert decoded.decoder == "pyav"
+    assert told == sorted(told)
+    assert told[-1] == len(decoded.frames)

@@ -33,16 +33,23 @@ def decode_video(
     """Sample `file` as `part` asks. Frames are upright; a damaged one is replaced by its neighbour and counted.
 
     `on_frame` is told the number of frames done and that of all. PyAV steps in for a `decoder` that cannot read the
-    clip, or would read it wrongly.
+    clip, or would read it wrongly; until it has caught up, the number stays what it was.
     """
+    most_done = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal most_done
+        most_done = max(most_done, done)
+        on_frame(most_done, total)
+
     clip = examine_clip(file, name, max_frame_pixels)
     plan = plan_video(clip.index, part, fit_frame, clip.upright_size, name)
     check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes, name)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
-    read = _CHOSEN[decoder](file, clip, plan, pixels, on_frame) if decoder in _CHOSEN else None
+    read = _CHOSEN[decoder](file, clip, plan, pixels, tell) if decoder in _CHOSEN else None
     if read is None:
         try:
-            read = decode_pyav.read_frames(file, clip, plan, pixels, on_frame, max_frame_pixels)
+            read = decode_pyav.read_frames(file, clip, plan, pixels, tell, max_frame_pixels)
         except av.FFmpegError as error:
             raise damaged(name, clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)
