@@ -11,7 +11,7 @@ from dataclasses import replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Barrier, Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -319,7 +319,53 @@ def test_job_that_is_over_ends_its_download_at_once_and_nothing_of_it_is_kept(
     with pytest.raises(JobCancelled):
         fetch([ImagePart(uri="s3://media/large.mp4")], limits, media_cache, check)
     assert time.monotonic() - started_at < 2
-    assert not [path for path in (tmp_path / "cache").glob("*/*") if path.is_file()]
+    while list((tmp_path / "cache" / "partial").iterdir()):
+        time.sleep(0.01)
+    assert not list((tmp_path / "cache" / "whole").iterdir())
+
+
+def test_media_of_one_job_come_side_by_side_and_in_order(
+    store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache
+) -> None:
+    contents = [os.urandom(1000) for _ in range(8)]
+    for number, content in enumerate(contents):
+        store.put_object(Bucket="media", Key=f"{number}.jpg", Body=content)
+    road.troubles = deque([Barrier(len(contents), timeout=20).wait])
+    fetched = fetch([ImagePart(uri=f"s3://media/{number}.jpg") for number in range(8)], limits, media_cache)
+    assert [medium.file.read() for medium in fetched] == contents
+    assert [medium.name for medium in fetched] == [f"s3://media/{number}.jpg" for number in range(8)]
+    for medium in fetched:
+        medium.file.close()
+
+
+def test_medium_that_cannot_be_had_ends_the_downloads_of_the_others(
+    store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
+) -> None:
+    store.put_object(Bucket="media", Key="large.mp4", Body=LARGE)
+    road.troubles = deque(["drips"])
+    uris = ["s3://media/large.mp4", "s3://media/absent.jpg"]
+    with pytest.raises(MediaFault) as caught:
+        fetch([ImagePart(uri=uri) for uri in uris], limits, media_cache)
+    assert (caught.value.code, caught.value.media_index) == (ErrorCode.MEDIA_NOT_FOUND, 1)
+    while list((tmp_path / "cache" / "partial").iterdir()):
+        time.sleep(0.01)
+    assert not list((tmp_path / "cache" / "whole").iterdir())
+
+
+def test_job_that_is_over_does_not_wait_for_a_silent_store(limits: MediaLimits, media_cache: MediaCache) -> None:
+    class JobCancelled(Exception):
+        pass
+
+    def cancel() -> None:
+        raise JobCancelled
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_store = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        slow = replace(limits, s3_endpoint_url=silent_store, fetch_timeout_seconds=3)
+        started_at = time.monotonic()
+        with pytest.raises(JobCancelled):
+            fetch([ImagePart(uri=PHOTO)], slow, media_cache, cancel)
+        assert time.monotonic() - started_at < 2
 
 
 def test_store_that_falls_silent_is_unreachable_when_the_timeout_ends(

@@ -21,7 +21,7 @@ from config.error_codes import ErrorCode
 from worker.media.fault import MediaFault
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
-from worker.media.ranged_download import MAX_CONNECTIONS, ObjectChanged, ObjectVersion, RangedDownload
+from worker.media.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
 from worker.media.retry_after import read_retry_after
 from worker.media.size_limit import check_size
 from worker.media.transfer import Transfer
@@ -136,7 +136,7 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
         read_timeout=timeout_seconds,
         # Adaptive: all jobs of this process slow down together when the store asks for it.
         retries={"mode": "adaptive", "total_max_attempts": 3},
-        max_pool_connections=8 * MAX_CONNECTIONS,
+        max_pool_connections=256,  # kept for the next; a download may open more
         # Other stores than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import BinaryIO
 
 from config.error_codes import ErrorCode
@@ -35,6 +37,12 @@ __all__ = [
     "fetch",
 ]
 
+# Media of one job under way at once; each of them, where it is large, in several parts.
+_MAX_DOWNLOADS = 8
+
+# How often a job that waits for its downloads looks whether it is over.
+_TICK_SECONDS = 0.1
+
 # (media_index, frames done, frames in all), called after each frame of a video; what it raises ends the decoding.
 OnFrame = Callable[[int, int, int], None]
 
@@ -62,21 +70,47 @@ def fetch(
     media_cache: MediaCache,
     check: Callable[[], None] = _go_on,
 ) -> list[FetchedMedium]:
-    """Open every medium, in order; what lies on other machines is downloaded first, unless `media_cache` has it.
+    """Open every medium; what lies on other machines is downloaded, side by side, unless `media_cache` has it.
 
-    `check` is called as pieces of a download come; what it raises ends the fetching. Raises `MediaFault` for the first
-    medium that cannot be had. Hand the result to `decode`, which closes it.
+    `check` is called several times a second; what it raises ends the fetching at once, as does the `MediaFault` of the
+    first medium that turns out not to be had. Hand the result to `decode`, which closes it.
     """
-    fetched: list[FetchedMedium] = []
+    given_up = Event()
+    pool = ThreadPoolExecutor(min(_MAX_DOWNLOADS, len(parts)), "fetch")
+    opening = [pool.submit(_open, part, limits, media_cache, partial(_stop_if, given_up)) for part in parts]
     try:
-        for part in parts:
-            fetched.append(FetchedMedium(name_medium(part.uri), _open(part, limits, media_cache, check)))
-    except BaseException as error:
-        close(fetched)
-        if isinstance(error, MediaFault):
-            error.media_index = len(fetched)
+        while not _have_all_come(opening):
+            check()
+    except BaseException:
+        given_up.set()
+        for medium in opening:
+            medium.add_done_callback(_close_late)
         raise
-    return fetched
+    finally:
+        # Not waited for: what a silent store holds up must not hold up the end of the job.
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [FetchedMedium(name_medium(part.uri), medium.result()) for part, medium in zip(parts, opening, strict=True)]
+
+
+def _have_all_come(opening: "Sequence[Future[BinaryIO]]") -> bool:
+    """Waits a tick for it. Raises what one of them failed by."""
+    ended, waiting = wait(opening, _TICK_SECONDS, FIRST_EXCEPTION)
+    for media_index, medium in enumerate(opening):
+        if medium in ended and (error := medium.exception()):
+            if isinstance(error, MediaFault):
+                error.media_index = media_index
+            raise error
+    return not waiting
+
+
+def _stop_if(given_up: Event) -> None:
+    if given_up.is_set():
+        raise CancelledError
+
+
+def _close_late(medium: "Future[BinaryIO]") -> None:
+    if not medium.cancelled() and not medium.exception():
+        medium.result().close()
 
 
 def decode(
@@ -116,14 +150,9 @@ def decode(
         fault.media_index = len(decoded)
         raise
     finally:
-        close(fetched)
+        for medium in fetched:
+            medium.file.close()
     return decoded
-
-
-def close(fetched: Sequence[FetchedMedium]) -> None:
-    """For who fetched and then gave up; closing twice does no harm."""
-    for medium in fetched:
-        medium.file.close()
 
 
 def _open(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import GetObjectRequestTypeDef
 
-MAX_CONNECTIONS = 8
+_MAX_CONNECTIONS = 8
 
 _PART_BYTES = 8 * 2**20
 _CHUNK_BYTES = 64 * 2**10
@@ -56,7 +56,7 @@ class RangedDownload:
     def __call__(self, handle: int) -> None:
         num_bytes = self._version.num_bytes
         starts = range(0, num_bytes, _PART_BYTES)
-        with ThreadPoolExecutor(min(MAX_CONNECTIONS, len(starts))) as pool:
+        with ThreadPoolExecutor(min(_MAX_CONNECTIONS, len(starts))) as pool:
             parts = [pool.submit(self._fetch, handle, start, min(start + _PART_BYTES, num_bytes)) for start in starts]
             try:
                 for part in as_completed(parts):

@@ -120,7 +120,7 @@ class Attempt:
     def interrupt(self, reason: Interruption) -> None:
         """The lease is lost, the caller cancels or the process ends.
 
-        Decoding and generating stop at once, other stages at their end.
+        Preparing goes on to its end, all other stages stop at once.
         """
         self._interruption = reason
         if self._pending is not None:
