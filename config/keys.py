@@ -42,8 +42,8 @@ def queued(priority: str) -> str:
 
 
 def taken() -> str:
-    """Hash, for each priority the publication time of the newest job that a worker took. A job that was published
-    earlier and still waits has lost its message. Stays."""
+    """Sorted set of the priorities by the publication time of the newest job that a worker took. A job that was
+    published earlier and still waits has lost its message. Stays."""
     return f"{PREFIX}taken"
 
 

@@ -415,6 +415,19 @@ def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: Lease
         assert brief.overdue(10) == []
 
 
+def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client: Redis, redis: Redis) -> None:
+    patient = LeaseStore(client, 900)
+    renewal = LeaseRenewal(patient)
+    renewal.start()
+    told: list[Renewal] = []
+    lease = claim(patient, a_job())
+    redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+    renewal.hurry(lease.job_id)
+    with renewal.holding(lease, told.append):
+        wait_until(lambda: told == ["cancelled"])
+    renewal.stop()
+
+
 @pytest.mark.parametrize(
     ("say", "stage"),
     [

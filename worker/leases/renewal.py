@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from redis.exceptions import RedisError
 from worker.leases.job_lease import Claimed, Interruption, LeaseStore
 
 log = logging.getLogger(__name__)
+
+# Far more than are cancelled, on all workers together, between a claim and its holding.
+HEARD_OF = 256
 
 OnInterrupt = Callable[[Interruption], None]
 
@@ -23,6 +27,8 @@ class LeaseRenewal:
     def __init__(self, store: LeaseStore) -> None:
         self._store = store
         self._held: dict[Claimed, OnInterrupt] = {}
+        # The newest jobs that `hurry` named and nobody here held.
+        self._heard_of: deque[str] = deque(maxlen=HEARD_OF)
         self._lock = threading.Lock()
         self._is_drained = False
         self._is_stopping = False
@@ -42,6 +48,8 @@ class LeaseRenewal:
         """Renew now if the job is one of ours: its caller may have cancelled it. None means any job."""
         with self._lock:
             is_ours = any(lease.job_id == job_id for lease in self._held)
+            if not is_ours and job_id is not None:
+                self._heard_of.append(job_id)
         if is_ours or job_id is None:
             self._is_due.set()
 
@@ -63,10 +71,12 @@ class LeaseRenewal:
         with self._lock:
             self._held[lease] = on_interrupt
             is_too_late = self._is_drained
+            was_heard_of = lease.job_id in self._heard_of
         if is_too_late:
             on_interrupt("drained")
-        # Between its claim and this line the job was not known as ours to `hurry`.
-        self._is_due.set()
+        if was_heard_of:
+            # Between its claim and this line the job was not known as ours to `hurry`.
+            self._is_due.set()
         try:
             yield
         finally:

@@ -4,7 +4,7 @@
 -- must not pay for it again. Asked again under the same token (its answer got lost on the way) it gives that answer again.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set), 5 newest
--- taken job of each priority (hash)
+-- taken job of each priority (sorted set)
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5 whether it would run alone (0 or 1), 6 the token, 7.. fields and values of
 -- the record, used where there is none
 -- Returns {"claimed", attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens}, {"settled",
@@ -12,18 +12,25 @@
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
-local record = redis.call("HMGET", KEYS[1], "state", "due_at", "deaths", "attempts", "max_attempts", "token")
+local function read()
+  return redis.call(
+    "HMGET", KEYS[1],
+    "state", "due_at", "deaths", "attempts", "max_attempts", "token", "submitted_at", "deadline_at", "max_visual_tokens",
+    "claimed_at"
+  )
+end
 
-local function claimed()
-  local names = { "attempts", "max_attempts", "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens" }
-  local facts = redis.call("HMGET", KEYS[1], unpack(names))
-  return { "claimed", facts[1], facts[2] or "1", facts[3], facts[4] or "", facts[5] or "", facts[6] or "" }
+local record = read()
+
+local function claimed(attempt, claimed_at)
+  return { "claimed", attempt, record[5] or "1", claimed_at, record[7] or "", record[8] or "", record[9] or "" }
 end
 
 if not record[1] then
   redis.call("HSET", KEYS[1], unpack(ARGV, 7))
+  record = read()
 elseif record[1] == "RUNNING" and record[6] == ARGV[6] then
-  return claimed()
+  return claimed(record[4], record[10])
 elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
 elseif record[1] ~= "QUEUED" then
@@ -31,21 +38,22 @@ elseif record[1] ~= "QUEUED" then
 end
 
 local deaths = tonumber(record[3] or 0)
-local is_last = tonumber(record[4] or 0) + 1 >= tonumber(record[5] or 1)
+local attempt = tonumber(record[4] or 0) + 1
+local is_last = attempt >= tonumber(record[5] or 1)
 if ARGV[5] == "0" and (deaths >= 2 or deaths == 1 and is_last) then
   return { "suspect" }
 end
 local published_at = redis.call("ZSCORE", KEYS[4], ARGV[1])
 if published_at then
   redis.call("ZREM", KEYS[4], ARGV[1])
-  if tonumber(published_at) > tonumber(redis.call("HGET", KEYS[5], ARGV[4]) or 0) then
-    redis.call("HSET", KEYS[5], ARGV[4], published_at)
-  end
+  redis.call("ZADD", KEYS[5], "GT", published_at, ARGV[4])
 end
-local attempt = redis.call("HINCRBY", KEYS[1], "attempts", 1)
 local claimed_at = string.format("%.6f", now)
-redis.call("HSET", KEYS[1], "state", "RUNNING", "token", ARGV[6], "worker", ARGV[2], "claimed_at", claimed_at)
+redis.call(
+  "HSET", KEYS[1],
+  "state", "RUNNING", "token", ARGV[6], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at
+)
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
 redis.call("XADD", KEYS[2], "*", "event", started)
-return claimed()
+return claimed(attempt, claimed_at)

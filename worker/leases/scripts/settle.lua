@@ -5,7 +5,7 @@
 -- set), 6 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter
 -- Returns 1, or 0 where the lease was lost
-local record = redis.call("HMGET", KEYS[1], "token", "state")
+local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at")
 if record[1] ~= ARGV[2] then
   return 0
 end
@@ -17,7 +17,9 @@ local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
 redis.call("ZREM", KEYS[3], ARGV[1])
-redis.call("ZREM", KEYS[5], ARGV[1])
+if (record[3] or "") ~= "" then
+  redis.call("ZREM", KEYS[5], ARGV[1])
+end
 redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
 local ttl = tonumber(ARGV[5])
 if ARGV[3] == "FAILED" then

@@ -1,7 +1,7 @@
 -- Finds queued jobs whose message was lost: jobs published after them were taken, or there are no messages at all. They
 -- are put among the overdue leases, whose reaper publishes them. Wrongly found, a job has two messages: one is wasted.
 --
--- KEYS: 1 queued jobs of a priority (sorted set), 2 newest taken job of each priority (hash), 3 leases (sorted set),
+-- KEYS: 1 queued jobs of a priority (sorted set), 2 newest taken job of each priority (sorted set), 3 leases (sorted set),
 -- 4 messages of the priority (list)
 -- ARGV: 1 priority, 2 seconds that a message may take to be seen, 3 most jobs to find
 -- Returns their ids
@@ -10,7 +10,7 @@ local now = time[1] + time[2] / 1e6
 
 local before = now - ARGV[2]
 if redis.call("LLEN", KEYS[4]) > 0 then
-  before = math.min(before, tonumber(redis.call("HGET", KEYS[2], ARGV[1]) or 0))
+  before = math.min(before, tonumber(redis.call("ZSCORE", KEYS[2], ARGV[1]) or 0))
 end
 local lost = redis.call("ZRANGEBYSCORE", KEYS[1], "-inf", before, "LIMIT", 0, ARGV[3])
 for _, job_id in ipairs(lost) do
