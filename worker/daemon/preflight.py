@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from config.settings import Settings, VideoDecoder
 from worker.daemon.findings import Finding, Severity
+from worker.media.sandbox import can_refuse_sockets
 from worker.model.checkpoint import check_checkpoint
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -29,6 +30,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
         check_video_decoder(settings.video_decoder),
+        check_sandbox(),
         *check_media_roots(settings.media_roots),
         check_media_cache(settings.cache_folder, settings.cache_bytes),
     ]
@@ -138,6 +140,14 @@ def check_video_decoder(chosen: VideoDecoder) -> Finding:
         cure = f"pip install {chosen}, or take KEYE_VIDEO_DECODER out of the settings."
         return Finding("video decoder", Severity.FAULT, f"KEYE_VIDEO_DECODER is {chosen}, which is not installed", cure)
     return Finding("video decoder", Severity.OK, chosen)
+
+
+def check_sandbox() -> Finding:
+    if can_refuse_sockets():
+        return Finding("decoder sandbox", Severity.OK, "the kernel keeps decoders off the network")
+    found = "decoders are not kept off the network: this kernel has no seccomp filters, or is of another machine"
+    cure = "Run it on Linux on x86_64 or aarch64, or give the worker only the network it needs."
+    return Finding("decoder sandbox", Severity.WARNING, found, cure)
 
 
 def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:

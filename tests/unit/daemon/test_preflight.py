@@ -18,6 +18,7 @@ from worker.daemon.preflight import (
     check_device,
     check_media_cache,
     check_media_roots,
+    check_sandbox,
     check_setting_names,
     check_video_decoder,
 )
@@ -125,6 +126,14 @@ def test_a_video_decoder_that_is_not_installed_is_refused(monkeypatch: pytest.Mo
     finding = check_video_decoder("decord")
     assert finding.severity is Severity.FAULT
     assert "pip install decord" in finding.cure
+
+
+def test_machine_whose_decoders_cannot_be_kept_off_the_network_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_sandbox().severity is Severity.OK
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    finding = check_sandbox()
+    assert finding.severity is Severity.WARNING
+    assert "not kept off the network" in str(finding)
 
 
 def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warned_about(tmp_path: Path) -> None:
