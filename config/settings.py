@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
     lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
     drain_seconds: float = Field(default=60, ge=0, description="how long SIGTERM lets running jobs go on")
+    step_seconds: float = Field(
+        default=300, gt=0, description="longest step of the engine, first compilations too; beyond it the process ends"
+    )
 
     media_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="folders local media may be read from, joined by ':'; none means no local media"

@@ -76,6 +76,13 @@ class Start(Protocol):
     def __call__(self, *command: str, **settings: str) -> Started: ...
 
 
+def faulty_engine(fault: Path) -> dict[str, str]:
+    """Settings for a worker whose engine does what the file says; see there."""
+    # Celery's own way to have a worker import a module.
+    include = "tests.acceptance.faulty_engine"
+    return {"CELERY_WORKER_INCLUDE": include, "KEYE_TEST_FAULT": str(fault), "PYTHONPATH": str(ROOT)}
+
+
 @pytest.fixture
 def checkpoint() -> Path:
     """The small trained Keye; the random one of the goldens does where answers are not looked at."""

@@ -8,7 +8,7 @@ from PIL import Image
 from config.job import GenerationOptions, ImagePart
 from config.outcome import JobFailed
 from producer import Client
-from tests.acceptance.conftest import ROOT, Start
+from tests.acceptance.conftest import Start, faulty_engine
 from worker.daemon.exit_codes import ExitCode
 
 CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")
@@ -32,10 +32,9 @@ def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Cli
 
 def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, client: Client, tmp_path: Path) -> None:
     fault = tmp_path / "fault"
-    app = "tests.acceptance.dying_engine"
-    worker = start("celery", "-A", app, "worker", KEYE_TEST_FAULT=str(fault), PYTHONPATH=str(ROOT))
+    worker = start(*CELERY, **faulty_engine(fault))
     worker.wait_until_ready()
-    fault.touch()
+    fault.write_text("die")
     with pytest.raises(JobFailed, match="the worker has to be restarted"):
         client.submit(prompt="What is this?").result(timeout=30)
     assert worker.exit_code() == ExitCode.ENGINE_DIED

@@ -8,7 +8,7 @@ from config.event import Stage, StageStarted
 from config.job import GenerationOptions, ImagePart
 from config.state import JobState
 from producer import Client, Job
-from tests.acceptance.conftest import SlowStore, Start, eventually, is_alive
+from tests.acceptance.conftest import SlowStore, Start, eventually, faulty_engine, is_alive
 from worker.daemon.exit_codes import ExitCode
 from worker.telemetry.presence import WorkerState, list_present
 
@@ -44,6 +44,24 @@ def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
     assert "killed by signal 9; it is started again in 1 s" in worker.log
     worker.ask_to_end()
     assert worker.exit_code() == ExitCode.OK
+
+
+def test_a_step_that_never_ends_ends_its_process_and_the_job_is_answered_by_the_next(
+    start: Start, client: Client, tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    worker = start(*RUN, KEYE_LEASE_SECONDS="3", KEYE_STEP_SECONDS="3", **faulty_engine(fault))
+    hung = worker.wait_until_ready()
+    for what, how in (("hang", "exit code 17 (STEP_HUNG)"), ("freeze", "exit code 1")):
+        fault.write_text(what)
+        job = client.submit(prompt="What is this?", generation=GenerationOptions(max_new_tokens=8))
+        eventually(lambda how=how: f"ended with {how}; it is started again" in worker.log, within_seconds=20)
+        fault.unlink()
+        result = job.result(timeout=40)
+        assert result.attempts == 2
+        assert result.worker.pid != hung.worker.pid
+        assert "in step_or_fail" in worker.log  # where it hung
+        hung = worker.wait_until_ready(other_than=hung.worker.pid)
 
 
 def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Client, slow_store: SlowStore) -> None:

@@ -233,7 +233,7 @@ def test_faulty_input_fails_its_own_sequence_only(
     for pending, prompt in zip(good, good_prompts, strict=True):
         read(pending)
         assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
-    assert engine.healthy
+    assert engine.is_alive
 
 
 class SmallDevice:
@@ -316,7 +316,7 @@ def test_dead_step_thread_leaves_nobody_waiting(
     for pending in pendings:
         with pytest.raises(GenerationFault, match="has to be restarted"):
             read(pending)
-    assert not engine.healthy
+    assert not engine.is_alive
     with pytest.raises(GenerationFault, match="has to be restarted"):
         engine.inbox.submit(make_prompt(processor, 0, 3), GREEDY)
 

@@ -4,7 +4,8 @@ import gc
 import logging
 import os
 import socket
-import threading
+from contextlib import ExitStack
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -16,6 +17,7 @@ from config import keys
 from config.outcome import WorkerIdentity
 from config.settings import Settings
 from worker.daemon.exit_codes import ExitCode
+from worker.daemon.watch import Watch
 from worker.leases.cancel_listener import CancelListener
 from worker.leases.connection import connect, patiently
 from worker.leases.job_lease import LeaseStore
@@ -32,7 +34,8 @@ from worker.telemetry.presence import Announcer, Presence, WorkerState
 if TYPE_CHECKING:
     from worker.daemon.loading import ServedModel
 
-ENGINE_CHECK_SECONDS = 1.0
+# Celery looks for a shutdown only when its loop turns; a quiet one would sleep for up to ten seconds.
+TURN_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,7 @@ class EngineStep(bootsteps.StartStopStep):
         stranded = StrandedJobs(worker.app, settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
+        self._watch = Watch(served.engine, settings.step_seconds)
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
@@ -103,6 +107,7 @@ class EngineStep(bootsteps.StartStopStep):
             worker=identity,
         )
         worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
+        self._watch.start()
         self._renewal.start()
         self._cancels.start()
         self._reaper.start()
@@ -123,7 +128,7 @@ class EngineStep(bootsteps.StartStopStep):
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called by Celery for each connection to the broker, whose loss clears the loop's timers."""
-        hub.call_repeatedly(ENGINE_CHECK_SECONDS, self._end_with_engine)
+        hub.call_repeatedly(TURN_SECONDS, state.maybe_shutdown)
 
     def close(self, worker: Any) -> None:
         """Called by Celery before any step stops."""
@@ -131,29 +136,28 @@ class EngineStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:
         """Called by Celery once the consumer takes no more messages."""
-        time_is_up = threading.Timer(self._drain_seconds, self._renewal.drain)
-        time_is_up.start()
-        # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
-        worker.pool.stop()
-        time_is_up.cancel()
-        self._decoders.stop()
-        self._engine.stop()
-        # A drain may outlast a lease: renew until the last job has ended.
-        self._cancels.stop()
-        self._renewal.stop()
-        self._reaper.stop()
-        self._announcer.stop()
+        with ExitStack() as ending:
+            # Entered from last to first: whatever fails, the rest is stopped too.
+            ending.callback(self._announcer.stop)
+            ending.callback(self._reaper.stop)
+            # A drain may outlast a lease: renew until the last job has ended.
+            ending.callback(self._renewal.stop)
+            ending.callback(self._cancels.stop)
+            ending.callback(self._watch.stop)
+            ending.callback(self._engine.stop)
+            ending.callback(self._decoders.stop)
+            time_is_up = Timer(self._drain_seconds, self._renewal.drain)
+            time_is_up.daemon = True
+            time_is_up.start()
+            ending.callback(time_is_up.cancel)
+            # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
+            worker.pool.stop()
 
     def terminate(self, worker: Any) -> None:
         """A cold shutdown abandons nothing: running jobs end with the process, and their leases after it."""
 
     def _announce_ready(self, **_: Any) -> None:
         self._announcer.announce(self._ready)
-
-    def _end_with_engine(self) -> None:
-        if not self._engine.healthy and state.should_stop is None:
-            logger.critical("The engine died; this process ends. Its jobs were told, its log above says why.")
-            state.should_stop = ExitCode.ENGINE_DIED
 
 
 def _identity(device: str) -> WorkerIdentity:

@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     CHILD_NEVER_READY = 14
     DRAIN_INCOMPLETE = 15
     FORCED = 16
+    STEP_HUNG = 17
 
     @property
     def meaning(self) -> str:
@@ -29,6 +30,7 @@ _MEANINGS = {
     ExitCode.CHILD_NEVER_READY: "A child died five times in a row before it was ready; the supervisor gave up.",
     ExitCode.DRAIN_INCOMPLETE: "A worker hung 10 s beyond KEYE_DRAIN_SECONDS, or died; others take its jobs up.",
     ExitCode.FORCED: "A second SIGTERM or SIGINT cut the drain short; other workers take the running jobs up.",
+    ExitCode.STEP_HUNG: "A step of the engine outlasted KEYE_STEP_SECONDS; the supervisor starts a fresh process.",
 }
 
 

@@ -63,7 +63,8 @@ def _last_text(messages: list[dict[str, Any]]) -> str:
 class EchoEngine:
     """One thread that ends each generation when its wait or its deadline is over or it is abandoned."""
 
-    healthy = True
+    is_alive = True
+    seconds_in_step = 0.0
 
     def __init__(self) -> None:
         self.inbox = Inbox(max_tokens=CONTEXT_TOKENS)

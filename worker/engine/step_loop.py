@@ -87,14 +87,21 @@ class Engine:
         self._arrivals = count()
         self._is_stopping = False
         self._is_alive = True
+        self._step_began_at: float | None = None
         self._counters = EngineSnapshot(num_blocks=num_blocks)
         self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
         logger.info("attention: %s; room for %d tokens", attention.name, num_blocks * block_size)
 
     @property
-    def healthy(self) -> bool:
+    def is_alive(self) -> bool:
         """False once the step thread died of a fault: it does not come back, the process should end."""
         return self._is_alive
+
+    @property
+    def seconds_in_step(self) -> float:
+        """How long the step that runs now has taken; 0 between steps."""
+        began_at = self._step_began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     def snapshot(self) -> EngineSnapshot:
         scheduler = self._scheduler
@@ -134,7 +141,9 @@ class Engine:
                 while not self._is_stopping:
                     if self._scheduler.is_idle:
                         self.inbox.wait()
+                    self._step_began_at = time.monotonic()
                     self._step()
+                    self._step_began_at = None
         except BaseException as error:
             logger.exception("the step thread died")
             self._is_alive = False
