@@ -46,8 +46,8 @@ from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
 from worker.tasks.celery_app import build_app
-from worker.tasks.requeue import StrandedJobs
 from worker.tasks.sampling_defaults import SamplingDefaults
+from worker.tasks.stranded import StrandedJobs
 
 # Celery 5.7 calls it and a warning raised as an error would end its thread; our own calls are not affected.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -480,11 +480,21 @@ def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
     assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
 
 
+def test_record_without_a_readable_job_ends_as_a_failure(plant: Plant) -> None:
+    plant.redis.hset(keys.record("scribbled"), mapping={"state": "QUEUED", "sealed": "{'not': JSON}"})
+    plant.redis.zadd(keys.leases(), {"scribbled": time.time() - 1})
+    a_reaper(plant).reap_overdue()
+    assert plant.fail(plant.client.find("scribbled")).code is ErrorCode.INVALID_JOB
+
+
 def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
     sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
     dead, reaper = a_dead_worker(plant, sealed)
     wait_until(lambda: sealed.job_id in dead.overdue(10))
     reaper.reap_overdue()
+    assert plant.client.find(sealed.job_id).state is JobState.FAILED
+    # Should this reaper die here, the next one gives the job its message, and thereby its Celery result.
+    a_reaper(plant).reap_overdue()
 
     failed = plant.fail(plant.client.find(sealed.job_id))
     assert failed.code is ErrorCode.WORKER_LOST
@@ -577,8 +587,8 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
 
 
 def a_reaper(plant: Plant) -> Reaper:
-    jobs = StrandedJobs(plant.app, plant.settlement)
-    return Reaper(plant.leases, "reaper", jobs.publish, jobs.bury, jobs.expire)
+    jobs = StrandedJobs(plant.settlement)
+    return Reaper(plant.leases, "reaper", jobs.bury, jobs.expire)
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:

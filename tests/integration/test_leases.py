@@ -18,7 +18,7 @@ from config.history import FailedAttempt
 from config.job import AnalysisJob, Priority
 from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
-from config.topology import message_list
+from config.topology import message, message_list
 from config.wire import SealedJob, seal
 from worker.leases.connection import connect
 from worker.leases.job_lease import (
@@ -91,6 +91,16 @@ def record(redis: Redis, job_id: str) -> dict[str, str]:
 
 def events(redis: Redis, job_id: str) -> list[object]:
     return [EVENT.validate_json(fields["event"]) for _, fields in redis.xrange(keys.events(job_id))]
+
+
+def messages(redis: Redis, priority: Priority = Priority.NORMAL) -> list[str]:
+    """Job ids in the order in which a worker takes them."""
+    raw = redis.lrange(message_list(priority), 0, -1)
+    return [json.loads(text)["headers"]["id"] for text in reversed(raw)]
+
+
+def a_reaper(store: LeaseStore) -> Reaper:
+    return Reaper(store, "reaper", bury=lambda taken: None, expire=lambda late: None)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -268,15 +278,14 @@ def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStor
 def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    published: list[Requeued] = []
-    reaper = Reaper(brief, "reaper", published.append, bury=lambda taken: None, expire=lambda late: None)
+    reaper = a_reaper(brief)
     reaper.start()
-    wait_until(lambda: published)
+    wait_until(lambda: messages(redis))
     reaper.stop()
 
-    assert [requeued.job_id for requeued in published] == [sealed.job_id]
-    assert published[0].dead_worker == "dead"
-    assert SealedJob.model_validate_json(published[0].sealed_json) == sealed
+    assert messages(redis) == [sealed.job_id]
+    told = FailedAttempt.model_validate_json(record(redis, sealed.job_id)["attempt:1"])
+    assert (told.worker, told.code) == ("dead", ErrorCode.WORKER_LOST)
     assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
     assert redis.zcard(keys.leases()) == 0
     assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED]
@@ -291,19 +300,20 @@ def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: Lea
     wait_until(lambda: brief.overdue(10))
     requeued = brief.reap(sealed.job_id, "the next reaper")
     assert isinstance(requeued, Requeued)
-    brief.confirm_published(requeued)
+    brief.publish(requeued)
     assert brief.redis.zcard(keys.leases()) == 0
     assert claim(brief, sealed).attempt == 2, "being queued twice is no attempt"
 
 
-def test_publishing_confirmed_late_does_not_end_the_next_lease(brief: LeaseStore) -> None:
+def test_publishing_too_late_does_not_end_the_next_lease(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
     wait_until(lambda: brief.overdue(10))
     requeued = brief.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
-    claim(brief, sealed, "faster than the confirmation")
-    brief.confirm_published(requeued)
+    claim(brief, sealed, "faster than the message")
+    brief.publish(requeued)
+    assert messages(redis) == []
     wait_until(lambda: brief.overdue(10) == [sealed.job_id])
 
 
@@ -343,43 +353,40 @@ def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, re
     assert taken.cancel_requested
 
 
-def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore) -> None:
+def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore, redis: Redis) -> None:
     jobs = [a_job() for _ in range(20)]
     for sealed in jobs:
         claim(brief, sealed, "dead")
-    published: list[str] = []
-    reapers = [
-        Reaper(
-            brief,
-            f"reaper-{i}",
-            lambda requeued: published.append(requeued.job_id),
-            bury=lambda taken: None,
-            expire=lambda late: None,
-        )
-        for i in range(3)
-    ]
+    reapers = [a_reaper(brief) for _ in range(3)]
     for reaper in reapers:
         reaper.start()
     wait_until(lambda: brief.redis.zcard(keys.leases()) == 0)
     for reaper in reapers:
         reaper.stop()
-    assert sorted(published) == sorted(sealed.job_id for sealed in jobs)
+    assert sorted(messages(redis)) == sorted(sealed.job_id for sealed in jobs)
 
 
-def test_reaper_goes_on_after_a_fault_while_publishing(brief: LeaseStore) -> None:
-    sealed = a_job()
-    claim(brief, sealed, "dead")
-    tries: list[str] = []
+def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
+    brief: LeaseStore, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.set(keys.record("no-hash"), "of another kind")
+    redis.hset(keys.record("odd"), mapping={"state": "QUEUED", "priority": "whenever"})
+    overdue = time.time() - 100
+    redis.zadd(keys.leases(), {"no-hash": overdue, "odd": overdue})
+    redis.zadd(keys.deadlines(), {"no-hash": overdue, "late": overdue})
+    lost = a_job()
+    claim(brief, lost)
+    wait_until(lambda: lost.job_id in brief.overdue(10))
+    expired: list[str] = []
+    reaper = Reaper(brief, "reaper", bury=lambda taken: None, expire=lambda late: expired.append(late.job_id))
+    for _ in range(2):
+        reaper.look_around()
 
-    def publish(requeued: Requeued) -> None:
-        tries.append(requeued.job_id)
-        if len(tries) == 1:
-            raise RuntimeError("a fault of the first try")
-
-    reaper = Reaper(brief, "reaper", publish, bury=lambda taken: None, expire=lambda late: None)
-    reaper.start()
-    wait_until(lambda: len(tries) == 2)
-    reaper.stop()
+    assert messages(redis) == [lost.job_id]
+    assert "late" in expired
+    told = [line for line in caplog.messages if "cannot be looked after" in line]
+    assert len(told) == 3, "once a lease, not at every look"
+    wait_until(lambda: {"no-hash", "odd"} <= set(brief.overdue(10)))
 
 
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:
@@ -495,7 +502,7 @@ def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis:
     requeued = store.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     assert requeued.dead_worker is None
-    store.confirm_published(requeued)
+    store.publish(requeued)
 
     second = claim(store, sealed, "worker-2")
     assert (second.attempt, second.max_visual_tokens) == (2, 70)
@@ -517,7 +524,7 @@ def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Sett
     lease = claim(store, a_job())
     redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
     assert store.retry(lease, a_failure(lease), 60, None) == "cancelled"
-    assert store.give_back(lease) == "cancelled"
+    assert store.give_back([lease]) == ["cancelled"]
     assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
 
 
@@ -526,16 +533,35 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
 ) -> None:
     sealed = a_job()
     first = claim(store, sealed)
-    assert store.give_back(first) == "queued"
-    assert store.give_back(first) == "lost"
+    assert store.give_back([first]) == ["queued"]
+    assert store.give_back([first]) == ["lost"]
     assert not settlement.settle(first, a_failure(first))
 
-    requeued = store.reap(sealed.job_id, "reaper")
-    assert isinstance(requeued, Requeued)
-    assert requeued.dead_worker is None
+    assert messages(redis) == [sealed.job_id]
     second = claim(store, sealed, "worker-2")
     assert second.attempt == 2
     assert second.max_attempts == first.max_attempts + 1
+
+
+def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: LeaseStore, redis: Redis) -> None:
+    waiting = a_job()
+    leases = [claim(store, a_job()) for _ in range(3)]
+    redis.lpush(message_list(Priority.NORMAL), message(waiting.job_id, None, Priority.NORMAL))
+    urgent = claim(store, a_job(priority="high"))
+
+    assert store.give_back([leases[2], urgent, leases[0], leases[1]]) == ["queued"] * 4
+    assert messages(redis) == [*(lease.job_id for lease in leases), waiting.job_id]
+    assert messages(redis, Priority.HIGH) == [urgent.job_id]
+    assert store.sweep(10) == [], "nothing that they overtook seems lost"
+
+
+def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: LeaseStore, redis: Redis) -> None:
+    lease = claim(brief, a_job())
+    brief.give_back([lease])
+    redis.delete(message_list(Priority.NORMAL))
+    wait_until(lambda: brief.overdue(10) == [lease.job_id])
+    a_reaper(brief).reap_overdue()
+    assert messages(redis) == [lease.job_id]
 
 
 def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
@@ -576,12 +602,13 @@ def test_job_whose_message_was_lost_is_published_again(store: LeaseStore, redis:
     publish(redis, taken, time.time() - 100)
     publish(redis, waiting, time.time() - 90)
     claim(store, taken)
-    published: list[str] = []
-    reaper = Reaper(store, "reaper", lambda job: published.append(job.job_id), lambda taken: None, lambda late: None)
+    redis.delete(message_list(Priority.NORMAL))
+    redis.lpush(message_list(Priority.NORMAL), message(waiting.job_id, None, Priority.NORMAL))
+    reaper = a_reaper(store)
     reaper.look_around()
     reaper.look_around()
 
-    assert published == [lost.job_id], "once, and nobody who only waits"
+    assert messages(redis) == [waiting.job_id, lost.job_id], "once, and nobody who only waits"
     assert redis.zscore(keys.queued("normal"), lost.job_id) == pytest.approx(time.time(), abs=5)
     assert claim(store, lost).attempt == 1
 
@@ -603,12 +630,12 @@ def test_last_message_is_missed_when_there_are_none_left(store: LeaseStore, redi
     assert store.sweep(10) == [sealed.job_id], "the fresh one's may be on its way"
 
 
-def test_publishing_confirmed_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
+def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
     lease = claim(store, sealed)
     assert store.retry(lease, a_failure(lease), 0.1, None) == "queued"
-    store.confirm_published(Requeued(sealed.job_id, "", None, "normal", "0"))
+    store.publish(Requeued(sealed.job_id, "", None, "normal", "0"))
     wait_until(lambda: store.overdue(10) == [sealed.job_id])
 
 
@@ -632,7 +659,7 @@ def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
     redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
     redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
 
-    assert [late.job_id for late in store.late(10)] == [sealed.job_id]
+    assert store.late(10) == [sealed.job_id]
     assert settlement.expire(late_failure(sealed), sealed.job)
     assert not settlement.expire(late_failure(sealed), sealed.job), "once"
     fields = record(redis, sealed.job_id)

@@ -34,13 +34,13 @@ from config.wire import SealedJob
 from producer import Client, Job
 from producer.envelope import enclose
 from producer.errors import DeadLetterNotFound
-from producer.transport import Transport, publishing_app
+from producer.transport import Transport
 from producer.verify import judge, read_ledger
 from worker.leases.connection import connect
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.reaper import Reaper
 from worker.results.settlement import Settlement
-from worker.tasks.requeue import StrandedJobs
+from worker.tasks.stranded import StrandedJobs
 
 LEASE_SECONDS = 30
 
@@ -64,9 +64,8 @@ class Jobs(RuleBasedStateMachine):
         self.transport = Transport(options)
         self.store = LeaseStore(self.redis, LEASE_SECONDS)
         self.settlement = Settlement(self.redis, 3600, 9000)
-        self.app = publishing_app(options)
-        stranded = StrandedJobs(self.app, self.settlement)
-        self.reaper = Reaper(self.store, "reaper", stranded.publish, stranded.bury, stranded.expire)
+        stranded = StrandedJobs(self.settlement)
+        self.reaper = Reaper(self.store, "reaper", stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}
@@ -148,7 +147,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(lease=leases)
     def give_back(self, lease: Claimed) -> None:
         is_holder = self.holds(lease)
-        answer = self.store.give_back(lease)
+        (answer,) = self.store.give_back([lease])
         assert (answer == "lost") == (not is_holder)
         if answer == "queued":
             self.given_back.add((lease.job_id, lease.attempt))
@@ -236,7 +235,6 @@ class Jobs(RuleBasedStateMachine):
         self.promises_hold()
         self.client.close()
         self.transport.close()
-        self.app.close()
         self.redis.close()
 
     def take_messages(self) -> list[dict[str, Any]]:

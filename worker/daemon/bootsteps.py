@@ -28,7 +28,7 @@ from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
-from worker.tasks.requeue import StrandedJobs
+from worker.tasks.stranded import StrandedJobs
 from worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ class EngineStep(bootsteps.StartStopStep):
         identity = _identity(served.device)
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        stranded = StrandedJobs(worker.app, settlement)
+        stranded = StrandedJobs(settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
         self._watch = Watch(served.engine, settings.step_seconds)
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
-        self._reaper = Reaper(leases, name, publish=stranded.publish, bury=stranded.bury, expire=stranded.expire)
+        self._reaper = Reaper(leases, name, bury=stranded.bury, expire=stranded.expire)
         bench = Workbench(
             inbox=served.engine.inbox,
             processor=served.processor,

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -17,11 +17,19 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What a restart, a failover or an operator freeing memory cures.
-PASSING_FAULTS = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
-# The same where the client has no class for it: the disk is full, replicas or the master are away. A script's error
-# may hold the code further on.
-PASSING_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN")
+# What a restart, a failover or an operator freeing memory cures. A server that loads its data, refuses the password or
+# has too many clients is a `ConnectionError` too, one whose master is away a `ClusterDownError`.
+PASSING_FAULTS = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ClusterDownError,
+    TryAgainError,
+)
+# The same where the client has no class for it: the disk is full, replicas are away, somebody's script runs for long.
+# A script's error may hold a code further on.
+PASSING_CODES = ("MISCONF", "NOREPLICAS", "BUSY ", "OOM ", "READONLY ", "MASTERDOWN ")
 PATIENCE_SECONDS = 600.0
 MAX_PAUSE_SECONDS = 5.0
 
@@ -48,12 +56,13 @@ def patiently(action: Callable[[], T], what: str, patience_seconds: float = PATI
         try:
             return action()
         except RedisError as fault:
-            if not _passes(fault) or time.monotonic() + pause > give_up_at:
+            if not passes(fault) or time.monotonic() + pause > give_up_at:
                 raise
             log.warning("%s: Redis is away (%s), again in %.2f s", what, fault, pause)
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def _passes(fault: RedisError) -> bool:
+def passes(fault: RedisError) -> bool:
+    """Whether waiting helps: Redis is away or full, it does not refuse this command for good."""
     return isinstance(fault, PASSING_FAULTS) or any(code in str(fault) for code in PASSING_CODES)

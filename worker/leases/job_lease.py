@@ -1,5 +1,6 @@
 """Claims: who may run a job, and as which attempt. Renewing is `renewal`, settling `results.settlement`."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from config.event import Stage
 from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
-from config.topology import message_list
+from config.topology import message, message_list
 from config.wire import SealedJob
 from worker.leases.connection import patiently
 from worker.leases.lua import load_script
@@ -139,7 +140,7 @@ class LeaseStore:
         self._give_back = load_script(redis, "give_back")
         self._reap = load_script(redis, "reap")
         self._sweep = load_script(redis, "sweep")
-        self._published = load_script(redis, "published")
+        self._publish = load_script(redis, "publish")
 
     def claim(
         self, job: QueuedJob, worker: str, is_alone: bool = False
@@ -181,9 +182,26 @@ class LeaseStore:
         args = [lease.job_id, lease.token, pause_seconds, *told, limit, new_token()]
         return cast(Postponement, self._retry(_job_keys(lease.job_id), args))
 
-    def give_back(self, lease: Claimed) -> Postponement:
-        """As `retry`, at once and without counting the attempt: not the job failed, its worker ends."""
-        return cast(Postponement, self._give_back(_job_keys(lease.job_id), [lease.job_id, lease.token, new_token()]))
+    def give_back(self, leases: list[Claimed]) -> list[Postponement]:
+        """As `retry`, at once and without counting the attempts: not the jobs failed, their worker ends.
+
+        They are the next to be taken of their priority, in the order in which they were taken before.
+        """
+        if not leases:
+            return []
+        in_order = sorted(leases, key=lambda lease: lease.claimed_at)
+        with self.redis.pipeline(transaction=False) as reading:
+            for lease in in_order:
+                reading.hmget(keys.record(lease.job_id), ["sealed", "priority"])
+            records = reading.execute()
+        names: list[str] = [keys.leases()]
+        args: list[str | float] = [2 * self.lease_seconds]
+        for lease, (sealed_json, priority) in zip(in_order, records, strict=True):
+            priority = Priority(priority or Priority.NORMAL)
+            names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
+            args += [lease.job_id, lease.token, new_token(), _message(lease.job_id, sealed_json, priority)]
+        answers = dict(zip(in_order, self._give_back(names, args), strict=True))
+        return [answers[lease] for lease in leases]
 
     def overdue(self, limit: int) -> list[str]:
         """Ids of jobs whose lease has ended, longest ago first."""
@@ -201,10 +219,12 @@ class LeaseStore:
             case _:
                 return None
 
-    def confirm_published(self, requeued: Requeued) -> None:
-        """The requeued job has its message."""
-        names = [keys.record(requeued.job_id), keys.leases(), keys.queued(requeued.priority)]
-        self._published(names, [requeued.job_id, requeued.token])
+    def publish(self, requeued: Requeued) -> None:
+        """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
+        priority = Priority(requeued.priority)
+        names = [keys.record(requeued.job_id), keys.leases(), keys.queued(priority), message_list(priority)]
+        told = _message(requeued.job_id, requeued.sealed_json, priority)
+        self._publish(names, [requeued.job_id, requeued.token, told])
 
     def sweep(self, limit: int) -> list[str]:
         """Make queued jobs whose message was lost overdue; returns their ids.
@@ -217,22 +237,24 @@ class LeaseStore:
             lost += self._sweep(names, [priority.value, 2 * self.lease_seconds, limit])
         return lost
 
-    def late(self, limit: int) -> list[LateJob]:
-        """Jobs whose deadline has passed, whether they wait or run; longest ago first."""
-        job_ids = self._due(keys.deadlines(), limit)
-        with self.redis.pipeline(transaction=False) as reading:
-            for job_id in job_ids:
-                reading.hmget(keys.record(job_id), ["sealed", "attempts"])
-            records = reading.execute()
-        return [
-            LateJob(job_id, sealed_json or "null", int(attempts or 0))
-            for job_id, (sealed_json, attempts) in zip(job_ids, records, strict=True)
-        ]
+    def late(self, limit: int) -> list[str]:
+        """Ids of jobs whose deadline has passed, whether they wait or run; longest ago first."""
+        return self._due(keys.deadlines(), limit)
+
+    def read_late(self, job_id: str) -> LateJob:
+        sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))
+        return LateJob(job_id, sealed_json or "null", int(attempts or 0))
+
+    def postpone(self, job_id: str, found_in: str) -> None:
+        """Let the job, found due among the leases or the deadlines, be due again in a lease's time."""
+        self.redis.zadd(found_in, {job_id: self._now() + self.lease_seconds}, xx=True)
 
     def _due(self, name: str, limit: int) -> list[str]:
+        return cast(list[str], self.redis.zrangebyscore(name, "-inf", self._now(), start=0, num=limit))
+
+    def _now(self) -> float:
         seconds, microseconds = self.redis.time()
-        now = seconds + microseconds / 1e6
-        return cast(list[str], self.redis.zrangebyscore(name, "-inf", now, start=0, num=limit))
+        return seconds + microseconds / 1e6
 
 
 def new_token() -> str:
@@ -241,6 +263,15 @@ def new_token() -> str:
 
 def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
+
+
+def _message(job_id: str, sealed_json: str | None, priority: Priority) -> str:
+    """A record without a readable job has a message without one: whoever takes it ends the job for that reason."""
+    try:
+        sealed = json.loads(sealed_json or "")
+    except ValueError:
+        sealed = None
+    return message(job_id, sealed, priority)
 
 
 def _claimed(job_id: str, token: str, facts: list[Any], idempotency_key: str | None) -> Claimed:

@@ -2,12 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from config import keys
+from worker.leases.connection import passes
 from worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 
 log = logging.getLogger(__name__)
@@ -18,21 +19,19 @@ MAX_JOBS_PER_PASS = 100
 class Reaper:
     """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
-    `publish` gives a requeued job its message, `bury` settles one that was taken over, `expire` ends a late one unless
-    a worker has it. What fails is tried again: of a lease, once the reaper's own hold on the job has run out.
+    `bury` settles a job that was taken over, `expire` ends a late one unless a worker has it. A job that cannot be
+    looked after does not hold up the others: it is logged, and tried again a lease later.
     """
 
     def __init__(
         self,
         store: LeaseStore,
         worker: str,
-        publish: Callable[[Requeued], None],
         bury: Callable[[TakenOver], None],
         expire: Callable[[LateJob], None],
     ) -> None:
         self._store = store
         self._worker = worker
-        self._publish = publish
         self._bury = bury
         self._expire = expire
         # A dead worker's jobs start again within the lease and two of these.
@@ -49,8 +48,9 @@ class Reaper:
 
     def look_around(self) -> None:
         """All there is to do, once; raises `RedisError` where Redis is away."""
-        for late in self._store.late(limit=MAX_JOBS_PER_PASS):
-            self._expire(late)
+        for job_id in self._store.late(limit=MAX_JOBS_PER_PASS):
+            with self._sparing_the_others(job_id, keys.deadlines()):
+                self._expire(self._store.read_late(job_id))
         for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
             log.warning("job %s: its message was lost, queued again", job_id)
         self.reap_overdue()
@@ -58,15 +58,28 @@ class Reaper:
     def reap_overdue(self) -> None:
         """Take every overdue job from its dead holder; raises `RedisError` where Redis is away."""
         for job_id in self._store.overdue(limit=MAX_JOBS_PER_PASS):
-            match self._store.reap(job_id, self._worker):
-                case Requeued() as requeued:
-                    if requeued.dead_worker is not None:
-                        log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
-                    self._publish(requeued)
-                    self._store.confirm_published(requeued)
-                case TakenOver() as taken:
-                    log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
-                    self._bury(taken)
+            with self._sparing_the_others(job_id, keys.leases()):
+                self._reap(job_id)
+
+    def _reap(self, job_id: str) -> None:
+        match self._store.reap(job_id, self._worker):
+            case Requeued() as requeued:
+                if requeued.dead_worker is not None:
+                    log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
+                self._store.publish(requeued)
+            case TakenOver() as taken:
+                log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
+                self._bury(taken)
+
+    @contextmanager
+    def _sparing_the_others(self, job_id: str, found_in: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as fault:
+            if isinstance(fault, RedisError) and passes(fault):
+                raise
+            log.exception("job %s: cannot be looked after, again in %g s", job_id, self._store.lease_seconds)
+            self._store.postpone(job_id, found_in)
 
     def _run(self) -> None:
         pause = self._interval_seconds
@@ -77,7 +90,7 @@ class Reaper:
                 if self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms):
                     self.look_around()
                 pause = self._interval_seconds
-            except (RedisError, OperationalError) as fault:
+            except RedisError as fault:
                 # After an outage every lease is overdue: first let the living renew theirs.
                 pause = self._store.lease_seconds
                 log.warning("reaper: Redis is away (%s), looking again in %.0f s", fault, pause)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
+from worker.leases.connection import patiently
 from worker.leases.job_lease import Claimed, Interruption, LeaseStore
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 HEARD_OF = 256
 
 OnInterrupt = Callable[[Interruption], None]
+
+GIVE_BACK_PATIENCE_SECONDS = 5.0
 
 
 class LeaseRenewal:
@@ -54,26 +57,25 @@ class LeaseRenewal:
             self._is_due.set()
 
     def drain(self) -> None:
-        """Interrupt every job that is held, and every one from now on: time is up, others are to have them."""
+        """Give back every job that is held, and every one from now on: time is up, others are to have them."""
         with self._lock:
             self._is_drained = True
-            interrupts = list(self._held.values())
-        for on_interrupt in interrupts:
-            on_interrupt("drained")
+            held = list(self._held)
+        self._give_back(held)
 
     @contextmanager
     def holding(self, lease: Claimed, on_interrupt: OnInterrupt) -> Iterator[None]:
         """Keep `lease` while the body runs.
 
         `on_interrupt` is called from the renewal's thread: with "lost" once, with "cancelled" at every renewal; and
-        with "drained" from that of `drain`, or here.
+        with "drained", once the job is given back, from that of `drain` or here.
         """
         with self._lock:
             self._held[lease] = on_interrupt
             is_too_late = self._is_drained
             was_heard_of = lease.job_id in self._heard_of
         if is_too_late:
-            on_interrupt("drained")
+            self._give_back([lease])
         if was_heard_of:
             # Between its claim and this line the job was not known as ours to `hurry`.
             self._is_due.set()
@@ -88,11 +90,28 @@ class LeaseRenewal:
         with self._lock:
             held = dict(self._held)
         for lease, answer in zip(held, self._store.renew(list(held)), strict=True):
-            if answer == "lost":
-                with self._lock:
-                    self._held.pop(lease, None)
             if answer != "renewed":
-                held[lease](answer)
+                self._interrupt(lease, answer)
+
+    def _give_back(self, leases: list[Claimed]) -> None:
+        try:
+            answers = patiently(
+                lambda: self._store.give_back(leases), "giving jobs back", patience_seconds=GIVE_BACK_PATIENCE_SECONDS
+            )
+        except RedisError as fault:
+            log.error("%d jobs not given back, others run them once their leases end: %s", len(leases), fault)
+            answers = ["lost" for _ in leases]
+        for lease, answer in zip(leases, answers, strict=True):
+            self._interrupt(lease, "drained" if answer == "queued" else answer)
+
+    def _interrupt(self, lease: Claimed, reason: Interruption) -> None:
+        with self._lock:
+            on_interrupt = self._held.get(lease)
+            if reason != "cancelled":
+                self._held.pop(lease, None)
+        # It may have ended meanwhile.
+        if on_interrupt is not None:
+            on_interrupt(reason)
 
     def _run(self) -> None:
         while True:

@@ -23,18 +23,24 @@ class Settlement:
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
     def settle(
-        self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        lease: Claimed,
+        outcome: JobResult | JobFailure,
+        patience_seconds: float = PATIENCE_SECONDS,
+        is_delivered: bool = True,
     ) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
-        Waits out an outage of Redis for `patience_seconds`, then raises its fault.
+        Waits out an outage of Redis for `patience_seconds`, then raises its fault. A job that is not in the caller's
+        hands as a delivery (`is_delivered`) gets another message, for its Celery result.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines()]
         if lease.idempotency_key is not None:
             names.append(keys.idempotency(lease.idempotency_key))
         told = (outcome.state.value, outcome.model_dump_json())
-        args = (lease.job_id, lease.token, *told, self._result_ttl_seconds, self._dead_letter_ttl_seconds)
+        ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
+        args = (lease.job_id, lease.token, *told, *ttls, int(is_delivered))
         return bool(patiently(lambda: self._settle(names, args), f"settling job {lease.job_id}", patience_seconds))
 
     def expire(self, failure: JobFailure, job: AnalysisJob | None) -> bool:

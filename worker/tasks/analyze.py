@@ -10,7 +10,6 @@ from celery.exceptions import Ignore, Reject
 
 from config.error_codes import ErrorCode
 from config.event import Stage
-from config.job import AnalysisJob
 from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
@@ -95,7 +94,8 @@ class Analyst:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
                 return None
             except Drained:
-                return self._give_back(lease, attempt, opened.job)
+                log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
+                return None
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt too: let out, they would take this slot of the pool with them.
                 fault = explain(error)
@@ -130,18 +130,6 @@ class Analyst:
                 return self._settle(lease, failure.model_copy(update=told))
             case _:
                 log.warning("job %s: lease lost before it could be queued again", lease.job_id)
-                return None
-
-    def _give_back(self, lease: Claimed, attempt: Attempt, job: AnalysisJob) -> JobFailure | JobResult | None:
-        match patiently(lambda: self._leases.give_back(lease), f"giving job {lease.job_id} back"):
-            case "queued":
-                log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
-                return None
-            case "cancelled":
-                fault = JobFault(ErrorCode.CANCELLED, CANCELLED_WHILE_RUNNING)
-                return self._settle(lease, failure_of(fault, attempt.stage, lease, job))
-            case _:
-                log.warning("job %s: lease lost before it could be given back", lease.job_id)
                 return None
 
     def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:

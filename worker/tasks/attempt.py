@@ -34,7 +34,7 @@ class LeaseLost(Exception):
 
 
 class Drained(Exception):
-    """The process ends before the job does: another worker is to run it."""
+    """The process ends before the job does, and has given it back: another worker is to run it."""
 
 
 @dataclass(frozen=True, slots=True)

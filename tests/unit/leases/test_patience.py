@@ -5,7 +5,7 @@ import threading
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from worker.leases.connection import patiently
 
@@ -25,6 +25,26 @@ class Away:
 def test_passing_faults_are_waited_out() -> None:
     action = Away(RedisConnectionError("restarting"), OutOfMemoryError("full"), RedisConnectionError("again"))
     assert patiently(action, "asking") == "answer"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "READONLY You can't write against a read only replica.",
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "BUSY Redis is busy running a script.",
+        "ERR Error running script (call to f_1): @user_script:2: -READONLY You can't write against a replica.",
+    ],
+)
+def test_what_a_server_says_while_it_cannot_serve_is_waited_out(redis: Redis, reply: str) -> None:
+    with pytest.raises(RedisError) as caught:
+        redis.eval("return redis.error_reply(ARGV[1])", 0, reply)
+    assert patiently(Away(caught.value), "asking") == "answer"
 
 
 def test_fault_is_raised_once_patience_ends() -> None:

@@ -3,7 +3,8 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
 -- set), 6 the job's idempotency key (string), if it has one
--- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter
+-- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
+-- 7 whether a delivery of the job is at hand (0 or 1)
 -- Returns 1, or 0 where the lease was lost
 local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at")
 if record[1] ~= ARGV[2] then
@@ -16,7 +17,12 @@ end
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
-redis.call("ZREM", KEYS[3], ARGV[1])
+if ARGV[7] == "1" then
+  redis.call("ZREM", KEYS[3], ARGV[1])
+else
+  -- The reaper finds it overdue and gives it a message: who takes that writes the Celery result.
+  redis.call("ZADD", KEYS[3], now, ARGV[1])
+end
 if (record[3] or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
 end

@@ -1,18 +1,15 @@
-"""What becomes of a job that nobody has: its message again, or its end. Finding such jobs is the reaper's."""
+"""The end of a job that nobody has and that may not run again. Finding such jobs is the reaper's."""
 
 import json
 import logging
 from dataclasses import replace
 
-from celery import Celery
-
 from config.error_codes import ErrorCode
 from config.event import Stage
-from config.job import AnalysisJob, Priority
+from config.job import AnalysisJob
 from config.outcome import JobFailure
-from config.topology import ANALYZE_TASK, PRIORITY_STEPS, QUEUE
-from config.wire import InvalidJob, UnknownSchemaVersion, open_sealed
-from worker.leases.job_lease import LateJob, Requeued, TakenOver
+from config.wire import open_sealed
+from worker.leases.job_lease import LateJob, TakenOver
 from worker.results.settlement import Settlement
 from worker.tasks.fault import JobFault, failure_of
 
@@ -20,15 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class StrandedJobs:
-    """Publishes, buries and expires for the reaper; all raise when Redis is away, and are then called again."""
+    """Buries and expires for the reaper; both raise when Redis is away, and are then called again."""
 
-    def __init__(self, app: Celery, settlement: Settlement) -> None:
-        self._app = app
+    def __init__(self, settlement: Settlement) -> None:
         self._settlement = settlement
-
-    def publish(self, requeued: Requeued) -> None:
-        """A requeued job waits behind the jobs of its priority that are already there."""
-        self._publish(requeued.job_id, requeued.sealed_json)
 
     def bury(self, taken: TakenOver) -> None:
         """End a job that may not run again."""
@@ -42,9 +34,9 @@ class StrandedJobs:
                 f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
                 f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
             )
-        if self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job), patience_seconds=0):
-            # Whoever receives it finds the job settled and stores that as the Celery result.
-            self._publish(lease.job_id, taken.sealed_json)
+        self._settlement.settle(
+            lease, failure_of(fault, taken.stage, lease, job), patience_seconds=0, is_delivered=False
+        )
 
     def expire(self, late: LateJob) -> None:
         """End a job whose deadline passed while it waited; of a running one its worker ends it."""
@@ -61,22 +53,10 @@ class StrandedJobs:
         if self._settlement.expire(failure, job):
             log.info("job %s: %s while it was queued", late.job_id, failure.state)
 
-    def _publish(self, job_id: str, sealed_json: str) -> None:
-        job = _read(sealed_json)
-        self._app.send_task(
-            ANALYZE_TASK,
-            kwargs={"sealed": json.loads(sealed_json)},
-            # The headers would repeat the whole job, signed URLs included.
-            kwargsrepr="{...}",
-            task_id=job_id,
-            queue=QUEUE,
-            priority=PRIORITY_STEPS[Priority.NORMAL if job is None else job.priority],
-        )
-
 
 def _read(sealed_json: str) -> AnalysisJob | None:
-    """None for a job of another schema version: it is passed on as it is."""
+    """None for a job that cannot be read, of another schema version perhaps: it is ended without its own words."""
     try:
         return open_sealed(json.loads(sealed_json)).job
-    except (InvalidJob, UnknownSchemaVersion):
+    except ValueError:
         return None
