@@ -1,24 +1,33 @@
-"""What every level of tests may ask for. Nothing here fakes a part that runs on this machine."""
+"""What every level of tests may ask for. Nothing here fakes a part that runs on this machine.
+
+Packages are imported by the fixtures that need them: `tests/gpu` runs where there are only torch and transformers.
+"""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from redis import Redis
 
-from tests.zoo import Zoo
-from worker.demo.embedded_valkey import EmbeddedValkey
-from worker.media.prepare import DecoderPool
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.zoo import Zoo
+    from worker.media.prepare import DecoderPool
 
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
+    from worker.demo.embedded_valkey import EmbeddedValkey
+
     with EmbeddedValkey() as server:
         yield server.url
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[Redis]:
+def redis(valkey_url: str) -> "Iterator[Redis]":
     """A client of the session's server, emptied before and after each test."""
+    from redis import Redis
+
     with Redis.from_url(valkey_url, decode_responses=True) as client:
         client.flushall()
         yield client
@@ -26,18 +35,22 @@ def redis(valkey_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def redis_url(redis: Redis, valkey_url: str) -> str:
+def redis_url(redis: "Redis", valkey_url: str) -> str:
     """The emptied server's URL."""
     return valkey_url
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
+    from tests.zoo import Zoo
+
     return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="session")
-def decoders() -> Iterator[DecoderPool]:
+def decoders() -> "Iterator[DecoderPool]":
+    from worker.media.prepare import DecoderPool
+
     with DecoderPool(num_decoders=2, silence_seconds=60, max_decoded_bytes=2**30) as pool:
         yield pool
 
