@@ -83,7 +83,8 @@ class ModelRunner:
             if logits is not None:
                 return logits
         inputs = build_inputs(chunks)
-        embeds = self._model.model.embed_tokens(inputs.input_ids.to(self._device))
+        tokens = inputs.tokens.to(self._device)
+        embeds = self._model.model.embed_tokens(tokens[0])
         row = 0
         for sequence, num_tokens in chunks:
             for media in self._visual.get(sequence, ()):
@@ -92,7 +93,7 @@ class ModelRunner:
             row += num_tokens
         hidden = self._model.model(
             embeds.unsqueeze(0),
-            inputs.position_ids.to(self._device),
+            tokens[1:].unsqueeze(1),
             batch=PagedBatch.of_spans(self._attention, self._cache, inputs.spans),
         ).last_hidden_state[0]
         if len(inputs.end_rows) < len(hidden):

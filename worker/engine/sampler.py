@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +12,10 @@ _NOT_A_NUMBER = -1
 
 
 class Sampler:
-    """Keeps, for sequences with a repetition penalty, which tokens they have seen."""
+    """Keeps what the latest batch asks for, and which tokens sequences with a repetition penalty have seen."""
 
     def __init__(self) -> None:
+        self._batch: _Batch | None = None
         self._seen: dict[Sequence, Tensor] = {}
 
     def choose(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
@@ -21,34 +23,34 @@ class Sampler:
 
         As in transformers: repetition penalty, temperature, top-k, top-p. The draw is by the sequence's own generator.
         """
-        logits = self._penalised(logits.float(), sequences)
-        sampled = [row for row, sequence in enumerate(sequences) if sequence.pending.sampling.temperature > 0]
-        if not sampled:
-            choice = _best(logits)
-        elif len(sampled) == len(sequences):
-            choice = _draw(logits, sequences)
+        if self._batch is None or self._batch.sequences != sequences:
+            self._batch = _Batch(sequences, logits)
+        batch = self._batch
+        logits = logits.float()
+        if batch.penalised:
+            logits = self._penalise(logits, batch)
+        if len(batch.sampled) == len(sequences):
+            choice = batch.draw(logits)
         else:
             choice = _best(logits)
-            choice[sampled] = _draw(logits[sampled], [sequences[row] for row in sampled])
+            if batch.sampled:
+                choice[batch.sampled] = batch.draw(logits[batch.sampled])
         # Read once: on a GPU each reading waits for all that was queued.
         numbers: list[int] = choice.tolist()
-        chosen = [None if number == _NOT_A_NUMBER else number for number in numbers]
-        for sequence, token_id in zip(sequences, chosen, strict=True):
-            if token_id is not None and sequence in self._seen:
-                self._seen[sequence][token_id] = True
-        return chosen
+        for row in batch.penalised:
+            if numbers[row] != _NOT_A_NUMBER:
+                self._seen[sequences[row]][numbers[row]] = True
+        return [None if number == _NOT_A_NUMBER else number for number in numbers]
 
     def forget(self, sequence: Sequence) -> None:
+        self._batch = None
         self._seen.pop(sequence, None)
 
-    def _penalised(self, logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
-        rows = [row for row, sequence in enumerate(sequences) if sequence.pending.sampling.repetition_penalty != 1]
-        if not rows:
-            return logits
-        seen = torch.stack([self._seen_by(sequences[row], logits) for row in rows])
-        (penalty,) = _columns([[sequences[row].pending.sampling.repetition_penalty for row in rows]], logits)
+    def _penalise(self, logits: Tensor, batch: "_Batch") -> Tensor:
+        rows = batch.penalised
+        seen = torch.stack([self._seen_by(batch.sequences[row], logits) for row in rows])
         scores = logits[rows]
-        penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
+        penalised = torch.where(scores < 0, scores * batch.penalty, scores / batch.penalty)
         logits = logits.clone()
         logits[rows] = torch.where(seen, penalised, scores)
         return logits
@@ -62,39 +64,56 @@ class Sampler:
         return self._seen[sequence]
 
 
+class _Batch:
+    """What these sequences ask for, as tensors: the same sequences are stepped together many times.
+
+    `sampled` are the rows that draw, `penalised` those with a repetition penalty.
+    """
+
+    def __init__(self, sequences: Seq[Sequence], logits: Tensor) -> None:
+        self.sequences = list(sequences)
+        options = [sequence.pending.sampling for sequence in sequences]
+        self.penalised = [row for row, option in enumerate(options) if option.repetition_penalty != 1]
+        self.penalty = _column([options[row].repetition_penalty for row in self.penalised], logits.device)
+        self.sampled = [row for row, option in enumerate(options) if option.temperature > 0]
+        drawing = [options[row] for row in self.sampled]
+        self._rngs = [sequences[row].rng for row in self.sampled]
+        self._temperature = _column([option.temperature for option in drawing], logits.device)
+        self._top_p = _column([option.top_p for option in drawing], logits.device)
+        vocab_size = logits.shape[-1]
+        top_k = [min(option.top_k or vocab_size, vocab_size) for option in drawing]
+        self._most = max(top_k, default=0)
+        self._last = torch.tensor(top_k, device=logits.device).unsqueeze(-1) - 1
+        self._top_k_differs = len(set(top_k)) > 1
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Token ids [n] for the logits [n, V] of the `sampled` rows, `_NOT_A_NUMBER` where the best logit is none."""
+        best, token_ids = logits.topk(self._most, dim=-1)
+        scores = best / self._temperature
+        if self._top_k_differs:
+            scores.masked_fill_(torch.arange(self._most, device=scores.device) > self._last, -torch.inf)
+        # Shares of the last sum, not of 1: a softmax divides what need not be divided, and wakes threads on a CPU.
+        cumulative = (scores - scores[:, :1]).exp().cumsum(dim=-1)
+        # A token is kept while those before it have less than top_p together.
+        last = torch.searchsorted(cumulative, self._top_p * cumulative[:, -1:]).minimum(self._last)
+        # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
+        point = _column([rng.random() for rng in self._rngs], logits.device)
+        # Rounding may push a point to the very end, behind the last token that is kept.
+        drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
+        return _unless_overflown(token_ids.gather(-1, drawn), best[:, :1]).squeeze(-1)
+
+
 def _best(logits: Tensor) -> Tensor:
     """Token ids [n], `_NOT_A_NUMBER` where the best logit is none."""
     best, token_ids = logits.max(dim=-1)
-    return token_ids.where(best.isfinite(), _NOT_A_NUMBER)
+    return _unless_overflown(token_ids, best)
 
 
-def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
-    """The same for sequences that sample."""
-    options = [sequence.pending.sampling for sequence in sequences]
-    # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
-    points = [sequence.rng.random() for sequence in sequences]
-    temperatures, top_ps = [option.temperature for option in options], [option.top_p for option in options]
-    temperature, top_p, point = _columns([temperatures, top_ps, points], logits)
-    vocab_size = logits.shape[-1]
-    top_k = [min(option.top_k or vocab_size, vocab_size) for option in options]
-    most = max(top_k)
-    scores, token_ids = (logits / temperature).topk(most, dim=-1)
-    limits = None if min(top_k) == most else torch.tensor(top_k, device=logits.device).unsqueeze(-1)
-    if limits is not None:
-        scores = scores.masked_fill(torch.arange(most, device=logits.device) >= limits, -torch.inf)
-    probabilities = scores.softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    # A token is kept while those before it have less than top_p together.
-    num_kept = torch.searchsorted(cumulative - probabilities, top_p)
-    if limits is not None:
-        num_kept = num_kept.minimum(limits)
-    # A row that is not a number keeps no token; its choice is not used, but it must be one.
-    last = (num_kept - 1).clamp(min=0)
-    # Rounding may push a point to the very end, behind the last token that is kept.
-    drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
-    return token_ids.gather(-1, drawn).where(scores[:, :1].isfinite(), _NOT_A_NUMBER).squeeze(-1)
+def _unless_overflown(token_ids: Tensor, best: Tensor) -> Tensor:
+    # `isfinite` would be four kernels.
+    return token_ids.where(best.abs() < torch.inf, _NOT_A_NUMBER)
 
 
-def _columns(columns: Seq[Seq[float]], like: Tensor) -> tuple[Tensor, ...]:
-    """Each list of n numbers as a tensor [n, 1]."""
-    return torch.tensor(columns, dtype=like.dtype, device=like.device).unsqueeze(-1).unbind()
+def _column(numbers: Seq[float], device: torch.device) -> Tensor:
+    """Float32 [n, 1]."""
+    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device).unsqueeze(-1)

@@ -95,8 +95,9 @@ def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
 
 def _can_share_call(one: Span, other: Span) -> bool:
     """One query each, and little to pad: a long sequence must not make all others as slow as itself."""
-    lengths = sorted((len(one.block_table), len(other.block_table)))
-    return one.num_queries == other.num_queries == 1 and lengths[1] <= 4 * lengths[0]
+    if not one.num_queries == other.num_queries == 1:
+        return False
+    return len(one.block_table) <= 4 * len(other.block_table) and len(other.block_table) <= 4 * len(one.block_table)
 
 
 def _causal_mask(span: Span, device: torch.device) -> Tensor | None:
