@@ -14,6 +14,11 @@ QUEUE = "keye.jobs"
 PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 
 
+# The Redis hash of what workers have taken and not acknowledged, as kombu names it: JSON of message, exchange, queue.
+# All Celery apps of a database share it.
+UNACKED = "unacked"
+
+
 def message_list(priority: Priority) -> str:
     """The Redis list that Celery keeps the messages of this priority in, as kombu names it."""
     step = PRIORITY_STEPS[priority]

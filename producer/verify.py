@@ -13,7 +13,7 @@ from config import keys
 from config.job import Priority
 from config.outcome import OUTCOME
 from config.state import JobState
-from config.topology import message_list
+from config.topology import QUEUE, UNACKED, message_list
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
 _NEVER = -1
@@ -31,7 +31,10 @@ class Irregularity:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """All that Redis holds of jobs, read at `now` (Unix seconds of its clock). `ttls` are the records' own."""
+    """All that Redis holds of jobs, read at `now` (Unix seconds of its clock). `ttls` are the records' own.
+
+    `messages` are the jobs that have one; None stands for messages that name no job.
+    """
 
     now: float
     records: dict[str, dict[str, str | None]]
@@ -40,7 +43,7 @@ class Ledger:
     queued: dict[str, float]
     deadlines: dict[str, float]
     dead_letters: dict[str, float]
-    messages: frozenset[str]
+    messages: frozenset[str | None]
 
     @property
     def num_in_state(self) -> Counter[str]:
@@ -67,6 +70,8 @@ def judge(ledger: Ledger, lease_seconds: float) -> Iterator[Irregularity]:
     for job_id, ends_at in ledger.leases.items():
         if job_id not in ledger.records and ends_at < overdue:
             yield Irregularity(job_id, "has a lease and no record")
+    if None in ledger.messages:
+        yield Irregularity("-", f"a message in {QUEUE} names no job: somebody else's? Workers discard it")
     for name, entries in (("queued", ledger.queued), ("a deadline", ledger.deadlines)):
         for job_id in entries.keys() - ledger.records.keys():
             yield Irregularity(job_id, f"is listed as {name} and has no record")
@@ -151,10 +156,20 @@ def _scores(redis: Redis, name: str) -> dict[str, float]:
     return dict(cast(list[tuple[str, float]], redis.zrange(name, 0, -1, withscores=True)))
 
 
-def _messages(redis: Redis) -> Iterator[str]:
-    """Job ids of all messages, waiting or in a worker's hands."""
+def _messages(redis: Redis) -> Iterator[str | None]:
+    """The job of each message of ours, waiting or in a worker's hands."""
     waiting = [raw for priority in Priority for raw in cast(list[str], redis.lrange(message_list(priority), 0, -1))]
-    taken = [json.loads(raw)[0] for raw in cast(list[str], redis.hvals("unacked"))]
-    message: dict[str, Any]
-    for message in [*map(json.loads, waiting), *taken]:
-        yield message["headers"]["id"]
+    taken = [json.loads(raw) for raw in cast(list[str], redis.hvals(UNACKED))]
+    for message in [*map(_parsed, waiting), *(message for message, _, queue in taken if queue == QUEUE)]:
+        match message:
+            case {"headers": {"id": str(job_id)}}:
+                yield job_id
+            case _:
+                yield None
+
+
+def _parsed(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None

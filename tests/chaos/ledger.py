@@ -9,7 +9,7 @@ from config import keys
 from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
-from config.topology import message_list
+from config.topology import UNACKED, message_list
 from producer import Client, Job
 from tests.acceptance.conftest import eventually
 
@@ -59,7 +59,7 @@ def assert_each_succeeded_once(redis: Redis, jobs: list[Job]) -> None:
 
 def assert_nothing_is_left(client: Client, redis: Redis, lease_seconds: float) -> None:
     """No lease, no queued job, no message; a dead worker's message may be with it for as long as a lease."""
-    names = [keys.leases(), *(keys.queued(p) for p in Priority), *(message_list(p) for p in Priority), "unacked"]
+    names = [keys.leases(), *(keys.queued(p) for p in Priority), *(message_list(p) for p in Priority), UNACKED]
 
     def left() -> dict[str, Any]:
         return {name: redis.type(name) for name in names if redis.exists(name)}

@@ -28,7 +28,7 @@ from config.job import AnalysisJob, Priority
 from config.outcome import JobFailed, JobResult, ModelIdentity, WorkerIdentity
 from config.settings import Settings
 from config.state import JobState
-from config.topology import ANALYZE_TASK, QUEUE, message_list
+from config.topology import ANALYZE_TASK, QUEUE, UNACKED, message_list
 from config.wire import SealedJob, seal
 from producer import Cancellation, Client, Job
 from tests.zoo import encode_clip, steady_times
@@ -361,7 +361,7 @@ def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) 
         wait_until(lambda: job.state is JobState.RUNNING)
         sealed = json.loads(plant.record(job.id)["sealed"])
         second = plant.send(sealed, f"{job.id}-second")
-        wait_until(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen("unacked") <= 1)
+        wait_until(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen(UNACKED) <= 1)
     finally:
         FaultyProcessor.gate.set()
     assert plant.finish(job).attempts == 1
@@ -374,7 +374,7 @@ def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
     try:
         wait_until(lambda: job.state is JobState.RUNNING)
         # The broker gave its message to a worker again, which acknowledged it without work.
-        wait_until(lambda: plant.redis.hlen("unacked") == 0 and plant.redis.llen(QUEUE) == 0)
+        wait_until(lambda: plant.redis.hlen(UNACKED) == 0 and plant.redis.llen(QUEUE) == 0)
         assert job.state is JobState.RUNNING
     finally:
         FaultyProcessor.gate.set()
@@ -449,7 +449,7 @@ def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> N
     before = plant.record(job.id)
     plant.renewal.renew_all()
 
-    wait_until(lambda: plant.redis.hlen("unacked") == 0)
+    wait_until(lambda: plant.redis.hlen(UNACKED) == 0)
     assert plant.record(job.id) == before
     assert plant.celery_result(job.id).state == "PENDING"
 
@@ -469,7 +469,7 @@ def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
     assert plant.finish(plant.client.submit(a_job())).attempts == 1
     tracebacks = [entry for entry in caplog.records if entry.exc_info and jobs[0].id in entry.getMessage()]
     assert len(tracebacks) == 1, "the operator finds the traceback once"
-    wait_until(lambda: plant.redis.hlen("unacked") == 0)
+    wait_until(lambda: plant.redis.hlen(UNACKED) == 0)
 
 
 def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:

@@ -12,7 +12,7 @@ from config import keys
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailure
-from config.topology import message_list
+from config.topology import QUEUE, UNACKED, message_list
 from config.wire import SealedJob
 from producer import Client, Job, Priority
 from producer.cli import app
@@ -113,6 +113,17 @@ def test_entries_without_a_job_are_found(client: Client, worker: Redis) -> None:
     worker.zadd(keys.leases(), {"gone-1": 1})
     worker.zadd(keys.deadlines(), {"gone-2": 1})
     assert irregularities(client).keys() == {"gone-1", "gone-2"}
+
+
+def test_messages_that_name_no_job_are_found_and_those_of_other_apps_are_not(client: Client, worker: Redis) -> None:
+    job = client.submit(prompt="?")
+    (ours,) = worker.lrange(message_list(Priority.NORMAL), 0, -1)
+    worker.delete(message_list(Priority.NORMAL))
+    worker.hset(UNACKED, mapping={"ours": json.dumps([json.loads(ours), "", QUEUE]), "theirs": '[{}, "", "mails"]'})
+    ledger, found = client.verify()
+    assert (found, ledger.messages) == ([], {job.id})
+    worker.lpush(message_list(Priority.LOW), '{"headers": {}}', "no JSON")
+    assert irregularities(client) == {"-": "a message in keye.jobs names no job: somebody else's? Workers discard it"}
 
 
 def test_failed_job_must_be_a_dead_letter_and_no_other(client: Client, worker: Redis) -> None:
