@@ -26,6 +26,7 @@ class ErrorCode(StrEnum):
     MEDIA_TOO_LARGE = "MEDIA_TOO_LARGE"
     CANCELLED = "CANCELLED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    TIME_LIMIT_EXCEEDED = "TIME_LIMIT_EXCEEDED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     WORKER_LOST = "WORKER_LOST"
     INTERNAL = "INTERNAL"
@@ -55,6 +56,9 @@ _FACTS = {
     ),
     ErrorCode.CANCELLED: CodeFacts("caller", False, "The caller cancelled the job."),
     ErrorCode.DEADLINE_EXCEEDED: CodeFacts("caller", False, "The job did not end within its deadline_seconds."),
+    ErrorCode.TIME_LIMIT_EXCEEDED: CodeFacts(
+        "service", True, "A stage, or the whole attempt, took longer than this worker lets one take."
+    ),
     ErrorCode.OUT_OF_MEMORY: CodeFacts("service", True, "The job alone does not fit into the device's memory."),
     ErrorCode.WORKER_LOST: CodeFacts("service", False, "The worker died under the job max_attempts times."),
     ErrorCode.INTERNAL: CodeFacts("service", True, "A fault of the worker itself; its log has the traceback."),

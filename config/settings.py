@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     decode_timeout_seconds: float = Field(
         default=120, gt=0, description="longest a decoder may take for an image, or between two frames of a video"
     )
+    max_generate_seconds: float = Field(
+        default=1800, gt=0, description="longest generation of one answer, its wait in the engine included"
+    )
+    max_attempt_seconds: float = Field(default=3600, gt=0, description="longest attempt at a job, all stages together")
     max_decoded_bytes: int = Field(
         default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"
     )

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,7 @@ from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.results.event_writer import EventWriter
 from worker.results.settlement import Settlement
+from worker.tasks import stragglers
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
 from worker.tasks.celery_app import build_app
@@ -104,6 +105,7 @@ class Plant:
     """Everything of one worker that a test may want to touch."""
 
     app: Celery
+    bench: Workbench
     worker: Any
     client: Client
     redis: Redis
@@ -170,7 +172,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         start_worker(app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False) as worker,
         Client(settings) as client,
     ):
-        yield Plant(app, worker, client, redis, leases, renewal, settlement, media)
+        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, media)
     renewal.stop()
     engine.stop()
     app.close()
@@ -414,6 +416,52 @@ def test_deadline_ends_a_generation_that_runs(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", deadline_seconds=0.5, generation=endlessly())
     assert plant.fail(job).code is ErrorCode.DEADLINE_EXCEEDED
     assert job.state is JobState.EXPIRED
+
+
+@pytest.fixture
+def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
+    """Has the worker let an attempt, or its generation, take so many seconds."""
+    usual = plant.app.analyst
+
+    def limit(**seconds: float) -> Analyst:
+        bench = replace(plant.bench, **seconds)
+        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement)
+        return plant.app.analyst
+
+    yield limit
+    plant.app.analyst = usual
+
+
+@pytest.mark.parametrize("setting", ["max_generate_seconds", "max_attempt_seconds"])
+def test_a_generation_that_outlasts_a_limit_of_the_worker_fails_and_says_which(
+    plant: Plant, limits: Callable[..., Analyst], setting: str
+) -> None:
+    limits(**{setting: 0.3})
+    failed = plant.fail(plant.client.submit(prompt="go on", generation=endlessly(), max_attempts=3))
+    assert failed.code is ErrorCode.TIME_LIMIT_EXCEEDED
+    assert (failed.failure.stage, failed.failure.attempts) == (Stage.GENERATE, 1)
+    assert f"the limit is 0.3 s (KEYE_{setting.upper()})" in failed.failure.message
+    assert failed.failure.partial is not None
+
+
+def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_discarded(
+    plant: Plant, limits: Callable[..., Analyst], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stragglers, "GRACE_SECONDS", 0)
+    FaultyProcessor.gate.clear()
+    try:
+        hanging = limits(max_attempt_seconds=0.2).stragglers
+        job = plant.client.submit(a_job(prompt="wait", metadata={"order": 7}))
+        wait_until(hanging.end_overdue)
+        failed = plant.fail(job)
+        assert [seconds > 0 for seconds in hanging.end_overdue().values()] == [True]
+    finally:
+        FaultyProcessor.gate.set()
+    assert failed.code is ErrorCode.TIME_LIMIT_EXCEEDED
+    assert (failed.failure.stage, failed.failure.metadata) == (Stage.PREPARE, {"order": 7})
+    with pytest.raises(JobFailed, match="KEYE_MAX_ATTEMPT_SECONDS"):
+        plant.celery_result(job.id).get(timeout=10)
+    wait_until(lambda: not hanging.end_overdue())
 
 
 def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None:

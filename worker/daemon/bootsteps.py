@@ -90,7 +90,6 @@ class EngineStep(bootsteps.StartStopStep):
         stranded = StrandedJobs(settlement)
         name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
-        self._watch = Watch(served.engine, settings.step_seconds)
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
@@ -105,8 +104,11 @@ class EngineStep(bootsteps.StartStopStep):
             events=EventWriter(redis),
             model=served.model,
             worker=identity,
+            max_generate_seconds=settings.max_generate_seconds,
+            max_attempt_seconds=settings.max_attempt_seconds,
         )
-        worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
+        analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
+        self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal)
         self._watch.start()
         self._renewal.start()
         self._cancels.start()

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     DRAIN_INCOMPLETE = 15
     FORCED = 16
     STEP_HUNG = 17
+    JOB_HUNG = 18
 
     @property
     def meaning(self) -> str:
@@ -31,6 +32,7 @@ _MEANINGS = {
     ExitCode.DRAIN_INCOMPLETE: "A worker hung 10 s beyond KEYE_DRAIN_SECONDS, or died; others take its jobs up.",
     ExitCode.FORCED: "A second SIGTERM or SIGINT cut the drain short; other workers take the running jobs up.",
     ExitCode.STEP_HUNG: "A step of the engine outlasted KEYE_STEP_SECONDS; the supervisor starts a fresh process.",
+    ExitCode.JOB_HUNG: "A job hung in its thread beyond its time; it was ended, its neighbours finished or given back.",
 }
 
 

@@ -1,14 +1,17 @@
-"""One thread that ends this process where it hangs. What it cannot see, a hung process tells by not renewing leases."""
+"""One thread that ends this process where it hangs, so that a fresh one may take its place."""
 
 import faulthandler
 import logging
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from celery.worker import state
 
 from worker.daemon.exit_codes import ExitCode
+from worker.leases.renewal import LeaseRenewal
+from worker.tasks.stragglers import Stragglers
 
 if TYPE_CHECKING:
     from worker.engine.step_loop import Engine
@@ -17,19 +20,29 @@ LOOK_SECONDS = 0.5
 # The descriptor itself: Celery puts its log in the place of sys.stderr.
 STDERR = 2
 
+# How long after its time a job is not hanging, but slow to look at the clock.
+PATIENCE_SECONDS = 15.0
+# How long its neighbours may go on before they are given back, and how long that may take.
+FINISH_SECONDS = 5.0
+GIVE_BACK_SECONDS = 5.0
+
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Looks at the engine twice a second, from `start` to `stop`; a drain is watched too.
+    """Looks twice a second, from `start` to `stop`; a drain is watched too.
 
-    A dead engine stops the worker in Celery's way. One that hangs in a step takes the process with it: nothing else
-    frees its device, and only a lease that is no longer renewed frees its jobs.
+    A dead engine stops the worker in Celery's way. One that hangs in a step takes the process with it at once: nothing
+    else frees its device, and only a lease that is no longer renewed frees its jobs. A thread that hangs under a job
+    takes the process with it once no other job is held.
     """
 
-    def __init__(self, engine: "Engine", step_seconds: float) -> None:
+    def __init__(self, engine: "Engine", step_seconds: float, stragglers: Stragglers, renewal: LeaseRenewal) -> None:
         self._engine = engine
         self._step_seconds = step_seconds
+        self._stragglers = stragglers
+        self._renewal = renewal
+        self._give_back_at: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -46,7 +59,12 @@ class Watch:
             faulthandler.dump_traceback_later(self._step_seconds, exit=True, file=STDERR)
             if self._stopping.wait(LOOK_SECONDS):
                 break
-            self._look_at_engine()
+            try:
+                self._look_at_engine()
+                self._look_at_jobs()
+            except Exception:
+                # Without it nobody would notice what hangs from now on.
+                logger.exception("watch: a fault of its own, going on")
         faulthandler.cancel_dump_traceback_later()
 
     def _look_at_engine(self) -> None:
@@ -59,5 +77,26 @@ class Watch:
                 "its jobs start again once their leases have ended. Where each thread was:",
                 *(seconds, self._step_seconds),
             )
-            faulthandler.dump_traceback(file=STDERR)
-            os._exit(ExitCode.STEP_HUNG)
+            _end(ExitCode.STEP_HUNG)
+
+    def _look_at_jobs(self) -> None:
+        overdue = self._stragglers.end_overdue()
+        hung = {lease for lease, seconds in overdue.items() if seconds > PATIENCE_SECONDS}
+        now = time.monotonic()
+        if hung and self._give_back_at is None:
+            logger.critical("%d jobs hang in their threads; this process ends once the others are done.", len(hung))
+            self._give_back_at = now + FINISH_SECONDS
+            if state.should_stop is None:
+                state.should_stop = ExitCode.JOB_HUNG
+        if self._give_back_at is None or (now < self._give_back_at and self._renewal.held - hung):
+            return
+        self._renewal.drain()
+        if hung and (not self._renewal.held - hung or now >= self._give_back_at + GIVE_BACK_SECONDS):
+            logger.critical("This process ends. Where each thread was:")
+            _end(ExitCode.JOB_HUNG)
+
+
+def _end(code: ExitCode) -> None:
+    """At once: the threads that hang would be waited for."""
+    faulthandler.dump_traceback(file=STDERR)
+    os._exit(code)

@@ -1,7 +1,8 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
 For chaos tests and for measuring what the rest costs: `celery -A worker.demo.echo_worker worker --pool threads`.
-A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `die` kills the process.
+A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `hang` hangs in its thread, `die`
+kills the process.
 """
 
 import builtins
@@ -52,6 +53,8 @@ class EchoProcessor:
         match text.split():
             case ["raise", name]:
                 raise getattr(builtins, name)
+            case ["hang"]:
+                threading.Event().wait()
         return EchoPrompt(text, text.encode())
 
 

@@ -17,6 +17,9 @@ FinishReason = Literal["stop", "length", "abandoned", "deadline"]
 # Python's lock from the step thread more often than the steps themselves.
 REST_SECONDS = 0.02
 
+# So long after its deadline a generation has ended at a step, or the engine is in a very long one.
+OVERRUN_SECONDS = 2.0
+
 
 class TooLongForEngine(Exception):
     """Prompt and new tokens together could never be held, however long they waited."""
@@ -99,11 +102,14 @@ class PendingGeneration:
     def deltas(self) -> Iterator[TextDelta]:
         """New text as it is generated; ends with the generation. One reader only.
 
+        Where the engine does not end it at its deadline it is abandoned, and this ends without waiting any longer.
         Raises `GenerationFault` when the generation failed.
         """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._num_unread_tokens or self.has_ended)
+                if not self._changed.wait_for(lambda: self._num_unread_tokens or self.has_ended, self._patience()):
+                    self.abandon()
+                    return
                 delta = TextDelta("".join(self._unread), self._num_unread_tokens)
                 has_ended = self.has_ended
                 self._unread.clear()
@@ -117,6 +123,12 @@ class PendingGeneration:
                     raise self._fault
                 else:
                     return
+
+    def _patience(self) -> float | None:
+        if self.deadline is None:
+            return None
+        left = self.deadline + OVERRUN_SECONDS - time.monotonic()
+        return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
     def abandon(self) -> None:
         """Stop at the next step, from any thread; what was generated so far is kept in `generated`."""

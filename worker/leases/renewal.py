@@ -56,6 +56,11 @@ class LeaseRenewal:
         if is_ours or job_id is None:
             self._is_due.set()
 
+    @property
+    def held(self) -> set[Claimed]:
+        with self._lock:
+            return set(self._held)
+
     def drain(self) -> None:
         """Give back every job that is held, and every one from now on: time is up, others are to have them."""
         with self._lock:

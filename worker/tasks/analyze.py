@@ -21,6 +21,7 @@ from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from worker.tasks.fault import JobFault, explain, failure_of
 from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
+from worker.tasks.stragglers import Stragglers
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Analyst:
         self._renewal = renewal
         self._settlement = settlement
         self._isolation = Isolation()
+        self.stragglers = Stragglers(settlement)
         self._name = f"{bench.worker.host}:{bench.worker.pid}"
 
     def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
@@ -89,10 +91,11 @@ class Analyst:
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
             try:
-                outcome = attempt.run()
+                with self.stragglers.watching(attempt, lease, opened.job) as watched:
+                    outcome = attempt.run()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
-                return None
+                return watched.outcome
             except Drained:
                 log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
                 return None
@@ -112,7 +115,7 @@ class Analyst:
                 again = decide_retry(failed, random.random())
                 if again is not None:
                     return self._retry(lease, outcome, again)
-            return self._settle(lease, outcome)
+            return self._settle(lease, outcome) or watched.outcome
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match patiently(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from config.error_codes import ErrorCode
@@ -21,6 +22,7 @@ from worker.results.thinking import part_text
 from worker.tasks.fault import JobFault
 from worker.tasks.media_seen import media_seen, thinning_warnings
 from worker.tasks.sampling_defaults import SamplingDefaults
+from worker.tasks.time_limit import TimeLimit
 from worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Workbench:
     events: EventWriter
     model: ModelIdentity
     worker: WorkerIdentity
+    max_generate_seconds: float = inf
+    max_attempt_seconds: float = inf
 
 
 class Attempt:
@@ -67,6 +71,7 @@ class Attempt:
         self._began_at = time.monotonic()
         left = lease.seconds_to_deadline
         self._deadline = None if left is None else self._began_at + left
+        self._limits = [TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", bench.max_attempt_seconds, self._began_at)]
         self._seconds: dict[str, float] = {}
         self._frames_told_at = self._began_at
         self._interruption: Interruption | None = None
@@ -117,6 +122,11 @@ class Attempt:
         """From now; negative when it has passed."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
+    @property
+    def ends_at(self) -> float:
+        """When it has to have ended, of time.monotonic()."""
+        return min(inf if self._deadline is None else self._deadline, *(limit.ends_at for limit in self._limits))
+
     def interrupt(self, reason: Interruption) -> None:
         """The lease is lost, the caller cancels or the process ends.
 
@@ -136,14 +146,21 @@ class Attempt:
                 raise JobFault(
                     ErrorCode.CANCELLED, "The caller cancelled the job while it ran.", partial=self._text_so_far()
                 )
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if (fault := self.fault_of_time()) is not None:
+            fault.partial = self._text_so_far()
+            raise fault
+
+    def fault_of_time(self) -> JobFault | None:
+        """What the job is told where its time is over; from any thread."""
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
-            raise JobFault(
+            return JobFault(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"The job's {self._job.deadline_seconds} s were over {where}; it was queued for "
                 f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds or add workers.",
-                partial=self._text_so_far(),
             )
+        return next((limit.fault(self.stage, now) for limit in self._limits if now >= limit.ends_at), None)
 
     def _text_so_far(self) -> PartialText | None:
         """What the engine gave before it was stopped; None where it had not begun to write."""
@@ -235,11 +252,13 @@ class Attempt:
             )
 
     def _generate(self, prompt: "PreparedPrompt") -> Generated:
+        limit = TimeLimit("KEYE_MAX_GENERATE_SECONDS", self._bench.max_generate_seconds, time.monotonic())
+        self._limits.append(limit)
         self._pending = self._bench.inbox.submit(
             prompt,
             self._bench.sampling.complete(self._job.generation),
             priority=PRIORITY_STEPS[self._job.priority],
-            deadline=self._deadline,
+            deadline=self.ends_at,
         )
         if self._interruption is not None:
             # It came before there was anything to abandon.
@@ -248,9 +267,9 @@ class Attempt:
         for delta in self._pending.deltas():
             text.push(delta.text, delta.num_tokens)
         text.flush()
+        self._stop_if_over()
         generated = self._pending.generated
         if generated.finish_reason in ("abandoned", "deadline"):
-            self._stop_if_over()
             raise RuntimeError(f"the engine gave the generation up ({generated.finish_reason}), nobody asked it to")
         return generated
 

@@ -1,12 +1,14 @@
 """The door between a job's thread and the step thread."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from config.error_codes import ErrorCode
 from worker.engine.inbox import (
+    OVERRUN_SECONDS,
     Generated,
     GenerationFault,
     Inbox,
@@ -83,3 +85,10 @@ def test_failed_generation_raises_after_the_text_that_came(make_prompt: MakeProm
 def test_result_cannot_be_read_before_the_end(make_prompt: MakePrompt) -> None:
     with pytest.raises(RuntimeError, match="has not ended"):
         _ = PendingGeneration(make_prompt([0]), OPTIONS).generated
+
+
+def test_reader_does_not_wait_for_an_engine_that_is_long_past_the_deadline(make_prompt: MakePrompt) -> None:
+    pending = PendingGeneration(make_prompt([0]), OPTIONS, deadline=time.monotonic() - OVERRUN_SECONDS)
+    pending.deliver("so far", 2)
+    assert list(pending.deltas()) == [TextDelta("so far", 2)]
+    assert pending.is_abandoned

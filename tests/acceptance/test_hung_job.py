@@ -1,0 +1,38 @@
+"""A job that hangs in its thread, where nothing can interrupt it. The worker's engine echoes; all else is real."""
+
+import pytest
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.outcome import JobFailed
+from config.state import JobState
+from producer import Client
+from tests.acceptance.conftest import ROOT, Start, eventually
+from worker.daemon.exit_codes import ExitCode
+
+ECHO = ("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO")
+INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_hung_job_is_ended_and_its_process_too_once_its_neighbours_are_done_or_given_back(
+    start: Start, client: Client
+) -> None:
+    worker = start(*ECHO, **INCLUDE)
+    worker.wait_until_ready()
+    neighbours = [client.submit(prompt=f"wait {seconds}", max_attempts=1) for seconds in (3, 600)]
+    eventually(lambda: all(job.state is JobState.RUNNING for job in neighbours), within_seconds=10)
+    hung = client.submit(prompt="hang", deadline_seconds=1)
+    with pytest.raises(JobFailed) as told:
+        hung.result(timeout=10)
+    assert told.value.code is ErrorCode.DEADLINE_EXCEEDED
+    assert told.value.failure.stage is Stage.PREPARE
+
+    assert worker.exit_code() == ExitCode.JOB_HUNG
+    assert "echo_worker.py" in worker.log  # where it hangs
+    assert [job.state for job in neighbours] == [JobState.SUCCEEDED, JobState.QUEUED]
+    heir = start(*ECHO)
+    eventually(lambda: neighbours[1].state is JobState.RUNNING, within_seconds=20)
+    record = worker.redis.hgetall(keys.record(neighbours[1].id))
+    assert record["worker"].endswith(f":{heir.process.pid}")
+    assert not any(field.startswith("attempt:") for field in record)

@@ -1,0 +1,75 @@
+"""Attempts that outlive their time because nothing of ours runs in their thread: their jobs are ended from outside."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from config.job import AnalysisJob
+from config.outcome import JobFailure
+from worker.leases.job_lease import Claimed
+from worker.results.settlement import Settlement
+from worker.tasks.attempt import Attempt
+from worker.tasks.fault import failure_of
+
+log = logging.getLogger(__name__)
+
+# Every stage that looks at the clock has ended by then.
+GRACE_SECONDS = 3.0
+
+
+@dataclass(eq=False, slots=True)
+class Watched:
+    """`outcome` is what the job was told from outside."""
+
+    attempt: Attempt
+    lease: Claimed
+    job: AnalysisJob
+    is_ended: bool = False
+    outcome: JobFailure | None = None
+
+
+class Stragglers:
+    """Attempts are watched from their own threads and ended from one other."""
+
+    def __init__(self, settlement: Settlement) -> None:
+        self._settlement = settlement
+        self._running: set[Watched] = set()
+
+    @contextmanager
+    def watching(self, attempt: Attempt, lease: Claimed, job: AnalysisJob) -> Iterator[Watched]:
+        watched = Watched(attempt, lease, job)
+        self._running.add(watched)
+        try:
+            yield watched
+        finally:
+            self._running.discard(watched)
+
+    def end_overdue(self) -> dict[Claimed, float]:
+        """End the jobs whose time is over; returns those whose threads run on, and for how many seconds beyond it."""
+        now = time.monotonic()
+        overdue = {}
+        # Copied in one move: threads come and go.
+        for watched in self._running.copy():
+            if (seconds := now - watched.attempt.ends_at) > GRACE_SECONDS:
+                self._end(watched)
+                overdue[watched.lease] = seconds
+        return overdue
+
+    def _end(self, watched: Watched) -> None:
+        fault = watched.attempt.fault_of_time()
+        if watched.is_ended or fault is None:
+            return
+        failure = failure_of(fault, watched.attempt.stage, watched.lease, watched.job)
+        job_id = watched.lease.job_id
+        try:
+            if self._settlement.settle(watched.lease, failure, patience_seconds=0):
+                watched.outcome = failure
+                log.error("job %s: hangs in %s: %s: %r", job_id, failure.stage, failure.code, failure.message)
+        except RedisError as error:
+            log.warning("job %s: hangs in %s and cannot be ended: %s", job_id, failure.stage, error)
+        else:
+            watched.is_ended = True
