@@ -69,7 +69,6 @@ def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_s
         "broker_connection_max_retries": None,
         # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "result_backend_always_retry": True,
         "redis_socket_timeout": 5.0,
         "redis_socket_connect_timeout": 5.0,
         "redis_backend_health_check_interval": 5,

@@ -50,9 +50,6 @@ from worker.tasks.celery_app import build_app
 from worker.tasks.sampling_defaults import SamplingDefaults
 from worker.tasks.stranded import StrandedJobs
 
-# Celery 5.7 calls it and a warning raised as an error would end its thread; our own calls are not affected.
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4
 # Short, so that messages of held-up jobs come back while a test waits.

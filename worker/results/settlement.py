@@ -1,4 +1,4 @@
-"""Writes how a job ended: outcome, last event, state and expiry in one move that only the lease holder may make."""
+"""Writes how a job ended: outcome, last event, state, expiry and Celery's result in one move of the lease holder."""
 
 from redis import Redis
 
@@ -8,6 +8,7 @@ from config.outcome import JobFailure, JobResult
 from worker.leases.connection import PATIENCE_SECONDS, patiently
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
+from worker.results.celery_result import result_key, result_message
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
@@ -17,31 +18,40 @@ class Settlement:
     """Settles jobs; an ended job can be read for `result_ttl_seconds`, a failed one for as long as a dead letter."""
 
     def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
+        self._redis = redis
         self._settle = load_script(redis, "settle")
         self._expire = load_script(redis, "expire")
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
     def settle(
-        self,
-        lease: Claimed,
-        outcome: JobResult | JobFailure,
-        patience_seconds: float = PATIENCE_SECONDS,
-        is_delivered: bool = True,
+        self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
     ) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
-        Waits out an outage of Redis for `patience_seconds`, then raises its fault. A job that is not in the caller's
-        hands as a delivery (`is_delivered`) gets another message, for its Celery result.
+        Waits out an outage of Redis for `patience_seconds`, then raises its fault.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
-        names += [keys.dead_letters(), keys.deadlines()]
+        names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
         if lease.idempotency_key is not None:
             names.append(keys.idempotency(lease.idempotency_key))
-        told = (outcome.state.value, outcome.model_dump_json())
+        outcome_json = outcome.model_dump_json()
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
-        args = (lease.job_id, lease.token, *told, *ttls, int(is_delivered))
+        told = result_message(lease.job_id, outcome, outcome_json)
+        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told)
         return bool(patiently(lambda: self._settle(names, args), f"settling job {lease.job_id}", patience_seconds))
+
+    def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
+        """Write an outcome that was settled elsewhere for who waits for this Celery task."""
+        key, told = result_key(task_id), result_message(task_id, outcome, outcome.model_dump_json())
+
+        def tell() -> None:
+            with self._redis.pipeline() as telling:
+                telling.set(key, told, ex=self._result_ttl_seconds)
+                telling.publish(key, told)
+                telling.execute()
+
+        patiently(tell, f"telling Celery of task {task_id}")
 
     def expire(self, failure: JobFailure, job: AnalysisJob | None) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: then its worker will.

@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 
 
-@shared_task(name=ANALYZE_TASK, bind=True, acks_late=True, throws=(JobFailed,))
-def analyze(delivery: Task, sealed: Any = None) -> dict[str, Any]:
+# Ignored by Celery: settling has written its result.
+@shared_task(name=ANALYZE_TASK, bind=True, acks_late=True, ignore_result=True, throws=(JobFailed,))
+def analyze(delivery: Task, sealed: Any = None) -> None:
     """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed."""
     analyst: Analyst = delivery.app.analyst
     try:
@@ -37,8 +38,6 @@ def analyze(delivery: Task, sealed: Any = None) -> dict[str, Any]:
     except PASSING_FAULTS as fault:
         raise Reject(f"Redis stayed away: {fault}", requeue=True) from None
     match outcome:
-        case JobResult():
-            return outcome.model_dump(mode="json")
         case JobFailure():
             raise JobFailed.of(outcome)
         case None:
@@ -67,22 +66,31 @@ class Analyst:
         with self._isolation.beside_others():
             answer = self._leases.claim(queued, self._name)
             if not isinstance(answer, Suspect):
-                return self._act_on(answer, opened)
+                return self._act_on(answer, opened, delivery_id)
         # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
         log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
         with self._isolation.alone(queued.job_id) as is_first:
-            return self._act_on(self._leases.claim(queued, self._name, is_alone=True), opened) if is_first else None
+            if not is_first:
+                return None
+            return self._act_on(self._leases.claim(queued, self._name, is_alone=True), opened, delivery_id)
 
     def _act_on(
-        self, answer: Claimed | AlreadySettled | HeldElsewhere | Suspect, opened: SealedJob | JobFault
+        self,
+        answer: Claimed | AlreadySettled | HeldElsewhere | Suspect,
+        opened: SealedJob | JobFault,
+        delivery_id: str,
     ) -> JobResult | JobFailure | None:
         match answer:
             case Claimed() as lease:
-                return self._run(opened, lease)
+                outcome = self._run(opened, lease)
+                is_told = lease.job_id == delivery_id
             case AlreadySettled(outcome):
-                return outcome
+                is_told = False
             case _:
                 return None
+        if outcome is not None and not is_told:
+            self._settlement.tell_celery(delivery_id, outcome)
+        return outcome
 
     def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
         if isinstance(opened, JobFault):

@@ -1,10 +1,10 @@
--- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state and expiry in one move.
--- Asked again by the same holder (its answer got lost on the way) it says yes again and changes nothing.
+-- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state, expiry and Celery's
+-- result in one move. Asked again by the same holder (its answer got lost on the way) it says yes again and changes nothing.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
--- set), 6 the job's idempotency key (string), if it has one
+-- set), 6 Celery's result (string, and a channel), 7 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
--- 7 whether a delivery of the job is at hand (0 or 1)
+-- 7 Celery's result (JSON)
 -- Returns 1, or 0 where the lease was lost
 local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at")
 if record[1] ~= ARGV[2] then
@@ -17,12 +17,7 @@ end
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
-if ARGV[7] == "1" then
-  redis.call("ZREM", KEYS[3], ARGV[1])
-else
-  -- The reaper finds it overdue and gives it a message: who takes that writes the Celery result.
-  redis.call("ZADD", KEYS[3], now, ARGV[1])
-end
+redis.call("ZREM", KEYS[3], ARGV[1])
 if (record[3] or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
 end
@@ -35,11 +30,13 @@ if ARGV[3] == "FAILED" then
 end
 redis.call("EXPIRE", KEYS[1], ttl)
 redis.call("EXPIRE", KEYS[2], ttl)
-if KEYS[6] then
-  local owner = redis.call("GET", KEYS[6])
+redis.call("SET", KEYS[6], ARGV[7], "EX", ARGV[5])
+redis.call("PUBLISH", KEYS[6], ARGV[7])
+if KEYS[7] then
+  local owner = redis.call("GET", KEYS[7])
   -- The key may have been freed and taken by a later job: that one's is not ours to end.
   if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
-    redis.call("EXPIRE", KEYS[6], ARGV[5])
+    redis.call("EXPIRE", KEYS[7], ARGV[5])
   end
 end
 return 1
