@@ -74,7 +74,7 @@ def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, decoders: Deco
 def answer(bench: Workbench, *media: dict[str, Any]) -> Any:
     generation = {"max_new_tokens": NEW_TOKENS, "temperature": 0}
     job = AnalysisJob.model_validate({"media": media, "prompt": "What happens?", "generation": generation})
-    return Attempt(bench, job, Claimed("job", 1, 1, time.time(), None, None, None)).run()
+    return Attempt(bench, job, Claimed("job", "token", 1, 3, time.time(), None, None, None)).run()
 
 
 def generated_alone(model: KeyeForConditionalGeneration, processor: Any) -> str:

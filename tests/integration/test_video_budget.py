@@ -66,7 +66,7 @@ def clip(tmp_path: Path) -> str:
 def answer(bench: Workbench, *media: dict[str, Any]) -> JobResult:
     generation = {"max_new_tokens": 4, "temperature": 0}
     job = AnalysisJob.model_validate({"media": media, "prompt": "What happens?", "generation": generation})
-    return Attempt(bench, job, Claimed("job", 1, 1, time.time(), None, None, None)).run()
+    return Attempt(bench, job, Claimed("job", "token", 1, 3, time.time(), None, None, None)).run()
 
 
 def test_long_video_fits_the_engine_and_the_result_warns_of_the_coverage(bench: Workbench, clip: str) -> None:
