@@ -9,7 +9,8 @@ demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --ignore tests/chaos
+	$(BIN)/pytest -q -n 4 --dist worksteal tests/chaos
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -92,9 +92,19 @@ class Job:
         Raises `JobFailed` with the typed failure when the job ended without an answer, `JobNotEnded` (a
         `TimeoutError`) after `timeout` seconds, and `QueueUnavailable` when Redis stays away for a minute.
         """
+        started_at = time.monotonic()
         for _ in self.events(timeout):
             pass
-        (outcome_json,) = self._transport.read_record(self.id, "outcome")
+        ended_at = time.monotonic()
+        patience = OUTAGE_SECONDS if timeout is None else min(OUTAGE_SECONDS, started_at + timeout - ended_at)
+        while True:
+            try:
+                (outcome_json,) = self._transport.read_record(self.id, "outcome")
+                break
+            except QueueUnavailable:
+                if time.monotonic() - ended_at > patience:
+                    raise
+                time.sleep(OUTAGE_PAUSE_SECONDS)
         if outcome_json is None:
             raise JobNotFound(self.id)
         outcome = OUTCOME.validate_json(outcome_json)

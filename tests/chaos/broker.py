@@ -1,5 +1,6 @@
 """An append-only server that may be killed, or made to refuse, and comes back with what it had."""
 
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,10 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._server = self._make(port=None)
-        self._server.start()
-        self.port = self._server.port
+        self.port = _free_port()
+        self.start_again()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.redis = Redis.from_url(self.url, decode_responses=True)
-
-    def _make(self, port: int | None) -> ValkeyServer:
-        return ValkeyServer(port, data_dir=self._folder, config=OPTIONS)
 
     def kill(self) -> None:
         """SIGKILL; returns once nobody listens."""
@@ -37,7 +34,7 @@ class Broker:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
 
     def start_again(self) -> None:
-        self._server = self._make(self.port)
+        self._server = ValkeyServer(self.port, data_dir=self._folder, config=OPTIONS)
         self._server.start()
 
     @contextmanager
@@ -60,3 +57,12 @@ class Broker:
     def stop(self) -> None:
         self.redis.close()
         self._server.stop()
+
+
+def _free_port() -> int:
+    """One that neither another server nor the kernel is likely to take while ours is dead."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port

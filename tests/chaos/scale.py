@@ -13,9 +13,9 @@ class Scale:
     longest_job_seconds: float
     drain_seconds: float
     broker_away_seconds: tuple[float, ...]
-    refusal_seconds: float
+    full_seconds: float
+    no_replicas_seconds: float
     cut_off_seconds: float
-    frozen_seconds: float
     deadline_seconds: float
 
     @property
@@ -32,10 +32,10 @@ SHORT = Scale(
     longest_job_seconds=8,
     drain_seconds=2,
     broker_away_seconds=(5,),
-    refusal_seconds=5,
+    full_seconds=5,
+    no_replicas_seconds=10,
     cut_off_seconds=6,
-    frozen_seconds=4,
-    deadline_seconds=9,
+    deadline_seconds=8,
 )
 LONG = Scale(
     lease_seconds=30,
@@ -45,9 +45,9 @@ LONG = Scale(
     longest_job_seconds=1200,
     drain_seconds=60,
     broker_away_seconds=(10, 300),
-    refusal_seconds=60,
+    full_seconds=60,
+    no_replicas_seconds=60,
     cut_off_seconds=60,
-    frozen_seconds=40,
     deadline_seconds=90,
 )
 SCALE = LONG if os.environ.get("CHAOS") == "long" else SHORT

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from config.job import Priority
 from producer import Client, Job
 from tests.acceptance.conftest import eventually
 from tests.chaos.broker import Broker
@@ -25,12 +26,12 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     gate: Gate,
     away_seconds: float,
 ) -> None:
-    (worker,) = workers.start_ready()
-    # Two end while the server is away, six after; the short ones wait for their slots.
-    ends_after = [away_seconds] * 2 + [away_seconds + 2 * SCALE.lease_seconds] * 6
-    long = [client.submit(prompt=f"wait {seconds}") for seconds in ends_after]
-    worker.wait_until_holding(len(long))
     short = [client.submit(prompt="wait 0.03") for _ in range(500)]
+    # They run before the short ones; two end while the server is away, six after, leases later.
+    ends_after = [away_seconds] * 2 + [away_seconds + 2 * SCALE.lease_seconds] * 6
+    long = [client.submit(prompt=f"wait {seconds}", priority=Priority.HIGH) for seconds in ends_after]
+    worker = workers.start()
+    worker.wait_until_holding(len(long), within_seconds=30)
     # An everysec server may lose the last second that it said yes to.
     time.sleep(1.5)
 
@@ -48,14 +49,17 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     wait_for_all(broker.redis, long + short, within_seconds=60 + 2 * SCALE.lease_seconds)
 
     assert sum(f"settling job {job.id}: Redis is away" in worker.log for job in long) == 2
-    # Leases long, and nobody but the server died.
+    # Nobody but the server died.
     assert attempts_of(broker.redis, long) == [1] * len(long)
     assert_all_is_well(long + short)
 
 
 @pytest.mark.parametrize(
-    ("what", "option", "value"),
-    [("is full", "maxmemory", "1mb"), ("misses its replicas", "min-replicas-to-write", "1")],
+    ("what", "option", "value", "seconds"),
+    [
+        ("is full", "maxmemory", "1mb", SCALE.full_seconds),
+        ("misses its replicas", "min-replicas-to-write", "1", SCALE.no_replicas_seconds),
+    ],
     ids=["full", "no_replicas"],
 )
 def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
@@ -67,19 +71,20 @@ def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
     what: str,
     option: str,
     value: str,
+    seconds: float,
 ) -> None:
     (worker,) = workers.start_ready()
-    jobs = [client.submit(prompt="wait 1") for _ in range(24)]
+    jobs = [client.submit(prompt="wait 1") for _ in range(16)]
     worker.wait_until_holding(8)
 
     with broker.refusing_writes(option, value):
-        time.sleep(SCALE.refusal_seconds)
+        time.sleep(seconds)
         num_ended = count_ended(broker.redis, jobs)
         assert num_ended < 8
     back_at = time.monotonic()
     eventually(lambda: count_ended(broker.redis, jobs) > num_ended, within_seconds=35)
     gate(
-        f"a server that {what} for {SCALE.refusal_seconds:g} s: the next job ends after",
+        f"a server that {what} and refuses for {seconds:g} s: the next job ends after",
         f"{time.monotonic() - back_at:.1f} s",
         "35 s, 0 lost, process alive",
     )
