@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: jobs and results"
     )
+    require_durable: bool = Field(
+        default=False, description="whether a worker refuses a server without an append-only file, instead of warning"
+    )
     result_ttl_seconds: int = Field(
         default=86400, ge=60, description="how long an ended job and its outcome can be read"
     )

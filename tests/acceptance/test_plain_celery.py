@@ -50,3 +50,11 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_worker_with_its_own_code(st
     worker = start(*CELERY, "--pool", "threads", KEYE_MODEL_PATH=str(tmp_path / "nothing-here"))
     assert worker.exit_code() == ExitCode.MODEL_LOAD_FAILED
     assert "nothing-here" in worker.log
+
+
+def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> None:
+    app = "from worker.tasks.celery_app import celery_app\ncelery_app.conf.accept_content = ['json', 'pickle']\n"
+    (tmp_path / "own_app.py").write_text(app)
+    worker = start("celery", "-A", "own_app", "worker", "--pool", "threads", C_FORCE_ROOT="1")
+    assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
+    assert "accept_content takes pickle" in worker.log

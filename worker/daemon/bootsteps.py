@@ -16,7 +16,9 @@ from celery.worker import state
 from config import keys
 from config.outcome import WorkerIdentity
 from config.settings import Settings
+from worker.daemon.celery_options import check_celery
 from worker.daemon.exit_codes import ExitCode
+from worker.daemon.findings import Severity, as_message, select
 from worker.daemon.watch import Watch
 from worker.leases.cancel_listener import CancelListener
 from worker.leases.connection import connect, patiently
@@ -43,8 +45,8 @@ logger = logging.getLogger(__name__)
 class EngineStep(bootsteps.StartStopStep):
     """Loads the model and makes the analyst before the consumer, always the last step, takes the first message.
 
-    Ends the process with its own `ExitCode` when the pool is not threads, the model cannot be loaded, or the engine
-    dies later.
+    Ends the process with its own `ExitCode` when the pool is not threads, Celery's options are unsafe, the model cannot
+    be loaded, or something hangs or dies later (`Watch`).
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -58,6 +60,10 @@ class EngineStep(bootsteps.StartStopStep):
                 worker.pool_cls.__module__,
             )
             raise SystemExit(ExitCode.WRONG_POOL)
+        # Here too: an app of the operator's own may have changed what the supervisor found right.
+        if faults := select([*check_celery(worker.app.conf, os.environ)], Severity.FAULT):
+            logger.critical(as_message(faults))
+            raise SystemExit(ExitCode.PREFLIGHT_FAILED)
 
     def start(self, worker: Any) -> None:
         # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.

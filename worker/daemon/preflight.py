@@ -7,26 +7,27 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from config.settings import Settings, VideoDecoder
+from worker.daemon.broker import check_broker
+from worker.daemon.celery_options import check_celery
 from worker.daemon.findings import Finding, Severity
 from worker.media.sandbox import can_refuse_sockets
 from worker.model.checkpoint import check_checkpoint
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
+    # Not among the imports above: it reads the settings, and whoever calls this has told of wrong ones.
+    from worker.tasks.celery_app import celery_app
+
+    url = settings.redis_url.get_secret_value()
     return [
         *check_packages(),
         *check_setting_names(os.environ),
-        *check_broker(settings.redis_url.get_secret_value()),
+        *check_celery(celery_app.conf, os.environ),
+        *check_broker(url, settings.lease_seconds, settings.require_durable),
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
         check_video_decoder(settings.video_decoder),
@@ -65,52 +66,6 @@ def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
             cure = "".join(f"Did you mean {near}?" for near in get_close_matches(name, known, 1))
             found = f"{name} is no setting and changes nothing"
             yield Finding("settings", Severity.WARNING, found, cure or "Unset it; README.md lists every setting.")
-
-
-def check_broker(url: str) -> Iterator[Finding]:
-    """Reachable, never evicts, keeps what it was told, asks who is there."""
-    address = urlsplit(url)
-    try:
-        shown = f"{address.hostname or address.path}:{address.port or 6379}"
-        connection = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
-    except ValueError:
-        cure = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
-        yield Finding("broker", Severity.FAULT, "KEYE_REDIS_URL cannot be read", cure)
-        return
-    try:
-        with connection as redis:
-            facts = redis.info()
-    except RedisError as error:
-        cure = "Start it, or correct KEYE_REDIS_URL."
-        yield Finding("broker", Severity.FAULT, f"{shown} cannot be used: {error}", cure)
-        return
-    server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
-    yield Finding("broker", Severity.OK, f"{server} at {shown}")
-
-    policy = facts.get("maxmemory_policy", "unknown")
-    if policy == "noeviction":
-        yield Finding("broker eviction", Severity.OK, policy)
-    else:
-        cure = "Set it to noeviction: any other drops waiting jobs or results when memory is full."
-        yield Finding("broker eviction", Severity.FAULT, f"maxmemory-policy is {policy}", cure)
-
-    if facts.get("aof_enabled"):
-        yield Finding("broker persistence", Severity.OK, "append-only file")
-    else:
-        cure = "Set appendonly yes: without it a crash of the broker loses accepted jobs."
-        yield Finding("broker persistence", Severity.WARNING, "there is no append-only file", cure)
-
-    yield check_broker_password(url)
-
-
-def check_broker_password(url: str) -> Finding:
-    address = urlsplit(url)
-    if address.password or address.scheme == "unix" or address.hostname in LOOPBACK:
-        return Finding(
-            "broker password", Severity.OK, "set" if address.password else "none, but only this host gets in"
-        )
-    cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
-    return Finding("broker password", Severity.WARNING, f"{address.hostname} is used without a password", cure)
 
 
 def check_model_files(path: Path | None) -> Finding:

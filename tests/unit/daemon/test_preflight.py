@@ -2,19 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from config.settings import Settings
 from worker.daemon.findings import Finding, Severity, as_message, select
 from worker.daemon.gpu_pinning import visible_gpus
 from worker.daemon.preflight import (
     check_before_start,
-    check_broker,
-    check_broker_password,
     check_device,
     check_media_cache,
     check_media_roots,
@@ -30,50 +26,12 @@ def faults(findings: list[Finding]) -> list[str]:
     return [finding.subject for finding in select(findings, Severity.FAULT)]
 
 
-@pytest.fixture
-def evicting_url(redis: Redis, redis_url: str) -> Iterator[str]:
-    redis.config_set("maxmemory-policy", "allkeys-lru")
-    yield redis_url
-    redis.config_set("maxmemory-policy", "noeviction")
-
-
-@pytest.fixture
-def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
-    redis.config_set("appendonly", "no")
-    yield redis_url
-    redis.config_set("appendonly", "yes")
-
-
 def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: Path) -> None:
     settings = Settings(
         redis_url=redis_url, model_path=CHECKPOINT, media_roots=(tmp_path,), device="cpu", cache_bytes=2**20
     )
     findings = check_before_start(settings, gpus=[])
     assert {finding.severity for finding in findings} == {Severity.OK}
-
-
-def test_a_broker_that_may_evict_jobs_is_refused(evicting_url: str) -> None:
-    (fault,) = select(list(check_broker(evicting_url)), Severity.FAULT)
-    assert "allkeys-lru" in str(fault)
-    assert "noeviction" in fault.cure
-
-
-def test_a_broker_without_an_append_only_file_is_warned_about(forgetful_url: str) -> None:
-    (warning,) = select(list(check_broker(forgetful_url)), Severity.WARNING)
-    assert "appendonly" in warning.cure
-
-
-@pytest.mark.parametrize(
-    ("url", "severity"),
-    [
-        ("redis://queue.internal:6379/0", Severity.WARNING),
-        ("redis://:secret@queue.internal:6379/0", Severity.OK),
-        ("redis://localhost/0", Severity.OK),
-        ("unix:///run/redis.sock", Severity.OK),
-    ],
-)
-def test_only_an_open_broker_on_the_network_is_warned_about(url: str, severity: Severity) -> None:
-    assert check_broker_password(url).severity is severity
 
 
 def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> None:
@@ -94,13 +52,6 @@ def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
     assert message.startswith("preflight: 4 faults:")
     assert all(part in message for part in ("127.0.0.1:1", str(tmp_path / "none"), "cuda", str(tmp_path / "gone")))
     assert ".." not in message
-
-
-@pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:1/0", "redis://:hunter2#@127.0.0.1:1/0", "http://hunter2"])
-def test_a_broker_that_cannot_be_used_is_a_fault_that_never_shows_the_password(url: str) -> None:
-    (finding,) = check_broker(url)
-    assert finding.severity is Severity.FAULT
-    assert "hunter2" not in str(finding)
 
 
 def test_falling_back_to_the_cpu_beside_a_driver_is_warned_about(

@@ -1,0 +1,96 @@
+"""What must be true of Redis or Valkey before a worker starts. Changes nothing there."""
+
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from worker.daemon.findings import Finding, Severity
+
+# Leases go by the server's clock, deadlines by the producer's, logs by the host's.
+WARN_SKEW_SECONDS = 2.0
+CLOCK_READINGS = 3
+
+
+def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Iterator[Finding]:
+    """Reachable, never evicts, keeps what it was told, knows what time it is, asks who is there."""
+    address = urlsplit(url)
+    try:
+        shown = f"{address.hostname or address.path}:{address.port or 6379}"
+        connection = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+    except ValueError:
+        cure = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
+        yield Finding("broker", Severity.FAULT, "KEYE_REDIS_URL cannot be read", cure)
+        return
+    try:
+        with connection as redis:
+            facts = redis.info()
+            skew = measure_skew(redis)
+    except RedisError as error:
+        cure = "Start it, or correct KEYE_REDIS_URL."
+        yield Finding("broker", Severity.FAULT, f"{shown} cannot be used: {error}", cure)
+        return
+    server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
+    yield Finding("broker", Severity.OK, f"{server} at {shown}")
+
+    policy = facts.get("maxmemory_policy", "unknown")
+    if policy == "noeviction":
+        yield Finding("broker eviction", Severity.OK, policy)
+    else:
+        cure = "Set it to noeviction: any other drops waiting jobs or results when memory is full."
+        yield Finding("broker eviction", Severity.FAULT, f"maxmemory-policy is {policy}", cure)
+
+    if facts.get("aof_enabled"):
+        yield Finding("broker persistence", Severity.OK, "append-only file")
+    else:
+        cure = "Set appendonly yes: without it a crash of the broker loses accepted jobs."
+        severity = Severity.FAULT if require_durable else Severity.WARNING
+        found = "there is no append-only file" + ", and KEYE_REQUIRE_DURABLE is set" * require_durable
+        yield Finding("broker persistence", severity, found, cure)
+
+    yield check_skew(skew, lease_seconds)
+    yield check_password(url)
+
+
+def measure_skew(redis: Redis) -> float:
+    """By how many seconds the server's clock is ahead of ours, as the quickest of a few answers has it."""
+    readings = []
+    for _ in range(CLOCK_READINGS):
+        asked_at = time.time()
+        seconds, microseconds = redis.time()
+        answered_at = time.time()
+        readings.append((answered_at - asked_at, seconds + microseconds / 1e6 - (asked_at + answered_at) / 2))
+    return min(readings)[1]
+
+
+def check_skew(skew_seconds: float, lease_seconds: float) -> Finding:
+    """`skew_seconds` as `measure_skew` has it."""
+    found = f"the broker's is {abs(skew_seconds):.1f} s {'ahead of' if skew_seconds > 0 else 'behind'} this host's"
+    cure = "Set both by NTP (timedatectl, chronyc tracking)."
+    if abs(skew_seconds) > lease_seconds / 3:
+        found += f", more than a third of the lease of {lease_seconds:g} s (KEYE_LEASE_SECONDS)"
+        return Finding("clock", Severity.FAULT, found, cure)
+    if abs(skew_seconds) > WARN_SKEW_SECONDS:
+        return Finding("clock", Severity.WARNING, found, cure)
+    return Finding("clock", Severity.OK, found)
+
+
+def check_password(url: str) -> Finding:
+    address = urlsplit(url)
+    if address.password:
+        return Finding("broker password", Severity.OK, "set")
+    if address.scheme == "unix" or _is_loopback(address.hostname or "localhost"):
+        return Finding("broker password", Severity.OK, "none, but only this host gets in")
+    cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
+    return Finding("broker password", Severity.WARNING, f"{address.hostname} is used without a password", cure)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
