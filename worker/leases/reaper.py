@@ -83,17 +83,23 @@ class Reaper:
 
     def _run(self) -> None:
         pause = self._interval_seconds
+        is_away = False
         while not self._stopping.wait(pause):
             try:
                 # The lock is the turn: it runs out by itself just before the next one is due.
                 turn_ms = int(self._interval_seconds * 800)
-                if self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms):
-                    self.look_around()
+                has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
+                if is_away:
+                    # After an outage every lease is overdue: first let the living renew theirs, and settle.
+                    is_away, pause = False, self._store.lease_seconds
+                    continue
                 pause = self._interval_seconds
+                if has_turn:
+                    self.look_around()
             except RedisError as fault:
-                # After an outage every lease is overdue: first let the living renew theirs.
-                pause = self._store.lease_seconds
-                log.warning("reaper: Redis is away (%s), looking again in %.0f s", fault, pause)
+                if not is_away:
+                    log.warning("reaper: Redis is away (%s), looking around a lease after it is back", fault)
+                is_away = True
             except Exception:
                 # A dead reaper would be noticed only by those who wait for ever.
                 log.exception("reaper: a fault of its own, going on")
