@@ -19,7 +19,15 @@ from config.settings import Settings
 from config.state import JobState
 from config.wire import InvalidJob
 from producer.client import Client
-from producer.errors import IdempotencyConflict, JobNotEnded, JobNotFound, KeyeError, QueueUnavailable, UploadFailed
+from producer.errors import (
+    IdempotencyConflict,
+    JobNotEnded,
+    JobNotFound,
+    KeyeError,
+    QueueUnavailable,
+    Refusal,
+    UploadFailed,
+)
 from producer.job import Cancellation, Job
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "PartialText",
     "Priority",
     "QueueUnavailable",
+    "Refusal",
     "Sampling",
     "Settings",
     "Stage",

@@ -16,7 +16,7 @@ from config.wire import InvalidJob, describe_faults, schemas
 from producer import dead_cli
 from producer.client import build_job
 from producer.job import Cancellation, Job
-from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected
+from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, exit_code_of
 from producer.transcript import Transcript
 
 app = typer.Typer(
@@ -75,6 +75,28 @@ def submit(
             print_result(job, timeout, as_json)
         else:
             typer.echo(json.dumps({"job_id": job.id}) if as_json else job.id)
+
+
+@app.command(epilog=EXIT_CODES)
+def submit_many(
+    jobs: Annotated[typer.FileText, typer.Argument(help="a job as JSON in each line, - for standard input")],
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
+    read = [read_or_refuse(line) for line in jobs]
+    refusals = []
+    with connected(redis_url) as client:
+        answers = iter(client.submit_many(job for job in read if isinstance(job, AnalysisJob)))
+        for number, job in enumerate(read, 1):
+            answer = next(answers) if isinstance(job, AnalysisJob) else job
+            job_id = answer.id if isinstance(answer, Job) else None
+            if not isinstance(answer, Job):
+                refusals.append(answer)
+                typer.echo(f"line {number}: {answer}", err=True)
+            typer.echo(json.dumps({"line": number, "job_id": job_id}) if as_json else job_id or "")
+    if refusals:
+        raise typer.Exit(exit_code_of(refusals[0]))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -168,3 +190,10 @@ def read_job(text: str) -> AnalysisJob:
         return AnalysisJob.model_validate_json(text)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
+
+
+def read_or_refuse(text: str) -> AnalysisJob | InvalidJob:
+    try:
+        return read_job(text)
+    except InvalidJob as fault:
+        return fault

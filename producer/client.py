@@ -1,6 +1,7 @@
 """The producer's front door: send a job, find it again."""
 
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Self
@@ -11,13 +12,16 @@ from config.job import AnalysisJob
 from config.settings import Settings
 from config.wire import InvalidJob, describe_faults
 from producer.dead_letters import DeadLetters
-from producer.envelope import enclose
-from producer.errors import IdempotencyConflict, JobNotFound, QueueUnavailable
+from producer.envelope import Envelope, enclose
+from producer.errors import JobNotFound, Refusal, UploadFailed
 from producer.job import Job
 from producer.media_type import media_type_of
 from producer.transport import Transport, reaching_redis
 from producer.upload import reference_of
 from producer.verify import Irregularity, Ledger, verify
+
+# Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
+JOBS_PER_ROUND_TRIP = 250
 
 
 class Client:
@@ -49,23 +53,35 @@ class Client:
         """
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
-        envelope = enclose(job or build_job(self._with_references(fields)))
-        owner_id, owner_fingerprint = self._transport.write_record(envelope)
-        if owner_fingerprint != envelope.fingerprint:
-            raise IdempotencyConflict(envelope.sealed.job.idempotency_key or "", owner_id)
-        if owner_id != envelope.job_id:
-            return Job(owner_id, self._transport)
-        try:
-            self._transport.publish(envelope)
-        except QueueUnavailable:
-            # False: a worker runs the job already, so the message did go out.
-            if self._transport.withdraw(envelope):
-                raise
-        else:
-            # The job is queued. Unconfirmed, a worker would publish it once more, which costs a claim.
-            with suppress(QueueUnavailable):
-                self._transport.confirm_published(envelope)
-        return Job(envelope.job_id, self._transport)
+        envelope = self._enclose(fields if job is None else job)
+        return Job(self._transport.submit(envelope), self._transport)
+
+    def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any]]) -> list[Job | Refusal]:
+        """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
+
+        Returns in their order each job's handle, or the error that `submit` would have raised: it is of that job, and
+        costs its neighbours nothing.
+        """
+        waiting = iter(jobs)
+        answers: list[Job | Refusal] = []
+        while batch := list(islice(waiting, JOBS_PER_ROUND_TRIP)):
+            answers += self._submit_batch(batch)
+        return answers
+
+    def _submit_batch(self, jobs: Sequence[AnalysisJob | Mapping[str, Any]]) -> Iterator[Job | Refusal]:
+        sealed: list[Envelope | Refusal] = []
+        for job in jobs:
+            try:
+                sealed.append(self._enclose(job))
+            except (InvalidJob, UploadFailed) as refusal:
+                sealed.append(refusal)
+        answers = iter(self._transport.submit_many([e for e in sealed if isinstance(e, Envelope)]))
+        for envelope in sealed:
+            answer = next(answers) if isinstance(envelope, Envelope) else envelope
+            yield Job(answer, self._transport) if isinstance(answer, str) else answer
+
+    def _enclose(self, job: AnalysisJob | Mapping[str, Any]) -> Envelope:
+        return enclose(job if isinstance(job, AnalysisJob) else build_job(self._with_references(dict(job))))
 
     def _with_references(self, fields: dict[str, Any]) -> dict[str, Any]:
         media = fields.get("media")

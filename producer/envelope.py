@@ -3,10 +3,9 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from config.job import AnalysisJob
-from config.topology import PRIORITY_STEPS
+from config.topology import message
 from config.wire import SealedJob, seal
 
 
@@ -22,13 +21,9 @@ class Envelope:
         return self.sealed.job_id
 
     @property
-    def message(self) -> dict[str, Any]:
-        """The keyword arguments of the Celery task."""
-        return {"sealed": self.sealed.model_dump(mode="json")}
-
-    @property
-    def priority_step(self) -> int:
-        return PRIORITY_STEPS[self.sealed.job.priority]
+    def message(self) -> str:
+        """What lies in the queue."""
+        return message(self.job_id, self.sealed.model_dump(mode="json"), self.sealed.job.priority)
 
 
 def enclose(job: AnalysisJob) -> Envelope:

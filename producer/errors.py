@@ -12,6 +12,7 @@ JobFailed                                   from `config.outcome`: carries the `
 """
 
 from config.state import JobState
+from config.wire import InvalidJob
 
 
 class KeyeError(Exception):
@@ -61,3 +62,7 @@ class UploadFailed(KeyeError, ConnectionError):
             f"media.{index} could not be uploaded to {prefix} ({reason}). Check KEYE_UPLOAD_PREFIX, "
             "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
         )
+
+
+# Why a job was not accepted.
+Refusal = InvalidJob | UploadFailed | IdempotencyConflict | QueueUnavailable

@@ -1,12 +1,10 @@
-"""How the producer talks to Redis: records, events and scripts by redis-py, the message by Celery. Media: `upload`."""
+"""How the producer talks to Redis: records, messages and events. Media: `upload`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from celery import Celery
-from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
@@ -16,10 +14,10 @@ from config import keys
 from config.event import EVENT, JobEvent
 from config.job import AnalysisJob
 from config.settings import Settings
-from config.topology import ANALYZE_TASK, QUEUE, celery_options
+from config.topology import message_list
 from config.wire import InvalidJob
 from producer.envelope import Envelope
-from producer.errors import QueueUnavailable
+from producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
 
 SOCKET_TIMEOUT_SECONDS = 5.0
 
@@ -32,65 +30,32 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
-        self._lease_seconds = settings.lease_seconds
         self.redis = connect(url)
-        self._submit, self._published, self._withdraw, self._cancel, self._purge = (
-            self.redis.register_script((SCRIPTS / f"{name}.lua").read_text())
-            for name in ("submit", "published", "withdraw", "cancel", "purge")
+        self._submit, self._cancel, self._purge = (
+            self.redis.register_script((SCRIPTS / f"{name}.lua").read_text()) for name in ("submit", "cancel", "purge")
         )
-        self._celery = publishing_app(settings)
 
-    def write_record(self, envelope: Envelope) -> tuple[str, str]:
-        """Store a new job; returns (job_id, fingerprint) of the job that owns its idempotency key.
+    def submit(self, envelope: Envelope) -> str:
+        """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
-        Raises `InvalidJob` where the new tokens alone exceed the context that the workers have told of.
+        Raises `IdempotencyConflict` where that one asks for something else, and `InvalidJob` where the new tokens alone
+        exceed the context that the workers have told of.
         """
-        job = envelope.sealed.job
-        fields = [text for pair in envelope.sealed.record.items() for text in pair]
-        max_new_tokens = job.generation.max_new_tokens
-        with reaching_redis("store the job"):
-            answer: tuple[str, str] = self._submit(
-                keys=[
-                    *(keys.record(envelope.job_id), keys.leases(), keys.context(), keys.deadlines()),
-                    *idempotency_keys(job),
-                ],
-                args=[
-                    *(envelope.job_id, envelope.fingerprint, self._lease_seconds, max_new_tokens),
-                    *(envelope.sealed.record["deadline_at"], *fields),
-                ],
-            )
-        match answer:
-            case ["too_long", context]:
-                raise InvalidJob(
-                    f"1 fault: generation.max_new_tokens: {max_new_tokens} leaves no room for a prompt, "
-                    f"the model's context is {context} tokens"
-                )
-            case [_, entry]:
-                job_id, fingerprint = entry.split(" ")
-        return job_id, fingerprint
-
-    def publish(self, envelope: Envelope) -> None:
         with reaching_redis("queue the job"):
-            self._celery.send_task(
-                ANALYZE_TASK,
-                kwargs=envelope.message,
-                # The headers would repeat the whole job, signed URLs included.
-                kwargsrepr="{...}",
-                task_id=envelope.job_id,
-                queue=QUEUE,
-                priority=envelope.priority_step,
-            )
+            answer = self._submit(*_submission(envelope))
+        return _owner(envelope, answer)
 
-    def confirm_published(self, envelope: Envelope) -> None:
-        names = [keys.record(envelope.job_id), keys.leases(), keys.queued(envelope.sealed.job.priority)]
-        with reaching_redis("confirm that the job is queued"):
-            self._published(keys=names, args=[envelope.job_id, 0])
-
-    def withdraw(self, envelope: Envelope) -> bool:
-        """Take back what `write_record` stored; False when a worker has the job already."""
-        names = [keys.record(envelope.job_id), keys.leases(), keys.deadlines(), *idempotency_keys(envelope.sealed.job)]
-        with reaching_redis("take the job back"):
-            return bool(self._withdraw(keys=names, args=[envelope.job_id]))
+    def submit_many(self, envelopes: Sequence[Envelope]) -> list[str | Refusal]:
+        """As `submit` for each, in one round trip; what it would raise stands where the id would."""
+        answers: list[Any]
+        with self.redis.pipeline(transaction=False) as sending:
+            for envelope in envelopes:
+                self._submit(*_submission(envelope), client=sending)
+            try:
+                answers = sending.execute(raise_on_error=False)
+            except RedisError as error:
+                answers = [error] * len(envelopes)
+        return [_owner_or_refusal(envelope, answer) for envelope, answer in zip(envelopes, answers, strict=True)]
 
     def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
@@ -149,7 +114,6 @@ class Transport:
 
     def close(self) -> None:
         self.redis.close()
-        self._celery.close()
 
 
 def connect(url: str) -> Redis:
@@ -170,18 +134,39 @@ def connect(url: str) -> Redis:
         ) from None
 
 
-def publishing_app(settings: Settings) -> Celery:
-    """A Celery app that publishes and nothing else; the caller's own Celery app, if any, stays the current one."""
-    options = celery_options(
-        settings.redis_url.get_secret_value(), settings.result_ttl_seconds, settings.lease_seconds
-    ) | {
-        # With a result backend, every message sent would subscribe a connection to its result.
-        "result_backend": None,
-        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-    }
-    app = Celery("keye-producer", set_as_current=False)
-    app.conf.update(options)
-    return app
+def _submission(envelope: Envelope) -> tuple[list[str], list[str | int]]:
+    """Keys and arguments of `scripts/submit.lua`."""
+    job, record = envelope.sealed.job, envelope.sealed.record
+    queue = (keys.queued(job.priority), message_list(job.priority))
+    names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines(), *idempotency_keys(job)]
+    fields = [text for pair in record.items() for text in pair]
+    told = (envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens, record["deadline_at"])
+    return names, [*told, envelope.message, *fields]
+
+
+def _owner(envelope: Envelope, answer: list[str]) -> str:
+    """The id in the script's answer; raises as `Transport.submit` does."""
+    job = envelope.sealed.job
+    match answer:
+        case ["too_long", context]:
+            raise InvalidJob(
+                f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
+                f"the model's context is {context} tokens"
+            )
+        case [_, entry]:
+            job_id, fingerprint = entry.split(" ")
+    if fingerprint != envelope.fingerprint:
+        raise IdempotencyConflict(job.idempotency_key or "", job_id)
+    return job_id
+
+
+def _owner_or_refusal(envelope: Envelope, answer: list[str] | RedisError) -> str | Refusal:
+    if isinstance(answer, RedisError):
+        return QueueUnavailable("queue the job", answer)
+    try:
+        return _owner(envelope, answer)
+    except (InvalidJob, IdempotencyConflict) as refusal:
+        return refusal
 
 
 def idempotency_keys(job: AnalysisJob) -> list[str]:
@@ -191,8 +176,8 @@ def idempotency_keys(job: AnalysisJob) -> list[str]:
 
 @contextmanager
 def reaching_redis(action: str) -> Iterator[None]:
-    """Redis' and kombu's errors become ours; `action` completes "Redis could not ..."."""
+    """Redis' errors become ours; `action` completes "Redis could not ..."."""
     try:
         yield
-    except (RedisError, OperationalError) as error:
+    except RedisError as error:
         raise QueueUnavailable(action, error) from error

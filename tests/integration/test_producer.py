@@ -26,7 +26,6 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from config.wire import open_sealed
 from producer import (
     AnalysisJob,
     Cancellation,
@@ -45,7 +44,6 @@ from producer.cli import app
 from producer.envelope import enclose
 from producer.shell import ExitCode
 from producer.transport import Transport
-from worker.leases.job_lease import LeaseStore, Requeued
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
 JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
@@ -145,26 +143,17 @@ class TestSubmit:
             client.submit(prompt="?", idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == []
 
-    def test_a_job_whose_producer_died_before_publishing_it_is_left_to_the_reaper(
+    def test_a_queued_job_is_no_business_of_the_reaper(self, client: Client, redis: Redis) -> None:
+        job = client.submit(JOB)
+        assert redis.zcard(keys.leases()) == 0
+        assert redis.zrange(keys.queued("normal"), 0, -1) == [job.id]
+
+    def test_a_submission_whose_answer_was_lost_is_sent_again_and_queued_once(
         self, redis: Redis, redis_url: str
     ) -> None:
-        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url), lease_seconds=7))
-        transport.write_record(envelope)
-        seconds, _ = redis.time()
-        assert redis.zscore(keys.leases(), envelope.job_id) == pytest.approx(seconds + 7, abs=2)
-        redis.zadd(keys.leases(), {envelope.job_id: seconds - 1})
-        reaped = LeaseStore(redis, lease_seconds=7).reap(envelope.job_id, "reaper")
-        assert isinstance(reaped, Requeued)
-        assert open_sealed(json.loads(reaped.sealed_json)) == envelope.sealed
-        transport.close()
-
-    def test_a_published_job_is_no_business_of_the_reaper(self, redis: Redis, redis_url: str) -> None:
         envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
-        transport.write_record(envelope)
-        transport.publish(envelope)
-        transport.confirm_published(envelope)
-        assert redis.zcard(keys.leases()) == 0
-        assert redis.zrange(keys.queued("normal"), 0, -1) == [envelope.job_id]
+        assert [transport.submit(envelope) for _ in range(2)] == [envelope.job_id] * 2
+        assert redis.llen(QUEUES["normal"]) == 1
         transport.close()
 
     def test_a_deadline_is_known_from_the_start_and_forgotten_with_the_job(self, client: Client, redis: Redis) -> None:
@@ -172,25 +161,6 @@ class TestSubmit:
         assert redis.zscore(keys.deadlines(), job.id) == pytest.approx(time.time() + 60, abs=5)
         job.cancel()
         assert not redis.exists(keys.deadlines(), keys.queued("normal"))
-
-    def test_a_job_claimed_before_its_publication_is_confirmed_keeps_its_lease(
-        self, client: Client, redis: Redis, redis_url: str
-    ) -> None:
-        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
-        transport.write_record(envelope)
-        job = client.find(envelope.job_id)
-        start(redis, job)
-        transport.confirm_published(envelope)
-        assert redis.zrange(keys.leases(), 0, -1) == [job.id]
-        transport.close()
-
-    def test_a_job_that_a_worker_has_already_is_not_taken_back(self, redis: Redis, redis_url: str) -> None:
-        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
-        transport.write_record(envelope)
-        redis.hset(keys.record(envelope.job_id), "state", "RUNNING")
-        assert not transport.withdraw(envelope)
-        assert redis.exists(keys.record(envelope.job_id))
-        transport.close()
 
     def test_more_new_tokens_than_the_workers_model_holds_are_refused_with_the_numbers(
         self, client: Client, redis: Redis
@@ -217,6 +187,41 @@ class TestSubmit:
         )
         subprocess.run([sys.executable, "-c", program, redis_url], check=True, timeout=30)
         assert redis.llen(QUEUES["normal"]) == 3
+
+
+class TestSubmitMany:
+    def test_all_jobs_are_queued_in_order(self, client: Client, redis: Redis) -> None:
+        jobs = client.submit_many(AnalysisJob(prompt=str(n)) for n in range(600))
+        messages = reversed(redis.lrange(QUEUES["normal"], 0, -1))
+        assert [json.loads(message)["headers"]["id"] for message in messages] == [job.id for job in jobs]
+        assert {job.state for job in jobs} == {JobState.QUEUED}
+
+    def test_each_job_that_is_refused_has_its_own_error_and_costs_no_other(self, client: Client, redis: Redis) -> None:
+        redis.set(keys.context(), 4096)
+        taken = client.submit(prompt="?", idempotency_key="taken")
+        fields = [
+            {"prompt": "?", "idempotency_key": "k"},
+            {"prompt": "?", "idempotency_key": "k"},
+            {"prompt": "!", "idempotency_key": "taken"},
+            {"prompt": ""},
+            {"prompt": "?", "generation": {"max_new_tokens": 5000}},
+            {"prompt": "?", "media": [b"neither picture nor clip"]},
+            {"prompt": "!"},
+        ]
+        first, same, conflict, empty, too_long, odd, last = client.submit_many(fields)
+        assert isinstance(first, Job)
+        assert isinstance(same, Job)
+        assert isinstance(last, Job)
+        assert (first.id, first.state, last.state) == (same.id, JobState.QUEUED, JobState.QUEUED)
+        assert isinstance(conflict, IdempotencyConflict)
+        assert conflict.job_id == taken.id
+        assert [type(refusal) for refusal in (empty, too_long, odd)] == [InvalidJob] * 3
+        assert "5000 leaves no room" in str(too_long)
+        assert redis.llen(QUEUES["normal"]) == 3
+
+    def test_without_redis_every_job_is_told_so(self) -> None:
+        with Client("redis://127.0.0.1:9/0") as client:
+            assert [type(answer) for answer in client.submit_many([JOB, JOB])] == [QueueUnavailable] * 2
 
 
 class TestResult:
@@ -388,6 +393,14 @@ class TestCommandLine:
     def test_a_whole_job_comes_from_standard_input(self, keye: CliRunner, client: Client) -> None:
         submitted = keye.invoke(app, ["submit", "--job", "-", "--json"], input='{"prompt": "?", "priority": "low"}')
         assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
+
+    def test_many_jobs_come_as_lines_and_each_is_told_of(self, keye: CliRunner, client: Client) -> None:
+        lines = '{"prompt": "?"}\nno JSON\n{"prompt": "!"}\n'
+        sent = keye.invoke(app, ["submit-many", "-"], input=lines)
+        first, refused, last = sent.stdout.split("\n")[:3]
+        assert (client.find(first).state, refused, client.find(last).state) == (JobState.QUEUED, "", JobState.QUEUED)
+        assert sent.stderr.startswith("line 2: 1 fault: ")
+        assert sent.exit_code == ExitCode.INVALID
 
     def test_a_failure_is_told_in_a_line_or_as_json(self, keye: CliRunner, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)

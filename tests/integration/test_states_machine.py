@@ -30,9 +30,8 @@ from config.outcome import JobFailure
 from config.settings import Settings
 from config.state import LEGAL_MOVES, JobState
 from config.topology import message_list
-from config.wire import SealedJob
+from config.wire import SealedJob, seal
 from producer import Client, Job
-from producer.envelope import enclose
 from producer.errors import DeadLetterNotFound
 from producer.transport import Transport
 from producer.verify import judge, read_ledger
@@ -85,10 +84,13 @@ class Jobs(RuleBasedStateMachine):
         if is_published:
             job = self.client.submit(asked)
         else:
-            # Its producer dies here.
-            envelope = enclose(asked)
-            self.transport.write_record(envelope)
-            job = self.client.find(envelope.job_id)
+            # A producer in another language, which dies before it sends the message.
+            sealed = seal(asked)
+            self.redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
+            self.redis.zadd(keys.leases(), {sealed.job_id: time.time() + LEASE_SECONDS})
+            if deadline:
+                self.redis.zadd(keys.deadlines(), {sealed.job_id: sealed.submitted_at + deadline})
+            job = self.client.find(sealed.job_id)
         self.claims[job.id] = 0
         return job
 
