@@ -2,11 +2,12 @@
 
 import sys
 
-from benchmarks import decode, engine, handover, pipeline, precision
+from benchmarks import decode, engine, handover, photos, pipeline, precision
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
     "decode": decode.run,
+    "photos": photos.run,
     "handover": handover.run,
     "engine": engine.run,
     "pipeline": pipeline.run,
