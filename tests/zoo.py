@@ -41,8 +41,8 @@ def draw_frame(number: int, size: tuple[int, int] = CLIP_SIZE) -> Frame:
     bits = np.array([number >> bit & 1 for bit in range(NUM_BITS)], np.uint8).reshape(-1, _COLUMNS)
     rows = np.arange(size[0]) * len(bits) // size[0]
     columns = np.arange(size[1]) * _COLUMNS // size[1]
-    cells = 40 + 175 * bits[rows][:, columns]
-    return np.repeat(cells[:, :, None], 3, axis=2).astype(np.uint8)
+    two_lines = np.repeat(40 + 175 * bits[:, columns, None], 3, axis=2)
+    return two_lines[rows]
 
 
 def read_number(frame: Frame) -> int:
@@ -63,10 +63,15 @@ def encode_clip(
     keyframe_every: int = 24,
     rotation: int = 0,
     pixel_format: str = "yuv420p",
+    grain: int = 0,
     container_options: Mapping[str, str] | None = None,
     codec_options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a clip that shows frame n at `seconds[n]`, turned by `rotation` degrees counterclockwise."""
+    """Write a clip that shows frame n at `seconds[n]`, turned by `rotation` degrees counterclockwise.
+
+    `grain` is how much brighter each pixel may be by chance, which makes frames large.
+    """
+    chance = np.random.default_rng(0)
     with av.open(path, "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=30, options={**_QUIET_AND_QUICK[codec], **(codec_options or {})})
         stream.height, stream.width = size
@@ -78,7 +83,10 @@ def encode_clip(
         if rotation:
             stream.set_display_rotation(rotation)
         for number, time in enumerate(seconds):
-            frame = av.VideoFrame.from_ndarray(draw_frame(number, size))
+            picture = draw_frame(number, size)
+            if grain:
+                picture += chance.integers(0, grain, (*size, 1), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture)
             frame.time_base = stream.codec_context.time_base
             frame.pts = round(time / frame.time_base)
             container.mux(stream.encode(frame))
@@ -158,6 +166,8 @@ CLIPS = {
     "mpeg4.avi": ClipKind("mpeg4", STEADY),
     "mjpeg.avi": ClipKind("mjpeg", STEADY, {"pixel_format": "yuvj420p"}),
     "mpeg2.ts": ClipKind("mpeg2video", STEADY),
+    # Where frames are so small that several share a pack, an MPEG-PS tells the times of some of them only.
+    "mpeg2.mpg": ClipKind("mpeg2video", STEADY, {"grain": 30, "codec_options": {"qmax": "2"}}),
 }
 
 

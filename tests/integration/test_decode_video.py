@@ -31,7 +31,7 @@ from worker.media.decoded import DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.frame_reader import FrameReader
 
-# Large frames are held by the integration tests, which have the time.
+# Decoding large frames takes its time: of these, one way to read them stands for all.
 SMALL = [name for name in CLIPS if "4k" not in name]
 
 
@@ -67,13 +67,13 @@ def test_frames_at_uniform_times_are_the_ones_on_screen(zoo: Zoo, name: str) -> 
         assert decoded.frames_corrupt == 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("num_frames", [6, 64])
 def test_frames_at_random_times_are_the_ones_on_screen(zoo: Zoo, name: str, num_frames: int) -> None:
     with zoo[name].open("rb") as file:
         clip = examine_clip(file, name, 10**8)
         assert len(clip.index.pts) == len(CLIPS[name].seconds) - CLIPS[name].cut_at
-        for seed in (1, 2):
+        for seed in (1, 2) if name in SMALL else (1,):
             chosen = sorted(np.random.default_rng(seed).integers(0, len(clip.index.pts), num_frames).tolist())
             wanted = clip.index.pts[chosen].tolist()
             with FrameReader(file, clip.demuxer, name, clip.index, wanted, 10**8) as reader:
