@@ -1,5 +1,7 @@
 """The same worker under somebody else's supervisor: Celery's own command."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ from PIL import Image
 
 from config.job import GenerationOptions, ImagePart
 from config.outcome import JobFailed
-from producer import Client
-from tests.acceptance.conftest import Start, faulty_engine
+from config.state import JobState
+from producer import Client, JobNotEnded
+from tests.acceptance.conftest import Start, eventually, faulty_engine
 from worker.daemon.exit_codes import ExitCode
 
 CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")
@@ -58,3 +61,22 @@ def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> No
     worker = start("celery", "-A", "own_app", "worker", "--pool", "threads", C_FORCE_ROOT="1")
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
     assert "accept_content takes pickle" in worker.log
+
+
+def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_process(
+    start: Start, client: Client
+) -> None:
+    worker = start("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO")
+    worker.wait_until_ready()
+    running = client.submit(prompt="wait 600")
+    eventually(lambda: running.state is JobState.RUNNING, within_seconds=10)
+    worker.ask_to_end()
+    told_at = time.monotonic()
+    with suppress(JobNotEnded):
+        while late := client.submit(prompt="wait 0"):
+            late.result(timeout=0.5)
+    assert time.monotonic() - told_at < 2  # the last wait included
+    assert late.state is JobState.QUEUED
+    assert running.state is JobState.RUNNING
+    worker.ask_to_end()
+    assert worker.exit_code(within_seconds=2) == ExitCode.FORCED
