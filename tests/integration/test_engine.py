@@ -16,6 +16,7 @@ from config.error_codes import ErrorCode
 from worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
 from worker.engine.step_loop import Engine
 from worker.engine.step_plan import StepLimits
+from worker.model.flex_decoding import FlexForm
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -89,9 +90,9 @@ def test_mixed_jobs_give_what_each_gives_alone(
     """32 jobs of all kinds arrive at random, two are abandoned, and the blocks do not suffice for all."""
     rng = random.Random(5)
     prompts = [make_prompt(processor, kind=n % 6, seed=n) for n in range(32)]
-    lengths = [rng.randint(5, 200) for _ in prompts]
+    lengths = [5, 300, *(round(5 * 60 ** rng.random()) for _ in prompts[2:])]  # few of them long: each runs alone, too
     abandoned = {6, 19}
-    engine = start_engine(kv_cache_bytes=2**20, max_running=16, max_step_tokens=192)
+    engine = start_engine(kv_cache_bytes=3 * 2**18, max_running=16, max_step_tokens=192)
     pendings: list[PendingGeneration] = []
     for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         pendings.append(engine.inbox.submit(prompt, replace(GREEDY, max_new_tokens=length)))
@@ -236,6 +237,25 @@ def test_faulty_input_fails_its_own_sequence_only(
     assert engine.is_alive
 
 
+def test_kernel_that_cannot_be_compiled_leaves_the_plain_attention(
+    start_engine: Callable[..., Engine],
+    processor: KeyeProcessor,
+    plain_model: KeyeForConditionalGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def compile_it() -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr("worker.model.flex_decoding._compiled_flex_attention", compile_it)
+    monkeypatch.setattr("worker.engine.step_loop.choose_attention", lambda *_: FlexForm(4096))
+    engine, prompt = start_engine(), make_prompt(processor, 1, 1)
+    read(pending := engine.inbox.submit(prompt, GREEDY))
+    assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
+    assert "flex_attention over blocks, varlen_attn for prompts does not run here" in caplog.text
+    assert "Failed to find C compiler" in caplog.text
+
+
 class SmallDevice:
     """Stands for a device whose memory holds the work of so many tokens a forward pass, and no more."""
 
@@ -246,7 +266,7 @@ class SmallDevice:
 
     def __call__(self, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if embeds.shape[1] > self._max_tokens:
-            raise torch.OutOfMemoryError(f"{embeds.shape[1]} tokens do not fit")
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return self._forward(embeds, *args, **kwargs)
 
 

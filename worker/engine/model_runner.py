@@ -12,6 +12,7 @@ from worker.engine.kv_cache import KVCache
 from worker.engine.sequence import Sequence
 from worker.engine.step_plan import Chunk
 from worker.engine.visual_rows import VisualRows
+from worker.model.gathered_attention import GatheredForm
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.paged_attention import PAGED_ATTENTION, AttentionForm, PagedBatch
 from worker.model.processor import PreparedPrompt
@@ -30,6 +31,21 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._device = model.device
         self._visual: dict[Sequence, tuple[VisualRows | None, VisualRows | None]] = {}
+
+    def try_attention(self) -> None:
+        """Let nobody's token be decoded. Where the kernels cannot be compiled, attention is by gathered blocks."""
+        if not self._attention.table_widths:
+            return
+        token_id, position, length = torch.tensor([[0], [0], [1]], dtype=torch.int32, device=self._device)
+        scratch = torch.tensor([[self._cache.scratch_block]], dtype=torch.int32, device=self._device)
+        try:
+            self._decode(token_id, position, length, scratch.repeat(1, self._attention.table_widths[0]))
+        except torch.AcceleratorError:
+            raise  # The device is lost.
+        except Exception as error:
+            slower = GatheredForm()
+            logger.warning("%s does not run here, from now on %s: %r", self._attention.name, slower.name, error)
+            self._attention = slower
 
     def capture_decoding(self, max_running: int) -> None:
         """Capture decoding steps of up to `max_running` sequences where attention and device allow it."""
@@ -70,7 +86,7 @@ class ModelRunner:
                     start = sequence.num_cached
                     wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
             if wanted:
-                patches = torch.cat([media.patches(item) for media, item in wanted]).to(self._device)
+                patches = torch.cat([media.patches(item).to(self._device) for media, item in wanted])
                 rows = encode(patches, torch.stack([media.grids[item] for media, item in wanted]))
                 num_rows = [media.num_rows(item) for media, item in wanted]
                 for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):

@@ -7,6 +7,8 @@ from worker.engine.detokenizer import Detokenizer
 from worker.engine.inbox import FinishReason, Generated, PendingGeneration
 from worker.engine.stop_rules import StopRules, StopStrings
 
+SECONDS_A_PRIORITY = 10
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -27,9 +29,12 @@ class Sequence:
     _text: list[str] = field(default_factory=list)
 
     @property
-    def seniority(self) -> tuple[int, int]:
-        """Who goes first: the lower priority number, then who came first."""
-        return self.pending.priority, self.arrival
+    def seniority(self) -> tuple[float, int]:
+        """Who goes first: who came first, each step of priority counting as if it had come ten seconds later.
+
+        So nobody waits for ever behind a flow of higher priority, and among equals it is first come, first served.
+        """
+        return self.pending.submitted_at + SECONDS_A_PRIORITY * self.pending.priority, self.arrival
 
     @property
     def num_tokens(self) -> int:

@@ -18,6 +18,7 @@ from worker.engine.block_pool import BlockPool
 from worker.engine.detokenizer import Detokenizer, TokenBytes
 from worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions
 from worker.engine.kv_cache import KVCache, block_bytes
+from worker.engine.memory_limits import MemoryLimits, is_out_of_memory
 from worker.engine.model_runner import ModelRunner
 from worker.engine.sampler import Sampler
 from worker.engine.scheduler import Scheduler
@@ -35,7 +36,6 @@ Result = TypeVar("Result")
 
 DEFAULT_LIMITS = StepLimits()
 
-_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _TOO_LARGE = "The job alone does not fit into the device's memory. Lower max_pixels, max_frames or fps."
 
 
@@ -80,6 +80,7 @@ class Engine:
         self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size))
         self._processor = processor
         self._token_bytes = TokenBytes(processor.tokenizer)
+        self._limits = MemoryLimits(limits)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
         cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
         self._runner = ModelRunner(model, cache, attention)
@@ -137,6 +138,7 @@ class Engine:
         fault: GenerationFault | None = None
         try:
             with torch.inference_mode():
+                self._runner.try_attention()
                 self._runner.capture_decoding(self._scheduler.limits.max_running)
                 while not self._is_stopping:
                     if self._scheduler.is_idle:
@@ -166,6 +168,7 @@ class Engine:
         for sequence in [s for s in self._scheduler if s.is_given_up(started_at)]:
             self._leave(sequence)
             sequence.end("abandoned" if sequence.pending.is_abandoned else "deadline", started_at)
+        self._scheduler.limits = self._limits.now
         plan = self._scheduler.start_step()
         for sequence in plan.put_back:
             self._runner.forget_media(sequence)
@@ -179,6 +182,7 @@ class Engine:
             for computed, token_ids in self._isolated(self._next_tokens, chunks, can_shorten=True):
                 self._apply(computed, token_ids, time.monotonic())
             self._counters.steps += 1
+            self._limits.count_step()
         self._counters.put_backs += len(plan.put_back)
         self._counters.step_seconds += time.monotonic() - started_at
 
@@ -231,10 +235,10 @@ class Engine:
         """
         try:
             return [(chunks, compute(chunks))]
-        except torch.AcceleratorError:
-            raise  # The device is lost, and every sequence with it.
         except Exception as error:
-            is_memory = isinstance(error, _OUT_OF_MEMORY)
+            is_memory = is_out_of_memory(error)
+            if isinstance(error, torch.AcceleratorError) and not is_memory:
+                raise  # The device is lost, and every sequence with it.
             sequence, num_tokens = chunks[0]
             if len(chunks) > 1:
                 parts = [chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]]
@@ -248,15 +252,11 @@ class Engine:
                 self._fail(sequence, ErrorCode.INTERNAL, f"The model failed on this job: {error!r}")
                 return []
             if is_memory:
-                self._lower_limits(sum(chunk.num_tokens for chunk in chunks) // 2)
+                self._limits.lower(sum(chunk.num_tokens for chunk in chunks) // 2)
         # Not before the error is gone: its traceback holds the tensors of the failed attempt.
+        if is_memory:
+            torch.cuda.empty_cache()  # Libraries such as cuBLAS find no room in what torch keeps for itself.
         return [result for part in parts for result in self._isolated(compute, part, can_shorten=can_shorten)]
-
-    def _lower_limits(self, max_step_tokens: int) -> None:
-        old = self._scheduler.limits
-        lower = min(max_step_tokens, old.max_step_tokens)
-        self._scheduler.limits = StepLimits(min(lower, old.max_running), lower)
-        logger.warning("out of memory: from now on at most %d tokens a step", lower)
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._leave(sequence)

@@ -44,13 +44,13 @@ class StepPlan(NamedTuple):
 def plan_step(waiting: Iterable[Sequence], running: Seq[Sequence], pool: BlockPool, limits: StepLimits) -> StepPlan:
     """Plan one step; `waiting` and `running` are sorted by seniority.
 
-    Running sequences keep running: when blocks run out, the youngest is put back. What is left of the step's tokens
-    goes to prompts, the oldest first. A sequence is admitted only with blocks for all its tokens, and none before the
-    one ahead of it, so that a large prompt is not overtaken for ever.
+    Running sequences keep running: when blocks run out, or more run than may, the youngest is put back. What is left of
+    the step's tokens goes to prompts, the oldest first. A sequence is admitted only with blocks for all its tokens, and
+    none before the one ahead of it, so that a large prompt is not overtaken for ever.
     """
-    staying = list(running)
-    put_back: list[Sequence] = []
-    num_free = pool.num_free
+    staying = list(running[: limits.max_running])
+    put_back = list(running[limits.max_running :])
+    num_free = pool.num_free + sum(len(sequence.block_table) for sequence in put_back)
     at = 0
     while at < len(staying):
         sequence = staying[at]

@@ -24,19 +24,19 @@ def _section_rows(section: tuple[int, ...], device: torch.device) -> Tensor:
 def text_rotation(
     position_ids: Tensor, head_dim: int, theta: float, section: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, L, head_dim] for positions [3, B, L] (temporal, height, width).
+    """Cosines and signed sines [B, L, head_dim] for positions [3, B, L] (temporal, height, width).
 
     The head_dim/2 frequencies are cut into three runs of the lengths `section`; run s follows position row s.
     """
     device = position_ids.device
     positions = position_ids[_section_rows(tuple(section), device)].movedim(0, -1).float()
     angles = positions * _inverse_frequencies(head_dim, theta, device)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = _for_halves(angles)
+    return cos.to(dtype), sin.to(dtype)
 
 
 def vision_rotation(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines float32 [rows * columns, head_dim] for a grid of patches in raster order.
+    """Cosines and signed sines float32 [rows * columns, head_dim] for a grid of patches in raster order.
 
     The first half of the angles follows the row of a patch, the second half its column.
     """
@@ -46,11 +46,19 @@ def vision_rotation(rows: int, columns: int, head_dim: int, device: torch.device
     angles = torch.cat(
         (row_angles.repeat_interleave(columns, dim=0), column_angles.repeat(rows, 1)),
         dim=-1,
-    ).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    )
+    return _for_halves(angles)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns pairs (j, j + d/2) of the last dimension by their angle; `cos` and `sin` must broadcast to `x`."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Turns pairs (j, j + d/2) of the last dimension by their angle; `cos` and signed `sin` must broadcast to `x`.
+
+    Three kernels: at small batches there are more of them than there is work.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def _for_halves(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., 2n] of angles [..., n]; the sines of the first half are negative, as `rotate` wants."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

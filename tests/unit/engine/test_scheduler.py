@@ -135,6 +135,41 @@ def test_higher_priority_goes_first_and_then_who_came_first(make_sequence: MakeS
     assert admitted == [high, low, low_later]
 
 
+@settings(deadline=None)
+@given(priority=st.integers(1, 6))
+def test_steady_flow_of_higher_priority_holds_a_lower_one_up_for_ten_seconds_a_step(
+    make_sequence: MakeSequence, priority: int
+) -> None:
+    """One place, one job a second for it, and each takes a second."""
+    scheduler = make_scheduler(max_running=1)
+    low = make_sequence([0], priority, max_new_tokens=1)
+    low.pending.submitted_at = 0
+    scheduler.add(low)
+    second = 0
+    while not low.generated_ids:
+        second += 1
+        assert second <= 10 * priority + 1, "it is overtaken for ever"
+        high = make_sequence([0], 0, max_new_tokens=1)
+        high.pending.submitted_at = second
+        scheduler.add(high)
+        run_steps(scheduler, 1)
+    assert second >= 10 * priority
+
+
+def test_youngest_are_put_back_when_fewer_may_run_than_do(make_sequence: MakeSequence) -> None:
+    scheduler = make_scheduler()
+    sequences = [make_sequence([0], max_new_tokens=12) for _ in range(4)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run_steps(scheduler, 2)
+    scheduler.limits = StepLimits(max_running=2, max_step_tokens=2)
+    (plan,) = run_steps(scheduler, 1)
+    assert plan.put_back == sequences[2:]
+    assert [chunk.sequence for chunk in plan.chunks] == sequences[:2]
+    run_steps(scheduler, 30)
+    assert [len(sequence.generated_ids) for sequence in sequences] == [12] * 4
+
+
 def test_youngest_is_put_back_when_blocks_run_out_and_comes_back(make_sequence: MakeSequence) -> None:
     scheduler = make_scheduler()
     old, young = make_sequence([0] * 20, max_new_tokens=24), make_sequence([0] * 16, max_new_tokens=24)
