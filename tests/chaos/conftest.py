@@ -72,6 +72,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if "tests/chaos/" in report.nodeid and report.when == ("setup" if outcome == "skipped" else "call"):
                 gates = [value for name, value in report.user_properties if name == "gate"]
                 rows += [[*row, mark] for row in gates or [[report.nodeid.partition("::")[2], "", ""]]]
+    if len(rows) == 1:
+        return
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     terminalreporter.section("gates")
     for row in rows:

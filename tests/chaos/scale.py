@@ -13,8 +13,7 @@ class Scale:
     longest_job_seconds: float
     drain_seconds: float
     broker_away_seconds: tuple[float, ...]
-    full_seconds: float
-    no_replicas_seconds: float
+    refusal_seconds: float
     cut_off_seconds: float
     deadline_seconds: float
 
@@ -29,13 +28,12 @@ SHORT = Scale(
     num_kills=30,
     num_kills_in_the_pop=1,
     num_restarts=1,
-    longest_job_seconds=8,
+    longest_job_seconds=7,
     drain_seconds=2,
     broker_away_seconds=(5,),
-    full_seconds=5,
-    no_replicas_seconds=10,
+    refusal_seconds=5,
     cut_off_seconds=6,
-    deadline_seconds=8,
+    deadline_seconds=9,
 )
 LONG = Scale(
     lease_seconds=30,
@@ -45,8 +43,7 @@ LONG = Scale(
     longest_job_seconds=1200,
     drain_seconds=60,
     broker_away_seconds=(10, 300),
-    full_seconds=60,
-    no_replicas_seconds=60,
+    refusal_seconds=60,
     cut_off_seconds=60,
     deadline_seconds=90,
 )

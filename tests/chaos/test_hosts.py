@@ -65,7 +65,7 @@ def _cut_off_and_connect_again(network: Network, workers: EchoWorkers, lease_sec
         eventually(lambda: far.log.count("lease lost") == 8, within_seconds=35)
 
         # More than the near one has room for: the far one takes its share.
-        after = [client.submit(prompt="wait 2") for _ in range(16)]
+        after = [client.submit(prompt="wait 1") for _ in range(16)]
         eventually(far.held_jobs, within_seconds=35)
         gate(
             f"the same host, back after {away_seconds:.0f} s: late results discarded, jobs taken after",
