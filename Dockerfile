@@ -4,7 +4,7 @@ COPY pyproject.toml README.md ./
 COPY config config
 COPY producer producer
 COPY worker worker
-RUN pip install --no-cache-dir '.[worker]'
+RUN pip install --no-cache-dir '.[worker,heic]'
 # The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
 RUN useradd --system --create-home keye
 USER keye

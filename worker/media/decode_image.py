@@ -1,5 +1,6 @@
 """One image file to upright RGB pixels. Sizes for the model are not decided here."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -13,8 +14,20 @@ from worker.media.fault import MediaFault
 from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
 
+# What phones take; a plug-in of Pillow that not every worker has.
+_HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+if _HAS_HEIF:
+    import pillow_heif
+
+    # One thread: the cores belong to the decoders beside this one.
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False)
+
 # Everything else Pillow can read is rare, or leads to other programs (EPS) and files.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"),
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("HEIF",) if _HAS_HEIF else ()),
+)
 
 # Pillow only warns where we refuse, and where we allow more it would refuse: the one limit is ours, checked below.
 Image.MAX_IMAGE_PIXELS = None

@@ -24,7 +24,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], FileFormat], ...] = tuple(
         (rb"II\*\0|MM\0\*", FileFormat("TIFF")),
         (rb"BM.{4}\0\0\0\0", FileFormat("BMP")),
         (rb".{4}ftyp(avif|avis)", FileFormat("AVIF")),
-        (rb".{4}ftyp(heic|heix|mif1|msf1)", FileFormat("HEIC")),
+        (rb".{4}ftyp(heic|heix|heim|heis|mif1|msf1)", FileFormat("HEIF")),
         (rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide|pnot)", FileFormat("MP4", "mov")),
         (rb"\x1aE\xdf\xa3", FileFormat("Matroska or WebM", "matroska")),
         (rb"RIFF....AVI ", FileFormat("AVI", "avi")),
