@@ -79,6 +79,9 @@ class Settings(BaseSettings):
         default=Path("/var/tmp/keye-media"), description="where fetched media are kept, for all workers of a host"
     )
     cache_bytes: int = Field(default=8 * 2**30, ge=0, description="most that is kept there; 0 keeps nothing")
+    spool_folder: Path = Field(
+        default=Path("/var/tmp/keye-spool"), description="where outcomes wait that Redis could not take"
+    )
     upload_prefix: str | None = Field(
         default=None,
         pattern=r"^s3://[^/]+(/.*)?$",

@@ -98,6 +98,7 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
             "KEYE_REDIS_URL": redis_url,
             "KEYE_MODEL_PATH": str(checkpoint),
             "KEYE_MEDIA_ROOTS": str(tmp_path),
+            "KEYE_SPOOL_FOLDER": str(tmp_path / "spool"),
             "KEYE_DEVICE": "cpu",
             "OMP_NUM_THREADS": "2",
             "AWS_ACCESS_KEY_ID": "test",

@@ -127,6 +127,7 @@ class EchoWorkers:
             "KEYE_DRAIN_SECONDS": str(drain_seconds),
             "KEYE_DECODERS": "1",
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
+            "KEYE_SPOOL_FOLDER": str(self._folder / "spool"),
         }
         log_file = self._folder / f"worker{number}.log"
         log_file.touch()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -76,4 +77,23 @@ def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
     assert worker.process.is_alive()
     # Longer than a lease, and nobody died.
     assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
+    assert_all_is_well(jobs)
+
+
+def test_answers_of_a_worker_killed_while_the_broker_is_full_are_not_lost(
+    broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, tmp_path: Path
+) -> None:
+    (worker,) = workers.start_ready()
+    jobs = [client.submit(prompt="wait 1") for _ in range(4)]
+    worker.wait_until_holding(len(jobs))
+    with broker.refusing_writes("maxmemory", "1mb"):
+        eventually(lambda: len(list(tmp_path.glob("spool/*/*.json"))) == len(jobs), within_seconds=10)
+        assert len(worker.kill()) == len(jobs)
+        assert count_ended(broker.redis, jobs) == 0
+    workers.start_ready()
+    wait_for_all(broker.redis, jobs, within_seconds=10)
+
+    assert {job.result(timeout=1).worker.pid for job in jobs} == {worker.pid}
+    assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
+    assert list(tmp_path.glob("spool/*/*")) == []
     assert_all_is_well(jobs)

@@ -42,7 +42,9 @@ from worker.media.prepare import DecoderPool, MediaCache, MediaFault, MediaLimit
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.results.event_writer import EventWriter
+from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
+from worker.results.spool import Spool
 from worker.tasks import stragglers
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
@@ -109,6 +111,7 @@ class Plant:
     leases: LeaseStore
     renewal: LeaseRenewal
     settlement: Settlement
+    outbox: Outbox
     media: Path
 
     def finish(self, job: Job) -> JobResult:
@@ -164,12 +167,13 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),
     )
     app = build_app(settings)
-    app.analyst = Analyst(bench, leases, renewal, settlement)
+    outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")))
+    app.analyst = Analyst(bench, leases, renewal, settlement, outbox)
     with (
         start_worker(app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False) as worker,
         Client(settings) as client,
     ):
-        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, media)
+        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, outbox, media)
     renewal.stop()
     engine.stop()
     app.close()
@@ -422,7 +426,7 @@ def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
 
     def limit(**seconds: float) -> Analyst:
         bench = replace(plant.bench, **seconds)
-        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement)
+        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement, plant.outbox)
         return plant.app.analyst
 
     yield limit
@@ -631,7 +635,7 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
 
 def a_reaper(plant: Plant) -> Reaper:
     jobs = StrandedJobs(plant.settlement)
-    return Reaper(plant.leases, "reaper", jobs.bury, jobs.expire)
+    return Reaper(plant.leases, "reaper", lambda: None, jobs.bury, jobs.expire)
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError
 
 from config import keys
 from config.error_codes import ErrorCode
@@ -25,6 +24,7 @@ from worker.leases.job_lease import (
     AlreadySettled,
     Claimed,
     HeldElsewhere,
+    LateJob,
     LeaseStore,
     QueuedJob,
     Renewal,
@@ -99,8 +99,8 @@ def messages(redis: Redis, priority: Priority = Priority.NORMAL) -> list[str]:
     return [json.loads(text)["headers"]["id"] for text in reversed(raw)]
 
 
-def a_reaper(store: LeaseStore) -> Reaper:
-    return Reaper(store, "reaper", bury=lambda taken: None, expire=lambda late: None)
+def a_reaper(store: LeaseStore, expire: Callable[[LateJob], None] = lambda late: None) -> Reaper:
+    return Reaper(store, "reaper", deliver=lambda: None, bury=lambda taken: None, expire=expire)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -378,7 +378,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     claim(brief, lost)
     wait_until(lambda: lost.job_id in brief.overdue(10))
     expired: list[str] = []
-    reaper = Reaper(brief, "reaper", bury=lambda taken: None, expire=lambda late: expired.append(late.job_id))
+    reaper = a_reaper(brief, expire=lambda late: expired.append(late.job_id))
     for _ in range(2):
         reaper.look_around()
 
@@ -472,22 +472,6 @@ def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, cli
     redis.delete(keys.events(lease.job_id))
     EventWriter(client).stage(lease, Stage.GENERATE)
     assert not redis.exists(keys.events(lease.job_id))
-
-
-def test_outcome_is_written_once_a_full_server_has_room_again(
-    store: LeaseStore, settlement: Settlement, redis: Redis
-) -> None:
-    lease = claim(store, a_job())
-    redis.config_set("maxmemory", 1)
-    try:
-        with pytest.raises(OutOfMemoryError):
-            settlement.settle(lease, a_failure(lease), patience_seconds=0)
-        settling = threading.Thread(target=settlement.settle, args=(lease, a_failure(lease)))
-        settling.start()
-    finally:
-        redis.config_set("maxmemory", 0)
-    settling.join(timeout=10)
-    assert record(redis, lease.job_id)["state"] == JobState.FAILED
 
 
 def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:

@@ -64,7 +64,7 @@ class Jobs(RuleBasedStateMachine):
         self.store = LeaseStore(self.redis, LEASE_SECONDS)
         self.settlement = Settlement(self.redis, 3600, 9000)
         stranded = StrandedJobs(self.settlement)
-        self.reaper = Reaper(self.store, "reaper", stranded.bury, stranded.expire)
+        self.reaper = Reaper(self.store, "reaper", lambda: None, stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}

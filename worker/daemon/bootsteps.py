@@ -27,7 +27,9 @@ from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
 from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from worker.results.event_writer import EventWriter
+from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
+from worker.results.spool import Spool
 from worker.tasks.analyze import Analyst
 from worker.tasks.attempt import Workbench
 from worker.tasks.stranded import StrandedJobs
@@ -74,7 +76,15 @@ class EngineStep(bootsteps.StartStopStep):
         redis = connect(settings.redis_url.get_secret_value())
         self._announcer = Announcer(redis, Presence(worker=_identity(settings.device), state=WorkerState.LOADING))
         self._announcer.start()
-        # Before the model: the children come up while it is read.
+        leases = LeaseStore(redis, settings.lease_seconds)
+        settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
+        outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder))
+        stranded = StrandedJobs(settlement)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        # Before the model: what the process before this one could not write should not wait until it is read.
+        self._reaper = Reaper(leases, name, outbox.deliver, stranded.bury, stranded.expire)
+        self._reaper.start()
+        # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
         self._decoders.start()
         try:
@@ -93,15 +103,10 @@ class EngineStep(bootsteps.StartStopStep):
         context = served.processor.config.max_position_embeddings
         patiently(lambda: redis.set(keys.context(), context), "telling producers the model's context")
         identity = _identity(served.device)
-        leases = LeaseStore(redis, settings.lease_seconds)
-        settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        stranded = StrandedJobs(settlement)
-        name = f"{identity.host}:{identity.pid}"
         self._engine = served.engine
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
-        self._reaper = Reaper(leases, name, bury=stranded.bury, expire=stranded.expire)
         bench = Workbench(
             inbox=served.engine.inbox,
             processor=served.processor,
@@ -115,12 +120,11 @@ class EngineStep(bootsteps.StartStopStep):
             max_generate_seconds=settings.max_generate_seconds,
             max_attempt_seconds=settings.max_attempt_seconds,
         )
-        analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement)
+        analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal)
         self._watch.start()
         self._renewal.start()
         self._cancels.start()
-        self._reaper.start()
         self._ready = Presence(worker=identity, state=WorkerState.READY, model=served.model)
         worker_ready.connect(self._announce_ready)
 

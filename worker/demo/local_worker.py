@@ -33,6 +33,7 @@ class LocalWorker:
             "KEYE_MODEL_PATH": str(SMALL_KEYE),
             "KEYE_DEVICE": "cpu",
             "KEYE_CACHE_FOLDER": str(log.absolute().parent / "cache"),
+            "KEYE_SPOOL_FOLDER": str(log.absolute().parent / "spool"),
         }
         self._environment = {**os.environ, **chosen, **settings}
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ MAX_JOBS_PER_PASS = 100
 class Reaper:
     """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
+    `deliver` writes outcomes of this host that Redis could not take, each time and whoever's turn it is.
     `bury` settles a job that was taken over, `expire` ends a late one unless a worker has it. A job that cannot be
     looked after does not hold up the others: it is logged, and tried again a lease later.
     """
@@ -27,11 +29,13 @@ class Reaper:
         self,
         store: LeaseStore,
         worker: str,
+        deliver: Callable[[], None],
         bury: Callable[[TakenOver], None],
         expire: Callable[[LateJob], None],
     ) -> None:
         self._store = store
         self._worker = worker
+        self._deliver = deliver
         self._bury = bury
         self._expire = expire
         # A dead worker's jobs start again within the lease and two of these.
@@ -82,20 +86,19 @@ class Reaper:
             self._store.postpone(job_id, found_in)
 
     def _run(self) -> None:
-        pause = self._interval_seconds
-        is_away = False
-        while not self._stopping.wait(pause):
+        is_away, looks_at = False, 0.0
+        while not self._stopping.wait(self._interval_seconds):
             try:
-                # The lock is the turn: it runs out by itself just before the next one is due.
-                turn_ms = int(self._interval_seconds * 800)
-                has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
-                if is_away:
-                    # After an outage every lease is overdue: first let the living renew theirs, and settle.
-                    is_away, pause = False, self._store.lease_seconds
-                    continue
-                pause = self._interval_seconds
-                if has_turn:
-                    self.look_around()
+                self._deliver()
+                if is_away or time.monotonic() >= looks_at:
+                    # The lock is the turn: it runs out by itself just before the next one is due.
+                    turn_ms = int(self._interval_seconds * 800)
+                    has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
+                    if is_away:
+                        # After an outage every lease is overdue: first let the living renew theirs, and settle.
+                        is_away, looks_at = False, time.monotonic() + self._store.lease_seconds
+                    elif has_turn:
+                        self.look_around()
             except RedisError as fault:
                 if not is_away:
                     log.warning("reaper: Redis is away (%s), looking around a lease after it is back", fault)

@@ -5,7 +5,6 @@ from redis import Redis
 from config import keys
 from config.job import AnalysisJob, Priority
 from config.outcome import JobFailure, JobResult
-from worker.leases.connection import PATIENCE_SECONDS, patiently
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
 from worker.results.celery_result import result_key, result_message
@@ -24,12 +23,10 @@ class Settlement:
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
-    def settle(
-        self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
-    ) -> bool:
+    def settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
-        Waits out an outage of Redis for `patience_seconds`, then raises its fault.
+        Raises Redis' fault where it is away; waiting for it is `outbox`'s.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
@@ -39,19 +36,16 @@ class Settlement:
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         told = result_message(lease.job_id, outcome, outcome_json)
         args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told)
-        return bool(patiently(lambda: self._settle(names, args), f"settling job {lease.job_id}", patience_seconds))
+        return bool(self._settle(names, args))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task."""
         key, told = result_key(task_id), result_message(task_id, outcome, outcome.model_dump_json())
 
-        def tell() -> None:
-            with self._redis.pipeline() as telling:
-                telling.set(key, told, ex=self._result_ttl_seconds)
-                telling.publish(key, told)
-                telling.execute()
-
-        patiently(tell, f"telling Celery of task {task_id}")
+        with self._redis.pipeline() as telling:
+            telling.set(key, told, ex=self._result_ttl_seconds)
+            telling.publish(key, told)
+            telling.execute()
 
     def expire(self, failure: JobFailure, job: AnalysisJob | None) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: then its worker will.

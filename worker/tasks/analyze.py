@@ -7,15 +7,17 @@ from typing import Any
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
+from redis.exceptions import RedisError
 
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
-from worker.leases.connection import PASSING_FAULTS, patiently
+from worker.leases.connection import passes, patiently
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
+from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from worker.tasks.fault import JobFault, explain, failure_of
@@ -35,7 +37,9 @@ def analyze(delivery: Task, sealed: Any = None) -> None:
     analyst: Analyst = delivery.app.analyst
     try:
         outcome = analyst.analyze(sealed, delivery.request.id)
-    except PASSING_FAULTS as fault:
+    except RedisError as fault:
+        if not passes(fault):
+            raise
         raise Reject(f"Redis stayed away: {fault}", requeue=True) from None
     match outcome:
         case JobFailure():
@@ -48,11 +52,14 @@ def analyze(delivery: Task, sealed: Any = None) -> None:
 class Analyst:
     """Answers deliveries, any number of threads at once. Whatever happens under a job becomes that job's outcome."""
 
-    def __init__(self, bench: Workbench, leases: LeaseStore, renewal: LeaseRenewal, settlement: Settlement) -> None:
+    def __init__(
+        self, bench: Workbench, leases: LeaseStore, renewal: LeaseRenewal, settlement: Settlement, outbox: Outbox
+    ) -> None:
         self._bench = bench
         self._leases = leases
         self._renewal = renewal
         self._settlement = settlement
+        self._outbox = outbox
         self._isolation = Isolation()
         self.stragglers = Stragglers(settlement)
         self._name = f"{bench.worker.host}:{bench.worker.pid}"
@@ -89,7 +96,9 @@ class Analyst:
             case _:
                 return None
         if outcome is not None and not is_told:
-            self._settlement.tell_celery(delivery_id, outcome)
+            patiently(
+                lambda: self._settlement.tell_celery(delivery_id, outcome), f"telling Celery of task {delivery_id}"
+            )
         return outcome
 
     def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
@@ -144,7 +153,7 @@ class Analyst:
                 return None
 
     def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:
-        if not self._settlement.settle(lease, outcome):
+        if not self._outbox.settle(lease, outcome):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
         # Quoted: it may name what a caller named, line breaks and all.

@@ -66,7 +66,7 @@ class Stragglers:
         failure = failure_of(fault, watched.attempt.stage, watched.lease, watched.job)
         job_id = watched.lease.job_id
         try:
-            if self._settlement.settle(watched.lease, failure, patience_seconds=0):
+            if self._settlement.settle(watched.lease, failure):
                 watched.outcome = failure
                 log.error("job %s: hangs in %s: %s: %r", job_id, failure.stage, failure.code, failure.message)
         except RedisError as error:

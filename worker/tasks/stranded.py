@@ -34,7 +34,7 @@ class StrandedJobs:
                 f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
                 f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
             )
-        self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job), patience_seconds=0)
+        self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job))
 
     def expire(self, late: LateJob) -> None:
         """End a job whose deadline passed while it waited; of a running one its worker ends it."""

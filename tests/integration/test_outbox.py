@@ -1,0 +1,162 @@
+"""Outcomes that a real server refuses for a while: kept on disk, written once it takes them, and only if they count."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import OutOfMemoryError
+
+from config import keys
+from config.job import AnalysisJob
+from config.outcome import JobFailure
+from config.state import JobState
+from config.wire import SealedJob, seal
+from tests.integration.test_leases import a_failure, claim, events, record, wait_until
+from worker.leases.connection import connect
+from worker.leases.job_lease import Claimed, LeaseStore
+from worker.leases.reaper import Reaper
+from worker.results.outbox import Outbox
+from worker.results.settlement import Settlement
+from worker.results.spool import Spool, Verdict
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(client: Redis) -> LeaseStore:
+    return LeaseStore(client, lease_seconds=30)
+
+
+@pytest.fixture
+def spool(client: Redis, tmp_path: Path) -> Spool:
+    return Spool.of(client, tmp_path)
+
+
+@pytest.fixture
+def outbox(client: Redis, spool: Spool) -> Outbox:
+    return Outbox(Settlement(client, 3600, 9000), spool)
+
+
+def a_job() -> SealedJob:
+    return seal(AnalysisJob(prompt="?"))
+
+
+@contextmanager
+def full(redis: Redis) -> Iterator[None]:
+    redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", 0)
+
+
+def leave_on_disk(redis: Redis, outbox: Outbox, lease: Claimed, outcome: JobFailure) -> None:
+    """As a process does that dies, or gives up, while the server is full."""
+    with full(redis), pytest.raises(OutOfMemoryError):
+        outbox.settle(lease, outcome, patience_seconds=0)
+
+
+def test_outcome_is_on_disk_until_a_full_server_has_room_again(
+    store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    answers: list[bool] = []
+    settling = threading.Thread(target=lambda: answers.append(outbox.settle(lease, a_failure(lease))))
+    with full(redis):
+        settling.start()
+        wait_until(lambda: list(spool.waiting()) == [Verdict(lease=lease, outcome=a_failure(lease))])
+    settling.join(timeout=10)
+    assert answers == [True]
+    assert record(redis, lease.job_id)["state"] == JobState.FAILED
+    assert list(spool.waiting()) == []
+
+
+def test_outcome_of_a_dead_process_is_written_by_the_next(
+    store: LeaseStore, outbox: Outbox, client: Redis, redis: Redis, tmp_path: Path
+) -> None:
+    lease = claim(store, a_job())
+    leave_on_disk(redis, outbox, lease, a_failure(lease))
+
+    next_one = Outbox(Settlement(client, 3600, 9000), Spool.of(client, tmp_path))
+    reaper = Reaper(LeaseStore(client, 0.3), "next", next_one.deliver, bury=lambda _: None, expire=lambda _: None)
+    reaper.start()
+    wait_until(lambda: "outcome" in record(redis, lease.job_id))
+    reaper.stop()
+    assert record(redis, lease.job_id)["outcome"] == a_failure(lease).model_dump_json()
+
+
+def test_outcome_on_disk_whose_job_went_on_without_it_is_discarded(
+    store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
+) -> None:
+    sealed = a_job()
+    lease = claim(store, sealed)
+    leave_on_disk(redis, outbox, lease, a_failure(lease, "late"))
+    store.give_back([lease])
+    second = claim(store, sealed, "worker-2")
+
+    outbox.deliver()
+    assert record(redis, sealed.job_id)["state"] == JobState.RUNNING
+    assert list(spool.waiting()) == []
+    assert outbox.settle(second, a_failure(second))
+
+
+def test_outcome_written_by_two_processes_ends_the_job_once(
+    store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    leave_on_disk(redis, outbox, lease, a_failure(lease))
+    outbox.deliver()
+    assert outbox.settle(lease, a_failure(lease)), "its own thread was waiting too"
+    assert [event.type for event in events(redis, lease.job_id)].count("ended") == 1
+
+
+def test_outcomes_wait_while_the_server_is_away_and_none_is_dropped(
+    store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
+) -> None:
+    for lease in [claim(store, a_job()) for _ in range(3)]:
+        leave_on_disk(redis, outbox, lease, a_failure(lease))
+    with full(redis), pytest.raises(OutOfMemoryError):
+        outbox.deliver()
+    assert len(list(spool.waiting())) == 3
+    outbox.deliver()
+    assert redis.zcard(keys.dead_letters()) == 3
+
+
+def test_another_redis_does_not_get_them(client: Redis, outbox: Outbox, store: LeaseStore, tmp_path: Path) -> None:
+    lease = claim(store, a_job())
+    leave_on_disk(client, outbox, lease, a_failure(lease))
+    with Redis.from_url("redis://127.0.0.1:1/0") as other:
+        assert list(Spool.of(other, tmp_path).waiting()) == []
+
+
+@pytest.mark.parametrize("bounds", [{"max_files": 1}, {"max_bytes": 300}])
+def test_full_spool_takes_no_more_and_says_so(
+    store: LeaseStore, tmp_path: Path, bounds: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path, **bounds)
+    verdicts = [Verdict(lease=lease, outcome=a_failure(lease)) for lease in (claim(store, a_job()) for _ in range(2))]
+    assert 150 < len(verdicts[0].model_dump_json()) < 600
+    for verdict in verdicts:
+        spool.keep(verdict)
+    assert len(list(spool.waiting())) <= 1
+    assert any(f"job {verdicts[1].lease.job_id}: outcome is kept in memory only" in line for line in caplog.messages)
+
+
+def test_file_that_holds_no_outcome_is_told_of_and_dropped(
+    spool: Spool, store: LeaseStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = claim(store, a_job())
+    verdict = Verdict(lease=lease, outcome=a_failure(lease))
+    spool.keep(verdict)
+    (folder,) = tmp_path.iterdir()
+    (folder / "cut-off.json").write_bytes(verdict.model_dump_json().encode()[:100])
+    assert list(spool.waiting()) == [verdict]
+    assert "is no outcome" in caplog.text
+    assert [path.stem for path in folder.iterdir()] == [lease.token]

@@ -1,0 +1,49 @@
+"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does."""
+
+import logging
+
+from redis.exceptions import RedisError
+
+from config.outcome import JobFailure, JobResult
+from worker.leases.connection import PATIENCE_SECONDS, passes, patiently
+from worker.leases.job_lease import Claimed
+from worker.results.settlement import Settlement
+from worker.results.spool import Spool, Verdict
+
+log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """`settle` is for who ran the job, `deliver` for whoever comes after an outage, in this process or the next."""
+
+    def __init__(self, settlement: Settlement, spool: Spool) -> None:
+        self._settlement = settlement
+        self._spool = spool
+
+    def settle(
+        self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
+    ) -> bool:
+        """As `Settlement.settle`, but waits out an outage of Redis, and raises its fault once patience ends.
+
+        The caller may then go on with other work: the outcome stays on disk to be delivered.
+        """
+        try:
+            return self._settlement.settle(lease, outcome)
+        except RedisError as fault:
+            if not passes(fault):
+                raise
+        self._spool.keep(Verdict(lease=lease, outcome=outcome))
+        settling = f"settling job {lease.job_id}"
+        is_written = patiently(lambda: self._settlement.settle(lease, outcome), settling, patience_seconds)
+        self._spool.drop(lease.token)
+        return is_written
+
+    def deliver(self) -> None:
+        """Write what is kept on disk, where its claim still counts. Raises the fault of a Redis that is away."""
+        for verdict in self._spool.waiting():
+            lease = verdict.lease
+            if self._settlement.settle(lease, verdict.outcome):
+                log.info("job %s: outcome kept on disk is written, %s", lease.job_id, verdict.outcome.state)
+            else:
+                log.warning("job %s: outcome kept on disk is discarded, the job went on without it", lease.job_id)
+            self._spool.drop(lease.token)
