@@ -129,15 +129,15 @@ BOMBS: dict[str, Callable[[Path], bytes]] = {
 }
 
 
-def peak_bytes() -> int:
-    """The most that any decoder child of this process has ever held."""
-    peaks = [0]
+def peaks_of_children() -> dict[int, int]:
+    """The most bytes that each decoder child of this process has ever held."""
+    peaks = {}
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():
             if b"decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
                 status = Path(f"/proc/{child}/status").read_text()
-                peaks.append(1024 * int(status.split("VmHWM:")[1].split()[0]))
-    return max(peaks)
+                peaks[int(child)] = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return peaks
 
 
 def decode(pool: DecoderPool, path: Path) -> None:
@@ -165,12 +165,14 @@ def test_bomb_ends_as_an_error(tmp_path: Path, name: str) -> None:
     assert bomb.stat().st_size < 2**20
     with DecoderPool(1, silence_seconds=20, max_decoded_bytes=2**30) as pool:
         decode(pool, tmp_path / "good.png")
-        peak_before = peak_bytes()
+        before = peaks_of_children()
         began = time.monotonic()
         with pytest.raises(MediaFault) as caught:
             decode(pool, bomb)
         seconds = time.monotonic() - began
         assert caught.value.code in (ErrorCode.MEDIA_TOO_LARGE, ErrorCode.MEDIA_CORRUPT)
         assert seconds < MAX_SECONDS
-        assert peak_bytes() - peak_before < MAX_GROWTH_BYTES
+        after = peaks_of_children()
+        assert after.keys() == before.keys(), "the child did not live to tell what it took"
+        assert all(after[child] - before[child] < MAX_GROWTH_BYTES for child in after)
         decode(pool, tmp_path / "good.png")

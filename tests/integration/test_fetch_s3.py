@@ -54,12 +54,13 @@ Trouble = Literal["busy", "breaks off", "drips"] | Callable[[], Any] | None
 
 
 class Road(ThreadingHTTPServer):
-    """Stands between the worker and the store; GETs meet `troubles`, in order, the last of them for ever."""
+    """Stands between the worker and the store; `meets` of the requests meet `troubles`, the last of them for ever."""
 
     def __init__(self, store: str) -> None:
         super().__init__(("127.0.0.1", 0), Traveller)
         self.store = store
         self.requests: list[str] = []
+        self.meets = "GET"
         self.troubles: deque[Trouble] = deque([None])
         self.noting = Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -67,7 +68,7 @@ class Road(ThreadingHTTPServer):
     def next_trouble(self, method: str) -> Trouble:
         with self.noting:
             self.requests.append(method)
-            if method != "GET":
+            if method != self.meets:
                 return None
             return self.troubles.popleft() if len(self.troubles) > 1 else self.troubles[0]
 
@@ -84,7 +85,8 @@ class Traveller(BaseHTTPRequestHandler):
 
     def forward(self, trouble: Trouble) -> None:
         if trouble == "busy":
-            self.answer(503, {"Retry-After": "7"}, b"<Error><Code>SlowDown</Code></Error>")
+            reason = b"" if self.command == "HEAD" else b"<Error><Code>SlowDown</Code></Error>"
+            self.answer(503, {"Retry-After": "7"}, reason)
             return
         if callable(trouble):
             trouble()
@@ -286,7 +288,11 @@ def test_store_that_fails_for_good_is_unreachable_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("store")
-def test_store_that_is_busy_once_is_asked_again(road: Road, limits: MediaLimits, media_cache: MediaCache) -> None:
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_store_that_is_busy_once_is_asked_again(
+    road: Road, limits: MediaLimits, media_cache: MediaCache, method: str
+) -> None:
+    road.meets = method
     road.troubles = deque(["busy", None])
     assert fetch_one(PHOTO, limits, media_cache) == CONTENT
 

@@ -1,6 +1,7 @@
 """However an address is spelt, nothing that is not on the public internet is connected to."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
+# Addresses that this process ever set out to connect to, by any road: Python tells of each before it does.
+ATTEMPTS: list[tuple[Any, ...]] = []
+sys.addaudithook(lambda event, args: ATTEMPTS.append(args[1]) if event == "socket.connect" else None)
+
+
+def attempts_on(port: int) -> int:
+    return sum(address[1:2] == (port,) for address in ATTEMPTS)
+
+
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names that were looked up. Numbers go to the real resolver, in whatever spelling."""
@@ -116,7 +126,7 @@ def fault_of(uri: str, folder: Path) -> MediaFault:
     return caught.value
 
 
-def num_connections(listener: socket.socket) -> int:
+def num_accepted(listener: socket.socket) -> int:
     count = 0
     while True:
         try:
@@ -135,9 +145,12 @@ def test_the_table_is_as_long_as_was_promised() -> None:
 def test_address_that_is_not_public_is_never_connected_to(
     listener: socket.socket, tmp_path: Path, spelling: str
 ) -> None:
-    fault = fault_of(spelling.format(port=listener.getsockname()[1]), tmp_path)
+    port = listener.getsockname()[1]
+    before = attempts_on(port)
+    fault = fault_of(spelling.format(port=port), tmp_path)
     assert fault.code in (ErrorCode.MEDIA_FORBIDDEN, ErrorCode.MEDIA_NOT_FOUND), fault.message
-    assert num_connections(listener) == 0
+    assert attempts_on(port) == before
+    assert num_accepted(listener) == 0
 
 
 @pytest.mark.parametrize("spelling", ["https://127.1:{port}/", "https://2130706433:{port}/", "https://0:{port}/"])
@@ -146,8 +159,10 @@ def test_the_same_address_is_reached_where_nothing_guards_it(
 ) -> None:
     """Or else the table above would prove nothing."""
     monkeypatch.setattr("worker.media.address.is_public", lambda _: True)
-    fault_of(spelling.format(port=listener.getsockname()[1]), tmp_path)
-    assert num_connections(listener) == 1
+    port = listener.getsockname()[1]
+    before = attempts_on(port)
+    fault_of(spelling.format(port=port), tmp_path)
+    assert attempts_on(port) - before == num_accepted(listener) == 1
 
 
 def test_name_that_changes_its_answer_is_asked_once_and_the_first_answer_dialled(
@@ -166,7 +181,7 @@ def test_name_that_changes_its_answer_is_asked_once_and_the_first_answer_dialled
     # A second job asks anew, and is told the private one.
     assert fault_of("https://turncoat.example/", tmp_path).code is ErrorCode.MEDIA_FORBIDDEN
     assert dialled == [PUBLIC]
-    assert num_connections(listener) == 0
+    assert num_accepted(listener) == 0
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::1"])
