@@ -7,13 +7,15 @@ import pytest
 from redis import Redis
 
 from config import keys
-from config.event import EVENT, TextGenerated
+from config.event import EVENT, Stage, TextGenerated
 from config.job import AnalysisJob
+from config.outcome import JobFailure
 from config.wire import seal
 from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
-from worker.results.event_writer import EventWriter
+from worker.results.event_writer import AttemptEvents, EventWriter
+from worker.results.settlement import Settlement
 
 Told = Callable[[], list[tuple[str, str, int, int]]]
 
@@ -32,8 +34,13 @@ def lease(client: Redis) -> Claimed:
 
 
 @pytest.fixture
-def coalescer(client: Redis, lease: Claimed) -> Coalescer:
-    return Coalescer(EventWriter(client), lease)
+def said(client: Redis, lease: Claimed) -> AttemptEvents:
+    return AttemptEvents(EventWriter(client), lease)
+
+
+@pytest.fixture
+def coalescer(said: AttemptEvents) -> Coalescer:
+    return Coalescer(said)
 
 
 @pytest.fixture
@@ -47,13 +54,16 @@ def told(redis: Redis, lease: Claimed) -> Told:
     return look
 
 
-def test_the_first_text_is_told_at_once_and_the_next_waits_for_company(coalescer: Coalescer, told: Told) -> None:
+def test_the_first_text_is_told_at_once_and_the_next_waits_for_company(
+    coalescer: Coalescer, told: Told, said: AttemptEvents
+) -> None:
     coalescer.push("A", 1)
     assert told() == [("answer", "A", 0, 1)]
     for letter in "bcd":
         coalescer.push(letter, 1)
     assert len(told()) == 1
     coalescer.flush()
+    said.flush()
     assert told() == [("answer", "A", 0, 1), ("answer", "bcd", 1, 4)]
 
 
@@ -72,14 +82,34 @@ def test_text_does_not_wait_long(coalescer: Coalescer, told: Told) -> None:
     assert told()[1][2] == 1
 
 
-def test_each_channel_has_its_own_events_and_its_own_offsets(coalescer: Coalescer, told: Told) -> None:
+def test_the_last_text_is_told_with_the_end_of_the_job(
+    client: Redis, coalescer: Coalescer, said: AttemptEvents, lease: Claimed, redis: Redis
+) -> None:
+    said.stage(Stage.GENERATE, may_wait=True)
+    coalescer.push("A", 1, is_last=True)
+    coalescer.flush()
+    assert redis.xlen(keys.events(lease.job_id)) == 1, "the claim's"
+    failure = JobFailure(
+        job_id=lease.job_id, code="INTERNAL", message="?", stage="generate", retryable=False, attempts=1
+    )
+    Settlement(client, 3600, 9000).settle(lease, failure, last_events=said.unwritten)
+    events = [EVENT.validate_json(fields["event"]).type for _, fields in redis.xrange(keys.events(lease.job_id))]
+    assert events == ["stage", "stage", "text", "ended"]
+
+
+def test_each_channel_has_its_own_events_and_its_own_offsets(
+    coalescer: Coalescer, told: Told, said: AttemptEvents
+) -> None:
     coalescer.push("<analysis>Easy.</analysis><answer>red</answer>", 9)
     coalescer.push("<think>No", 2)
     coalescer.flush()
+    said.flush()
     assert told() == [("reasoning", "Easy.", 0, 9), ("answer", "red", 0, 9), ("reasoning", "\n\nNo", 5, 11)]
 
 
-def test_text_that_a_full_server_refused_is_told_later(coalescer: Coalescer, told: Told, redis: Redis) -> None:
+def test_text_that_a_full_server_refused_is_told_later(
+    coalescer: Coalescer, told: Told, redis: Redis, said: AttemptEvents
+) -> None:
     coalescer.push("A", 1)
     redis.config_set("maxmemory", 1)
     try:
@@ -92,5 +122,6 @@ def test_text_that_a_full_server_refused_is_told_later(coalescer: Coalescer, tol
         coalescer.push("", 0)
         assert time.monotonic() < give_up_at
     coalescer.flush()
+    said.flush()
     assert "".join(text for _, text, _, _ in told()) == "Abc"
     assert told()[1][2] == 1

@@ -34,7 +34,7 @@ from worker.leases.job_lease import (
 )
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
-from worker.results.event_writer import EventWriter
+from worker.results.event_writer import AttemptEvents, EventWriter
 from worker.results.settlement import Settlement
 
 TTL = 3600
@@ -438,16 +438,16 @@ def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client
 @pytest.mark.parametrize(
     ("say", "stage"),
     [
-        (lambda writer, lease: writer.stage(lease, Stage.PREPARE), Stage.PREPARE),
-        (lambda writer, lease: writer.frames(lease, 0, 1, 9), Stage.DECODE),
-        (lambda writer, lease: writer.text(lease, "answer", "a", 0, 1), Stage.GENERATE),
+        (lambda said: said.stage(Stage.PREPARE), Stage.PREPARE),
+        (lambda said: said.frames(0, 1, 9), Stage.DECODE),
+        (lambda said: said.text("answer", "a", 0, 1), Stage.GENERATE),
     ],
 )
 def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
-    brief: LeaseStore, client: Redis, say: Callable[[EventWriter, Claimed], bool], stage: Stage
+    brief: LeaseStore, client: Redis, say: Callable[[AttemptEvents], bool], stage: Stage
 ) -> None:
     lease = claim(brief, a_job(max_attempts=1))
-    assert say(EventWriter(client), lease)
+    assert say(AttemptEvents(EventWriter(client), lease))
     wait_until(lambda: brief.overdue(10))
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)
@@ -457,10 +457,10 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
 def test_stage_events_lie_between_claim_and_end(
     store: LeaseStore, settlement: Settlement, client: Redis, redis: Redis
 ) -> None:
-    writer = EventWriter(client)
     lease = claim(store, a_job())
-    writer.stage(lease, Stage.FETCH)
-    writer.stage(lease, Stage.GENERATE)
+    said = AttemptEvents(EventWriter(client), lease)
+    said.stage(Stage.FETCH)
+    said.stage(Stage.GENERATE)
     settlement.settle(lease, a_failure(lease))
     *stages, last = events(redis, lease.job_id)
     assert [event.stage for event in stages] == [Stage.OPEN, Stage.FETCH, Stage.GENERATE]
@@ -470,7 +470,7 @@ def test_stage_events_lie_between_claim_and_end(
 def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, client: Redis, redis: Redis) -> None:
     lease = claim(store, a_job())
     redis.delete(keys.events(lease.job_id))
-    EventWriter(client).stage(lease, Stage.GENERATE)
+    AttemptEvents(EventWriter(client), lease).stage(Stage.GENERATE)
     assert not redis.exists(keys.events(lease.job_id))
 
 
@@ -552,7 +552,7 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     brief: LeaseStore, client: Redis, redis: Redis
 ) -> None:
     sealed = a_job(max_attempts=3)
-    EventWriter(client).stage(claim(brief, sealed, "dies"), Stage.FETCH)
+    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).stage(Stage.FETCH)
     wait_until(lambda: brief.overdue(10))
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")

@@ -130,6 +130,11 @@ class PendingGeneration:
         left = self.deadline + OVERRUN_SECONDS - time.monotonic()
         return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
+    def wait(self, seconds: float) -> bool:
+        """Whether within so many seconds there is text to read or the generation ends."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._num_unread_tokens) or self.has_ended, seconds)
+
     def abandon(self) -> None:
         """Stop at the next step, from any thread; what was generated so far is kept in `generated`."""
         self.is_abandoned = True

@@ -3,8 +3,7 @@
 import time
 
 from config.event import Channel
-from worker.leases.job_lease import Claimed
-from worker.results.event_writer import EventWriter
+from worker.results.event_writer import AttemptEvents
 from worker.results.thinking import Piece, ThinkingSplitter
 
 MAX_WAIT_SECONDS = 0.1
@@ -17,9 +16,8 @@ class Coalescer:
     Text that could not be written is written with the next.
     """
 
-    def __init__(self, events: EventWriter, lease: Claimed) -> None:
+    def __init__(self, events: AttemptEvents) -> None:
         self._events = events
-        self._lease = lease
         self._splitter = ThinkingSplitter()
         self._waiting: list[Piece] = []
         self._offsets: dict[Channel, int] = {"reasoning": 0, "answer": 0}
@@ -27,18 +25,21 @@ class Coalescer:
         self._num_tokens_told = 0
         self._told_at = 0.0
 
-    def push(self, text: str, num_tokens: int) -> None:
-        """Text that came, never half a character, and how many tokens it took."""
+    def push(self, text: str, num_tokens: int, is_last: bool = False) -> None:
+        """Text that came, never half a character, and how many tokens it took; the last is left to `flush`."""
         self._num_tokens += num_tokens
         self._add(self._splitter.push(text))
         is_much = self._num_tokens - self._num_tokens_told >= MAX_WAITING_TOKENS
-        if is_much or time.monotonic() - self._told_at >= MAX_WAIT_SECONDS:
+        if not is_last and (is_much or time.monotonic() - self._told_at >= MAX_WAIT_SECONDS):
             self._tell()
 
     def flush(self) -> None:
-        """Nothing follows: write what waits."""
+        """Nothing follows: what waits is written with the end of the job."""
         self._add(self._splitter.flush())
-        self._tell()
+        for channel, text in self._waiting:
+            self._events.text(channel, text, self._offsets[channel], self._num_tokens, may_wait=True)
+            self._offsets[channel] += len(text)
+        self._waiting.clear()
 
     def _add(self, pieces: list[Piece]) -> None:
         for piece in pieces:
@@ -49,7 +50,7 @@ class Coalescer:
     def _tell(self) -> None:
         while self._waiting:
             channel, text = self._waiting[0]
-            if not self._events.text(self._lease, channel, text, self._offsets[channel], self._num_tokens):
+            if not self._events.text(channel, text, self._offsets[channel], self._num_tokens):
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)

@@ -1,4 +1,4 @@
-"""Tells a job's stream how far its attempt is. The first event is claim's, the last one settle's."""
+"""Tells a job's stream how far its attempt is. The first event is claim's, the last ones settle's."""
 
 import logging
 import time
@@ -18,45 +18,73 @@ SILENCE_SECONDS = 1.0
 
 
 class EventWriter:
-    """Writes events, any number of threads at once. They are a courtesy: where Redis is away jobs go on without.
-
-    Each call says whether the event was written.
-    """
+    """Writes events, any number of threads at once. They are a courtesy: where Redis is away jobs go on without."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._silent_until = 0.0
 
-    def stage(self, lease: Claimed, stage: Stage) -> bool:
-        """The attempt reached `stage`."""
-        return self._write(lease, StageStarted(stage=stage, attempt=lease.attempt, at=time.time()))
-
-    def frames(self, lease: Claimed, media_index: int, done: int, total: int) -> bool:
-        """`done` of `total` frames of a video are decoded."""
-        return self._write(
-            lease,
-            FramesDecoded(media_index=media_index, done=done, total=total, attempt=lease.attempt, at=time.time()),
-        )
-
-    def text(self, lease: Claimed, channel: Channel, text: str, offset: int, num_tokens: int) -> bool:
-        """The model wrote `text` after the first `offset` characters of `channel`, and `num_tokens` in all."""
-        return self._write(
-            lease,
-            TextGenerated(
-                channel=channel, text=text, offset=offset, num_tokens=num_tokens, attempt=lease.attempt, at=time.time()
-            ),
-        )
-
-    def _write(self, lease: Claimed, event: StageStarted | FramesDecoded | TextGenerated) -> bool:
+    def write(self, lease: Claimed, events: list[str]) -> bool:
+        """Append events (JSON) to the stream, all of them or none; says whether they were."""
         if time.monotonic() < self._silent_until:
             return False
         stream = keys.events(lease.job_id)
         try:
-            # Never makes the stream: one that a late writer made after it expired would never expire again.
-            self._redis.xadd(stream, {"event": event.model_dump_json()}, maxlen=MAX_EVENTS, nomkstream=True)
+            with self._redis.pipeline(transaction=len(events) > 1) as writing:
+                for event in events:
+                    # Never makes the stream: one that a late writer made after it expired would never expire again.
+                    writing.xadd(stream, {"event": event}, maxlen=MAX_EVENTS, nomkstream=True)
+                writing.execute()
         except RedisError as fault:
             # Every job would wait out the same timeouts, ten times a second.
             self._silent_until = time.monotonic() + SILENCE_SECONDS
-            log.warning("job %s: %s event not written: %s", lease.job_id, event.type, fault)
+            log.warning("job %s: events not written: %s", lease.job_id, fault)
             return False
         return True
+
+
+class AttemptEvents:
+    """What one attempt says, by its own thread. What `may_wait` is written with what follows, or by the settlement.
+
+    Each call but those says whether the event was written.
+    """
+
+    def __init__(self, writer: EventWriter, lease: Claimed) -> None:
+        self._writer = writer
+        self._lease = lease
+        self.unwritten: list[str] = []
+
+    def stage(self, stage: Stage, may_wait: bool = False) -> bool:
+        """The attempt reached `stage`."""
+        return self._tell(StageStarted(stage=stage, attempt=self._lease.attempt, at=time.time()), may_wait)
+
+    def frames(self, media_index: int, done: int, total: int) -> bool:
+        """`done` of `total` frames of a video are decoded."""
+        attempt = self._lease.attempt
+        return self._tell(
+            FramesDecoded(media_index=media_index, done=done, total=total, attempt=attempt, at=time.time())
+        )
+
+    def text(self, channel: Channel, text: str, offset: int, num_tokens: int, may_wait: bool = False) -> bool:
+        """The model wrote `text` after the first `offset` characters of `channel`, and `num_tokens` in all."""
+        attempt = self._lease.attempt
+        return self._tell(
+            TextGenerated(
+                channel=channel, text=text, offset=offset, num_tokens=num_tokens, attempt=attempt, at=time.time()
+            ),
+            may_wait,
+        )
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.unwritten and self._writer.write(self._lease, self.unwritten):
+            self.unwritten = []
+
+    def _tell(self, event: StageStarted | FramesDecoded | TextGenerated, may_wait: bool = False) -> bool:
+        told = [*self.unwritten, event.model_dump_json()]
+        is_written = not may_wait and self._writer.write(self._lease, told)
+        if is_written:
+            self.unwritten = []
+        elif may_wait:
+            self.unwritten = told
+        return is_written

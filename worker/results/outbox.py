@@ -1,6 +1,7 @@
 """Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does."""
 
 import logging
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
@@ -21,20 +22,24 @@ class Outbox:
         self._spool = spool
 
     def settle(
-        self, lease: Claimed, outcome: JobResult | JobFailure, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        lease: Claimed,
+        outcome: JobResult | JobFailure,
+        last_events: Sequence[str] = (),
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> bool:
         """As `Settlement.settle`, but waits out an outage of Redis, and raises its fault once patience ends.
 
         The caller may then go on with other work: the outcome stays on disk to be delivered.
         """
         try:
-            return self._settlement.settle(lease, outcome)
+            return self._settlement.settle(lease, outcome, last_events)
         except RedisError as fault:
             if not passes(fault):
                 raise
         self._spool.keep(Verdict(lease=lease, outcome=outcome))
         settling = f"settling job {lease.job_id}"
-        is_written = patiently(lambda: self._settlement.settle(lease, outcome), settling, patience_seconds)
+        is_written = patiently(lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds)
         self._spool.drop(lease.token)
         return is_written
 

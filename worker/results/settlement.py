@@ -1,5 +1,7 @@
 """Writes how a job ended: outcome, last event, state, expiry and Celery's result in one move of the lease holder."""
 
+from collections.abc import Sequence
+
 from redis import Redis
 
 from config import keys
@@ -8,6 +10,7 @@ from config.outcome import JobFailure, JobResult
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
 from worker.results.celery_result import result_key, result_message
+from worker.results.event_writer import MAX_EVENTS
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
@@ -23,10 +26,11 @@ class Settlement:
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
-    def settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> bool:
+    def settle(self, lease: Claimed, outcome: JobResult | JobFailure, last_events: Sequence[str] = ()) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
-        Raises Redis' fault where it is away; waiting for it is `outbox`'s.
+        `last_events` (JSON) are what the attempt said and has not written yet. Raises Redis' fault where
+        it is away; waiting for it is `outbox`'s.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
@@ -35,7 +39,7 @@ class Settlement:
         outcome_json = outcome.model_dump_json()
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         told = result_message(lease.job_id, outcome, outcome_json)
-        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told)
+        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS, *last_events)
         return bool(self._settle(names, args))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:

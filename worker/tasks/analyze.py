@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Task, shared_task
@@ -131,8 +132,9 @@ class Analyst:
                 )
                 again = decide_retry(failed, random.random())
                 if again is not None:
+                    attempt.events.flush()
                     return self._retry(lease, outcome, again)
-            return self._settle(lease, outcome) or watched.outcome
+            return self._settle(lease, outcome, attempt.events.unwritten) or watched.outcome
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match patiently(
@@ -152,8 +154,10 @@ class Analyst:
                 log.warning("job %s: lease lost before it could be queued again", lease.job_id)
                 return None
 
-    def _settle(self, lease: Claimed, outcome: JobResult | JobFailure) -> JobResult | JobFailure | None:
-        if not self._outbox.settle(lease, outcome):
+    def _settle(
+        self, lease: Claimed, outcome: JobResult | JobFailure, last_events: Sequence[str] = ()
+    ) -> JobResult | JobFailure | None:
+        if not self._outbox.settle(lease, outcome, last_events):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
         # Quoted: it may name what a caller named, line breaks and all.

@@ -17,7 +17,7 @@ from worker.leases.job_lease import Claimed, Interruption
 from worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from worker.model.visual_budget import VisualBudget, share_context
 from worker.results.coalescer import Coalescer
-from worker.results.event_writer import EventWriter
+from worker.results.event_writer import AttemptEvents, EventWriter
 from worker.results.thinking import part_text
 from worker.tasks.fault import JobFault
 from worker.tasks.media_seen import media_seen, thinning_warnings
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from worker.model.processor import KeyeProcessor, PreparedPrompt
 
 FRAMES_TOLD_EVERY_SECONDS = 0.5
+# A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.
+BRIEFLY_SECONDS = 0.01
 
 
 class LeaseLost(Exception):
@@ -59,12 +61,14 @@ class Workbench:
 class Attempt:
     """`run` belongs to the delivery's thread; `interrupt` may come from any other.
 
-    `stage` is the one it is in, `num_visual_tokens` what the prompt holds once it is built.
+    `stage` is the one it is in, `num_visual_tokens` what the prompt holds once it is built, `events` what it says of
+    itself.
     """
 
     def __init__(self, bench: Workbench, job: AnalysisJob, lease: Claimed) -> None:
         self.stage = Stage.OPEN
         self.num_visual_tokens = 0
+        self.events = AttemptEvents(bench.events, lease)
         self._bench = bench
         self._job = job
         self._lease = lease
@@ -83,13 +87,13 @@ class Attempt:
         self._stop_if_over()
         budget = self._visual_budget(parts)
         decoded = self._read_media(parts, budget) if parts else []
-        with self._in_stage(Stage.PREPARE):
+        with self._in_stage(Stage.PREPARE, is_brief=not parts):
             prompt = self._prepare(parts, decoded, budget)
             self.num_visual_tokens = prompt.num_visual_tokens
         seen = media_seen(decoded, prompt, self._bench.processor.image_processor)
         warnings = thinning_warnings(seen, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded  # its memory is another job's while this one generates
-        with self._in_stage(Stage.GENERATE):
+        with self._in_stage(Stage.GENERATE, is_brief=True):
             generated = self._generate(prompt)
         text = part_text(generated.text)
         return JobResult(
@@ -178,9 +182,9 @@ class Attempt:
         )
 
     @contextmanager
-    def _in_stage(self, stage: Stage) -> Iterator[None]:
+    def _in_stage(self, stage: Stage, is_brief: bool = False) -> Iterator[None]:
         self.stage = stage
-        self._bench.events.stage(self._lease, stage)
+        self.events.stage(stage, may_wait=is_brief)
         started_at = time.monotonic()
         yield
         self._seconds[stage.value] = time.monotonic() - started_at
@@ -227,7 +231,7 @@ class Attempt:
         now = time.monotonic()
         if done == total or now - self._frames_told_at >= FRAMES_TOLD_EVERY_SECONDS:
             self._frames_told_at = now
-            self._bench.events.frames(self._lease, media_index, done, total)
+            self.events.frames(media_index, done, total)
 
     def _prepare(
         self,
@@ -263,9 +267,11 @@ class Attempt:
         if self._interruption is not None:
             # It came before there was anything to abandon.
             self._pending.abandon()
-        text = Coalescer(self._bench.events, self._lease)
+        if not self._pending.wait(BRIEFLY_SECONDS):
+            self.events.flush()
+        text = Coalescer(self.events)
         for delta in self._pending.deltas():
-            text.push(delta.text, delta.num_tokens)
+            text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
         text.flush()
         self._stop_if_over()
         generated = self._pending.generated

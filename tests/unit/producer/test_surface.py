@@ -20,8 +20,8 @@ def test_the_public_surface_is_exactly_this() -> None:
     assert " ".join(producer.__all__) == (
         "AnalysisJob Cancellation ChatMessage Client Content ErrorCode FramesDecoded GenerationOptions "
         "IdempotencyConflict ImagePart InvalidJob Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound "
-        "JobResult JobState KeyeError PartialText Priority QueueUnavailable Refusal Sampling Settings Stage StageStarted "
-        "TextGenerated TextPart Thinking UploadFailed VideoPart"
+        "JobResult JobState KeyeError PartialText Priority QueueUnavailable Refusal Sampling Settings Stage "
+        "StageStarted TextGenerated TextPart Thinking UploadFailed VideoPart"
     )
 
 

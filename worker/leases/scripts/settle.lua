@@ -4,7 +4,7 @@
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
 -- set), 6 Celery's result (string, and a channel), 7 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
--- 7 Celery's result (JSON)
+-- 7 Celery's result (JSON), 8 most events of a stream, 9.. events (JSON) that were not written yet
 -- Returns 1, or 0 where the lease was lost
 local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at")
 if record[1] ~= ARGV[2] then
@@ -20,6 +20,9 @@ redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", st
 redis.call("ZREM", KEYS[3], ARGV[1])
 if (record[3] or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
+end
+for i = 9, #ARGV do
+  redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
 end
 redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
 local ttl = tonumber(ARGV[5])
