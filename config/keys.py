@@ -74,7 +74,8 @@ def idempotency(key: str) -> str:
 
 
 def context() -> str:
-    """String, tokens that a prompt and its answer may have together, as the worker that started last told. Stays."""
+    """String, tokens that a prompt and its answer may have together: the smallest of the live workers', since any of
+    them may get the job. They renew it with their presence, and it expires as that does."""
     return f"{PREFIX}context"
 
 

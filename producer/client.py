@@ -46,7 +46,7 @@ class Client:
         file, or a PIL image: up to 1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
-        Raises `InvalidJob` with every fault (or where the new tokens alone fill the context of the workers' model),
+        Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),
         `UploadFailed` when a medium could not be uploaded, `IdempotencyConflict` when the key belongs to another job,
         and `QueueUnavailable` when Redis is away or refuses.
         Where its answer was lost the job may run all the same: submit it again under the same key, and it runs once.

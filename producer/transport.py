@@ -39,7 +39,7 @@ class Transport:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
         Raises `IdempotencyConflict` where that one asks for something else, and `InvalidJob` where the new tokens alone
-        exceed the context that the workers have told of.
+        are all that the live workers hold for a job.
         """
         with reaching_redis("queue the job"):
             answer = self._submit(*_submission(envelope))
@@ -151,7 +151,7 @@ def _owner(envelope: Envelope, answer: list[str]) -> str:
         case ["too_long", context]:
             raise InvalidJob(
                 f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
-                f"the model's context is {context} tokens"
+                f"the workers hold {context} tokens for one job"
             )
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")

@@ -166,7 +166,7 @@ class TestSubmit:
         self, client: Client, redis: Redis
     ) -> None:
         redis.set(keys.context(), 4096)
-        with pytest.raises(InvalidJob, match=r"1 fault: generation\.max_new_tokens: 4096 .* context is 4096 tokens"):
+        with pytest.raises(InvalidJob, match=r"1 fault: generation\.max_new_tokens: 4096 .* workers hold 4096 tokens"):
             client.submit(prompt="?", generation={"max_new_tokens": 4096}, idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == [keys.context()]
         client.submit(prompt="?", generation={"max_new_tokens": 4095}, idempotency_key="k")

@@ -13,7 +13,6 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
-from config import keys
 from config.outcome import WorkerIdentity
 from config.settings import Settings
 from worker.daemon.celery_options import check_celery
@@ -21,7 +20,7 @@ from worker.daemon.exit_codes import ExitCode
 from worker.daemon.findings import Severity, as_message, select
 from worker.daemon.watch import Watch
 from worker.leases.cancel_listener import CancelListener
-from worker.leases.connection import connect, patiently
+from worker.leases.connection import connect
 from worker.leases.job_lease import LeaseStore
 from worker.leases.reaper import Reaper
 from worker.leases.renewal import LeaseRenewal
@@ -100,8 +99,6 @@ class EngineStep(bootsteps.StartStopStep):
         gc.collect()
         gc.freeze()
 
-        context = served.processor.config.max_position_embeddings
-        patiently(lambda: redis.set(keys.context(), context), "telling producers the model's context")
         identity = _identity(served.device)
         self._engine = served.engine
         self._drain_seconds = settings.drain_seconds
@@ -125,7 +122,9 @@ class EngineStep(bootsteps.StartStopStep):
         self._watch.start()
         self._renewal.start()
         self._cancels.start()
-        self._ready = Presence(worker=identity, state=WorkerState.READY, model=served.model)
+        self._ready = Presence(
+            worker=identity, state=WorkerState.READY, model=served.model, max_tokens=served.engine.inbox.max_tokens
+        )
         worker_ready.connect(self._announce_ready)
 
     def load(self, settings: Settings) -> "ServedModel":

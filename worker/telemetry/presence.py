@@ -23,11 +23,12 @@ class WorkerState(StrEnum):
 
 
 class Presence(Contract):
-    """What the key holds; `model` is unset until it is loaded."""
+    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here."""
 
     worker: WorkerIdentity
     state: WorkerState
     model: ModelIdentity | None = None
+    max_tokens: int | None = None
 
 
 def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
@@ -68,6 +69,8 @@ class Announcer:
         key = keys.worker(self._presence.worker.host, self._presence.worker.pid)
         while not self._stopping:
             try:
+                if self._presence.max_tokens is not None:
+                    self._tell_context(self._presence.max_tokens)
                 self._redis.set(key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
             except RedisError as error:
                 logger.warning("This worker is not announced: %s. Next try in %g s.", error, RENEW_EVERY_SECONDS)
@@ -77,3 +80,9 @@ class Announcer:
             self._redis.delete(key)
         except RedisError as error:
             logger.warning("This worker stays announced for %d s: %s", EXPIRY_SECONDS, error)
+
+    def _tell_context(self, max_tokens: int) -> None:
+        """Let the smallest of all live workers' be what producers read: a larger one's is not renewed beside it."""
+        told = self._redis.get(keys.context())
+        if told is None or max_tokens <= int(told):
+            self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)

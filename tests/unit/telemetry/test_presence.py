@@ -17,6 +17,7 @@ READY = LOADING.model_copy(
     update={
         "state": WorkerState.READY,
         "model": ModelIdentity(name="small", model_type="Keye", precision="float32"),
+        "max_tokens": 4096,
     }
 )
 
@@ -45,6 +46,34 @@ def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
     wait_for(redis, [READY])
     assert 0 < redis.ttl(keys.worker("box", 7)) <= EXPIRY_SECONDS
     announcer.stop()
+
+
+def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis: Redis) -> None:
+    def wait_for_context(expected: str | None) -> None:
+        end = time.monotonic() + 5
+        while (told := redis.get(keys.context())) != expected:
+            assert time.monotonic() < end, told
+            time.sleep(0.01)
+
+    def announced(max_tokens: int) -> Announcer:
+        announcer = Announcer(redis, READY.model_copy(update={"max_tokens": max_tokens}))
+        announcer.start()
+        return announcer
+
+    announcers = [announced(4096)]
+    wait_for_context("4096")
+    announcers.append(announced(1024))
+    wait_for_context("1024")
+    assert 0 < redis.ttl(keys.context()) <= EXPIRY_SECONDS
+    redis.delete(keys.worker("box", 7))
+    announcers[0].announce(READY)
+    wait_for(redis, [READY])
+    wait_for_context("1024")
+    redis.delete(keys.context())  # as it expires, once the smaller one is gone
+    announcers[0].announce(READY)
+    wait_for_context("4096")
+    for announcer in announcers:
+        announcer.stop()
 
 
 def test_a_redis_that_is_away_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
