@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from redis import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config import keys
 
@@ -13,6 +14,9 @@ log = logging.getLogger(__name__)
 
 LISTEN_SECONDS = 0.5
 PAUSE_SECONDS = 1.0
+# Once nothing has come for its health check's interval the client asks for a sign of life with every look; that none
+# comes it leaves to us to notice.
+MAX_UNANSWERED = 8
 
 
 class CancelListener:
@@ -56,3 +60,5 @@ class CancelListener:
                         self._on_cancel(None)
                     case {"type": "message", "data": job_id}:
                         self._on_cancel(job_id)
+                if notices.health_check_response_counter > MAX_UNANSWERED:
+                    raise RedisTimeoutError("the connection is silent")

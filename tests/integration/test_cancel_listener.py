@@ -1,0 +1,33 @@
+"""Hearing of cancellations, through a proxy that can fall silent."""
+
+from queue import Empty, SimpleQueue
+
+import pytest
+from redis import Redis
+
+from config import keys
+from tests.chaos.silent_proxy import SilentProxy
+from worker.leases import cancel_listener
+from worker.leases.cancel_listener import CancelListener
+
+
+def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A tenth of a worker's times.
+    monkeypatch.setattr(cancel_listener, "LISTEN_SECONDS", 0.1)
+    port = redis.connection_pool.connection_kwargs["port"]
+    heard: SimpleQueue[str | None] = SimpleQueue()
+    with SilentProxy(port) as proxy, Redis(port=proxy.port, decode_responses=True, health_check_interval=1) as client:
+        listener = CancelListener(client, heard.put)
+        listener.start()
+        assert heard.get(timeout=5) is None  # it has begun to listen
+        with pytest.raises(Empty):
+            heard.get(timeout=2.5)
+        redis.publish(keys.cancellations(), "one")
+        assert heard.get(timeout=5) == "one"
+
+        assert proxy.fall_silent() == 1
+        redis.publish(keys.cancellations(), "missed")
+        assert heard.get(timeout=15) is None  # it has begun anew: whatever it missed is looked for
+        redis.publish(keys.cancellations(), "two")
+        assert heard.get(timeout=5) == "two"
+        listener.stop()
