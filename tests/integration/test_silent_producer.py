@@ -1,0 +1,37 @@
+"""A producer whose connections have fallen silent: nobody hung up, and nothing comes through any more."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from redis import Redis
+
+from config.error_codes import ErrorCode
+from config.state import JobState
+from producer import Client, JobFailed
+from tests.acceptance.conftest import eventually
+from tests.chaos.silent_proxy import SilentProxy
+
+NOTICED_SECONDS = 15.0
+
+
+def test_waiting_and_submitting_go_on_over_new_connections(redis: Redis, redis_url: str) -> None:
+    port = redis.connection_pool.connection_kwargs["port"]
+    with (
+        SilentProxy(port) as proxy,
+        Client(f"redis://127.0.0.1:{proxy.port}/0") as client,
+        Client(redis_url) as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        waited_for = client.submit(prompt="?")
+        waiting = threads.submit(waited_for.result, timeout=60)
+        eventually(lambda: redis.info("clients")["blocked_clients"], within_seconds=5)
+        assert proxy.fall_silent() >= 1
+        silent_since = time.monotonic()
+        other.find(waited_for.id).cancel()
+        submitting = threads.submit(client.submit, prompt="?")
+
+        with pytest.raises(JobFailed) as told:
+            waiting.result(NOTICED_SECONDS)
+        assert told.value.code is ErrorCode.CANCELLED
+        assert submitting.result(silent_since + NOTICED_SECONDS - time.monotonic()).state is JobState.QUEUED
