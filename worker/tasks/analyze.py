@@ -109,11 +109,11 @@ class Analyst:
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
             try:
-                with self.stragglers.watching(attempt, lease, opened.job) as watched:
+                with self.stragglers.watching(attempt, lease, opened.job):
                     outcome = attempt.run()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
-                return watched.outcome
+                return None
             except Drained:
                 log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
                 return None
@@ -134,7 +134,7 @@ class Analyst:
                 if again is not None:
                     attempt.events.flush()
                     return self._retry(lease, outcome, again)
-            return self._settle(lease, outcome, attempt.events.unwritten) or watched.outcome
+            return self._settle(lease, outcome, attempt.events.unwritten)
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match patiently(

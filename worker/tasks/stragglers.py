@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from config.job import AnalysisJob
-from config.outcome import JobFailure
 from worker.leases.job_lease import Claimed
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt
@@ -22,14 +21,11 @@ GRACE_SECONDS = 3.0
 
 
 @dataclass(eq=False, slots=True)
-class Watched:
-    """`outcome` is what the job was told from outside."""
-
+class _Watched:
     attempt: Attempt
     lease: Claimed
     job: AnalysisJob
     is_ended: bool = False
-    outcome: JobFailure | None = None
 
 
 class Stragglers:
@@ -37,14 +33,14 @@ class Stragglers:
 
     def __init__(self, settlement: Settlement) -> None:
         self._settlement = settlement
-        self._running: set[Watched] = set()
+        self._running: set[_Watched] = set()
 
     @contextmanager
-    def watching(self, attempt: Attempt, lease: Claimed, job: AnalysisJob) -> Iterator[Watched]:
-        watched = Watched(attempt, lease, job)
+    def watching(self, attempt: Attempt, lease: Claimed, job: AnalysisJob) -> Iterator[None]:
+        watched = _Watched(attempt, lease, job)
         self._running.add(watched)
         try:
-            yield watched
+            yield
         finally:
             self._running.discard(watched)
 
@@ -59,7 +55,7 @@ class Stragglers:
                 overdue[watched.lease] = seconds
         return overdue
 
-    def _end(self, watched: Watched) -> None:
+    def _end(self, watched: _Watched) -> None:
         fault = watched.attempt.fault_of_time()
         if watched.is_ended or fault is None:
             return
@@ -67,7 +63,6 @@ class Stragglers:
         job_id = watched.lease.job_id
         try:
             if self._settlement.settle(watched.lease, failure):
-                watched.outcome = failure
                 log.error("job %s: hangs in %s: %s: %r", job_id, failure.stage, failure.code, failure.message)
         except RedisError as error:
             log.warning("job %s: hangs in %s and cannot be ended: %s", job_id, failure.stage, error)
