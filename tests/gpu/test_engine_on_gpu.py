@@ -1,6 +1,8 @@
 """The engine on a GPU: its attention forms, captured steps and cache size. Skipped where torch sees none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,11 @@ from worker.model.paged_attention import AttentionForm, PagedBatch, Span
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    # Each version of torch's compiler warns of something else, and none of it is ours.
+    pytest.mark.filterwarnings("default"),
+]
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 HEADS, KV_HEADS, HEAD_DIM, NUM_BLOCKS = 32, 8, 128, 24
@@ -67,9 +73,14 @@ def test_kernels_attend_as_gathered_blocks_do(make_form: Callable[[], AttentionF
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
 
 
-def greedy_tokens(engine: Engine, prompts: list[PreparedPrompt]) -> list[tuple[int, ...]]:
-    options = SamplingOptions(40, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
-    pendings = [engine.inbox.submit(prompt, options) for prompt in prompts]
+GREEDY = SamplingOptions(40, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+
+
+def written_tokens(
+    engine: Engine, prompts: list[PreparedPrompt], options: Sequence[SamplingOptions] = (GREEDY,)
+) -> list[tuple[int, ...]]:
+    """All prompts at once, with the options in turn."""
+    pendings = [engine.inbox.submit(prompt, own) for prompt, own in zip(prompts, cycle(options), strict=False)]
     for pending in pendings:
         list(pending.deltas())
     return [pending.generated.token_ids for pending in pendings]
@@ -90,7 +101,7 @@ def test_captured_steps_write_what_uncaptured_ones_do(monkeypatch: pytest.Monkey
         if not is_captured:
             monkeypatch.setattr(engine._runner, "capture_decoding", lambda max_running: None)
         engine.start()
-        written.append(greedy_tokens(engine, make_prompts(processor)))
+        written.append(written_tokens(engine, make_prompts(processor)))
         assert bool(engine._runner._graphs) == is_captured
         engine.stop()
     same = [sum(a == b for a, b in zip(*pair, strict=True)) / len(pair[0]) for pair in zip(*written, strict=True)]
@@ -105,13 +116,14 @@ def test_measured_cache_leaves_the_rest_of_the_memory_alone() -> None:
     assert 0 < measured < total // 2 - (total - free)
 
 
-def test_float32_runs_on_a_gpu_too() -> None:
+def test_float32_on_a_gpu_writes_what_it_does_on_the_cpu_greedy_and_sampled() -> None:
     processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
+    sampled = replace(GREEDY, temperature=0.7, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=5)
     written: list[list[tuple[int, ...]]] = []
     for device in ("cpu", "cuda"):
         model = load_model(CHECKPOINT, dtype=torch.float32, device=device)
         engine = Engine(model, processor, kv_cache_bytes=2**26)
         engine.start()
-        written.append(greedy_tokens(engine, make_prompts(processor)))
+        written.append(written_tokens(engine, make_prompts(processor), [GREEDY, sampled]))
         engine.stop()
     assert written[0] == written[1]

@@ -24,7 +24,7 @@ def test_gpu_benchmark_and_gpu_tests_need_torch_transformers_numpy_pillow_and_py
     alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, env=alone)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "test_float32_runs_on_a_gpu_too" in run.stdout
+    assert "test_float32_on_a_gpu_writes" in run.stdout
     for row in ("fused attention", "batches of 8", "engine, 2 jobs", "engine, 4 jobs", "decoding step, 4 jobs"):
         assert row in run.stdout
     assert "Without a row for 8 bits: KEYE_PRECISION=int8 needs torchao" in run.stdout
