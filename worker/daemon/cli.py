@@ -110,7 +110,8 @@ def plan(
         room = facts.context - max_new_tokens - text_tokens
         asked = {"fps": fps, "content": content, "sampling": sampling, "max_frames": max_frames}
         asked |= {"start_seconds": start_seconds, "end_seconds": end_seconds, "max_pixels": max_pixels}
-        planned = plan_media([part_of(path, **asked) for path in files], facts, room)
+        parts = [part_of(path, **asked) for path in files]
+        planned = plan_media(parts, facts, room, settings.min_frames_per_second)
     except ValidationError as error:
         raise typer.BadParameter(describe_faults(error)) from None
     except (OSError, KeyError, ValueError, MediaFault) as error:

@@ -21,7 +21,7 @@ def as_table(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int
     table = Table("file", "of", "frames", "shown at", "visual tokens", "why not what was asked", show_footer=True)
     for medium in planned:
         frames = "" if medium.fps is None else f"{medium.frames} ({medium.fps:.3g}/s)"
-        why = "; ".join(medium.reasons)
+        why = medium.warning or "; ".join(medium.reasons)
         shown = (_in_words(medium.original_size), frames, _in_words(medium.size), f"{medium.visual_tokens:,}")
         table.add_row(medium.name.rpartition("/")[2], *shown, why)
     table.columns[4].footer = f"{totals['visual_tokens']:,} of {room:,}"

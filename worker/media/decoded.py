@@ -27,13 +27,14 @@ def own_pixels(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 class VideoPlan:
     """What will be read of a video, decided from its packets alone, and what had been asked.
 
-    `wanted` are the frames' pts, in order, `fps` is how many of them a second are read; `reasons` says in sentences
-    why this is not what was asked.
+    `wanted` are the frames' pts, in order, `fps` is how many of them a second are read, `frames_there` how many the
+    stretch has to choose from; `reasons` says in sentences why this is not what was asked.
     """
 
     wanted: tuple[int, ...]
     fps: float
     size: Size
+    frames_there: int
     frames_asked: int
     fps_asked: float
     size_asked: Size

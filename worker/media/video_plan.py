@@ -34,10 +34,24 @@ def plan_video(index: PacketIndex, part: VideoPart, fit_frame: FitFrame, origina
         wanted=tuple(int(pts[i]) for i in spread_frames(shown_at, stretch, num_frames)),
         fps=num_frames / stretch.seconds,
         size=size,
+        frames_there=stretch.num_frames,
         frames_asked=asked,
         fps_asked=rate_asked(part, stretch.seconds),
         size_asked=ample_size,
         reasons=tuple(reasons),
+    )
+
+
+def tell_thinning(plan: VideoPlan, min_frames_per_second: float) -> str | None:
+    """A sentence where frames are left out, and fewer a second are read than were asked for and than the floor."""
+    floor = min(min_frames_per_second, plan.fps_asked)
+    # Short clips round down to whole frames; what a clip does not have is not left out.
+    if plan.fps >= floor or len(plan.wanted) >= min(plan.frames_asked, plan.frames_there):
+        return None
+    return (
+        f"{plan.fps:.3g} frames a second are read, one every {1 / plan.fps:.3g} s; {plan.fps_asked:.3g} were asked for "
+        f"and {floor:.3g} should be the least, so {plan.fps / floor:.0%} of the video is covered "
+        f"({'; '.join(plan.reasons)}). Send it in stretches with start_seconds and end_seconds."
     )
 
 

@@ -91,7 +91,7 @@ class Attempt:
             prompt = self._prepare(parts, decoded, budget)
             self.num_visual_tokens = prompt.num_visual_tokens
         seen = media_seen(decoded, prompt, self._bench.processor.image_processor)
-        warnings = thinning_warnings(seen, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
+        warnings = thinning_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded  # its memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE, is_brief=True):
             generated = self._generate(prompt)

@@ -11,7 +11,7 @@ from worker.media.clip import examine_clip
 from worker.media.decode_image import decode_image
 from worker.media.decoded import Size
 from worker.media.signature import recognise_format
-from worker.media.video_plan import plan_video
+from worker.media.video_plan import plan_video, tell_thinning
 from worker.model.frame_budget import MARK_TOKENS, fit_slow_fast, fit_slow_fast_video, fit_video
 from worker.model.image_processing import ImageProcessor
 from worker.model.visual_budget import VisualBudget, fit_image, share_context
@@ -56,6 +56,7 @@ class PlannedMedium:
     fps: float | None = None
     duration_seconds: float | None = None
     reasons: tuple[str, ...] = ()
+    warning: str | None = None
 
     @property
     def pixel_bytes(self) -> int:
@@ -71,14 +72,19 @@ def part_of(path: Path, **asked: object) -> ImagePart | VideoPart:
     return kind.model_validate({"uri": str(path.absolute()), **fields})
 
 
-def plan_media(parts: Sequence[ImagePart | VideoPart], facts: CheckpointFacts, num_tokens: int) -> list[PlannedMedium]:
+def plan_media(
+    parts: Sequence[ImagePart | VideoPart], facts: CheckpointFacts, num_tokens: int, min_frames_per_second: float
+) -> list[PlannedMedium]:
     """`parts` name files of this machine; `num_tokens` is what text and answer leave of the context.
 
-    Raises `MediaFault` for what cannot be decoded, `UnusableImage` for what cannot be shown.
+    Videos read at less than `min_frames_per_second` have a warning. Raises `MediaFault` for what cannot be
+    decoded, `UnusableImage` for what cannot be shown.
     """
     budget = share_context(facts.images, parts, num_tokens)
     return [
-        _plan_video(part, facts, budget) if isinstance(part, VideoPart) else _plan_image(part, facts, budget)
+        _plan_video(part, facts, budget, min_frames_per_second)
+        if isinstance(part, VideoPart)
+        else _plan_image(part, facts, budget)
         for part in parts
     ]
 
@@ -90,7 +96,9 @@ def _plan_image(part: ImagePart, facts: CheckpointFacts, budget: VisualBudget) -
     return PlannedMedium(part.uri, "image", original_size, size, _tokens(facts, size))
 
 
-def _plan_video(part: VideoPart, facts: CheckpointFacts, budget: VisualBudget) -> PlannedMedium:
+def _plan_video(
+    part: VideoPart, facts: CheckpointFacts, budget: VisualBudget, min_frames_per_second: float
+) -> PlannedMedium:
     images, max_tokens = facts.images, budget.video_tokens
     fit = fit_slow_fast_video if facts.splits_video_into_frames else fit_video
     with open(part.uri, "rb") as file:
@@ -119,6 +127,7 @@ def _plan_video(part: VideoPart, facts: CheckpointFacts, budget: VisualBudget) -
         plan.fps,
         clip.index.duration_seconds,
         plan.reasons,
+        tell_thinning(plan, min_frames_per_second),
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from config.outcome import MediaSeen
 from worker.media.prepare import DecodedImage, DecodedVideo
+from worker.media.video_plan import tell_thinning
 from worker.model.image_processing import ImageProcessor
 
 if TYPE_CHECKING:
@@ -53,19 +54,10 @@ def media_seen(
     return tuple(seen)
 
 
-def thinning_warnings(seen: Sequence[MediaSeen], min_frames_per_second: float) -> tuple[str, ...]:
-    """A sentence for each video of which fewer frames a second were read than were asked for and the floor."""
-    warnings = []
-    for media_index, medium in enumerate(seen):
-        if medium.fps is None or medium.fps_asked is None or medium.frames_asked is None:
-            continue
-        floor = min(min_frames_per_second, medium.fps_asked)
-        # Short clips round down to whole frames.
-        if medium.fps < floor and medium.frames < medium.frames_asked:
-            warnings.append(
-                f"Medium {media_index}: {medium.fps:.3g} frames a second were read, one every {1 / medium.fps:.3g} s; "
-                f"{medium.fps_asked:.3g} were asked for and {floor:.3g} should be the least, so "
-                f"{medium.fps / floor:.0%} of the video is covered ({'; '.join(medium.reasons)}). "
-                "Send it in stretches with start_seconds and end_seconds."
-            )
-    return tuple(warnings)
+def thinning_warnings(decoded: Sequence[DecodedImage | DecodedVideo], min_frames_per_second: float) -> tuple[str, ...]:
+    """A sentence for each video that was read too thinly; see `tell_thinning`."""
+    return tuple(
+        f"Medium {media_index}: {told}"
+        for media_index, medium in enumerate(decoded)
+        if isinstance(medium, DecodedVideo) and (told := tell_thinning(medium.plan, min_frames_per_second))
+    )

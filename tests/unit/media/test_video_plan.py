@@ -7,7 +7,7 @@ import numpy as np
 from config.job import VideoPart
 from worker.media.decoded import FitFrame, Size, VideoPlan
 from worker.media.packet_index import PacketIndex
-from worker.media.video_plan import plan_video
+from worker.media.video_plan import plan_video, tell_thinning
 
 HD = (1080, 1920)
 
@@ -16,11 +16,13 @@ def take_all(_part: VideoPart, num_frames: int, height: int, width: int) -> tupl
     return num_frames, (height, width), (height, width)
 
 
-def plan(seconds: float, fit_frame: FitFrame = take_all, keyframe_every: int = 60, **asked: object) -> VideoPlan:
+def plan(
+    seconds: float, fit_frame: FitFrame = take_all, keyframe_every: int = 60, rate: int = 30, **asked: object
+) -> VideoPlan:
     """Of a clip of 30 frames a second."""
-    pts = np.arange(round(seconds * 30), dtype=np.int64)
+    pts = np.arange(round(seconds * rate), dtype=np.int64)
     index = PacketIndex(
-        pts, pts[::keyframe_every], len(pts), Fraction(1, 30), hides_frames=False, has_open_groups=False
+        pts, pts[::keyframe_every], len(pts), Fraction(1, rate), hides_frames=False, has_open_groups=False
     )
     return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_frame, HD, "the clip")
 
@@ -71,3 +73,20 @@ def test_keyframes_of_a_clip_are_all_there_are() -> None:
     planned = plan(100, keyframe_every=300, sampling="keyframes")
     assert planned.wanted == tuple(range(0, 3000, 300))
     assert planned.reasons == ("the clip has 10 keyframes where 200 were asked for",)
+
+
+def test_clip_read_more_thinly_than_the_floor_is_told_of_with_its_coverage() -> None:
+    told = tell_thinning(plan(6000), 0.5)
+    assert told is not None
+    assert "0.128 frames a second are read, one every 7.81 s; 2 were asked for" in told
+    assert "26% of the video is covered (the model takes at most 768, and 12000 frames were asked for)" in told
+    assert "start_seconds" in told
+    assert tell_thinning(plan(6000), 0.1) is None
+    assert tell_thinning(plan(6000, fps=0.1), 0.5) is None
+
+
+def test_nothing_is_thinned_where_all_there_is_is_read() -> None:
+    """Of a slide show every frame, and every keyframe where only those were asked for."""
+    assert tell_thinning(plan(60, rate=1), 1.5) is None
+    assert tell_thinning(plan(100, keyframe_every=300, sampling="keyframes"), 0.5) is None
+    assert tell_thinning(plan(6000, keyframe_every=30, sampling="keyframes"), 0.5) is not None

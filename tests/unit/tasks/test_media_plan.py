@@ -36,7 +36,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("checkpoint", [PREVIEW, V1_5], ids=["preview", "v1_5"])
 def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, photo: Path, room: int) -> None:
     parts = [part_of(photo), part_of(clip, fps=5)]
-    planned = plan_media(parts, CheckpointFacts.read(checkpoint), room)
+    planned = plan_media(parts, CheckpointFacts.read(checkpoint), room, 0.5)
     processor = KeyeProcessor.from_checkpoint(checkpoint)
     budget = share_context(processor.image_processor, parts, room)
     with photo.open("rb") as image_file, clip.open("rb") as video_file:
@@ -57,10 +57,11 @@ def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, ph
 
 
 def test_clip_that_is_too_long_for_the_room_is_planned_shorter_and_says_why(clip: Path) -> None:
-    (planned,) = plan_media([part_of(clip, fps=30)], CheckpointFacts.read(PREVIEW), 100)
+    (planned,) = plan_media([part_of(clip, fps=30)], CheckpointFacts.read(PREVIEW), 100, min_frames_per_second=30)
     assert (planned.frames_asked, planned.frames) == (90, 100 * 784 // (planned.size[0] * planned.size[1]))
     assert planned.visual_tokens <= 100
     assert planned.reasons[-1] == f"the context has room for {planned.frames} of 90 frames"
+    assert f"{planned.frames / 90:.0%} of the video is covered" in str(planned.warning)
 
 
 def test_keye_worker_plan_prints_a_table_or_json(clip: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
