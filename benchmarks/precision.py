@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from config.hardware import PrecisionSetting
 from worker.demo.checkpoint_folder import CHECKPOINT
 from worker.demo.evaluate import Exam, draw_exams, evaluate, share_right
 from worker.engine.inbox import SamplingOptions
 from worker.engine.step_loop import Engine
 from worker.model.load import load_model
-from worker.model.precision import PrecisionSetting, choose_precision
+from worker.model.precision import choose_precision
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 
 PRECISIONS: tuple[PrecisionSetting, ...] = ("float32", "bfloat16", "int8", "int4")

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config.hardware import DeviceSetting, PrecisionSetting
+
 
 def _spare_cores() -> int:
     """One core is the engine's; a worker has no more than 8 jobs at a time to decode for."""
@@ -45,8 +47,8 @@ class Settings(BaseSettings):
     )
 
     model_path: Path | None = Field(default=None, description="folder of the Keye-VL checkpoint")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes the GPU where there is one")
-    precision: Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"] = Field(
+    device: DeviceSetting = Field(default="auto", description="auto takes the GPU where there is one")
+    precision: PrecisionSetting = Field(
         default="auto",
         description="auto is bfloat16 on a GPU that has it, else float16, and float32 on a CPU; "
         "int8 and int4 need the extra `quantised`",

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from config.extras import install_command
 from config.job import AnalysisJob, Priority, Thinking
 from config.outcome import JobFailed
 from config.wire import InvalidJob, describe_faults, schemas
@@ -141,7 +142,7 @@ def plan(context: typer.Context) -> None:
     """Tell frames, sizes, tokens and memory that files would come to: `keye-worker plan`, where that is installed."""
     if command := shutil.which("keye-worker", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
         os.execv(command, [command, "plan", *context.args])
-    raise typer.BadParameter("keye plan needs the worker's packages: pip install 'keye-worker[worker]'")
+    raise typer.BadParameter(f"keye plan needs the worker's packages: {install_command('worker')}")
 
 
 @app.command("verify", epilog=EXIT_CODES)

@@ -9,6 +9,7 @@ import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from config.extras import install_command
 from config.job import MAX_INLINE_BYTES
 from config.settings import Settings
 from config.wire import InvalidJob
@@ -77,7 +78,7 @@ def _upload(content: bytes, content_type: ContentType, index: int, prefix: str, 
 
         client = _client(os.getpid(), endpoint_url)
     except ImportError:
-        raise UploadFailed(index, prefix, "boto3 is not installed: pip install 'keye-worker[upload]'") from None
+        raise UploadFailed(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
     bucket, _, folder = prefix.removeprefix("s3://").partition("/")
     name = hashlib.sha256(content).hexdigest() + content_type.suffix
     key = "/".join(filter(None, (folder.strip("/"), name)))

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from config.settings import Settings
+from worker.daemon.loading import load_configured_model
 from worker.engine.cache_sizing import measure_cache_bytes
 from worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from worker.engine.throughput import answer, as_table, decode_seconds, encode_seconds, measure_engine, measure_generate
-from worker.model.device import choose_device, name_device
-from worker.model.load import load_model
-from worker.model.precision import PrecisionUnavailable, choose_precision
+from worker.model.device import name_device
+from worker.model.precision import PrecisionUnavailable
 from worker.model.processor import KeyeProcessor, PreparedPrompt
 from worker.model.visual_input import Image
 
@@ -21,21 +21,14 @@ NUM_RUNNING = (8, 32, 64)
 
 
 def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]:
-    """Lines of Markdown, as they come. Raises as `load_served_model` does."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # its bar would break the lines
-    if settings.model_path is None:
-        raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
-    device = choose_device(settings.device)
-    precision = choose_precision(settings.precision, device)
-    model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
-    processor = KeyeProcessor.from_checkpoint(settings.model_path)
+    """Lines of Markdown, as they come. Raises as `load_configured_model` does."""
+    path, model, processor, precision = load_configured_model(settings)
+    device = model.device
     processor.eos_token_ids = ()  # every answer has the same length, whatever it says
     began = time.perf_counter()
     prompt = _prompt(processor)
     prepare_seconds = time.perf_counter() - began
-    yield f"{settings.model_path.name} in {precision.name} on {name_device(device)}"
+    yield f"{path.name} in {precision.name} on {name_device(device)}"
     yield f"{prompt.num_visual_tokens} visual tokens an image, {new_tokens} new tokens an answer\n"
 
     rows = [
@@ -56,12 +49,11 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     # Else the whole model would lie on the GPU beside its own smaller copy.
     del engine, model
     try:
-        smaller = choose_precision("int8", device)
+        smaller = load_configured_model(settings.model_copy(update={"precision": "int8"}))
     except PrecisionUnavailable as error:
         yield f"Without a row for 8 bits: {error}\n"
     else:
-        model = load_model(settings.model_path, dtype=smaller.dtype, device=device, quantization=smaller.quantization)
-        rows.insert(2, measure_generate("`generate`, 8-bit weights", model, [prompt] * 3, new_tokens))
+        rows.insert(2, measure_generate("`generate`, 8-bit weights", smaller.model, [prompt] * 3, new_tokens))
     yield from as_table(rows)
 
     assert alone.first_token_seconds is not None

@@ -19,7 +19,7 @@ from config.settings import InvalidSettings, Settings
 from config.wire import describe_faults
 from worker.daemon.doctor import examine
 from worker.daemon.exit_codes import ExitCode
-from worker.daemon.findings import Severity, as_message, as_table, select
+from worker.daemon.findings import Severity, as_message, as_rows, select
 from worker.daemon.gpu_pinning import visible_gpus
 from worker.daemon.preflight import check_before_start
 from worker.daemon.supervisor import Supervisor
@@ -62,8 +62,8 @@ def doctor(
         findings.append(finding)
         if as_json:
             print(json.dumps(asdict(finding)))
-    if not as_json:
-        Console().print(as_table(findings))
+        else:
+            Console().print(as_rows(finding))
     if select(findings, Severity.FAULT):
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
 
@@ -110,6 +110,8 @@ def plan(
         room = facts.context - max_new_tokens - text_tokens
         asked = {"fps": fps, "content": content, "sampling": sampling, "max_frames": max_frames}
         asked |= {"start_seconds": start_seconds, "end_seconds": end_seconds, "max_pixels": max_pixels}
+        if missing := [str(path) for path in files if not path.is_file()]:
+            raise ValueError(f"no such file: {', '.join(missing)}. Give files of this machine; S3 is not looked at.")
         parts = [part_of(path, **asked) for path in files]
         planned = plan_media(parts, facts, room, settings.min_frames_per_second)
     except ValidationError as error:

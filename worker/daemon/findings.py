@@ -16,6 +16,9 @@ class Severity(StrEnum):
     FAULT = "fault"
 
 
+_COLOURS = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAULT: "red"}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was checked: what was found, and in one line what to do about it."""
@@ -41,12 +44,13 @@ def as_message(findings: Sequence[Finding]) -> str:
     return f"preflight: {count} {findings[0].severity}{'s' if count > 1 else ''}:{lines}"
 
 
-def as_table(findings: Sequence[Finding]) -> Table:
-    colours = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAULT: "red"}
-    table = Table("", "checked", title="keye-worker doctor")
-    table.add_column("found", overflow="fold")
-    table.add_column("what to do", overflow="fold")
-    for finding in findings:
-        colour = colours[finding.severity]
-        table.add_row(f"[{colour}]{finding.severity}[/]", finding.subject, escape(finding.found), escape(finding.cure))
-    return table
+def as_rows(finding: Finding) -> Table:
+    """For a terminal: what was found, and below it what to do."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(width=7)
+    rows.add_column(width=18)
+    rows.add_column(overflow="fold")
+    rows.add_row(f"[{_COLOURS[finding.severity]}]{finding.severity}[/]", finding.subject, escape(finding.found))
+    if finding.cure:
+        rows.add_row("", "", f"[bold]{escape(finding.cure)}[/]")
+    return rows

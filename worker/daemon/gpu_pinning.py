@@ -2,10 +2,11 @@
 
 import subprocess
 from collections.abc import Mapping
-from typing import Literal
+
+from config.hardware import DeviceSetting
 
 
-def visible_gpus(device: Literal["auto", "cpu", "cuda"], environ: Mapping[str, str]) -> list[str]:
+def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:
     """Values for the children's CUDA_VISIBLE_DEVICES, one a child; empty means one child on the CPU.
 
     An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every GPU that nvidia-smi lists.

@@ -3,14 +3,17 @@
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from config.outcome import ModelIdentity
 from config.settings import Settings
 from worker.engine.cache_sizing import measure_cache_bytes
 from worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from worker.model.device import choose_device, leave_cores_to_decoders, name_device
+from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
-from worker.model.precision import choose_precision
+from worker.model.precision import Precision, choose_precision
 from worker.model.processor import KeyeProcessor
 from worker.tasks.sampling_defaults import SamplingDefaults
 
@@ -28,33 +31,43 @@ class ServedModel:
     device: str
 
 
-def load_served_model(settings: Settings) -> ServedModel:
-    """Load, start and warm up.
+class LoadedModel(NamedTuple):
+    path: Path
+    model: KeyeForConditionalGeneration
+    processor: KeyeProcessor
+    precision: Precision
 
-    Raises `CheckpointFault`, `PrecisionUnavailable`, `GenerationFault`, and whatever torch does.
+
+def load_configured_model(settings: Settings) -> LoadedModel:
+    """The checkpoint as settings have it, on their device.
+
+    Raises `ValueError` where none is set, `CheckpointFault`, `PrecisionUnavailable`, and whatever torch does.
     """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a daemon's log is no terminal
-    started = time.monotonic()
-    if settings.model_path is None:
+    path = settings.model_path
+    if path is None:
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
     device = choose_device(settings.device)
-    leave_cores_to_decoders(device, settings.decoders)
     precision = choose_precision(settings.precision, device)
-    model = load_model(settings.model_path, dtype=precision.dtype, device=device, quantization=precision.quantization)
-    processor = KeyeProcessor.from_checkpoint(settings.model_path)
+    model = load_model(path, dtype=precision.dtype, device=device, quantization=precision.quantization)
+    return LoadedModel(path, model, KeyeProcessor.from_checkpoint(path), precision)
+
+
+def load_served_model(settings: Settings) -> ServedModel:
+    """Load, start and warm up. Raises `GenerationFault` too."""
+    started = time.monotonic()
+    leave_cores_to_decoders(choose_device(settings.device), settings.decoders)
+    path, model, processor, precision = load_configured_model(settings)
     loaded = time.monotonic()
     cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
     engine.start()
     engine.warm_up()
-    identity = ModelIdentity(
-        name=settings.model_path.name, model_type=model.config.model_type, precision=precision.name
-    )
-    served = ServedModel(
-        engine, processor, SamplingDefaults.from_checkpoint(settings.model_path), identity, name_device(device)
-    )
+    identity = ModelIdentity(name=path.name, model_type=model.config.model_type, precision=precision.name)
+    sampling = SamplingDefaults.from_checkpoint(path)
+    served = ServedModel(engine, processor, sampling, identity, name_device(model.device))
     logger.info(
         "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
         *(identity.name, precision.name, served.device, loaded - started, time.monotonic() - started),

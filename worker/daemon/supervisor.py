@@ -47,7 +47,7 @@ class Child:
         command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
         command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
-        self.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.PIPE, process_group=0)
+        self.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.DEVNULL, process_group=0)
         self.started_at = time.monotonic()
         self.ready_at = None
         logger.info("%s is starting (pid %d)", self, self.process.pid)
@@ -82,7 +82,6 @@ class Supervisor:
         return True
 
     def _plan_revival(self, child: Child, dead: subprocess.Popen[bytes], now: float) -> bool:
-        dead.communicate()  # closes the pipe
         child.process = None
         how = describe(dead.returncode)
         pause = child.revival.pause_after_death(None if child.ready_at is None else now - child.ready_at)
@@ -113,7 +112,7 @@ class Supervisor:
             if child.ready_at is None and not self._is_ready(child.process):
                 # It has no jobs, and would hear us only once the model is loaded.
                 child.process.kill()
-                child.process.communicate()
+                child.process.wait()
             else:
                 child.process.terminate()
                 draining.append(child.process)
@@ -125,7 +124,7 @@ class Supervisor:
                 break
         for process in draining:
             process.kill()  # does nothing to one that has ended
-            process.communicate()
+            process.wait()
         if outcome is ExitCode.OK and any(process.returncode != 0 for process in draining):
             outcome = ExitCode.DRAIN_INCOMPLETE
         logger.info("All workers have ended: %s", outcome.meaning)

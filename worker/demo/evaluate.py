@@ -14,13 +14,14 @@ from typing import get_args
 import numpy as np
 import torch
 
+from config.hardware import PrecisionSetting
 from worker.demo.checkpoint_folder import CHECKPOINT
 from worker.demo.questions import Question, Thinking
 from worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene
 from worker.demo.wear import draw_wear
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
-from worker.model.precision import PrecisionSetting, choose_precision
+from worker.model.precision import choose_precision
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image, Video
 

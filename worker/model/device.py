@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from config.hardware import DeviceSetting
 
-def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+
+def choose_device(asked: DeviceSetting) -> torch.device:
     """`auto` takes the first visible GPU where torch can use one. `cuda` never falls back to the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
 

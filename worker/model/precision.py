@@ -5,12 +5,13 @@ import logging
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
+from config.extras import install_command
+from config.hardware import PrecisionSetting
+
 Quantization = TorchAoConfig | BitsAndBytesConfig
 
 # The memory of the 8B models' weights, in the bytes of their bfloat16 files.
@@ -105,5 +106,5 @@ def _require(package: str, precision: str) -> None:
     if find_spec(package) is None:
         raise PrecisionUnavailable(
             f"KEYE_PRECISION={precision} needs {package}, which is not installed. "
-            "Install it with: pip install 'keye-worker[quantised]'"
+            f"Install it: {install_command('quantised')}"
         )

@@ -9,12 +9,13 @@ from typing import get_args
 import pytest
 import torch
 
+from config.hardware import PrecisionSetting
 from config.settings import Settings
 from worker.model import precision
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
-from worker.model.precision import WEIGHT_SHARE, PrecisionSetting, PrecisionUnavailable, choose_precision
+from worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choose_precision
 from worker.model.weight_names import tensor_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
