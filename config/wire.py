@@ -5,7 +5,7 @@ import uuid
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from config.contract import Contract
 from config.event import EVENT
@@ -67,6 +67,9 @@ def open_sealed(payload: Any) -> SealedJob:
         return SealedJob.model_validate_json(to_json(payload), strict=True)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
+    except PydanticSerializationError:
+        # Python's JSON reader lets through what JSON cannot hold.
+        raise InvalidJob("1 fault: job: holds half a character (a lone surrogate), or is nested too deeply") from None
 
 
 def describe_faults(error: ValidationError) -> str:

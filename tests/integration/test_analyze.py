@@ -99,6 +99,29 @@ class FaultyInbox(Inbox):
         return self._inbox.submit(*args, **kwargs)
 
 
+class FaultyEvents(EventWriter):
+    """Writes events, but raises what is told once one is to be written that holds the text told."""
+
+    misfortunes: ClassVar[dict[str, BaseException]] = {}
+
+    def write(self, lease: Claimed, events: list[str]) -> bool:
+        for text in self.misfortunes:
+            if any(text in event for event in events):
+                raise self.misfortunes.pop(text)
+        return super().write(lease, events)
+
+
+class FaultySettlement(Settlement):
+    """Writes outcomes, but raises what is told for the next."""
+
+    misfortunes: ClassVar[list[BaseException]] = []
+
+    def settle(self, *args: Any) -> bool:
+        if self.misfortunes:
+            raise self.misfortunes.pop()
+        return super().settle(*args)
+
+
 @dataclass
 class Plant:
     """Everything of one worker that a test may want to touch."""
@@ -111,6 +134,7 @@ class Plant:
     leases: LeaseStore
     renewal: LeaseRenewal
     settlement: Settlement
+    engine: Engine
     outbox: Outbox
     media: Path
 
@@ -147,7 +171,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     leases = LeaseStore(redis, settings.lease_seconds)
     renewal = LeaseRenewal(leases)
     renewal.start()
-    settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
+    settlement = FaultySettlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
     bench = Workbench(
         inbox=FaultyInbox(engine.inbox),
         processor=processor,
@@ -162,7 +186,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         ),
         media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
         decoders=decoders,
-        events=EventWriter(redis),
+        events=FaultyEvents(redis),
         model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),
     )
@@ -173,7 +197,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         start_worker(app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False) as worker,
         Client(settings) as client,
     ):
-        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, outbox, media)
+        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, engine, outbox, media)
     renewal.stop()
     engine.stop()
     app.close()
@@ -186,6 +210,11 @@ def picture(plant: Plant) -> str:
     path = plant.media / "picture.png"
     Image.new("RGB", (120, 90), "teal").save(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def clip(plant: Plant) -> str:
+    return str(encode_clip(plant.media / "short.mp4", steady_times(8)))
 
 
 def briefly(**options: Any) -> dict[str, Any]:
@@ -519,6 +548,46 @@ def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
     tracebacks = [entry for entry in caplog.records if entry.exc_info and jobs[0].id in entry.getMessage()]
     assert len(tracebacks) == 1, "the operator finds the traceback once"
     wait_until(lambda: plant.redis.hlen(UNACKED) == 0)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit])
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [
+        ('"fetch"', Stage.FETCH),
+        ('"decode"', Stage.DECODE),
+        ('"frames"', Stage.DECODE),
+        ('"generate"', Stage.GENERATE),
+        ('"text"', Stage.GENERATE),
+    ],
+)
+def test_wherever_it_is_raised_it_ends_its_job_and_nothing_goes_on_for_it(
+    plant: Plant, clip: str, kind: type[BaseException], place: str, stage: Stage
+) -> None:
+    FaultyEvents.misfortunes[place] = kind("on purpose")
+    failed = plant.fail(plant.client.submit(prompt="go on", media=[clip], generation=endlessly(), max_attempts=1))
+    assert (failed.code, failed.failure.stage) == (ErrorCode.INTERNAL, stage)
+    assert kind.__name__ in failed.failure.message
+    assert plant.finish(plant.client.submit(prompt="what?", media=[clip], generation=briefly())).attempts == 1
+    wait_until(lambda: plant.engine.snapshot().running == 0)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, MemoryError])
+def test_outcome_that_cannot_be_written_becomes_a_failure(plant: Plant, kind: type[BaseException]) -> None:
+    FaultySettlement.misfortunes.append(kind("on purpose"))
+    failed = plant.fail(plant.client.submit(a_job(metadata={"order": 7})))
+    assert failed.code is ErrorCode.INTERNAL
+    assert failed.failure.metadata == {"order": 7}
+
+
+@pytest.mark.parametrize("field", ["prompt", "job_id", "idempotency_key"])
+def test_message_with_half_a_character_fails_by_name(plant: Plant, field: str) -> None:
+    payload = seal(a_job()).model_dump(mode="json")
+    (payload if field == "job_id" else payload["job"])[field] = "\ud83d"
+    job_id = f"half-a-{field}" if field == "job_id" else payload["job_id"]
+    plant.send(payload, job_id)
+    wait_until(lambda: "outcome" in plant.record(job_id))
+    assert plant.fail(plant.client.find(job_id)).code is ErrorCode.INVALID_JOB
 
 
 def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:

@@ -140,6 +140,7 @@ def test_another_redis_does_not_get_them(client: Redis, outbox: Outbox, store: L
 def test_full_spool_takes_no_more_and_says_so(
     store: LeaseStore, tmp_path: Path, bounds: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     spool = Spool(tmp_path, **bounds)
     verdicts = [Verdict(lease=lease, outcome=a_failure(lease)) for lease in (claim(store, a_job()) for _ in range(2))]
     assert 150 < len(verdicts[0].model_dump_json()) < 600

@@ -37,7 +37,7 @@ class Outbox:
         except RedisError as fault:
             if not passes(fault):
                 raise
-        self._spool.keep(Verdict(lease=lease, outcome=outcome))
+        self._spool.keep(Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events)))
         settling = f"settling job {lease.job_id}"
         is_written = patiently(lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds)
         self._spool.drop(lease.token)
@@ -47,7 +47,7 @@ class Outbox:
         """Write what is kept on disk, where its claim still counts. Raises the fault of a Redis that is away."""
         for verdict in self._spool.waiting():
             lease = verdict.lease
-            if self._settlement.settle(lease, verdict.outcome):
+            if self._settlement.settle(lease, verdict.outcome, verdict.last_events):
                 log.info("job %s: outcome kept on disk is written, %s", lease.job_id, verdict.outcome.state)
             else:
                 log.warning("job %s: outcome kept on disk is discarded, the job went on without it", lease.job_id)

@@ -21,10 +21,11 @@ MAX_BYTES = 2**28
 
 
 class Verdict(Contract):
-    """An outcome, and the claim that it was reached under."""
+    """An outcome, the claim that it was reached under, and the events (JSON) that go before the last."""
 
     lease: Claimed
     outcome: Outcome
+    last_events: tuple[str, ...] = ()
 
 
 class Spool:

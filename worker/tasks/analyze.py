@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +135,13 @@ class Analyst:
                 if again is not None:
                     attempt.events.flush()
                     return self._retry(lease, outcome, again)
-            return self._settle(lease, outcome, attempt.events.unwritten)
+            try:
+                return self._settle(lease, outcome, attempt.events.unwritten)
+            except RedisError:
+                raise
+            except BaseException as error:
+                log.exception("job %s: its outcome cannot be written", lease.job_id)
+                return self._settle(lease, failure_of(explain(error), attempt.stage, lease, opened.job))
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match patiently(
@@ -183,4 +190,5 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
 
 def _text_in(payload: Any, field: str) -> str | None:
     value = payload.get(field) if isinstance(payload, dict) else None
-    return value if isinstance(value, str) and value else None
+    # Half a character is no name: Redis takes none.
+    return value if isinstance(value, str) and value and not re.search("[\ud800-\udfff]", value) else None

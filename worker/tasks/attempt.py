@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -213,18 +213,22 @@ class Attempt:
         self, parts: Sequence[ImagePart | VideoPart], budget: VisualBudget
     ) -> list[DecodedImage | DecodedVideo]:
         bench = self._bench
-        with self._in_stage(Stage.FETCH):
-            fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
-        with self._in_stage(Stage.DECODE):
-            return decode(
-                parts,
-                fetched,
-                bench.media_limits,
-                frame_fitter(bench.processor, budget),
-                bench.decoders,
-                self._on_frame,
-                self._stop_if_over,
-            )
+        with ExitStack() as opened:
+            with self._in_stage(Stage.FETCH):
+                fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
+                # `decode` closes them, but the job may end before it.
+                for medium in fetched:
+                    opened.callback(medium.file.close)
+            with self._in_stage(Stage.DECODE):
+                return decode(
+                    parts,
+                    fetched,
+                    bench.media_limits,
+                    frame_fitter(bench.processor, budget),
+                    bench.decoders,
+                    self._on_frame,
+                    self._stop_if_over,
+                )
 
     def _on_frame(self, media_index: int, done: int, total: int) -> None:
         self._stop_if_over()
@@ -267,11 +271,16 @@ class Attempt:
         if self._interruption is not None:
             # It came before there was anything to abandon.
             self._pending.abandon()
-        if not self._pending.wait(BRIEFLY_SECONDS):
-            self.events.flush()
-        text = Coalescer(self.events)
-        for delta in self._pending.deltas():
-            text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
+        try:
+            if not self._pending.wait(BRIEFLY_SECONDS):
+                self.events.flush()
+            text = Coalescer(self.events)
+            for delta in self._pending.deltas():
+                text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
+        except BaseException:
+            # Nobody is left to read what the engine would go on to write.
+            self._pending.abandon()
+            raise
         text.flush()
         self._stop_if_over()
         generated = self._pending.generated
