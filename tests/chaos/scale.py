@@ -33,7 +33,7 @@ SHORT = Scale(
     broker_away_seconds=(5,),
     refusal_seconds=5,
     cut_off_seconds=6,
-    deadline_seconds=9,
+    deadline_seconds=12,
 )
 LONG = Scale(
     lease_seconds=30,

@@ -1,11 +1,16 @@
 """Callers who wait for their results while everything fails at once: each hears how its job ended, in time."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
 
 from config.error_codes import ErrorCode
 from config.outcome import JobFailed
 from producer import Client, Job
+from producer.transport import Transport
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
@@ -18,8 +23,6 @@ AFTER_DEADLINE_SECONDS = 60.0
 def test_every_waiting_caller_hears_how_its_job_ended(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:
-    began = time.monotonic()
-
     def wait_for(job: Job) -> tuple[str, float]:
         """The end as the caller hears it, and when."""
         try:
@@ -28,10 +31,11 @@ def test_every_waiting_caller_hears_how_its_job_ended(
             end = failed.code
         return end, time.monotonic() - began
 
-    def submit(prompt: str, deadline_seconds: float | None = SCALE.deadline_seconds) -> Job:
-        return client.submit(prompt=prompt, deadline_seconds=deadline_seconds)
+    def submit(prompt: str) -> Job:
+        return client.submit(prompt=prompt, deadline_seconds=SCALE.deadline_seconds)
 
     (victim,) = workers.start_ready()
+    began = time.monotonic()
     succeeding, overrunning, cancelled = submit("wait 1.5"), [submit("wait 600") for _ in range(6)], submit("wait 600")
     victim.wait_until_holding(8)
     too_late, withdrawn = submit("wait 600"), submit("wait 600")
@@ -58,3 +62,24 @@ def test_every_waiting_caller_hears_how_its_job_ended(
     assert [end for end, _ in heard] == expected
     assert last < SCALE.deadline_seconds + AFTER_DEADLINE_SECONDS
     assert_nothing_is_left(client, broker.redis, SCALE.lease_seconds)
+
+
+def test_a_result_is_read_though_redis_goes_away_just_behind_the_end(
+    broker: Broker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(prompt="hello")
+    job.cancel()
+    read_record = Transport.read_record
+    back = threading.Timer(1, broker.start_again)
+
+    def go_away(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        broker.kill()
+        back.start()
+        return read_record(*arguments)
+
+    # The first that is read of the record, behind the last event, is the outcome.
+    monkeypatch.setattr(Transport, "read_record", go_away)
+    with pytest.raises(JobFailed, match=ErrorCode.CANCELLED):
+        job.result(timeout=30)
+    back.join()
