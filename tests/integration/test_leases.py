@@ -614,6 +614,16 @@ def test_last_message_is_missed_when_there_are_none_left(store: LeaseStore, redi
     assert store.sweep(10) == [sealed.job_id], "the fresh one's may be on its way"
 
 
+def test_a_job_with_two_messages_makes_no_other_seem_lost(brief: LeaseStore, redis: Redis) -> None:
+    twice, patient = a_job(), a_job()
+    publish(redis, twice, time.time() - 200)
+    publish(redis, patient, time.time() - 100)
+    redis.zadd(keys.leases(), {twice.job_id: time.time() - 1})
+    a_reaper(brief).reap_overdue()
+    claim(brief, twice)
+    assert brief.sweep(10) == []
+
+
 def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     redis.hset(keys.record(sealed.job_id), mapping=sealed.record)

@@ -16,7 +16,7 @@ local function read()
   return redis.call(
     "HMGET", KEYS[1],
     "state", "due_at", "deaths", "attempts", "max_attempts", "token", "submitted_at", "deadline_at", "max_visual_tokens",
-    "claimed_at"
+    "claimed_at", "is_republished"
   )
 end
 
@@ -46,7 +46,10 @@ end
 local published_at = redis.call("ZSCORE", KEYS[4], ARGV[1])
 if published_at then
   redis.call("ZREM", KEYS[4], ARGV[1])
-  redis.call("ZADD", KEYS[5], "GT", published_at, ARGV[4])
+  -- Of two messages the earlier may be the one that was taken: it does not tell how far the queue has come.
+  if not record[11] then
+    redis.call("ZADD", KEYS[5], "GT", published_at, ARGV[4])
+  end
 end
 local claimed_at = string.format("%.6f", now)
 redis.call(

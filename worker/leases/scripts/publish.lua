@@ -12,5 +12,6 @@ redis.call("LPUSH", KEYS[4], ARGV[3])
 redis.call("ZREM", KEYS[2], ARGV[1])
 if record[1] == "QUEUED" then
   local time = redis.call("TIME")
+  redis.call("HSET", KEYS[1], "is_republished", 1)
   redis.call("ZADD", KEYS[3], time[1] + time[2] / 1e6, ARGV[1])
 end
