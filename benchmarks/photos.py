@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks.pictures import draw_photo
 from benchmarks.side_by_side import compare, measure_alone
 from config.job import ImagePart, VideoPart
+from config.settings import Settings
 from worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from worker.model.image_processing import fit_size
 
@@ -40,7 +41,7 @@ def ours(folder: str) -> Callable[[], object]:
         return num, size, size
 
     def read() -> object:
-        limits = MediaLimits((Path(folder),), None, 30, 2**26, 10**8, 2**30)
+        limits = MediaLimits.of(Settings(media_roots=(Path(folder),)))
         cache = MediaCache(Path(folder) / "cache", max_bytes=0)
         with DecoderPool(1, 60, 2**30) as decoders:
             for photo in _photos(folder):

@@ -13,6 +13,7 @@ import torch
 from benchmarks.workload import image_jobs, video_jobs
 from config.job import AnalysisJob, ImagePart
 from config.outcome import JobResult
+from config.settings import Settings
 from producer import Client
 from worker.demo.embedded_valkey import EmbeddedValkey
 from worker.demo.local_worker import SMALL_KEYE, LocalWorker
@@ -63,7 +64,7 @@ class PlainLoop:
     def __init__(self, root: Path) -> None:
         self._model = load_model(SMALL_KEYE, dtype=torch.float32)
         self._processor = KeyeProcessor.from_checkpoint(SMALL_KEYE)
-        self._limits = MediaLimits((root,), None, 30, 2**26, 10**8, 2**30)
+        self._limits = MediaLimits.of(Settings(media_roots=(root,)))
         self._media_cache = MediaCache(root / "cache", max_bytes=0)
 
     def answer(self, job: AnalysisJob) -> str:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart
+from config.settings import Settings
 from worker.media import fetch_https
 from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
@@ -161,7 +162,15 @@ def web(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 @pytest.fixture
 def limits() -> MediaLimits:
-    return MediaLimits((), None, 5, 2**20, 10**6, 2**20, allow_https=True)
+    return MediaLimits.of(
+        Settings(
+            fetch_timeout_seconds=5,
+            max_image_bytes=2**20,
+            max_image_pixels=10**6,
+            max_video_bytes=2**20,
+            allow_https=True,
+        )
+    )
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import pytest
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart
+from config.settings import Settings
 from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
 if TYPE_CHECKING:
@@ -134,13 +135,8 @@ def road(s3_endpoint: str) -> Iterator[Road]:
 
 @pytest.fixture
 def limits(road: Road) -> MediaLimits:
-    return MediaLimits(
-        roots=(),
-        s3_endpoint_url=road.url,
-        fetch_timeout_seconds=5,
-        max_image_bytes=2**25,
-        max_image_pixels=10**6,
-        max_video_bytes=2**20,
+    return MediaLimits.of(
+        Settings(s3_endpoint_url=road.url, fetch_timeout_seconds=5, max_image_bytes=2**25, max_video_bytes=2**20)
     )
 
 

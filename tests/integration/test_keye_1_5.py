@@ -15,6 +15,7 @@ from redis import Redis
 
 from config.job import AnalysisJob
 from config.outcome import ModelIdentity, WorkerIdentity
+from config.settings import Settings
 from worker.engine.step_loop import Engine
 from worker.leases.job_lease import Claimed
 from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
@@ -62,7 +63,7 @@ def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, decoders: Deco
         inbox=engine.inbox,
         processor=processor,
         sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
-        media_limits=MediaLimits((tmp_path,), None, 5, 2**24, 2**24, 2**24),
+        media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,))),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,
         events=EventWriter(redis),

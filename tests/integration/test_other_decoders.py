@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from config.job import VideoPart
-from config.settings import VideoDecoder
+from config.settings import Settings, VideoDecoder
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, encode_clip, number_shown_at, shown_by_plain_decoding, upright_numbers
 from worker.media.decode_video import decode_video
 from worker.media.decoded import DecodedVideo, Size
@@ -63,7 +63,7 @@ def test_chosen_decoder_reads_an_ordinary_clip_itself(decoder: VideoDecoder, zoo
 def test_chosen_decoder_works_within_the_bounds_of_a_decoder_child(
     decoder: VideoDecoder, zoo: Zoo, decoders: DecoderPool
 ) -> None:
-    limits = MediaLimits((zoo["h264.mp4"].parent,), None, 5, 2**20, 10**6, 2**24, video_decoder=decoder)
+    limits = MediaLimits.of(Settings(media_roots=(zoo["h264.mp4"].parent,), video_decoder=decoder))
     part = VideoPart(uri=str(zoo["h264.mp4"]), fps=5)
     fetched = fetch([part], limits, MediaCache(zoo["h264.mp4"].parent / "cache", max_bytes=0))
     (decoded,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)

@@ -61,7 +61,7 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
     assert photo.uri.endswith(".jpg")
     assert picture.uri.endswith(".png")
     assert small.uri.startswith("data:image/png;base64,")
-    limits = MediaLimits((), s3_endpoint, 5, 2**24, 10**6, 2**20)
+    limits = MediaLimits.of(Settings(s3_endpoint_url=s3_endpoint))
     fetched_photo, fetched_picture = fetch([photo, picture], limits, MediaCache(tmp_path, 2**24))
     with fetched_photo.file as file:
         assert file.read() == PHOTO

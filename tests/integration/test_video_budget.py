@@ -11,6 +11,7 @@ from redis import Redis
 
 from config.job import AnalysisJob
 from config.outcome import JobResult, ModelIdentity, WorkerIdentity
+from config.settings import Settings
 from tests.zoo import encode_clip
 from worker.engine.step_loop import Engine
 from worker.leases.job_lease import Claimed
@@ -48,7 +49,7 @@ def bench(checkpoint: Path, engine: Engine, redis: Redis, decoders: DecoderPool,
         inbox=engine.inbox,
         processor=KeyeProcessor.from_checkpoint(checkpoint),
         sampling=SamplingDefaults.from_checkpoint(checkpoint),
-        media_limits=MediaLimits((tmp_path,), None, 5, 2**24, 2**24, 2**24, min_frames_per_second=0.9),
+        media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,), min_frames_per_second=0.9)),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,
         events=EventWriter(redis),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from config.job import VideoPart
+from config.settings import Settings
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
 from worker.media.decoded import Size
 from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
@@ -21,7 +22,7 @@ def test_64_frames_of_every_kind_of_clip_are_the_ones_on_screen(
     zoo: Zoo, decoders: DecoderPool, tmp_path: Path, name: str
 ) -> None:
     shown = shown_by_plain_decoding(zoo[name], name)
-    limits = MediaLimits((zoo[name].parent,), None, 5, 2**30, 10**8, 2**30)
+    limits = MediaLimits.of(Settings(media_roots=(zoo[name].parent,)))
     for num_frames, stretch in ((64, {}), (6, {"start_seconds": 0.3 * max(shown.values())})):
         part = VideoPart(uri=str(zoo[name]), fps=60, max_frames=num_frames, **stretch)
         fetched = fetch([part], limits, MediaCache(tmp_path, max_bytes=0))

@@ -108,7 +108,7 @@ class EngineStep(bootsteps.StartStopStep):
             inbox=served.engine.inbox,
             processor=served.processor,
             sampling=served.sampling,
-            media_limits=_media_limits(settings),
+            media_limits=MediaLimits.of(settings),
             media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
             decoders=self._decoders,
             events=EventWriter(redis),
@@ -181,20 +181,3 @@ class EngineStep(bootsteps.StartStopStep):
 
 def _identity(device: str) -> WorkerIdentity:
     return WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=device)
-
-
-def _media_limits(settings: Settings) -> MediaLimits:
-    return MediaLimits(
-        roots=settings.media_roots,
-        s3_endpoint_url=settings.s3_endpoint_url,
-        fetch_timeout_seconds=settings.fetch_timeout_seconds,
-        max_image_bytes=settings.max_image_bytes,
-        max_image_pixels=settings.max_image_pixels,
-        max_video_bytes=settings.max_video_bytes,
-        max_decoded_bytes=settings.max_decoded_bytes,
-        max_fetch_seconds=settings.max_fetch_seconds,
-        s3_buckets=settings.s3_buckets,
-        allow_https=settings.allow_https,
-        min_frames_per_second=settings.min_frames_per_second,
-        video_decoder=settings.video_decoder,
-    )

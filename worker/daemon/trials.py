@@ -51,7 +51,7 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
     """A clip made here and now goes through the same door as a job's media."""
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        limits = MediaLimits((Path(folder),), None, 10, 2**20, 2**20, 2**20, video_decoder=chosen)
+        limits = MediaLimits.of(Settings(media_roots=(Path(folder),), video_decoder=chosen))
         part = VideoPart(uri=str(clip), fps=CLIP_FRAMES)
         try:
             _encode_clip(clip)

@@ -1,9 +1,10 @@
-"""How much of a medium is read and decoded, and from where. The caller makes it from its settings."""
+"""How much of a medium is read and decoded, and from where."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
-from config.settings import VideoDecoder
+from config.settings import Settings, VideoDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,15 +16,20 @@ class MediaLimits:
     told of.
     """
 
-    roots: tuple[Path, ...]
+    media_roots: tuple[Path, ...]
     s3_endpoint_url: str | None
     fetch_timeout_seconds: float
     max_image_bytes: int
     max_image_pixels: int
     max_video_bytes: int
-    max_decoded_bytes: int = 4 * 2**30
-    max_fetch_seconds: float = 600.0
-    s3_buckets: tuple[str, ...] = ()
-    allow_https: bool = False
-    min_frames_per_second: float = 0.5
-    video_decoder: VideoDecoder = "pyav"
+    max_decoded_bytes: int
+    max_fetch_seconds: float
+    s3_buckets: tuple[str, ...]
+    allow_https: bool
+    min_frames_per_second: float
+    video_decoder: VideoDecoder
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Each as the setting of its name."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})

@@ -164,7 +164,7 @@ def _open(
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
     match scheme:
         case "" | "file":
-            return open_local(part.uri, limits.roots, max_bytes)
+            return open_local(part.uri, limits.media_roots, max_bytes)
         case "s3":
             return fetch_object(part.uri, limits, transfer, media_cache)
         case "data":

@@ -10,6 +10,7 @@ import pytest
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart
+from config.settings import Settings
 from worker.media.address import is_public
 from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
@@ -120,7 +121,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fault_of(uri: str, folder: Path) -> MediaFault:
-    limits = MediaLimits((), None, 0.2, 2**20, 2**20, 2**20, allow_https=True)
+    limits = MediaLimits.of(Settings(fetch_timeout_seconds=0.2, allow_https=True))
     with pytest.raises(MediaFault) as caught:
         fetch([ImagePart(uri=uri)], limits, MediaCache(folder, 0))
     return caught.value

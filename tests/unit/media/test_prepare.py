@@ -6,6 +6,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
+from config.settings import Settings
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media.medium_name import name_medium
 from worker.media.prepare import (
@@ -29,13 +31,8 @@ from worker.media.prepare import (
 
 @pytest.fixture
 def limits(tmp_path: Path) -> MediaLimits:
-    return MediaLimits(
-        roots=(tmp_path,),
-        s3_endpoint_url=None,
-        fetch_timeout_seconds=5,
-        max_image_bytes=2**20,
-        max_image_pixels=10**6,
-        max_video_bytes=2**20,
+    return MediaLimits.of(
+        Settings(media_roots=(tmp_path,), max_image_bytes=2**20, max_image_pixels=10**6, max_video_bytes=2**20)
     )
 
 
@@ -111,7 +108,7 @@ def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path,
 def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     Image.new("RGB", (1000, 1000)).save(tmp_path / "photo.png")
     part = ImagePart(uri=f"{tmp_path}/photo.png")
-    tight = MediaLimits((tmp_path,), None, 5, 2**20, 10**6, 2**20, max_decoded_bytes=7_000_000)
+    tight = replace(limits, max_decoded_bytes=7_000_000)
     assert len(prepare([part, part], tight, tmp_path)) == 2
     with pytest.raises(MediaFault, match="fewer or smaller") as caught:
         prepare([part, part, part], tight, tmp_path)
