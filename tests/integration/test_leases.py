@@ -493,6 +493,21 @@ def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis:
     assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED, Stage.OPEN]
 
 
+def test_retry_that_waits_outlives_every_worker_and_is_not_begun_early(redis_url: str, redis: Redis) -> None:
+    with connect(redis_url) as leaving:
+        store = LeaseStore(leaving, lease_seconds=30)
+        lease = claim(store, a_job())
+        assert store.retry(lease, a_failure(lease), pause_seconds=0.5, max_visual_tokens=None) == "queued"
+    due_at = float(record(redis, lease.job_id)["due_at"])
+    with connect(redis_url) as arriving:
+        reaper = a_reaper(LeaseStore(arriving, lease_seconds=1))
+        reaper.start()
+        wait_until(lambda: messages(redis))
+        reaper.stop()
+    assert messages(redis) == [lease.job_id]
+    assert redis.zscore(keys.queued("normal"), lease.job_id) >= due_at
+
+
 def test_attempt_that_was_given_up_can_neither_settle_nor_be_queued_twice(
     store: LeaseStore, settlement: Settlement, redis: Redis
 ) -> None:

@@ -5,6 +5,8 @@ Every move is the project's own; only time is faked, by making what is due later
 
 import json
 import time
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -38,7 +40,9 @@ from producer.verify import judge, read_ledger
 from worker.leases.connection import connect
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.reaper import Reaper
+from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
+from worker.results.spool import Spool, Verdict
 from worker.tasks.stranded import StrandedJobs
 
 LEASE_SECONDS = 30
@@ -53,6 +57,7 @@ class Jobs(RuleBasedStateMachine):
     jobs: Bundle[Job] = Bundle("jobs")
     leases: Bundle[Claimed] = Bundle("leases")
     url: str
+    folder: Path
 
     @initialize()
     def connect(self) -> None:
@@ -63,6 +68,8 @@ class Jobs(RuleBasedStateMachine):
         self.transport = Transport(options)
         self.store = LeaseStore(self.redis, LEASE_SECONDS)
         self.settlement = Settlement(self.redis, 3600, 9000)
+        self.spool = Spool(Path(mkdtemp(dir=self.folder)))
+        self.outbox = Outbox(self.settlement, self.spool)
         stranded = StrandedJobs(self.settlement)
         self.reaper = Reaper(self.store, "reaper", lambda: None, stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
@@ -137,6 +144,19 @@ class Jobs(RuleBasedStateMachine):
         else:
             assert self.record(lease.job_id) == before, "who lost the lease writes nothing"
         assert is_settled == (self.settlers.get(lease.job_id) == lease), "and is told so"
+
+    @rule(lease=leases)
+    def die_with_an_outcome_on_disk(self, lease: Claimed) -> None:
+        """Redis took nothing while its worker lived."""
+        self.spool.keep(Verdict(lease=lease, outcome=failure(lease, ErrorCode.INTERNAL)))
+
+    @rule()
+    def outcomes_on_disk_are_delivered(self) -> None:
+        """The next worker of that host, perhaps long after."""
+        holders = [verdict.lease for verdict in self.spool.waiting() if self.holds(verdict.lease)]
+        self.outbox.deliver()
+        assert not list(self.spool.waiting())
+        self.settlers |= {lease.job_id: lease for lease in holders}
 
     @rule(lease=leases, pause=st.sampled_from([0.0, 60.0]))
     def fail_for_now(self, lease: Claimed, pause: float) -> None:
@@ -269,9 +289,10 @@ def failure(lease: Claimed, code: ErrorCode) -> JobFailure:
     )
 
 
-def test_no_order_of_events_breaks_a_promise(redis_url: str) -> None:
+def test_no_order_of_events_breaks_a_promise(redis_url: str, tmp_path: Path) -> None:
     class JobsOfThisServer(Jobs):
         url = redis_url
+        folder = tmp_path
 
     run_state_machine_as_test(
         JobsOfThisServer,

@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from config.error_codes import ErrorCode
 from worker.media.retry_after import read_retry_after
 from worker.tasks.fault import JobFault
-from worker.tasks.retry_policy import MAX_PAUSE_SECONDS, FailedTry, RetryDecision, decide_retry
+from worker.tasks.retry_policy import MAX_PAUSE_SECONDS, MAX_RETRY_AFTER_SECONDS, FailedTry, RetryDecision, decide_retry
 
 PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 
@@ -45,6 +47,34 @@ def test_store_is_left_alone_for_as_long_as_it_asked() -> None:
 def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> None:
     assert decide_retry(failed(seconds_to_deadline=2.1), 0.5) == RetryDecision(2.0)
     assert decide_retry(failed(seconds_to_deadline=1.9), 0.5) is None
+
+
+@given(
+    code=st.sampled_from(ErrorCode),
+    attempt=st.integers(1, 20),
+    max_attempts=st.integers(1, 20),
+    retry_after=st.none() | st.floats(0, 1e6),
+    seconds_to_deadline=st.none() | st.floats(-1e3, 1e6),
+    num_visual_tokens=st.integers(0, 10**6),
+    jitter=st.floats(0, 1, exclude_max=True),
+)
+def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_one_too_many(
+    code: ErrorCode, jitter: float, **facts: Any
+) -> None:
+    again = decide_retry(failed(code, **facts), jitter)
+    if again is None:
+        return
+    assert code in PASSES_OR_SHRINKS
+    assert facts["attempt"] < facts["max_attempts"]
+    asked_for = facts["retry_after"] or 0.0
+    assert asked_for <= again.pause_seconds <= asked_for + MAX_PAUSE_SECONDS
+    assert asked_for <= MAX_RETRY_AFTER_SECONDS
+    assert facts["seconds_to_deadline"] is None or again.pause_seconds < facts["seconds_to_deadline"]
+    if code is ErrorCode.OUT_OF_MEMORY:
+        assert again.max_visual_tokens is not None
+        assert 0 < again.max_visual_tokens <= facts["num_visual_tokens"] / 2
+    else:
+        assert again.max_visual_tokens is None
 
 
 def test_too_large_for_the_memory_is_tried_with_half_of_what_was_shown() -> None:
