@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import decode, engine, handover, photos, pipeline, precision
+from benchmarks import decode, engine, handover, photos, pipeline, precision, queue
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "handover": handover.run,
     "engine": engine.run,
     "pipeline": pipeline.run,
+    "queue": queue.run,
     "precision": precision.run,
 }
 
