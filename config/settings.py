@@ -10,11 +10,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from config.hardware import DeviceSetting, PrecisionSetting
 
 
-def _spare_cores() -> int:
-    """One core is the engine's; a worker has no more than 8 jobs at a time to decode for."""
+def _decoders() -> int:
+    """One a core: they are nice to the engine. A worker has no more than 8 jobs at a time to decode for."""
     # Producers read these settings too, on systems that do not tell which cores a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 1), 8)
+    return min(cores, 8)
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     )
     max_video_bytes: int = Field(default=4 * 2**30, ge=1, description="largest video file")
     decoders: int = Field(
-        default_factory=_spare_cores, ge=1, le=64, description="processes that decode media; unset: cores - 1, 1 to 8"
+        default_factory=_decoders, ge=1, le=64, description="processes that decode media; unset: one a core, 8 at most"
     )
     decode_timeout_seconds: float = Field(
         default=120, gt=0, description="longest a decoder may take for an image, or between two frames of a video"

@@ -24,6 +24,8 @@ from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.sandbox import allow, confine
 
+NICENESS = 5
+
 _PARTS: dict[str, type[ImagePart] | type[VideoPart]] = {"image": ImagePart, "video": VideoPart}
 _FIT: TypeAdapter[tuple[int, Size, Size]] = TypeAdapter(get_args(FitFrame)[-1])
 
@@ -122,5 +124,7 @@ def _facts(decoded: DecodedImage | DecodedVideo) -> Message:
 
 if __name__ == "__main__":
     _, end, parent = sys.argv
+    # Many decode for one engine, and an engine that waits for a core makes all jobs wait.
+    os.nice(NICENESS)
     confine(int(parent))
     serve(Channel(socket(fileno=int(end))))
