@@ -31,7 +31,8 @@ class Channel:
         data = _LENGTH.pack(len(body)) + body
         try:
             num_sent = socket.send_fds(self._end, [data], handles)
-            self._end.sendall(data[num_sent:])
+            if num_sent < len(data):
+                self._end.sendall(data[num_sent:])
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError("the other end is gone") from None
 
