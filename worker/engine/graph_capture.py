@@ -76,11 +76,14 @@ class _StepInputs:
     def fill(self, sequences: Seq[Sequence]) -> None:
         """The host's side is free to be written: the tokens of the step before have been read from the device."""
         num = len(sequences)
+        self._columns[:, :num] = (
+            [sequence.generated_ids[-1] for sequence in sequences],
+            [sequence.num_cached + sequence.pending.prompt.rope_delta for sequence in sequences],
+            [sequence.num_tokens for sequence in sequences],
+        )
         self._columns[:, num:] = np.array([[0], [0], [1]])
         self._tables[:] = self._scratch_block
         for row, sequence in enumerate(sequences):
-            position = sequence.num_cached + sequence.pending.prompt.rope_delta
-            self._columns[:, row] = sequence.generated_ids[-1], position, sequence.num_tokens
             self._tables[row, : len(sequence.block_table)] = sequence.block_table
         self._device.copy_(self._host, non_blocking=True)
 
