@@ -29,12 +29,13 @@ class Sampler:
         logits = logits.float()
         if batch.penalised:
             logits = self._penalise(logits, batch)
-        if len(batch.sampled) == len(sequences):
+        if not batch.sampled:
+            choice = _best(logits)
+        elif len(batch.sampled) == len(sequences):
             choice = batch.draw(logits)
         else:
-            choice = _best(logits)
-            if batch.sampled:
-                choice[batch.sampled] = batch.draw(logits[batch.sampled])
+            rows = batch.sampled_rows
+            choice = _best(logits).index_copy(0, rows, batch.draw(logits.index_select(0, rows)))
         # Read once: on a GPU each reading waits for all that was queued.
         numbers: list[int] = choice.tolist()
         for row in batch.penalised:
@@ -47,13 +48,10 @@ class Sampler:
         self._seen.pop(sequence, None)
 
     def _penalise(self, logits: Tensor, batch: "_Batch") -> Tensor:
-        rows = batch.penalised
-        seen = torch.stack([self._seen_by(batch.sequences[row], logits) for row in rows])
-        scores = logits[rows]
+        seen = torch.stack([self._seen_by(batch.sequences[row], logits) for row in batch.penalised])
+        scores = logits.index_select(0, batch.penalised_rows)
         penalised = torch.where(scores < 0, scores * batch.penalty, scores / batch.penalty)
-        logits = logits.clone()
-        logits[rows] = torch.where(seen, penalised, scores)
-        return logits
+        return logits.index_copy(0, batch.penalised_rows, torch.where(seen, penalised, scores))
 
     def _seen_by(self, sequence: Sequence, logits: Tensor) -> Tensor:
         """Bool [V]: the tokens of the prompt and those generated so far."""
@@ -67,15 +65,17 @@ class Sampler:
 class _Batch:
     """What these sequences ask for, as tensors: the same sequences are stepped together many times.
 
-    `sampled` are the rows that draw, `penalised` those with a repetition penalty.
+    `sampled` are the rows that draw, `penalised` those with a repetition penalty; each is there as a tensor, too.
     """
 
     def __init__(self, sequences: Seq[Sequence], logits: Tensor) -> None:
         self.sequences = list(sequences)
         options = [sequence.pending.sampling for sequence in sequences]
         self.penalised = [row for row, option in enumerate(options) if option.repetition_penalty != 1]
+        self.penalised_rows = torch.tensor(self.penalised, device=logits.device)
         self.penalty = _column([options[row].repetition_penalty for row in self.penalised], logits.device)
         self.sampled = [row for row, option in enumerate(options) if option.temperature > 0]
+        self.sampled_rows = torch.tensor(self.sampled, device=logits.device)
         drawing = [options[row] for row in self.sampled]
         self._rngs = [sequences[row].rng for row in self.sampled]
         self._temperature = _column([option.temperature for option in drawing], logits.device)
@@ -116,4 +116,8 @@ def _unless_overflown(token_ids: Tensor, best: Tensor) -> Tensor:
 
 def _column(numbers: Seq[float], device: torch.device) -> Tensor:
     """Float32 [n, 1]."""
-    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device).unsqueeze(-1)
+    column = torch.from_numpy(np.array(numbers, dtype=np.float32)).unsqueeze(-1)
+    if device.type == "cpu":
+        return column
+    # Pinned, because any other copy waits for the whole forward pass that is still running.
+    return column.pin_memory().to(device, non_blocking=True)
