@@ -187,7 +187,9 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")))
     app.analyst = Analyst(bench, leases, renewal, settlement, outbox)
     with (
-        start_worker(app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False) as worker,
+        start_worker(
+            app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False, loglevel="warning"
+        ) as worker,
         Client(settings) as client,
     ):
         yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, engine, outbox, media)

@@ -88,7 +88,9 @@ def test_a_job_sent_by_the_printed_node_code_reaches_a_worker_and_its_outcome_co
 
     port = redis.connection_pool.connection_kwargs["port"]
     with (
-        start_worker(app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20),
+        start_worker(
+            app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20, loglevel="warning"
+        ),
         Client(redis_url) as client,
         subprocess.Popen(["node", program, str(port)], stdout=subprocess.PIPE, text=True) as node,
     ):
