@@ -6,7 +6,7 @@ COPY producer producer
 COPY worker worker
 RUN pip install --no-cache-dir '.[worker,heic]'
 # The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
-RUN useradd --system --create-home keye
+RUN useradd --system --create-home keye && install --directory --mode=700 --owner=keye /var/tmp/keye-spool
 USER keye
 ENTRYPOINT ["keye-worker"]
 CMD ["run"]
