@@ -55,16 +55,16 @@ def num_right(decoded: DecodedVideo) -> int:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_frames_at_uniform_times_are_the_ones_on_screen(zoo: Zoo, name: str) -> None:
+def test_few_frames_far_apart_are_the_ones_on_screen(zoo: Zoo, name: str) -> None:
+    """So few that seeking pays; 64 of them are read through a decoder child, see `test_zoo`."""
     shown = shown_by_plain_decoding(zoo[name], name)
-    for num_frames in (5, 64):
-        size = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
-        decoded = decode(zoo[name], size, fps=60, max_frames=num_frames)
-        numbers = upright_numbers(decoded.frames, name)
-        times = np.linspace(0, max(shown.values()), min(num_frames, len(shown)))
-        assert numbers == [number_shown_at(time, shown) for time in times]
-        assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)
-        assert decoded.frames_corrupt == 0
+    size = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
+    decoded = decode(zoo[name], size, fps=60, max_frames=5)
+    numbers = upright_numbers(decoded.frames, name)
+    times = np.linspace(0, max(shown.values()), min(5, len(shown)))
+    assert numbers == [number_shown_at(time, shown) for time in times]
+    assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)
+    assert decoded.frames_corrupt == 0
 
 
 @pytest.mark.parametrize("name", CLIPS)
