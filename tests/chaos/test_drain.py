@@ -12,7 +12,7 @@ from tests.chaos.scale import SCALE
 from worker.daemon.exit_codes import ExitCode
 
 
-def test_jobs_that_outlast_the_drain_are_given_back_and_the_attempt_does_not_count(
+def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not_count(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:
     leaving = workers.start(drain_seconds=SCALE.drain_seconds)
@@ -20,13 +20,15 @@ def test_jobs_that_outlast_the_drain_are_given_back_and_the_attempt_does_not_cou
     short = [client.submit(prompt="wait 1", max_attempts=1) for _ in range(2)]
     long = [client.submit(prompt="wait 600", max_attempts=1) for _ in range(6)]
     leaving.wait_until_holding(8)
-    (heir,) = workers.start_ready()
+    backlog = [client.submit(prompt="wait 600") for _ in range(4)]
 
     leaving.terminate()
     told_at = time.monotonic()
     assert leaving.exit_code(SCALE.drain_seconds + 5) == ExitCode.OK
     took = time.monotonic() - told_at
-    heir.wait_until_holding(6, within_seconds=2)
+    (heir,) = workers.start_ready()
+    heir.wait_until_holding(8)
+    assert {job.id for job in long} < set(heir.held_jobs()), "before those that were queued already"
 
     gate(
         f"SIGTERM with 6 jobs of 600 s, drain {SCALE.drain_seconds:g} s: exit after",
@@ -37,6 +39,7 @@ def test_jobs_that_outlast_the_drain_are_given_back_and_the_attempt_does_not_cou
     assert [job.result(timeout=1).worker.pid for job in short] == [leaving.pid] * 2
     for job in long:
         assert not any(field.startswith("attempt:") for field in broker.redis.hkeys(keys.record(job.id)))
+    for job in long + backlog:
         job.cancel()
-    wait_for_all(broker.redis, long, within_seconds=10)
+    wait_for_all(broker.redis, long + backlog, within_seconds=10)
     assert_nothing_is_left(client, broker.redis, SCALE.lease_seconds)
