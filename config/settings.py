@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
     lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
     drain_seconds: float = Field(default=60, ge=0, description="how long SIGTERM lets running jobs go on")
+    load_seconds: float = Field(
+        default=1800,
+        gt=0,
+        description="longest reading of the model, first answer included; then the process ends",
+    )
     step_seconds: float = Field(
         default=300, gt=0, description="longest step of the engine, first compilations too; beyond it the process ends"
     )

@@ -80,3 +80,11 @@ def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_pr
     assert running.state is JobState.RUNNING
     worker.ask_to_end()
     assert worker.exit_code(within_seconds=2) == ExitCode.FORCED
+
+
+def test_a_model_that_never_gets_ready_ends_the_worker(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "fault").write_text("hang")
+    worker = start(*CELERY, **faulty_engine(tmp_path / "fault"), KEYE_LOAD_SECONDS="3")
+    assert worker.exit_code() == 1
+    assert "Timeout (0:00:03)!" in worker.log  # and below it, where each thread was
+    assert "bootsteps.py" in worker.log

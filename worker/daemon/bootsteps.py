@@ -1,5 +1,6 @@
 """Puts the engine, the leases and our presence into a Celery worker's life. What a job does lives in `tasks`."""
 
+import faulthandler
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ from config.settings import Settings
 from worker.daemon.celery_options import check_celery
 from worker.daemon.exit_codes import ExitCode
 from worker.daemon.findings import Severity, as_message, select
-from worker.daemon.watch import Watch
+from worker.daemon.watch import STDERR, Watch
 from worker.leases.cancel_listener import CancelListener
 from worker.leases.connection import connect
 from worker.leases.job_lease import LeaseStore
@@ -86,6 +87,8 @@ class EngineStep(bootsteps.StartStopStep):
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
         self._decoders.start()
+        # A network disk may never answer, and what waits for it can hold Python's lock.
+        faulthandler.dump_traceback_later(settings.load_seconds, exit=True, file=STDERR)
         try:
             served = self.load(settings)
             # Celery itself looks for a SIGTERM only once it consumes.

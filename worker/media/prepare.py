@@ -1,6 +1,5 @@
 """The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -159,8 +158,8 @@ def _open(
     part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache, check: Callable[[], None]
 ) -> BinaryIO:
     max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
-    ends_at = time.monotonic() + limits.max_fetch_seconds
-    transfer = Transfer(name_medium(part.uri), max_bytes, limits.fetch_timeout_seconds, ends_at, check)
+    patience = (limits.fetch_timeout_seconds, limits.max_fetch_seconds)
+    transfer = Transfer(name_medium(part.uri), max_bytes, *patience, check)
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
     match scheme:
         case "" | "file":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from config.error_codes import ErrorCode
 from worker.media.fault import MediaFault
@@ -10,17 +10,18 @@ from worker.media.fault import MediaFault
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """`ends_at` is a time.monotonic(); what `check` raises ends the download. `name` is what messages call it."""
+    """`max_seconds` are from its making; what `check` raises ends the download. `name` is what messages call it."""
 
     name: str
     max_bytes: int
     timeout_seconds: float
-    ends_at: float
+    max_seconds: float
     check: Callable[[], None]
+    began_at: float = field(default_factory=time.monotonic)
 
     @property
     def seconds_left(self) -> float:
-        return max(0.0, self.ends_at - time.monotonic())
+        return max(0.0, self.began_at + self.max_seconds - time.monotonic())
 
     def go_on(self) -> None:
         """Called with every piece that comes."""
@@ -30,5 +31,7 @@ class Transfer:
 
     def too_slow(self) -> MediaFault:
         return MediaFault(
-            ErrorCode.MEDIA_UNREACHABLE, f"{self.name}: did not come whole in time (KEYE_MAX_FETCH_SECONDS)."
+            ErrorCode.MEDIA_UNREACHABLE,
+            f"{self.name}: had not come whole after {self.max_seconds:g} s (KEYE_MAX_FETCH_SECONDS). "
+            "Send a smaller one, or keep it nearer to the worker.",
         )

@@ -47,24 +47,22 @@ class Stragglers:
     def end_overdue(self) -> dict[Claimed, float]:
         """End the jobs whose time is over; returns those whose threads run on, and for how many seconds beyond it."""
         now = time.monotonic()
-        overdue = {}
         # Copied in one move: threads come and go.
-        for watched in self._running.copy():
-            if (seconds := now - watched.attempt.ends_at) > GRACE_SECONDS:
+        seconds_over = {watched: now - watched.attempt.ends_at for watched in self._running.copy()}
+        overdue = {watched: seconds for watched, seconds in seconds_over.items() if seconds > GRACE_SECONDS}
+        try:
+            for watched in overdue:
                 self._end(watched)
-                overdue[watched.lease] = seconds
-        return overdue
+        except RedisError as error:
+            log.warning("%d jobs hang and cannot be ended while Redis is away: %s", len(overdue), error)
+        return {watched.lease: seconds for watched, seconds in overdue.items()}
 
     def _end(self, watched: _Watched) -> None:
         fault = watched.attempt.fault_of_time()
         if watched.is_ended or fault is None:
             return
         failure = failure_of(fault, watched.attempt.stage, watched.lease, watched.job)
-        job_id = watched.lease.job_id
-        try:
-            if self._settlement.settle(watched.lease, failure):
-                log.error("job %s: hangs in %s: %s: %r", job_id, failure.stage, failure.code, failure.message)
-        except RedisError as error:
-            log.warning("job %s: hangs in %s and cannot be ended: %s", job_id, failure.stage, error)
-        else:
-            watched.is_ended = True
+        if self._settlement.settle(watched.lease, failure):
+            told = (failure.stage, failure.code, failure.message)
+            log.error("job %s: hangs in %s: %s: %r", watched.lease.job_id, *told)
+        watched.is_ended = True
