@@ -8,6 +8,7 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
 
+# The chaos tests mostly wait: four at a time take no longer than the longest few.
 test: $(INSTALLED)
 	$(BIN)/pytest -q --ignore tests/chaos
 	$(BIN)/pytest -q -n 4 --dist worksteal tests/chaos

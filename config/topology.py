@@ -67,6 +67,8 @@ def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_s
         "worker_prefetch_multiplier": 1,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A server that is full or misses its replicas answers with errors, which else end the worker.
+        "broker_channel_error_retry": True,
         # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "redis_socket_timeout": 5.0,

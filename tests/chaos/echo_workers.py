@@ -54,7 +54,7 @@ class EchoWorker:
         return presence is not None and presence.state is WorkerState.READY
 
     def wait_until_ready(self) -> None:
-        eventually(lambda: self.is_ready, within_seconds=30)
+        eventually(lambda: self.is_ready, within_seconds=60)
 
     def exit_code(self, within_seconds: float) -> int | None:
         """None where it goes on; minus the signal's number where one ended it."""
@@ -71,7 +71,7 @@ class EchoWorker:
         running_here = [JobState.RUNNING, self.name]
         return [job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer == running_here]
 
-    def wait_until_holding(self, num_jobs: int, within_seconds: float = 10) -> None:
+    def wait_until_holding(self, num_jobs: int, within_seconds: float = 60) -> None:
         eventually(lambda: len(self.held_jobs()) == num_jobs, within_seconds)
 
     def terminate(self) -> None:

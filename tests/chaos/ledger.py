@@ -36,6 +36,11 @@ def attempts_of(redis: Redis, jobs: list[Job]) -> list[int]:
     return [int(attempts) for attempts in _field(redis, [job.id for job in jobs], "attempts")]
 
 
+def workers_of(redis: Redis, jobs: list[Job]) -> list[str | None]:
+    """Names of those that ran them last; None for a job that waits for its first."""
+    return _field(redis, [job.id for job in jobs], "worker")
+
+
 def outcome_of(redis: Redis, job: Job) -> JobResult | JobFailure:
     return OUTCOME.validate_json(cast(str, redis.hget(keys.record(job.id), "outcome")))
 
@@ -69,8 +74,8 @@ def assert_nothing_is_left(client: Client, redis: Redis, lease_seconds: float) -
     assert irregularities == []
 
 
-def _field(redis: Redis, job_ids: list[str], name: str) -> list[str]:
+def _field(redis: Redis, job_ids: list[str], name: str) -> list[Any]:
     with redis.pipeline(transaction=False) as reading:
         for job_id in job_ids:
             reading.hget(keys.record(job_id), name)
-        return cast(list[str], reading.execute())
+        return reading.execute()

@@ -63,7 +63,7 @@ def _kill_in_the_pop(broker: Broker, client: Client, workers: EchoWorkers) -> li
             break
         # It was between two pops, or had something to do.
         victim.thaw()
-        wait_for_all(broker.redis, jobs, within_seconds=10)
+        wait_for_all(broker.redis, jobs, within_seconds=30)
     victim.kill()
     assert jobs[-1].state is JobState.QUEUED
     return jobs
@@ -85,7 +85,7 @@ def test_all_jobs_of_a_killed_worker_start_again_within_its_lease(
         assert attempts_of(broker.redis, jobs) == [2] * 8
         for job in jobs:
             job.cancel()
-        wait_for_all(broker.redis, jobs, within_seconds=10)
+        wait_for_all(broker.redis, jobs, within_seconds=30)
         victim = heir
 
     gate(
@@ -121,7 +121,7 @@ def test_a_frozen_worker_that_wakes_up_settles_nothing(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
 ) -> None:
     (sleeper,) = workers.start_ready()
-    jobs = [client.submit(prompt="wait 1") for _ in range(4)]
+    jobs = [client.submit(prompt="wait 2") for _ in range(4)]
     sleeper.wait_until_holding(4)
     sleeper.freeze()
     heir = workers.start()
@@ -129,10 +129,10 @@ def test_a_frozen_worker_that_wakes_up_settles_nothing(
     outcomes = [outcome_of(broker.redis, job) for job in jobs]
     sleeper.thaw()
     after = client.submit(prompt="hello")
-    eventually(lambda: sleeper.log.count("lease lost") == 4, within_seconds=10)
+    eventually(lambda: sleeper.log.count("lease lost") == 4, within_seconds=30)
 
     gate("SIGSTOP past the lease, then SIGCONT: late outcomes discarded", "4 of 4", "4 of 4")
     assert [outcome_of(broker.redis, job) for job in jobs] == outcomes
     assert {o.worker.pid for o in outcomes if isinstance(o, JobResult)} == {heir.pid}
-    wait_for_all(broker.redis, [after], within_seconds=10)
+    wait_for_all(broker.redis, [after], within_seconds=30)
     assert_all_is_well([*jobs, after])

@@ -17,7 +17,7 @@ def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not
 ) -> None:
     leaving = workers.start(drain_seconds=SCALE.drain_seconds)
     leaving.wait_until_ready()
-    short = [client.submit(prompt="wait 1", max_attempts=1) for _ in range(2)]
+    short = [client.submit(prompt="wait 2", max_attempts=1) for _ in range(2)]
     long = [client.submit(prompt="wait 600", max_attempts=1) for _ in range(6)]
     leaving.wait_until_holding(8)
     backlog = [client.submit(prompt="wait 600") for _ in range(4)]

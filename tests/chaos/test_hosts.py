@@ -11,17 +11,17 @@ from pydantic import SecretStr
 
 from config.outcome import JobResult
 from config.settings import Settings
-from producer import Client
+from producer import Client, Job
 from tests.acceptance.conftest import eventually
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.hosts import Host, Network
-from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left, outcome_of, wait_for_all
+from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left, outcome_of, wait_for_all, workers_of
 from tests.chaos.scale import SCALE
 
 can_make_hosts = (
     os.geteuid() == 0
-    and shutil.which("ip") is not None
+    and all(shutil.which(command) for command in ("ip", "unshare"))
     and subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
 )
 
@@ -64,15 +64,20 @@ def _cut_off_and_connect_again(network: Network, workers: EchoWorkers, lease_sec
         away_seconds = back_at - cut_off_at
         eventually(lambda: far.log.count("lease lost") == 8, within_seconds=35)
 
-        # More than the near one has room for: the far one takes its share.
-        after = [client.submit(prompt="wait 1") for _ in range(16)]
-        eventually(far.held_jobs, within_seconds=35)
+        # More and more, until the near one has no room for them.
+        after: list[Job] = []
+
+        def is_far_at_work() -> bool:
+            after.append(client.submit(prompt="wait 1"))
+            return far.name in workers_of(network.redis, after)
+
+        eventually(is_far_at_work, within_seconds=35)
         gate(
             f"the same host, back after {away_seconds:.0f} s: late results discarded, jobs taken after",
             f"8 of 8, {time.monotonic() - back_at:.1f} s",
             "8 of 8, 35 s",
         )
-        wait_for_all(network.redis, after, within_seconds=30)
+        wait_for_all(network.redis, after, within_seconds=60)
 
         outcomes = [outcome_of(network.redis, job) for job in jobs]
         assert {o.worker.pid for o in outcomes if isinstance(o, JobResult)} == {near.pid}

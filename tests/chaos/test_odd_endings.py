@@ -40,8 +40,8 @@ def test_a_job_that_ends_oddly_is_a_failure_and_its_slot_runs_the_next(
             job.result(timeout=1)
         assert failed.value.code is ErrorCode.DEADLINE_EXCEEDED
 
-    next_ones = [client.submit(prompt="wait 1") for _ in range(8)]
+    next_ones = [client.submit(prompt="wait 2") for _ in range(8)]
     worker.wait_until_holding(8)
-    wait_for_all(broker.redis, next_ones, within_seconds=10)
+    wait_for_all(broker.redis, next_ones, within_seconds=30)
     assert worker.process.is_alive()
     assert_nothing_is_left(client, broker.redis, SCALE.lease_seconds)
