@@ -32,7 +32,7 @@ def test_a_hung_job_is_ended_and_its_process_too_once_its_neighbours_are_done_or
     assert "echo_worker.py" in worker.log  # where it hangs
     assert [job.state for job in neighbours] == [JobState.SUCCEEDED, JobState.QUEUED]
     heir = start(*ECHO)
-    eventually(lambda: neighbours[1].state is JobState.RUNNING, within_seconds=20)
+    eventually(lambda: neighbours[1].state is JobState.RUNNING, within_seconds=60)
     record = worker.redis.hgetall(keys.record(neighbours[1].id))
     assert record["worker"].endswith(f":{heir.process.pid}")
     assert not any(field.startswith("attempt:") for field in record)
