@@ -94,29 +94,27 @@ class _Batch:
             scores.masked_fill_(torch.arange(self._most, device=scores.device) > self._last, -torch.inf)
         # Shares of the last sum, not of 1: a softmax divides what need not be divided, and wakes threads on a CPU.
         cumulative = (scores - scores[:, :1]).exp().cumsum(dim=-1)
+        whole = cumulative[:, -1:]
         # A token is kept while those before it have less than top_p together.
-        last = torch.searchsorted(cumulative, self._top_p * cumulative[:, -1:]).minimum(self._last)
+        last = torch.searchsorted(cumulative, self._top_p * whole).minimum(self._last)
         # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
         point = _column([rng.random() for rng in self._rngs], logits.device)
         # Rounding may push a point to the very end, behind the last token that is kept.
         drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
-        return _unless_overflown(token_ids.gather(-1, drawn), best[:, :1]).squeeze(-1)
+        # Where the best logit is none, the whole is none, and equals not even itself.
+        return token_ids.gather(-1, drawn).where(whole == whole, _NOT_A_NUMBER).squeeze(-1)
 
 
 def _best(logits: Tensor) -> Tensor:
     """Token ids [n], `_NOT_A_NUMBER` where the best logit is none."""
     best, token_ids = logits.max(dim=-1)
-    return _unless_overflown(token_ids, best)
-
-
-def _unless_overflown(token_ids: Tensor, best: Tensor) -> Tensor:
     # `isfinite` would be four kernels.
     return token_ids.where(best.abs() < torch.inf, _NOT_A_NUMBER)
 
 
 def _column(numbers: Seq[float], device: torch.device) -> Tensor:
     """Float32 [n, 1]."""
-    column = torch.from_numpy(np.array(numbers, dtype=np.float32)).unsqueeze(-1)
+    column = torch.from_numpy(np.array(numbers, dtype=np.float32)[:, None])
     if device.type == "cpu":
         return column
     # Pinned, because any other copy waits for the whole forward pass that is still running.
