@@ -207,16 +207,18 @@ def test_job_that_is_over_takes_its_child_with_it_at_once(bench: Bench) -> None:
 
     stopped: list[int] = []
 
-    def stop(done: int, total: int) -> None:
+    def stop(part: object, num_frames: int, height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        # The child waits for the answer: it cannot be done before the signal comes.
         stopped.append(bench.child)
         os.kill(bench.child, signal.SIGSTOP)
+        return num_frames, (height, width), (height, width)
 
     def cancel() -> None:
         if stopped:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        bench.decode_clip(on_frame=stop, check=cancel)
+        bench.decode_clip(fit_frame=stop, check=cancel)
     bench.assert_works()
     assert stopped[0] not in bench.children
 
