@@ -36,9 +36,9 @@ class DeadLetterNotFound(KeyeError, LookupError):
 
 
 class JobNotEnded(KeyeError, TimeoutError):
-    def __init__(self, job_id: str, state: JobState, waited_seconds: float) -> None:
-        remedy = "Is a worker running?" if state is JobState.QUEUED else "It goes on; wait again or cancel it."
-        super().__init__(f"Job {job_id} is {state} after {waited_seconds:g} s of waiting. {remedy}")
+    def __init__(self, job_id: str, state: JobState, when: str, why: str | None = None) -> None:
+        why = why or ("Is a worker running?" if state is JobState.QUEUED else "It goes on; wait again or cancel it.")
+        super().__init__(f"Job {job_id} is {state} {when}. {why}")
         self.state = state
 
 

@@ -1,6 +1,7 @@
 """A handle on one submitted job: its state, its events, its outcome. Any process may hold one for the same job."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from enum import StrEnum
@@ -18,6 +19,8 @@ READ_SECONDS = 2.0
 # A waiting caller sits out a restart or a failover of Redis up to this long.
 OUTAGE_SECONDS = 60.0
 OUTAGE_PAUSE_SECONDS = 0.5
+# Workers end a job at its deadline. Who waits for this much longer hears that none is there to do it.
+OVERDUE_SECONDS = 55.0
 
 
 class Cancellation(StrEnum):
@@ -41,10 +44,7 @@ class Job:
     @property
     def state(self) -> JobState:
         """The state now, read from Redis each time."""
-        (state,) = self._transport.read_record(self.id, "state")
-        if state is None:
-            raise JobNotFound(self.id)
-        return JobState(state)
+        return self._look()[0]
 
     def events(self, timeout: float | None = None) -> Iterator[JobEvent]:
         """Everything the worker said about the job from its start, then live until it ends; late readers miss nothing.
@@ -52,7 +52,8 @@ class Job:
         When a worker dies under the job, the next attempt begins with a `StageStarted` of a higher `attempt`, and its
         text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
 
-        Raises `JobNotEnded` after `timeout` seconds; None waits as long as it takes.
+        Raises `JobNotEnded` after `timeout` seconds, and within a minute of the job's deadline when no worker is alive
+        to end it; None otherwise waits as long as it takes.
         """
         started_at = answered_at = time.monotonic()
         seen = "0-0"
@@ -61,10 +62,15 @@ class Job:
             remaining = READ_SECONDS if timeout is None else timeout - (time.monotonic() - started_at)
             try:
                 entries = self._transport.read_events(self.id, seen, min(READ_SECONDS, max(0.0, remaining)))
-                ended = not entries and self.state.is_final
-                if ended:
-                    # The job ended after the read: its last events are there by now.
-                    entries = self._transport.read_events(self.id, seen, None)
+                ended = False
+                if not entries:
+                    state, deadline_at = self._look()
+                    ended = state.is_final
+                    if ended:
+                        # The job ended after the read: its last events are there by now.
+                        entries = self._transport.read_events(self.id, seen, None)
+                    elif time.time() > deadline_at + OVERDUE_SECONDS:
+                        raise JobNotEnded(self.id, state, "although its deadline has passed", "No worker is alive.")
                 answered_at = time.monotonic()
             except QueueUnavailable:
                 if remaining <= 0 or time.monotonic() - answered_at > OUTAGE_SECONDS:
@@ -84,13 +90,13 @@ class Job:
             if ended:
                 return
             if remaining <= 0:
-                raise JobNotEnded(self.id, self.state, timeout or 0.0)
+                raise JobNotEnded(self.id, self.state, f"after {timeout or 0:g} s of waiting")
 
     def result(self, timeout: float | None = None) -> JobResult:
         """The job's result, waited for without polling.
 
         Raises `JobFailed` with the typed failure when the job ended without an answer, `JobNotEnded` (a
-        `TimeoutError`) after `timeout` seconds, and `QueueUnavailable` when Redis stays away for a minute.
+        `TimeoutError`) as `events` does, and `QueueUnavailable` when Redis stays away for a minute.
         """
         started_at = time.monotonic()
         for _ in self.events(timeout):
@@ -111,6 +117,13 @@ class Job:
         if isinstance(outcome, JobFailure):
             raise JobFailed.of(outcome)
         return outcome
+
+    def _look(self) -> tuple[JobState, float]:
+        """The state now, and the deadline: Unix seconds of the submitter's clock, infinite where there is none."""
+        state, deadline_at = self._transport.read_record(self.id, "state", "deadline_at")
+        if state is None:
+            raise JobNotFound(self.id)
+        return JobState(state), float(deadline_at or math.inf)
 
     def cancel(self) -> Cancellation:
         """Cancel the job.

@@ -259,6 +259,14 @@ class TestResult:
             job.result(timeout=0.1)
         assert isinstance(waited.value, JobNotEnded)
 
+    def test_a_caller_hears_that_nobody_is_there_to_end_a_job_at_its_deadline(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("producer.job.OVERDUE_SECONDS", 0.1)
+        job = client.submit(JOB.model_copy(update={"deadline_seconds": 0.1}))
+        with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
+            job.result()
+
     def test_waiting_asks_the_server_a_few_times_only(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
         before = redis.info("stats")["total_commands_processed"]
