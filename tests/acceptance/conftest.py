@@ -5,36 +5,24 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import pytest
 from PIL import Image
 from redis import Redis
 
 from producer import Client
+from tests.conditions import eventually
 from worker.telemetry.presence import Presence, WorkerState, list_present
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]
-
-
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T], within_seconds: float) -> T:
-    """What `look` says once it is true; fails when it never is."""
-    end = time.monotonic() + within_seconds
-    while not (seen := look()):
-        assert time.monotonic() < end, f"not within {within_seconds} s"
-        time.sleep(0.05)
-    return seen
 
 
 def is_alive(pid: int) -> bool:

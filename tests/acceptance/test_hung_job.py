@@ -8,7 +8,8 @@ from config.event import Stage
 from config.outcome import JobFailed
 from config.state import JobState
 from producer import Client
-from tests.acceptance.conftest import ROOT, Start, eventually
+from tests.acceptance.conftest import ROOT, Start
+from tests.conditions import eventually
 from worker.daemon.exit_codes import ExitCode
 
 ECHO = ("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO")

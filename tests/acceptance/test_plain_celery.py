@@ -11,7 +11,8 @@ from config.job import GenerationOptions, ImagePart
 from config.outcome import JobFailed
 from config.state import JobState
 from producer import Client, JobNotEnded
-from tests.acceptance.conftest import Start, eventually, faulty_engine
+from tests.acceptance.conftest import Start, faulty_engine
+from tests.conditions import eventually
 from worker.daemon.exit_codes import ExitCode
 
 CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")

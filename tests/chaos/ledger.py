@@ -11,7 +11,7 @@ from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
 from config.topology import UNACKED, message_list
 from producer import Client, Job
-from tests.acceptance.conftest import eventually
+from tests.conditions import eventually
 
 
 def wait_for_all(redis: Redis, jobs: list[Job], within_seconds: float) -> float:

@@ -8,12 +8,12 @@ import pytest
 
 from config.job import Priority
 from producer import Client, Job
-from tests.acceptance.conftest import eventually
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, count_ended, wait_for_all
 from tests.chaos.scale import SCALE
+from tests.conditions import eventually
 
 AllIsWell = Callable[[list[Job]], None]
 

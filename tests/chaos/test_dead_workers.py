@@ -11,12 +11,12 @@ from config.error_codes import ErrorCode
 from config.outcome import JobFailure, JobResult
 from config.state import JobState
 from producer import Client, Job
-from tests.acceptance.conftest import eventually
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, outcome_of, wait_for_all
 from tests.chaos.scale import SCALE, SHORT
+from tests.conditions import eventually
 
 BACKLOG = 200
 # As many as there may be: what is counted is lost jobs, and few are given up.

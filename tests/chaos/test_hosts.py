@@ -12,12 +12,12 @@ from pydantic import SecretStr
 from config.outcome import JobResult
 from config.settings import Settings
 from producer import Client, Job
-from tests.acceptance.conftest import eventually
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.hosts import Host, Network
 from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left, outcome_of, wait_for_all, workers_of
 from tests.chaos.scale import SCALE
+from tests.conditions import eventually
 
 can_make_hosts = (
     os.geteuid() == 0

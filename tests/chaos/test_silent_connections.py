@@ -8,13 +8,13 @@ import pytest
 from config import keys
 from config.state import JobState
 from producer import Client, Job
-from tests.acceptance.conftest import eventually
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, wait_for_all
 from tests.chaos.scale import LONG
 from tests.chaos.silent_proxy import SilentProxy
+from tests.conditions import eventually
 
 DEAF_SECONDS = 15.0
 

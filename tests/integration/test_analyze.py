@@ -31,6 +31,7 @@ from config.state import JobState
 from config.topology import ANALYZE_TASK, QUEUE, UNACKED, message_list
 from config.wire import SealedJob, seal
 from producer import Cancellation, Client, Job
+from tests.conditions import eventually
 from tests.zoo import encode_clip, steady_times
 from worker.engine.inbox import GenerationFault, Inbox, PendingGeneration
 from worker.engine.step_loop import Engine
@@ -220,13 +221,6 @@ def a_job(**options: Any) -> AnalysisJob:
     return AnalysisJob.model_validate({"prompt": "what?", "generation": briefly(), **options})
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, "the condition never held"
-        time.sleep(0.01)
-
-
 def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant, picture: str) -> None:
     job = plant.client.submit(
         prompt="what?", media=[picture], generation=briefly(), metadata={"order": 7}, thinking="no_think"
@@ -301,7 +295,7 @@ def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureF
     caplog.set_level("INFO", logger="worker.tasks.analyze")
     failed = plant.fail(plant.client.submit(prompt="what?", media=[str(plant.media / "no\nthing.jpg")]))
     begins = f"job {failed.failure.job_id}: FAILED"
-    wait_until(lambda: any(line.startswith(begins) for line in caplog.messages))
+    eventually(lambda: any(line.startswith(begins) for line in caplog.messages))
     (ending,) = [line for line in caplog.messages if line.startswith(begins)]
     assert ending.endswith(f"in fetch: MEDIA_NOT_FOUND: {failed.failure.message!r}")
     assert "\n" not in ending
@@ -385,10 +379,10 @@ def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) 
     FaultyProcessor.gate.clear()
     job = plant.client.submit(a_job(prompt="wait"))
     try:
-        wait_until(lambda: job.state is JobState.RUNNING)
+        eventually(lambda: job.state is JobState.RUNNING)
         sealed = json.loads(plant.record(job.id)["sealed"])
         second = plant.send(sealed, f"{job.id}-second")
-        wait_until(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen(UNACKED) <= 1)
+        eventually(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen(UNACKED) <= 1)
     finally:
         FaultyProcessor.gate.set()
     assert plant.finish(job).attempts == 1
@@ -399,9 +393,9 @@ def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
     FaultyProcessor.gate.clear()
     job = plant.client.submit(a_job(prompt="wait"))
     try:
-        wait_until(lambda: job.state is JobState.RUNNING)
+        eventually(lambda: job.state is JobState.RUNNING)
         # The broker gave its message to a worker again, which acknowledged it without work.
-        wait_until(lambda: plant.redis.hlen(UNACKED) == 0 and plant.redis.llen(QUEUE) == 0)
+        eventually(lambda: plant.redis.hlen(UNACKED) == 0 and plant.redis.llen(QUEUE) == 0)
         assert job.state is JobState.RUNNING
     finally:
         FaultyProcessor.gate.set()
@@ -424,7 +418,7 @@ def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:
 def test_deadline_between_two_attempts_ends_the_job_and_its_celery_result(plant: Plant) -> None:
     FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
     job = plant.client.submit(a_job(deadline_seconds=600, metadata={"order": 7}))
-    wait_until(lambda: "due_at" in plant.record(job.id))
+    eventually(lambda: "due_at" in plant.record(job.id))
     plant.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
     plant.redis.zadd(keys.deadlines(), {job.id: time.time() - 1})
     a_reaper(plant).look_around()
@@ -477,7 +471,7 @@ def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_
     try:
         hanging = limits(max_attempt_seconds=0.2).stragglers
         job = plant.client.submit(a_job(prompt="wait", metadata={"order": 7}))
-        wait_until(hanging.end_overdue)
+        eventually(hanging.end_overdue)
         failed = plant.fail(job)
         assert [seconds > 0 for seconds in hanging.end_overdue().values()] == [True]
     finally:
@@ -486,12 +480,12 @@ def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_
     assert (failed.failure.stage, failed.failure.metadata) == (Stage.PREPARE, {"order": 7})
     with pytest.raises(JobFailed, match="KEYE_MAX_ATTEMPT_SECONDS"):
         plant.celery_result(job.id).get(timeout=10)
-    wait_until(lambda: not hanging.end_overdue())
+    eventually(lambda: not hanging.end_overdue())
 
 
 def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", generation=endlessly())
-    wait_until(lambda: generating(plant, job.id))
+    eventually(lambda: generating(plant, job.id))
     job.cancel()
     plant.renewal.renew_all()
     failed = plant.fail(job)
@@ -504,7 +498,7 @@ def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> No
     FaultyProcessor.gate.clear()
     job = plant.client.submit(a_job(prompt="wait"))
     try:
-        wait_until(lambda: job.state is JobState.RUNNING)
+        eventually(lambda: job.state is JobState.RUNNING)
         job.cancel()
         plant.renewal.renew_all()
     finally:
@@ -516,13 +510,13 @@ def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> No
 
 def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", generation=endlessly())
-    wait_until(lambda: generating(plant, job.id))
+    eventually(lambda: generating(plant, job.id))
     plant.redis.hset(keys.record(job.id), "token", "another's")
     plant.redis.zrem(keys.leases(), job.id)
     before = plant.record(job.id)
     plant.renewal.renew_all()
 
-    wait_until(lambda: plant.redis.hlen(UNACKED) == 0)
+    eventually(lambda: plant.redis.hlen(UNACKED) == 0)
     assert plant.record(job.id) == before
     assert plant.celery_result(job.id).state == "PENDING"
 
@@ -542,7 +536,7 @@ def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
     assert plant.finish(plant.client.submit(a_job())).attempts == 1
     tracebacks = [entry for entry in caplog.records if entry.exc_info and jobs[0].id in entry.getMessage()]
     assert len(tracebacks) == 1, "the operator finds the traceback once"
-    wait_until(lambda: plant.redis.hlen(UNACKED) == 0)
+    eventually(lambda: plant.redis.hlen(UNACKED) == 0)
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit])
@@ -564,7 +558,7 @@ def test_wherever_it_is_raised_it_ends_its_job_and_nothing_goes_on_for_it(
     assert (failed.code, failed.failure.stage) == (ErrorCode.INTERNAL, stage)
     assert kind.__name__ in failed.failure.message
     assert plant.finish(plant.client.submit(prompt="what?", media=[clip], generation=briefly())).attempts == 1
-    wait_until(lambda: plant.engine.snapshot().running == 0)
+    eventually(lambda: plant.engine.snapshot().running == 0)
 
 
 @pytest.mark.parametrize("kind", [SystemExit, MemoryError])
@@ -581,14 +575,14 @@ def test_message_with_half_a_character_fails_by_name(plant: Plant, field: str) -
     (payload if field == "job_id" else payload["job"])[field] = "\ud83d"
     job_id = f"half-a-{field}" if field == "job_id" else payload["job_id"]
     plant.send(payload, job_id)
-    wait_until(lambda: "outcome" in plant.record(job_id))
+    eventually(lambda: "outcome" in plant.record(job_id))
     assert plant.fail(plant.client.find(job_id)).code is ErrorCode.INVALID_JOB
 
 
 def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
     sealed = seal(a_job())
     dead, reaper = a_dead_worker(plant, sealed)
-    wait_until(lambda: sealed.job_id in dead.overdue(10))
+    eventually(lambda: sealed.job_id in dead.overdue(10))
     reaper.reap_overdue()
     assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
 
@@ -603,7 +597,7 @@ def test_record_without_a_readable_job_ends_as_a_failure(plant: Plant) -> None:
 def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
     sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
     dead, reaper = a_dead_worker(plant, sealed)
-    wait_until(lambda: sealed.job_id in dead.overdue(10))
+    eventually(lambda: sealed.job_id in dead.overdue(10))
     reaper.reap_overdue()
     assert plant.client.find(sealed.job_id).state is JobState.FAILED
 
@@ -618,7 +612,7 @@ def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> 
 def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: Plant) -> None:
     FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.", 0.3))
     job = plant.client.submit(a_job())
-    wait_until(lambda: job.state is JobState.QUEUED and "due_at" in plant.record(job.id))
+    eventually(lambda: job.state is JobState.QUEUED and "due_at" in plant.record(job.id))
     told = FailedAttempt.model_validate_json(plant.record(job.id)["attempt:1"])
     assert (told.attempt, told.worker, told.stage) == (1, "here:1", Stage.PREPARE)
     assert (told.code, told.message) == (ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.")
@@ -636,7 +630,7 @@ def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant:
     whole = plant.finish(plant.client.submit(prompt="what?", media=[str(path)], generation=briefly()))
     FaultyInbox.misfortunes.append(GenerationFault(ErrorCode.OUT_OF_MEMORY, "too large"))
     job = plant.client.submit(prompt="what?", media=[str(path)], generation=briefly())
-    wait_until(lambda: "due_at" in plant.record(job.id))
+    eventually(lambda: "due_at" in plant.record(job.id))
 
     result = finish_with_reaper(plant, job)
     assert 0 < result.usage.visual_tokens <= whole.usage.visual_tokens // 2
@@ -648,7 +642,7 @@ def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant:
 def test_cancelling_between_two_attempts_ends_the_job_for_good(plant: Plant) -> None:
     FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
     job = plant.client.submit(a_job())
-    wait_until(lambda: "due_at" in plant.record(job.id))
+    eventually(lambda: "due_at" in plant.record(job.id))
     assert job.cancel() is Cancellation.CANCELLED
     assert plant.fail(job).code is ErrorCode.CANCELLED
     a_reaper(plant).reap_overdue()
@@ -667,15 +661,15 @@ def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant:
     sealed = seal(a_job(prompt="wait", max_attempts=4))
     for _ in range(2):
         dead, reaper = a_dead_worker(plant, sealed)
-        wait_until(lambda: sealed.job_id in dead.overdue(10))  # noqa: B023
+        eventually(lambda: sealed.job_id in dead.overdue(10))  # noqa: B023
         dead.reap(sealed.job_id, "reaper")
     FaultyProcessor.gate.clear()
     try:
         reaper.start()
         suspect = plant.client.find(sealed.job_id)
-        wait_until(lambda: suspect.state is JobState.RUNNING)
+        eventually(lambda: suspect.state is JobState.RUNNING)
         neighbour = plant.client.submit(a_job())
-        wait_until(lambda: plant.redis.llen(message_list(Priority.NORMAL)) == 0)
+        eventually(lambda: plant.redis.llen(message_list(Priority.NORMAL)) == 0)
         assert neighbour.state is JobState.QUEUED
     finally:
         FaultyProcessor.gate.set()

@@ -1,6 +1,5 @@
 """Generated text on a real stream: in few events, in order, and whole even where the server was full meanwhile."""
 
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from config.event import EVENT, Stage, TextGenerated
 from config.job import AnalysisJob
 from config.outcome import JobFailure
 from config.wire import seal
+from tests.conditions import eventually
 from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
@@ -75,10 +75,7 @@ def test_many_tokens_do_not_wait(coalescer: Coalescer, told: Told) -> None:
 
 def test_text_does_not_wait_long(coalescer: Coalescer, told: Told) -> None:
     coalescer.push("A", 1)
-    give_up_at = time.monotonic() + 10
-    while len(told()) < 2:
-        coalescer.push("b", 0)
-        assert time.monotonic() < give_up_at
+    eventually(lambda: coalescer.push("b", 0) or len(told()) > 1)
     assert told()[1][2] == 1
 
 
@@ -117,10 +114,7 @@ def test_text_that_a_full_server_refused_is_told_later(
         coalescer.push("c", MAX_WAITING_TOKENS)
     finally:
         redis.config_set("maxmemory", 0)
-    give_up_at = time.monotonic() + 10
-    while len(told()) < 2:
-        coalescer.push("", 0)
-        assert time.monotonic() < give_up_at
+    eventually(lambda: coalescer.push("", 0) or len(told()) > 1)
     coalescer.flush()
     said.flush()
     assert "".join(text for _, text, _, _ in told()) == "Abc"

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
+from tests.conditions import eventually
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media import decoder_pool
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
@@ -55,13 +55,6 @@ def handles() -> dict[str, str]:
         with suppress(FileNotFoundError):  # the one that lists them
             held[handle] = os.readlink(f"/proc/self/fd/{handle}")
     return held
-
-
-def eventually(look: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not look():
-        assert time.monotonic() < end, "not within 20 s"
-        time.sleep(0.01)
 
 
 class Bench:

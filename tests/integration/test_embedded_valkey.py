@@ -3,12 +3,12 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from tests.conditions import eventually
 from worker.demo.embedded_valkey import EmbeddedValkey
 
 OWNER = """
@@ -20,16 +20,12 @@ with EmbeddedValkey() as server:
 """
 
 
-def wait_until_gone(url: str, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
+def is_gone(url: str) -> bool:
     with Redis.from_url(url) as client:
-        while time.monotonic() < end:
-            try:
-                client.ping()
-            except ConnectionError:
-                return
-            time.sleep(0.02)
-    pytest.fail(f"the server still answers after {seconds} s")
+        try:
+            return not client.ping()
+        except ConnectionError:
+            return True
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -41,11 +37,11 @@ def test_server_stops_when_its_owner_is_ended_by(sent: signal.Signals) -> None:
             assert client.ping()
         owner.send_signal(sent)
         owner.wait()
-    wait_until_gone(url)
+    eventually(lambda: is_gone(url))
 
 
 def test_server_keeps_jobs_on_disk_and_never_evicts() -> None:
     with EmbeddedValkey() as server, Redis.from_url(server.url, decode_responses=True) as client:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-    wait_until_gone(server.url)
+    eventually(lambda: is_gone(server.url))

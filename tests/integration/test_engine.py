@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from config.error_codes import ErrorCode
+from tests.conditions import eventually
 from worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
 from worker.engine.step_loop import Engine
 from worker.engine.step_plan import StepLimits
@@ -75,13 +76,6 @@ def generate(
 
 def read(pending: PendingGeneration) -> str:
     return "".join(delta.text for delta in pending.deltas())
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def test_mixed_jobs_give_what_each_gives_alone(
@@ -173,7 +167,7 @@ def test_generation_is_abandoned_in_the_middle_of_its_prompt(
 ) -> None:
     engine = start_engine(max_running=2, max_step_tokens=2)
     pending = engine.inbox.submit(make_prompt(processor, 3, 6), GREEDY)
-    wait_until(lambda: engine.snapshot().prefill_tokens > 4)
+    eventually(lambda: engine.snapshot().prefill_tokens > 4)
     pending.abandon()
     assert read(pending) == ""
     assert engine.snapshot().prefill_tokens < len(pending.prompt.input_ids)

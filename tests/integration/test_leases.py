@@ -19,6 +19,7 @@ from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
 from config.topology import message, message_list
 from config.wire import SealedJob, seal
+from tests.conditions import eventually
 from worker.leases.connection import connect
 from worker.leases.job_lease import (
     AlreadySettled,
@@ -101,13 +102,6 @@ def messages(redis: Redis, priority: Priority = Priority.NORMAL) -> list[str]:
 
 def a_reaper(store: LeaseStore, expire: Callable[[LateJob], None] = lambda late: None) -> Reaper:
     return Reaper(store, "reaper", deliver=lambda: None, bury=lambda taken: None, expire=expire)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, "the condition never held"
-        time.sleep(0.01)
 
 
 def test_first_claim_of_a_job_without_record_writes_the_record(store: LeaseStore, redis: Redis) -> None:
@@ -246,7 +240,7 @@ def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
     sealed = a_job()
     frozen = claim(brief, sealed, "frozen")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
 
     assert not settlement.settle(frozen, a_failure(frozen)), "requeued: the old token is worth nothing"
@@ -264,12 +258,12 @@ def test_renewed_lease_is_not_overdue(brief: LeaseStore) -> None:
         assert brief.renew([lease]) == ["renewed"]
         assert brief.overdue(10) == []
         time.sleep(BRIEF_LEASE_SECONDS / 10)
-    wait_until(lambda: brief.overdue(10) == [lease.job_id])
+    eventually(lambda: brief.overdue(10) == [lease.job_id])
 
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
     lease = claim(brief, a_job())
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert brief.renew([lease]) == ["renewed"]
     assert brief.reap(lease.job_id, "reaper") is None
     assert record(redis, lease.job_id)["state"] == JobState.RUNNING
@@ -280,7 +274,7 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
     claim(brief, sealed, "dead")
     reaper = a_reaper(brief)
     reaper.start()
-    wait_until(lambda: messages(redis))
+    eventually(lambda: messages(redis))
     reaper.stop()
 
     assert messages(redis) == [sealed.job_id]
@@ -294,10 +288,10 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
 def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "this reaper dies before it publishes"), Requeued)
 
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     requeued = brief.reap(sealed.job_id, "the next reaper")
     assert isinstance(requeued, Requeued)
     brief.publish(requeued)
@@ -308,13 +302,13 @@ def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: Lea
 def test_publishing_too_late_does_not_end_the_next_lease(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     requeued = brief.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     claim(brief, sealed, "faster than the message")
     brief.publish(requeued)
     assert messages(redis) == []
-    wait_until(lambda: brief.overdue(10) == [sealed.job_id])
+    eventually(lambda: brief.overdue(10) == [sealed.job_id])
 
 
 def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
@@ -322,7 +316,7 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 ) -> None:
     sealed = a_job(max_attempts=1)
     dead = claim(brief, sealed, "dead")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.lease.attempt == 1
@@ -336,10 +330,10 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 def test_job_whose_reaper_died_too_is_taken_over_again(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=1)
     claim(brief, sealed, "dead")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "dies too"), TakenOver)
     assert brief.reap(sealed.job_id, "too early") is None
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "lives"), TakenOver)
 
 
@@ -347,7 +341,7 @@ def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, re
     sealed = a_job(max_attempts=3)
     claim(brief, sealed, "dead")
     redis.hset(keys.record(sealed.job_id), "cancel_requested", "1")
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.cancel_requested
@@ -360,7 +354,7 @@ def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore, redis:
     reapers = [a_reaper(brief) for _ in range(3)]
     for reaper in reapers:
         reaper.start()
-    wait_until(lambda: brief.redis.zcard(keys.leases()) == 0)
+    eventually(lambda: brief.redis.zcard(keys.leases()) == 0)
     for reaper in reapers:
         reaper.stop()
     assert sorted(messages(redis)) == sorted(sealed.job_id for sealed in jobs)
@@ -376,7 +370,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     redis.zadd(keys.deadlines(), {"no-hash": overdue, "late": overdue})
     lost = a_job()
     claim(brief, lost)
-    wait_until(lambda: lost.job_id in brief.overdue(10))
+    eventually(lambda: lost.job_id in brief.overdue(10))
     expired: list[str] = []
     reaper = a_reaper(brief, expire=lambda late: expired.append(late.job_id))
     for _ in range(2):
@@ -386,7 +380,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     assert "late" in expired
     told = [line for line in caplog.messages if "cannot be looked after" in line]
     assert len(told) == 3, "once a lease, not at every look"
-    wait_until(lambda: {"no-hash", "odd"} <= set(brief.overdue(10)))
+    eventually(lambda: {"no-hash", "odd"} <= set(brief.overdue(10)))
 
 
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:
@@ -394,8 +388,8 @@ def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, r
     renewal.start()
     held, left = claim(brief, a_job()), claim(brief, a_job())
     with renewal.holding(held, lambda reason: None):
-        wait_until(lambda: brief.overdue(10) == [left.job_id])
-    wait_until(lambda: len(brief.overdue(10)) == 2)
+        eventually(lambda: brief.overdue(10) == [left.job_id])
+    eventually(lambda: len(brief.overdue(10)) == 2)
     renewal.stop()
 
 
@@ -416,7 +410,7 @@ def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: Lease
     lease = claim(brief, a_job())
     with renewal.holding(lease, told.append):
         redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
-        wait_until(lambda: brief.overdue(10))
+        eventually(lambda: brief.overdue(10))
         renewal.renew_all()
         assert told == ["cancelled"]
         assert brief.overdue(10) == []
@@ -431,7 +425,7 @@ def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client
     redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
     renewal.hurry(lease.job_id)
     with renewal.holding(lease, told.append):
-        wait_until(lambda: told == ["cancelled"])
+        eventually(lambda: told == ["cancelled"])
     renewal.stop()
 
 
@@ -448,7 +442,7 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
 ) -> None:
     lease = claim(brief, a_job(max_attempts=1))
     assert say(AttemptEvents(EventWriter(client), lease))
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.stage is stage
@@ -482,7 +476,7 @@ def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis:
     assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
     assert store.claim(QueuedJob.of(sealed), "a stray message") == HeldElsewhere(), "not before it is due"
     assert store.reap(sealed.job_id, "too early") is None
-    wait_until(lambda: store.overdue(10) == [sealed.job_id])
+    eventually(lambda: store.overdue(10) == [sealed.job_id])
     requeued = store.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     assert requeued.dead_worker is None
@@ -502,7 +496,7 @@ def test_retry_that_waits_outlives_every_worker_and_is_not_begun_early(redis_url
     with connect(redis_url) as arriving:
         reaper = a_reaper(LeaseStore(arriving, lease_seconds=1))
         reaper.start()
-        wait_until(lambda: messages(redis))
+        eventually(lambda: messages(redis))
         reaper.stop()
     assert messages(redis) == [lease.job_id]
     assert redis.zscore(keys.queued("normal"), lease.job_id) >= due_at
@@ -558,7 +552,7 @@ def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: Lea
     lease = claim(brief, a_job())
     brief.give_back([lease])
     redis.delete(message_list(Priority.NORMAL))
-    wait_until(lambda: brief.overdue(10) == [lease.job_id])
+    eventually(lambda: brief.overdue(10) == [lease.job_id])
     a_reaper(brief).reap_overdue()
     assert messages(redis) == [lease.job_id]
 
@@ -568,12 +562,12 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
 ) -> None:
     sealed = a_job(max_attempts=3)
     AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).stage(Stage.FETCH)
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")
     brief.retry(second, a_failure(second, "it broke"), 0, None)
     assert isinstance(brief.claim(QueuedJob.of(sealed), "dies too", is_alone=True), Claimed)
-    wait_until(lambda: brief.overdue(10))
+    eventually(lambda: brief.overdue(10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), TakenOver)
 
     fields = record(redis, sealed.job_id)
@@ -645,7 +639,7 @@ def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseSt
     lease = claim(store, sealed)
     assert store.retry(lease, a_failure(lease), 0.1, None) == "queued"
     store.publish(Requeued(sealed.job_id, "", None, "normal", "0"))
-    wait_until(lambda: store.overdue(10) == [sealed.job_id])
+    eventually(lambda: store.overdue(10) == [sealed.job_id])
 
 
 def late_failure(sealed: SealedJob) -> JobFailure:
@@ -698,7 +692,7 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
 
 def die_under(brief: LeaseStore, sealed: SealedJob, is_alone: bool = False) -> Requeued | TakenOver | None:
     assert isinstance(brief.claim(QueuedJob.of(sealed), "dies", is_alone), Claimed)
-    wait_until(lambda: sealed.job_id in brief.overdue(10))
+    eventually(lambda: sealed.job_id in brief.overdue(10))
     return brief.reap(sealed.job_id, "reaper")
 
 

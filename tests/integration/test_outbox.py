@@ -14,7 +14,8 @@ from config.job import AnalysisJob
 from config.outcome import JobFailure
 from config.state import JobState
 from config.wire import SealedJob, seal
-from tests.integration.test_leases import a_failure, claim, events, record, wait_until
+from tests.conditions import eventually
+from tests.integration.test_leases import a_failure, claim, events, record
 from worker.leases.connection import connect
 from worker.leases.job_lease import Claimed, LeaseStore
 from worker.leases.reaper import Reaper
@@ -71,7 +72,7 @@ def test_outcome_is_on_disk_until_a_full_server_has_room_again(
     settling = threading.Thread(target=lambda: answers.append(outbox.settle(lease, a_failure(lease))))
     with full(redis):
         settling.start()
-        wait_until(lambda: list(spool.waiting()) == [Verdict(lease=lease, outcome=a_failure(lease))])
+        eventually(lambda: list(spool.waiting()) == [Verdict(lease=lease, outcome=a_failure(lease))])
     settling.join(timeout=10)
     assert answers == [True]
     assert record(redis, lease.job_id)["state"] == JobState.FAILED
@@ -87,7 +88,7 @@ def test_outcome_of_a_dead_process_is_written_by_the_next(
     next_one = Outbox(Settlement(client, 3600, 9000), Spool.of(client, tmp_path))
     reaper = Reaper(LeaseStore(client, 0.3), "next", next_one.deliver, bury=lambda _: None, expire=lambda _: None)
     reaper.start()
-    wait_until(lambda: "outcome" in record(redis, lease.job_id))
+    eventually(lambda: "outcome" in record(redis, lease.job_id))
     reaper.stop()
     assert record(redis, lease.job_id)["outcome"] == a_failure(lease).model_dump_json()
 

@@ -9,8 +9,8 @@ from redis import Redis
 from config.error_codes import ErrorCode
 from config.state import JobState
 from producer import Client, JobFailed
-from tests.acceptance.conftest import eventually
 from tests.chaos.silent_proxy import SilentProxy
+from tests.conditions import eventually
 
 NOTICED_SECONDS = 15.0
 

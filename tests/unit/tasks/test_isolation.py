@@ -2,16 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
 
+from tests.conditions import eventually
 from worker.tasks.isolation import Isolation
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < give_up_at, "the condition never held"
-        time.sleep(0.005)
 
 
 class Jobs:
@@ -28,7 +21,7 @@ class Jobs:
 
     def end(self, name: str) -> None:
         self._ends[name].set()
-        wait_until(lambda: name not in self.running)
+        eventually(lambda: name not in self.running)
 
     def _run(self, name: str, alone: bool) -> None:
         with self.isolation.alone(name) if alone else self.isolation.beside_others():
@@ -46,39 +39,39 @@ def test_suspect_waits_for_those_before_it_and_holds_back_those_behind_it() -> N
     jobs = Jobs()
     jobs.start("a")
     jobs.start("b")
-    wait_until(lambda: sorted(jobs.running) == ["a", "b"])
+    eventually(lambda: sorted(jobs.running) == ["a", "b"])
     jobs.start("suspect", alone=True)
     assert stays_out(jobs, "suspect")
     jobs.start("late")
     jobs.end("a")
     assert stays_out(jobs, "late"), "or a busy worker would never come to the suspect"
     jobs.end("b")
-    wait_until(lambda: jobs.running == ["suspect"])
+    eventually(lambda: jobs.running == ["suspect"])
     assert stays_out(jobs, "late")
     jobs.end("suspect")
-    wait_until(lambda: jobs.running == ["late"])
+    eventually(lambda: jobs.running == ["late"])
     jobs.end("late")
 
 
 def test_suspects_run_one_after_the_other() -> None:
     jobs = Jobs()
     jobs.start("first", alone=True)
-    wait_until(lambda: jobs.running == ["first"])
+    eventually(lambda: jobs.running == ["first"])
     jobs.start("second", alone=True)
     assert stays_out(jobs, "second")
     jobs.end("first")
-    wait_until(lambda: jobs.running == ["second"])
+    eventually(lambda: jobs.running == ["second"])
     jobs.end("second")
 
 
 def test_second_delivery_of_a_waiting_suspect_is_sent_away_at_once() -> None:
     jobs = Jobs()
     jobs.start("a")
-    wait_until(lambda: jobs.running == ["a"])
+    eventually(lambda: jobs.running == ["a"])
     jobs.start("suspect", alone=True)
     assert stays_out(jobs, "suspect")
     with jobs.isolation.alone("suspect") as is_first:
         assert not is_first
     jobs.end("a")
-    wait_until(lambda: jobs.running == ["suspect"])
+    eventually(lambda: jobs.running == ["suspect"])
     jobs.end("suspect")

@@ -1,7 +1,6 @@
 """A worker process is seen by others exactly while it is there."""
 
 import logging
-import time
 
 import pytest
 from redis import Redis
@@ -10,6 +9,7 @@ from redis.retry import Retry
 
 from config import keys
 from config.outcome import ModelIdentity, WorkerIdentity
+from tests.conditions import eventually
 from worker.telemetry.presence import EXPIRY_SECONDS, Announcer, Presence, WorkerState, list_present, read_presence
 
 LOADING = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
@@ -22,19 +22,12 @@ READY = LOADING.model_copy(
 )
 
 
-def wait_for(redis: Redis, expected: list[Presence]) -> None:
-    end = time.monotonic() + 5
-    while (present := list_present(redis)) != expected:
-        assert time.monotonic() < end, present
-        time.sleep(0.01)
-
-
 def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
     announcer = Announcer(redis, LOADING)
     announcer.start()
-    wait_for(redis, [LOADING])
+    eventually(lambda: list_present(redis) == [LOADING])
     announcer.announce(READY)
-    wait_for(redis, [READY])
+    eventually(lambda: list_present(redis) == [READY])
     assert read_presence(redis, "box", 7) == READY
     announcer.stop()
     assert list_present(redis) == []
@@ -43,17 +36,14 @@ def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
 def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
     announcer = Announcer(redis, READY)
     announcer.start()
-    wait_for(redis, [READY])
+    eventually(lambda: list_present(redis) == [READY])
     assert 0 < redis.ttl(keys.worker("box", 7)) <= EXPIRY_SECONDS
     announcer.stop()
 
 
 def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis: Redis) -> None:
     def wait_for_context(expected: str | None) -> None:
-        end = time.monotonic() + 5
-        while (told := redis.get(keys.context())) != expected:
-            assert time.monotonic() < end, told
-            time.sleep(0.01)
+        eventually(lambda: redis.get(keys.context()) == expected)
 
     def announced(max_tokens: int) -> Announcer:
         announcer = Announcer(redis, READY.model_copy(update={"max_tokens": max_tokens}))
@@ -67,7 +57,7 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
     assert 0 < redis.ttl(keys.context()) <= EXPIRY_SECONDS
     redis.delete(keys.worker("box", 7))
     announcers[0].announce(READY)
-    wait_for(redis, [READY])
+    eventually(lambda: list_present(redis) == [READY])
     wait_for_context("1024")
     redis.delete(keys.context())  # as it expires, once the smaller one is gone
     announcers[0].announce(READY)
