@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from config.extras import install_command
 from config.job import AnalysisJob, Priority, Thinking
 from config.outcome import JobFailed
-from config.wire import InvalidJob, describe_faults, schemas
+from config.wire import InvalidJob, schemas
 from producer import dead_cli
 from producer.client import build_job
 from producer.job import Cancellation, Job
@@ -58,6 +57,8 @@ def submit(
             if prompt is not None:
                 raise typer.BadParameter("give either a prompt or --job, not both")
             job = client.submit(read_job(job_file.read()))
+        elif prompt is None:
+            raise typer.BadParameter("give a prompt, or a whole job with --job")
         else:
             job = client.submit(
                 build_job(
@@ -188,9 +189,12 @@ def absolute(uri: str) -> str:
 
 def read_job(text: str) -> AnalysisJob:
     try:
-        return AnalysisJob.model_validate_json(text)
-    except ValidationError as error:
-        raise InvalidJob(describe_faults(error)) from None
+        fields = json.loads(text)
+    except ValueError as fault:
+        raise InvalidJob(f"1 fault: job: is no JSON ({fault})") from None
+    if not isinstance(fields, dict):
+        raise InvalidJob("1 fault: job: is no JSON object")
+    return build_job(fields)
 
 
 def read_or_refuse(text: str) -> AnalysisJob | InvalidJob:

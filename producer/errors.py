@@ -11,6 +11,8 @@ InvalidJob               (ValueError)       from `config.wire`: the job does not
 JobFailed                                   from `config.outcome`: carries the `JobFailure`
 """
 
+from redis.exceptions import OutOfMemoryError
+
 from config.state import JobState
 from config.wire import InvalidJob
 
@@ -53,7 +55,10 @@ class IdempotencyConflict(KeyeError):
 
 class QueueUnavailable(KeyeError, ConnectionError):
     def __init__(self, action: str, cause: Exception) -> None:
-        super().__init__(f"Redis could not {action} ({cause}). Check KEYE_REDIS_URL and that the server runs.")
+        remedy = "Check KEYE_REDIS_URL and that the server runs."
+        if isinstance(cause, OutOfMemoryError):
+            remedy = "It is full: give it more memory, or keep results for less long (KEYE_RESULT_TTL_SECONDS)."
+        super().__init__(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")
 
 
 class UploadFailed(KeyeError, ConnectionError):

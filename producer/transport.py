@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -124,7 +124,8 @@ def connect(url: str) -> Redis:
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
             socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+            # One more try, in connecting and in commands, one within the other: a mute server costs four timeouts.
+            retry=Retry(ConstantBackoff(0.5), 1),
         )
     except ValueError:
         # Without its words: they may quote the password.

@@ -84,6 +84,7 @@ def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
         wait_for_all(broker.redis, jobs, within_seconds=60 + 2 * SCALE.lease_seconds)
 
     assert worker.process.is_alive()
+    assert "Traceback" not in worker.log
     # Longer than a lease, and nobody died.
     assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
     assert_all_is_well(jobs)

@@ -143,6 +143,14 @@ class TestSubmit:
             client.submit(prompt="?", idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == []
 
+    def test_a_full_redis_is_told_from_an_absent_one(self, client: Client, redis: Redis) -> None:
+        redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(QueueUnavailable, match=r"It is full: .*KEYE_RESULT_TTL_SECONDS"):
+                client.submit(JOB)
+        finally:
+            redis.config_set("maxmemory", 0)
+
     def test_a_queued_job_is_no_business_of_the_reaper(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
         assert redis.zcard(keys.leases()) == 0
@@ -403,7 +411,7 @@ class TestCommandLine:
         assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
 
     def test_many_jobs_come_as_lines_and_each_is_told_of(self, keye: CliRunner, client: Client) -> None:
-        lines = '{"prompt": "?"}\nno JSON\n{"prompt": "!"}\n'
+        lines = '{"prompt": "?", "media": ["/srv/a.png"]}\nno JSON\n{"prompt": "!"}\n'
         sent = keye.invoke(app, ["submit-many", "-"], input=lines)
         first, refused, last = sent.stdout.split("\n")[:3]
         assert (client.find(first).state, refused, client.find(last).state) == (JobState.QUEUED, "", JobState.QUEUED)
@@ -447,6 +455,7 @@ class TestCommandLine:
         exits = {
             ("submit", ""): ExitCode.INVALID,
             ("submit", "?", "--job", "-"): ExitCode.INVALID,
+            ("submit",): ExitCode.INVALID,
             ("submit", "!", "--idempotency-key", "k"): ExitCode.CONFLICT,
             ("result", queued.id, "--timeout", "0.1"): ExitCode.NOT_ENDED,
             ("result", "nobody"): ExitCode.NOT_FOUND,

@@ -1,18 +1,37 @@
 """A producer whose connections have fallen silent: nobody hung up, and nothing comes through any more."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from redis import Redis
 
 from config.error_codes import ErrorCode
 from config.state import JobState
-from producer import Client, JobFailed
+from producer import Client, JobFailed, QueueUnavailable, transport
 from tests.chaos.silent_proxy import SilentProxy
 from tests.conditions import eventually
 
 NOTICED_SECONDS = 15.0
+
+
+def test_a_server_that_never_says_a_word_is_given_up_after_four_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "SOCKET_TIMEOUT_SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        Client(f"redis://127.0.0.1:{mute.getsockname()[1]}/0") as client,
+    ):
+        with pytest.raises(QueueUnavailable):
+            client.submit(prompt="?")
+        mute.setblocking(False)
+        num_calls = 0
+        with suppress(BlockingIOError):
+            while True:
+                mute.accept()[0].close()
+                num_calls += 1
+    assert num_calls == 4
 
 
 def test_waiting_and_submitting_go_on_over_new_connections(redis: Redis, redis_url: str) -> None:

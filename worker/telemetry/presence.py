@@ -73,7 +73,7 @@ class Announcer:
                     self._tell_context(self._presence.max_tokens)
                 self._redis.set(key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
             except RedisError as error:
-                logger.warning("This worker is not announced: %s. Next try in %g s.", error, RENEW_EVERY_SECONDS)
+                logger.warning("not announced (%s), next try in %g s", error, RENEW_EVERY_SECONDS)
             self._changed.wait(RENEW_EVERY_SECONDS)
             self._changed.clear()
         try:
