@@ -107,3 +107,26 @@ def test_answers_of_a_worker_killed_while_the_broker_is_full_are_not_lost(
     assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
     assert list(tmp_path.glob("spool/*/*")) == []
     assert_all_is_well(jobs)
+
+
+def test_a_worker_that_is_ended_while_the_broker_is_away_leaves_in_time_and_its_answers_to_the_next(
+    broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate, tmp_path: Path
+) -> None:
+    worker = workers.start(drain_seconds=SCALE.lease_seconds / 3)
+    worker.wait_until_ready()
+    jobs = [client.submit(prompt="wait 1") for _ in range(4)]
+    worker.wait_until_holding(len(jobs))
+    broker.kill()
+    eventually(lambda: len(list(tmp_path.glob("spool/*/*.json"))) == len(jobs), within_seconds=10)
+    worker.terminate()
+    told_at = time.monotonic()
+    # Beyond the drain as much as the supervisor waits before it kills. Celery itself may end with 1: it cannot give its
+    # messages back.
+    assert worker.exit_code(within_seconds=SCALE.lease_seconds / 3 + 10) is not None
+    gate("SIGTERM while the server is away: exits after", f"{time.monotonic() - told_at:.1f} s", "drain + 10 s")
+    broker.start_again()
+    workers.start_ready()
+    wait_for_all(broker.redis, jobs, within_seconds=10)
+
+    assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
+    assert_all_is_well(jobs)

@@ -185,7 +185,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),
     )
     app = build_app(settings)
-    outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")))
+    outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")), leases.patience)
     app.analyst = Analyst(bench, leases, renewal, settlement, outbox)
     with (
         start_worker(

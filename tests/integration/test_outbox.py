@@ -16,7 +16,7 @@ from config.state import JobState
 from config.wire import SealedJob, seal
 from tests.conditions import eventually
 from tests.integration.test_leases import a_failure, claim, events, record
-from worker.leases.connection import connect
+from worker.leases.connection import Patience, connect
 from worker.leases.job_lease import Claimed, LeaseStore
 from worker.leases.reaper import Reaper
 from worker.results.outbox import Outbox
@@ -42,7 +42,7 @@ def spool(client: Redis, tmp_path: Path) -> Spool:
 
 @pytest.fixture
 def outbox(client: Redis, spool: Spool) -> Outbox:
-    return Outbox(Settlement(client, 3600, 9000), spool)
+    return Outbox(Settlement(client, 3600, 9000), spool, Patience())
 
 
 def a_job() -> SealedJob:
@@ -85,7 +85,7 @@ def test_outcome_of_a_dead_process_is_written_by_the_next(
     lease = claim(store, a_job())
     leave_on_disk(redis, outbox, lease, a_failure(lease))
 
-    next_one = Outbox(Settlement(client, 3600, 9000), Spool.of(client, tmp_path))
+    next_one = Outbox(Settlement(client, 3600, 9000), Spool.of(client, tmp_path), Patience())
     reaper = Reaper(LeaseStore(client, 0.3), "next", next_one.deliver, bury=lambda _: None, expire=lambda _: None)
     reaper.start()
     eventually(lambda: "outcome" in record(redis, lease.job_id))

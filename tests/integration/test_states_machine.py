@@ -69,7 +69,7 @@ class Jobs(RuleBasedStateMachine):
         self.store = LeaseStore(self.redis, LEASE_SECONDS)
         self.settlement = Settlement(self.redis, 3600, 9000)
         self.spool = Spool(Path(mkdtemp(dir=self.folder)))
-        self.outbox = Outbox(self.settlement, self.spool)
+        self.outbox = Outbox(self.settlement, self.spool, self.store.patience)
         stranded = StrandedJobs(self.settlement)
         self.reaper = Reaper(self.store, "reaper", lambda: None, stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}

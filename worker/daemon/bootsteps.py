@@ -78,7 +78,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._announcer.start()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder))
+        outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
         stranded = StrandedJobs(settlement)
         name = f"{socket.gethostname()}:{os.getpid()}"
         # Before the model: what the process before this one could not write should not wait until it is read.

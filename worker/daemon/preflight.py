@@ -34,6 +34,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         check_sandbox(),
         *check_media_roots(settings.media_roots),
         check_media_cache(settings.cache_folder, settings.cache_bytes),
+        check_spool(settings.spool_folder),
     ]
 
 
@@ -118,9 +119,9 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
 
 def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     """A folder of our own that can be written, or made, with as much room as may be used."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = _nearest_place(folder)
     is_ours = there != folder or folder.stat().st_uid == os.geteuid()
-    if not (there.is_dir() and is_ours and os.access(there, os.W_OK | os.X_OK)):
+    if not (is_ours and _can_write(there)):
         cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
         return Finding("media cache", Severity.FAULT, f"{folder} cannot be written by this user", cure)
     room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
@@ -128,3 +129,20 @@ def check_media_cache(folder: Path, max_bytes: int) -> Finding:
         found = f"{folder} has room for {room / 2**30:.1f} GiB and may take {max_bytes / 2**30:.1f}"
         return Finding("media cache", Severity.WARNING, found, "Lower KEYE_CACHE_BYTES or use another disk.")
     return Finding("media cache", Severity.OK, f"{folder}, up to {max_bytes / 2**30:.1f} GiB")
+
+
+def check_spool(folder: Path) -> Finding:
+    if _can_write(_nearest_place(folder)):
+        return Finding("spool", Severity.OK, str(folder))
+    found = f"{folder} cannot be written by this user: a worker that ends while Redis is away loses its outcomes"
+    cure = "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make."
+    return Finding("spool", Severity.WARNING, found, cure)
+
+
+def _nearest_place(folder: Path) -> Path:
+    """The folder, or what is to be made into the way to it."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _can_write(place: Path) -> bool:
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

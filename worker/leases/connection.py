@@ -2,6 +2,7 @@
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -43,24 +44,34 @@ def connect(redis_url: str) -> Redis:
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=5,
-        # One more try replaces a connection that died while idle; waiting out an outage is `patiently`'s.
+        # One more try replaces a connection that died while idle; waiting out an outage is `Patience`'s.
         retry=Retry(NoBackoff(), 1),
     )
 
 
-def patiently(action: Callable[[], T], what: str, patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """Run `action` again, with growing jittered pauses, while Redis is away; raise its fault once patience ends."""
-    give_up_at = time.monotonic() + patience_seconds
-    pause = 0.05
-    while True:
-        try:
-            return action()
-        except RedisError as fault:
-            if not passes(fault) or time.monotonic() + pause > give_up_at:
-                raise
-            log.warning("%s: Redis is away (%s), again in %.2f s", what, fault, pause)
-        time.sleep(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, MAX_PAUSE_SECONDS)
+class Patience:
+    """Of one process with its Redis, shared by all threads: it is over when the process has to leave."""
+
+    def __init__(self) -> None:
+        self._is_over = threading.Event()
+
+    def end(self) -> None:
+        """Whoever waits tries once more, now; whoever comes later tries once."""
+        self._is_over.set()
+
+    def wait_out(self, action: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+        """Run `action` again, with growing jittered pauses, while Redis is away; raise its fault once patience ends."""
+        give_up_at = time.monotonic() + seconds
+        pause = 0.05
+        while True:
+            try:
+                return action()
+            except RedisError as fault:
+                if not passes(fault) or self._is_over.is_set() or time.monotonic() + pause > give_up_at:
+                    raise
+                log.warning("%s: Redis is away (%s), again in %.2f s", what, fault, pause)
+            self._is_over.wait(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
 def passes(fault: RedisError) -> bool:

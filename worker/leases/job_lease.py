@@ -15,7 +15,7 @@ from config.outcome import OUTCOME, JobFailure, JobResult
 from config.state import JobState
 from config.topology import message, message_list
 from config.wire import SealedJob
-from worker.leases.connection import patiently
+from worker.leases.connection import Patience
 from worker.leases.lua import load_script
 
 
@@ -134,6 +134,7 @@ class LeaseStore:
     def __init__(self, redis: Redis, lease_seconds: float) -> None:
         self.redis = redis
         self.lease_seconds = lease_seconds
+        self.patience = Patience()
         self._claim = load_script(redis, "claim")
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
@@ -147,14 +148,14 @@ class LeaseStore:
     ) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
         """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true.
 
-        Waits out an outage of Redis as `patiently` does; a claim whose answer was lost in it is not a second one.
+        Waits out an outage of Redis as `patience` does; a claim whose answer was lost in it is not a second one.
         """
         fields = [part for field in job.record.items() for part in field]
         priority = job.record.get("priority", Priority.NORMAL)
         names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken()]
         token = new_token()
         args: list[str | float] = [job.job_id, worker, self.lease_seconds, priority, int(is_alone), token, *fields]
-        match patiently(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
+        match self.patience.wait_out(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
             case ["claimed", *facts]:
                 return _claimed(job.job_id, token, facts, job.idempotency_key)
             case ["settled", outcome]:

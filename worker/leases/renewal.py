@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from worker.leases.connection import patiently
 from worker.leases.job_lease import Claimed, Interruption, LeaseStore
 
 log = logging.getLogger(__name__)
@@ -62,11 +61,12 @@ class LeaseRenewal:
             return set(self._held)
 
     def drain(self) -> None:
-        """Give back every job that is held, and every one from now on: time is up, others are to have them."""
+        """Time is up: give back every job that is held, and every one from now on, and wait for Redis no longer."""
         with self._lock:
             self._is_drained = True
             held = list(self._held)
         self._give_back(held)
+        self._store.patience.end()
 
     @contextmanager
     def holding(self, lease: Claimed, on_interrupt: OnInterrupt) -> Iterator[None]:
@@ -100,8 +100,8 @@ class LeaseRenewal:
 
     def _give_back(self, leases: list[Claimed]) -> None:
         try:
-            answers = patiently(
-                lambda: self._store.give_back(leases), "giving jobs back", patience_seconds=GIVE_BACK_PATIENCE_SECONDS
+            answers = self._store.patience.wait_out(
+                lambda: self._store.give_back(leases), "giving jobs back", GIVE_BACK_PATIENCE_SECONDS
             )
         except RedisError as fault:
             log.error("%d jobs not given back, others run them once their leases end: %s", len(leases), fault)

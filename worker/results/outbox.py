@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from config.outcome import JobFailure, JobResult
-from worker.leases.connection import PATIENCE_SECONDS, passes, patiently
+from worker.leases.connection import PATIENCE_SECONDS, Patience, passes
 from worker.leases.job_lease import Claimed
 from worker.results.settlement import Settlement
 from worker.results.spool import Spool, Verdict
@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 class Outbox:
     """`settle` is for who ran the job, `deliver` for whoever comes after an outage, in this process or the next."""
 
-    def __init__(self, settlement: Settlement, spool: Spool) -> None:
+    def __init__(self, settlement: Settlement, spool: Spool, patience: Patience) -> None:
         self._settlement = settlement
         self._spool = spool
+        self._patience = patience
 
     def settle(
         self,
@@ -39,7 +40,9 @@ class Outbox:
                 raise
         self._spool.keep(Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events)))
         settling = f"settling job {lease.job_id}"
-        is_written = patiently(lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds)
+        is_written = self._patience.wait_out(
+            lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds
+        )
         self._spool.drop(lease.token)
         return is_written
 

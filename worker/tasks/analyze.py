@@ -16,7 +16,7 @@ from config.event import Stage
 from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
-from worker.leases.connection import passes, patiently
+from worker.leases.connection import passes
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
 from worker.results.outbox import Outbox
@@ -98,7 +98,7 @@ class Analyst:
             case _:
                 return None
         if outcome is not None and not is_told:
-            patiently(
+            self._leases.patience.wait_out(
                 lambda: self._settlement.tell_celery(delivery_id, outcome), f"telling Celery of task {delivery_id}"
             )
         return outcome
@@ -144,7 +144,7 @@ class Analyst:
                 return self._settle(lease, failure_of(explain(error), attempt.stage, lease, opened.job))
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
-        match patiently(
+        match self._leases.patience.wait_out(
             lambda: self._leases.retry(lease, failure, again.pause_seconds, again.max_visual_tokens),
             f"queueing job {lease.job_id} again",
         ):

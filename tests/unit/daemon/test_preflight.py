@@ -16,6 +16,7 @@ from worker.daemon.preflight import (
     check_media_roots,
     check_sandbox,
     check_setting_names,
+    check_spool,
     check_video_decoder,
 )
 
@@ -28,7 +29,12 @@ def faults(findings: list[Finding]) -> list[str]:
 
 def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: Path) -> None:
     settings = Settings(
-        redis_url=redis_url, model_path=CHECKPOINT, media_roots=(tmp_path,), device="cpu", cache_bytes=2**20
+        redis_url=redis_url,
+        model_path=CHECKPOINT,
+        media_roots=(tmp_path,),
+        device="cpu",
+        cache_bytes=2**20,
+        spool_folder=tmp_path / "spool",
     )
     findings = check_before_start(settings, gpus=[])
     assert {finding.severity for finding in findings} == {Severity.OK}
@@ -93,6 +99,14 @@ def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warne
         assert check_media_cache(folder, 2**20).severity is Severity.FAULT
     assert check_media_cache(tmp_path / "new/folder", 2**20).severity is Severity.OK
     assert check_media_cache(tmp_path / "new/folder", 2**60).severity is Severity.WARNING
+
+
+def test_a_spool_folder_that_cannot_be_had_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        assert check_spool(folder).severity is Severity.WARNING
+        assert "KEYE_SPOOL_FOLDER" in check_spool(folder).cure
+    assert check_spool(tmp_path / "new/folder").severity is Severity.OK
 
 
 def test_checking_never_loads_torch(redis_url: str) -> None:

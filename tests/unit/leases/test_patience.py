@@ -1,13 +1,16 @@
 """How long and for what the worker waits when Redis is away."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from worker.leases.connection import patiently
+from worker.leases.connection import Patience, connect
+from worker.leases.job_lease import LeaseStore, QueuedJob
+from worker.leases.renewal import LeaseRenewal
 
 
 class Away:
@@ -24,7 +27,7 @@ class Away:
 
 def test_passing_faults_are_waited_out() -> None:
     action = Away(RedisConnectionError("restarting"), OutOfMemoryError("full"), RedisConnectionError("again"))
-    assert patiently(action, "asking") == "answer"
+    assert Patience().wait_out(action, "asking") == "answer"
 
 
 @pytest.mark.parametrize(
@@ -44,19 +47,19 @@ def test_passing_faults_are_waited_out() -> None:
 def test_what_a_server_says_while_it_cannot_serve_is_waited_out(redis: Redis, reply: str) -> None:
     with pytest.raises(RedisError) as caught:
         redis.eval("return redis.error_reply(ARGV[1])", 0, reply)
-    assert patiently(Away(caught.value), "asking") == "answer"
+    assert Patience().wait_out(Away(caught.value), "asking") == "answer"
 
 
 def test_fault_is_raised_once_patience_ends() -> None:
     action = Away(*[RedisConnectionError("gone")] * 1000)
     with pytest.raises(RedisConnectionError, match="gone"):
-        patiently(action, "asking", patience_seconds=0.2)
+        Patience().wait_out(action, "asking", seconds=0.2)
 
 
 def test_fault_that_will_not_pass_is_raised_at_once() -> None:
     action = Away(ResponseError("WRONGTYPE"), ResponseError("WRONGTYPE"))
     with pytest.raises(ResponseError):
-        patiently(action, "asking")
+        Patience().wait_out(action, "asking")
     assert len(action.faults) == 1
 
 
@@ -66,7 +69,17 @@ def test_a_server_that_takes_no_writes_for_now_is_waited_out(redis: Redis) -> No
     replicas_come_back = threading.Timer(0.3, lambda: redis.config_set("min-replicas-to-write", 0))
     replicas_come_back.start()
     try:
-        assert patiently(lambda: write(["key"]), "writing") == "OK"
+        assert Patience().wait_out(lambda: write(["key"]), "writing") == "OK"
     finally:
         replicas_come_back.join()
     assert redis.get("key") == "written"
+
+
+def test_a_claim_is_abandoned_once_the_process_has_to_leave() -> None:
+    with connect("redis://127.0.0.1:1/0") as nobody, ThreadPoolExecutor() as pool:
+        store = LeaseStore(nobody, lease_seconds=30)
+        claims = [pool.submit(store.claim, QueuedJob(job_id, {}), "leaving") for job_id in ("first", "second")]
+        LeaseRenewal(store).drain()
+        for claim in claims:
+            with pytest.raises(RedisConnectionError):
+                claim.result(timeout=5)
