@@ -86,7 +86,7 @@ def submit_many(
     redis_url: RedisUrl = None,
 ) -> None:
     """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
-    read = [read_or_refuse(line) for line in jobs]
+    read = [read_or_refuse(line.rstrip()) for line in jobs]
     refusals = []
     with connected(redis_url) as client:
         answers = iter(client.submit_many(job for job in read if isinstance(job, AnalysisJob)))

@@ -13,7 +13,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from config.event import StageStarted
@@ -88,10 +88,10 @@ class _Board:
         return found == self.errands[i].expected
 
     def __rich__(self) -> Table:
-        times = "ms: fetch + decode + generate"
-        table = Table()
-        for heading in ("medium", "question", "answer, or why there is none", "expected", times, ""):
-            table.add_column(heading, overflow="fold")
+        table = Table(Column("medium", overflow="fold"), "question")
+        table.add_column("answer, or why there is none", overflow="fold")
+        table.add_column("ms: fetch + decode + generate", width=13)
+        table.add_column("right?")
         for i, errand in enumerate(self.errands):
             match self.outcomes[i]:
                 case JobResult(answer=text, timings=t):
@@ -100,9 +100,9 @@ class _Board:
                     text, times = f"{failure.code}: {failure.message}", ""
                 case None:
                     text, times = f"{self._stages[i]} ...", ""
-            verdict = "" if self.outcomes[i] is None else "✓" if self.is_right(i) else "✗"
+            verdict = "" if self.outcomes[i] is None else "✓" if self.is_right(i) else f"✗ {errand.expected}"
             # As Text: a model's answer is not markup.
-            cells = (errand.label, errand.job.prompt or "", text, errand.expected, times, verdict)
+            cells = (errand.label, errand.job.prompt or "", text, times, verdict)
             table.add_row(*map(Text, cells))
         return table
 
