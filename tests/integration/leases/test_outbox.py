@@ -10,29 +10,16 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from config import keys
-from config.job import AnalysisJob
 from config.outcome import JobFailure
 from config.state import JobState
-from config.wire import SealedJob, seal
 from tests.conditions import eventually
-from tests.integration.test_leases import a_failure, claim, events, record
-from worker.leases.connection import Patience, connect
+from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
+from worker.leases.connection import Patience
 from worker.leases.job_lease import Claimed, LeaseStore
 from worker.leases.reaper import Reaper
 from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
 from worker.results.spool import Spool, Verdict
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Redis]:
-    with connect(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def store(client: Redis) -> LeaseStore:
-    return LeaseStore(client, lease_seconds=30)
 
 
 @pytest.fixture
@@ -43,10 +30,6 @@ def spool(client: Redis, tmp_path: Path) -> Spool:
 @pytest.fixture
 def outbox(client: Redis, spool: Spool) -> Outbox:
     return Outbox(Settlement(client, 3600, 9000), spool, Patience())
-
-
-def a_job() -> SealedJob:
-    return seal(AnalysisJob(prompt="?"))
 
 
 @contextmanager

@@ -1,0 +1,91 @@
+"""A real Celery worker, server, engine and decoders, with a model of random weights."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from celery.contrib.testing.worker import start_worker
+from PIL import Image
+from pydantic import SecretStr
+
+from config.outcome import ModelIdentity, WorkerIdentity
+from config.settings import Settings
+from producer import Client
+from tests.integration.analyze.plant import (
+    CHECKPOINT,
+    CONCURRENCY,
+    LEASE_SECONDS,
+    FaultyEvents,
+    FaultyInbox,
+    FaultyProcessor,
+    FaultySettlement,
+    Plant,
+)
+from tests.zoo import encode_clip, steady_times
+from worker.engine.step_loop import Engine
+from worker.leases.connection import connect
+from worker.leases.job_lease import LeaseStore
+from worker.leases.renewal import LeaseRenewal
+from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from worker.model.load import load_model
+from worker.results.outbox import Outbox
+from worker.results.spool import Spool
+from worker.tasks.analyze import Analyst
+from worker.tasks.attempt import Workbench
+from worker.tasks.celery_app import build_app
+from worker.tasks.sampling_defaults import SamplingDefaults
+
+
+@pytest.fixture(scope="module")
+def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    media = tmp_path_factory.mktemp("media")
+    settings = Settings(
+        redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY, lease_seconds=LEASE_SECONDS
+    )
+    redis = connect(valkey_url)
+    redis.flushall()
+    processor = FaultyProcessor.from_checkpoint(CHECKPOINT)
+    engine = Engine(load_model(CHECKPOINT, dtype=torch.float32, device="cpu"), processor, kv_cache_bytes=2**26)
+    engine.start()
+    leases = LeaseStore(redis, settings.lease_seconds)
+    renewal = LeaseRenewal(leases)
+    renewal.start()
+    settlement = FaultySettlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
+    bench = Workbench(
+        inbox=FaultyInbox(engine.inbox),
+        processor=processor,
+        sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
+        media_limits=MediaLimits.of(settings),
+        media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
+        decoders=decoders,
+        events=FaultyEvents(redis),
+        model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
+        worker=WorkerIdentity(host="here", pid=1, device="cpu"),
+    )
+    app = build_app(settings)
+    outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")), leases.patience)
+    app.analyst = Analyst(bench, leases, renewal, settlement, outbox)
+    with (
+        start_worker(
+            app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False, loglevel="warning"
+        ) as worker,
+        Client(settings) as client,
+    ):
+        yield Plant(app, bench, worker, client, redis, leases, renewal, settlement, engine, outbox, media)
+    renewal.stop()
+    engine.stop()
+    app.close()
+    redis.flushall()
+    redis.close()
+
+
+@pytest.fixture
+def picture(plant: Plant) -> str:
+    path = plant.media / "picture.png"
+    Image.new("RGB", (120, 90), "teal").save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def clip(plant: Plant) -> str:
+    return str(encode_clip(plant.media / "short.mp4", steady_times(8)))

@@ -1,0 +1,93 @@
+"""What a job that is answered tells its caller, by its result, its events and Celery."""
+
+import pytest
+
+from config.event import JobEnded, Stage, StageStarted
+from config.outcome import JobResult
+from config.state import JobState
+from config.wire import SealedJob, seal
+from tests.integration.analyze.plant import Plant, a_job, briefly
+from tests.zoo import encode_clip, steady_times
+
+
+def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant, picture: str) -> None:
+    job = plant.client.submit(
+        prompt="what?", media=[picture], generation=briefly(), metadata={"order": 7}, thinking="no_think"
+    )
+    result = plant.finish(job)
+
+    assert job.state is JobState.SUCCEEDED
+    assert result.attempts == 1
+    assert result.metadata == {"order": 7}
+    assert result.model.name == "random"
+    (seen,) = result.media
+    assert (seen.type, seen.original_size, seen.resized_size) == ("image", (90, 120), (84, 112))
+    assert seen.visual_tokens == result.usage.visual_tokens == 12
+    assert 12 < result.usage.prompt_tokens < 100
+    assert 1 <= result.usage.completion_tokens <= 6
+    timings = result.timings
+    assert 0 < timings.fetch + timings.decode + timings.prepare + timings.generate <= timings.total
+    assert timings.first_token is not None
+
+
+def test_celery_result_is_the_outcome_for_who_knows_celery_only(plant: Plant) -> None:
+    job = plant.client.submit(a_job())
+    result = plant.finish(job)
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+
+
+def test_events_tell_the_stages_in_order(plant: Plant, picture: str) -> None:
+    job = plant.client.submit(prompt="what?", media=[picture], generation=briefly())
+    *told, last = job.events(timeout=60)
+    assert [event.stage for event in told if isinstance(event, StageStarted)] == [
+        Stage.OPEN,
+        Stage.FETCH,
+        Stage.DECODE,
+        Stage.PREPARE,
+        Stage.GENERATE,
+    ]
+    assert isinstance(last, JobEnded)
+    assert last.state is JobState.SUCCEEDED
+
+
+def test_video_is_sampled_and_told_of(plant: Plant, picture: str) -> None:
+    clip = encode_clip(plant.media / "clip.mp4", steady_times(60))
+    job = plant.client.submit(prompt="what moves?", media=[picture, str(clip), picture], generation=briefly())
+    seen = plant.finish(job).media
+
+    assert [medium.type for medium in seen] == ["image", "video", "image"]
+    assert seen[1].frames == 4
+    assert seen[1].fps == pytest.approx(2, rel=0.05)
+    assert seen[1].duration_seconds == pytest.approx(2, rel=0.05)
+    height, width = seen[1].resized_size
+    assert seen[1].visual_tokens == 4 * height * width // 28**2
+
+
+def test_chat_with_several_turns_and_media_is_read_whole(plant: Plant, picture: str) -> None:
+    turns = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "image", "uri": picture}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "teal"},
+        {"role": "user", "content": [{"type": "text", "text": "sure?"}]},
+    ]
+    result = plant.finish(plant.client.submit(messages=turns, generation=briefly()))
+    assert len(result.media) == 1
+
+
+def test_same_seed_gives_the_same_text(plant: Plant) -> None:
+    options = {"max_new_tokens": 12, "temperature": 1.5, "seed": 5}
+    first, second = (plant.finish(plant.client.submit(prompt="sing", generation=options)) for _ in range(2))
+    assert first.raw_text == second.raw_text
+
+
+def test_job_published_without_a_record_is_answered_and_gets_one(plant: Plant) -> None:
+    sealed = seal(a_job())
+    result = plant.send(sealed.model_dump(mode="json"), sealed.job_id).get(timeout=20)
+    assert JobResult.model_validate(result) == plant.finish(plant.client.find(sealed.job_id))
+    assert SealedJob.model_validate_json(plant.record(sealed.job_id)["sealed"]) == sealed
+
+
+def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
+    started = {type(step).__name__ for step in plant.worker.consumer.steps}
+    assert "Tasks" in started
+    assert not started & {"Gossip", "Mingle", "Heart"}

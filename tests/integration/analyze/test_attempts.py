@@ -1,0 +1,149 @@
+"""Jobs that are delivered or tried more than once have one result."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.history import FailedAttempt
+from config.job import Priority
+from config.outcome import JobFailed, JobResult
+from config.state import JobState
+from config.topology import QUEUE, UNACKED, message_list
+from config.wire import seal
+from tests.conditions import eventually
+from tests.integration.analyze.plant import (
+    FaultyInbox,
+    FaultyProcessor,
+    Plant,
+    a_dead_worker,
+    a_job,
+    briefly,
+    finish_with_reaper,
+)
+from worker.engine.inbox import GenerationFault
+from worker.media.prepare import MediaFault
+
+
+def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:
+    sealed = seal(a_job())
+    payload = sealed.model_dump(mode="json")
+    first = plant.send(payload, sealed.job_id).get(timeout=20)
+    ended_at = plant.record(sealed.job_id)["ended_at"]
+
+    again = plant.send(payload, f"{sealed.job_id}-again").get(timeout=20)
+    assert again == first
+    assert plant.record(sealed.job_id)["ended_at"] == ended_at
+    assert plant.record(sealed.job_id)["attempts"] == "1"
+
+
+def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) -> None:
+    FaultyProcessor.gate.clear()
+    job = plant.client.submit(a_job(prompt="wait"))
+    try:
+        eventually(lambda: job.state is JobState.RUNNING)
+        sealed = json.loads(plant.record(job.id)["sealed"])
+        second = plant.send(sealed, f"{job.id}-second")
+        eventually(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen(UNACKED) <= 1)
+    finally:
+        FaultyProcessor.gate.set()
+    assert plant.finish(job).attempts == 1
+    assert second.state == "PENDING", "acknowledged without a result"
+
+
+def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
+    FaultyProcessor.gate.clear()
+    job = plant.client.submit(a_job(prompt="wait"))
+    try:
+        eventually(lambda: job.state is JobState.RUNNING)
+        # The broker gave its message to a worker again, which acknowledged it without work.
+        eventually(lambda: plant.redis.hlen(UNACKED) == 0 and plant.redis.llen(QUEUE) == 0)
+        assert job.state is JobState.RUNNING
+    finally:
+        FaultyProcessor.gate.set()
+    result = plant.finish(job)
+    assert result.attempts == 1
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+
+
+def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
+    sealed = seal(a_job())
+    dead, reaper = a_dead_worker(plant, sealed)
+    eventually(lambda: sealed.job_id in dead.overdue(10))
+    reaper.reap_overdue()
+    assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
+
+
+def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
+    sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
+    dead, reaper = a_dead_worker(plant, sealed)
+    eventually(lambda: sealed.job_id in dead.overdue(10))
+    reaper.reap_overdue()
+    assert plant.client.find(sealed.job_id).state is JobState.FAILED
+
+    failed = plant.fail(plant.client.find(sealed.job_id))
+    assert failed.code is ErrorCode.WORKER_LOST
+    assert "worker-that-died" in failed.failure.message
+    assert failed.failure.metadata == {"order": 7}
+    with pytest.raises(JobFailed):
+        plant.celery_result(sealed.job_id).get(timeout=10)
+
+
+def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.", 0.3))
+    job = plant.client.submit(a_job())
+    eventually(lambda: job.state is JobState.QUEUED and "due_at" in plant.record(job.id))
+    told = FailedAttempt.model_validate_json(plant.record(job.id)["attempt:1"])
+    assert (told.attempt, told.worker, told.stage) == (1, "here:1", Stage.PREPARE)
+    assert (told.code, told.message) == (ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.")
+    assert 0 < told.began_at <= told.ended_at <= float(plant.record(job.id)["due_at"]) - 0.3
+
+    result = finish_with_reaper(plant, job)
+    assert result.attempts == 2
+    assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
+    assert not result.warnings
+
+
+def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant: Plant) -> None:
+    path = plant.media / "large.png"
+    Image.new("RGB", (560, 560), "teal").save(path)
+    whole = plant.finish(plant.client.submit(prompt="what?", media=[str(path)], generation=briefly()))
+    FaultyInbox.misfortunes.append(GenerationFault(ErrorCode.OUT_OF_MEMORY, "too large"))
+    job = plant.client.submit(prompt="what?", media=[str(path)], generation=briefly())
+    eventually(lambda: "due_at" in plant.record(job.id))
+
+    result = finish_with_reaper(plant, job)
+    assert 0 < result.usage.visual_tokens <= whole.usage.visual_tokens // 2
+    (warning,) = result.warnings
+    assert f"{result.usage.visual_tokens} visual tokens" in warning
+    assert "memory" in warning
+
+
+def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503."))
+    failed = plant.fail(plant.client.submit(a_job(max_attempts=1)))
+    assert failed.code is ErrorCode.MEDIA_UNREACHABLE
+    assert failed.failure.attempts == 1
+
+
+def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant: Plant) -> None:
+    sealed = seal(a_job(prompt="wait", max_attempts=4))
+    for _ in range(2):
+        dead, reaper = a_dead_worker(plant, sealed)
+        eventually(lambda: sealed.job_id in dead.overdue(10))  # noqa: B023
+        dead.reap(sealed.job_id, "reaper")
+    FaultyProcessor.gate.clear()
+    try:
+        reaper.start()
+        suspect = plant.client.find(sealed.job_id)
+        eventually(lambda: suspect.state is JobState.RUNNING)
+        neighbour = plant.client.submit(a_job())
+        eventually(lambda: plant.redis.llen(message_list(Priority.NORMAL)) == 0)
+        assert neighbour.state is JobState.QUEUED
+    finally:
+        FaultyProcessor.gate.set()
+        reaper.stop()
+    assert plant.finish(suspect).attempts == 3
+    assert plant.finish(neighbour).attempts == 1

@@ -1,0 +1,33 @@
+"""Stores of leases and the settlement, on the real server."""
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from tests.integration.leases.jobs import BRIEF_LEASE_SECONDS, DEAD_LETTER_TTL, TTL
+from worker.leases.connection import connect
+from worker.leases.job_lease import LeaseStore
+from worker.results.settlement import Settlement
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(client: Redis) -> LeaseStore:
+    return LeaseStore(client, lease_seconds=30)
+
+
+@pytest.fixture
+def brief(client: Redis) -> LeaseStore:
+    """A store whose leases end while a test waits."""
+    return LeaseStore(client, BRIEF_LEASE_SECONDS)
+
+
+@pytest.fixture
+def settlement(client: Redis) -> Settlement:
+    return Settlement(client, TTL, DEAD_LETTER_TTL)

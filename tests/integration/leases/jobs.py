@@ -1,0 +1,67 @@
+"""Jobs as tests of leases need them, and what lies in Redis about them."""
+
+import json
+import time
+from collections.abc import Callable
+
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import EVENT, Stage
+from config.job import AnalysisJob, Priority
+from config.outcome import JobFailure
+from config.topology import message_list
+from config.wire import SealedJob, seal
+from worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
+from worker.leases.reaper import Reaper
+
+TTL = 3600
+DEAD_LETTER_TTL = 9000
+BRIEF_LEASE_SECONDS = 0.3
+
+
+def a_job(**options: object) -> SealedJob:
+    return seal(AnalysisJob.model_validate({"prompt": "what is it?", **options}))
+
+
+def claim(store: LeaseStore, sealed: SealedJob, worker: str = "worker-1") -> Claimed:
+    claimed = store.claim(QueuedJob.of(sealed), worker)
+    assert isinstance(claimed, Claimed)
+    return claimed
+
+
+def a_failure(lease: Claimed, message: str = "it broke") -> JobFailure:
+    return JobFailure(
+        job_id=lease.job_id,
+        code=ErrorCode.INTERNAL,
+        message=message,
+        stage=Stage.DECODE,
+        retryable=True,
+        attempts=lease.attempt,
+    )
+
+
+def record(redis: Redis, job_id: str) -> dict[str, str]:
+    return redis.hgetall(keys.record(job_id))
+
+
+def events(redis: Redis, job_id: str) -> list[object]:
+    return [EVENT.validate_json(fields["event"]) for _, fields in redis.xrange(keys.events(job_id))]
+
+
+def messages(redis: Redis, priority: Priority = Priority.NORMAL) -> list[str]:
+    """Job ids in the order in which a worker takes them."""
+    raw = redis.lrange(message_list(priority), 0, -1)
+    return [json.loads(text)["headers"]["id"] for text in reversed(raw)]
+
+
+def a_reaper(store: LeaseStore, expire: Callable[[LateJob], None] = lambda late: None) -> Reaper:
+    return Reaper(store, "reaper", deliver=lambda: None, bury=lambda taken: None, expire=expire)
+
+
+def publish(redis: Redis, sealed: SealedJob, at: float | None = None) -> None:
+    """What the producer leaves behind once its message is out."""
+    redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
+    redis.zadd(keys.queued(sealed.job.priority), {sealed.job_id: time.time() if at is None else at})
+    redis.lpush(message_list(sealed.job.priority), sealed.job_id)

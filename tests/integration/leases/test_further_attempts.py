@@ -1,0 +1,140 @@
+"""Jobs that their holders give up: failed ones wait for their next attempt, those of a drain go first."""
+
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.history import FailedAttempt
+from config.job import Priority
+from config.state import JobState
+from config.topology import message, message_list
+from tests.conditions import eventually
+from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, record
+from worker.leases.connection import connect
+from worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
+from worker.results.event_writer import AttemptEvents, EventWriter
+from worker.results.settlement import Settlement
+
+
+def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    first = claim(store, sealed)
+    assert store.retry(first, a_failure(first), pause_seconds=0.2, max_visual_tokens=70) == "queued"
+
+    assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
+    assert store.claim(QueuedJob.of(sealed), "a stray message") == HeldElsewhere(), "not before it is due"
+    assert store.reap(sealed.job_id, "too early") is None
+    eventually(lambda: store.overdue(10) == [sealed.job_id])
+    requeued = store.reap(sealed.job_id, "reaper")
+    assert isinstance(requeued, Requeued)
+    assert requeued.dead_worker is None
+    store.publish(requeued)
+
+    second = claim(store, sealed, "worker-2")
+    assert (second.attempt, second.max_visual_tokens) == (2, 70)
+    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED, Stage.OPEN]
+
+
+def test_retry_that_waits_outlives_every_worker_and_is_not_begun_early(redis_url: str, redis: Redis) -> None:
+    with connect(redis_url) as leaving:
+        store = LeaseStore(leaving, lease_seconds=30)
+        lease = claim(store, a_job())
+        assert store.retry(lease, a_failure(lease), pause_seconds=0.5, max_visual_tokens=None) == "queued"
+    due_at = float(record(redis, lease.job_id)["due_at"])
+    with connect(redis_url) as arriving:
+        reaper = a_reaper(LeaseStore(arriving, lease_seconds=1))
+        reaper.start()
+        eventually(lambda: messages(redis))
+        reaper.stop()
+    assert messages(redis) == [lease.job_id]
+    assert redis.zscore(keys.queued("normal"), lease.job_id) >= due_at
+
+
+def test_attempt_that_was_given_up_can_neither_settle_nor_be_queued_twice(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    assert store.retry(lease, a_failure(lease), 60, None) == "queued"
+    before = record(redis, lease.job_id)
+    assert store.retry(lease, a_failure(lease), 0, None) == "lost"
+    assert not settlement.settle(lease, a_failure(lease))
+    assert record(redis, lease.job_id) == before
+
+
+def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Settlement, redis: Redis) -> None:
+    lease = claim(store, a_job())
+    redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+    assert store.retry(lease, a_failure(lease), 60, None) == "cancelled"
+    assert store.give_back([lease]) == ["cancelled"]
+    assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
+
+
+def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job()
+    first = claim(store, sealed)
+    assert store.give_back([first]) == ["queued"]
+    assert store.give_back([first]) == ["lost"]
+    assert not settlement.settle(first, a_failure(first))
+
+    assert messages(redis) == [sealed.job_id]
+    second = claim(store, sealed, "worker-2")
+    assert second.attempt == 2
+    assert second.max_attempts == first.max_attempts + 1
+
+
+def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: LeaseStore, redis: Redis) -> None:
+    waiting = a_job()
+    leases = [claim(store, a_job()) for _ in range(3)]
+    redis.lpush(message_list(Priority.NORMAL), message(waiting.job_id, None, Priority.NORMAL))
+    urgent = claim(store, a_job(priority="high"))
+
+    assert store.give_back([leases[2], urgent, leases[0], leases[1]]) == ["queued"] * 4
+    assert messages(redis) == [*(lease.job_id for lease in leases), waiting.job_id]
+    assert messages(redis, Priority.HIGH) == [urgent.job_id]
+    assert store.sweep(10) == [], "nothing that they overtook seems lost"
+
+
+def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: LeaseStore, redis: Redis) -> None:
+    lease = claim(brief, a_job())
+    brief.give_back([lease])
+    redis.delete(message_list(Priority.NORMAL))
+    eventually(lambda: brief.overdue(10) == [lease.job_id])
+    a_reaper(brief).reap_overdue()
+    assert messages(redis) == [lease.job_id]
+
+
+def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
+    brief: LeaseStore, client: Redis, redis: Redis
+) -> None:
+    sealed = a_job(max_attempts=3)
+    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).stage(Stage.FETCH)
+    eventually(lambda: brief.overdue(10))
+    brief.reap(sealed.job_id, "reaper")
+    second = claim(brief, sealed, "fails")
+    brief.retry(second, a_failure(second, "it broke"), 0, None)
+    assert isinstance(brief.claim(QueuedJob.of(sealed), "dies too", is_alone=True), Claimed)
+    eventually(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "reaper"), TakenOver)
+
+    fields = record(redis, sealed.job_id)
+    attempts = [FailedAttempt.model_validate_json(fields[f"attempt:{number}"]) for number in (1, 2, 3)]
+    assert [(a.attempt, a.worker, a.stage, a.code) for a in attempts] == [
+        (1, "dies", Stage.FETCH, ErrorCode.WORKER_LOST),
+        (2, "fails", Stage.DECODE, ErrorCode.INTERNAL),
+        (3, "dies too", Stage.OPEN, ErrorCode.WORKER_LOST),
+    ]
+    assert attempts[1].message == "it broke"
+    times = [moment for attempt in attempts for moment in (attempt.began_at, attempt.ended_at)]
+    assert times == sorted(times)
+
+
+def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
+    lease = claim(store, sealed)
+    assert store.retry(lease, a_failure(lease), 0.1, None) == "queued"
+    store.publish(Requeued(sealed.job_id, "", None, "normal", "0"))
+    eventually(lambda: store.overdue(10) == [sealed.job_id])

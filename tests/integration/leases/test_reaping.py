@@ -1,0 +1,206 @@
+"""Jobs that nobody has any more, of dead workers or with lost messages, are found and published once."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.history import FailedAttempt
+from config.job import Priority
+from config.state import JobState
+from config.topology import message, message_list
+from tests.conditions import eventually
+from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, publish, record
+from worker.leases.job_lease import LeaseStore, Requeued, TakenOver
+from worker.results.event_writer import AttemptEvents, EventWriter
+from worker.results.settlement import Settlement
+
+
+def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
+    lease = claim(brief, a_job())
+    eventually(lambda: brief.overdue(10))
+    assert brief.renew([lease]) == ["renewed"]
+    assert brief.reap(lease.job_id, "reaper") is None
+    assert record(redis, lease.job_id)["state"] == JobState.RUNNING
+
+
+def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    reaper = a_reaper(brief)
+    reaper.start()
+    eventually(lambda: messages(redis))
+    reaper.stop()
+
+    assert messages(redis) == [sealed.job_id]
+    told = FailedAttempt.model_validate_json(record(redis, sealed.job_id)["attempt:1"])
+    assert (told.worker, told.code) == ("dead", ErrorCode.WORKER_LOST)
+    assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
+    assert redis.zcard(keys.leases()) == 0
+    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED]
+
+
+def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    eventually(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "this reaper dies before it publishes"), Requeued)
+
+    eventually(lambda: brief.overdue(10))
+    requeued = brief.reap(sealed.job_id, "the next reaper")
+    assert isinstance(requeued, Requeued)
+    brief.publish(requeued)
+    assert brief.redis.zcard(keys.leases()) == 0
+    assert claim(brief, sealed).attempt == 2, "being queued twice is no attempt"
+
+
+def test_publishing_too_late_does_not_end_the_next_lease(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    claim(brief, sealed, "dead")
+    eventually(lambda: brief.overdue(10))
+    requeued = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(requeued, Requeued)
+    claim(brief, sealed, "faster than the message")
+    brief.publish(requeued)
+    assert messages(redis) == []
+    eventually(lambda: brief.overdue(10) == [sealed.job_id])
+
+
+def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
+    brief: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(max_attempts=1)
+    dead = claim(brief, sealed, "dead")
+    eventually(lambda: brief.overdue(10))
+    taken = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.lease.attempt == 1
+    assert not taken.cancel_requested
+
+    assert not settlement.settle(dead, a_failure(dead, "late"))
+    assert settlement.settle(taken.lease, a_failure(taken.lease, "buried"))
+    assert json.loads(record(redis, sealed.job_id)["outcome"])["message"] == "buried"
+
+
+def test_job_whose_reaper_died_too_is_taken_over_again(brief: LeaseStore) -> None:
+    sealed = a_job(max_attempts=1)
+    claim(brief, sealed, "dead")
+    eventually(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "dies too"), TakenOver)
+    assert brief.reap(sealed.job_id, "too early") is None
+    eventually(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "lives"), TakenOver)
+
+
+def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job(max_attempts=3)
+    claim(brief, sealed, "dead")
+    redis.hset(keys.record(sealed.job_id), "cancel_requested", "1")
+    eventually(lambda: brief.overdue(10))
+    taken = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.cancel_requested
+
+
+def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore, redis: Redis) -> None:
+    jobs = [a_job() for _ in range(20)]
+    for sealed in jobs:
+        claim(brief, sealed, "dead")
+    reapers = [a_reaper(brief) for _ in range(3)]
+    for reaper in reapers:
+        reaper.start()
+    eventually(lambda: brief.redis.zcard(keys.leases()) == 0)
+    for reaper in reapers:
+        reaper.stop()
+    assert sorted(messages(redis)) == sorted(sealed.job_id for sealed in jobs)
+
+
+def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
+    brief: LeaseStore, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.set(keys.record("no-hash"), "of another kind")
+    redis.hset(keys.record("odd"), mapping={"state": "QUEUED", "priority": "whenever"})
+    overdue = time.time() - 100
+    redis.zadd(keys.leases(), {"no-hash": overdue, "odd": overdue})
+    redis.zadd(keys.deadlines(), {"no-hash": overdue, "late": overdue})
+    lost = a_job()
+    claim(brief, lost)
+    eventually(lambda: lost.job_id in brief.overdue(10))
+    expired: list[str] = []
+    reaper = a_reaper(brief, expire=lambda late: expired.append(late.job_id))
+    for _ in range(2):
+        reaper.look_around()
+
+    assert messages(redis) == [lost.job_id]
+    assert "late" in expired
+    told = [line for line in caplog.messages if "cannot be looked after" in line]
+    assert len(told) == 3, "once a lease, not at every look"
+    eventually(lambda: {"no-hash", "odd"} <= set(brief.overdue(10)))
+
+
+@pytest.mark.parametrize(
+    ("say", "stage"),
+    [
+        (lambda said: said.stage(Stage.PREPARE), Stage.PREPARE),
+        (lambda said: said.frames(0, 1, 9), Stage.DECODE),
+        (lambda said: said.text("answer", "a", 0, 1), Stage.GENERATE),
+    ],
+)
+def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
+    brief: LeaseStore, client: Redis, say: Callable[[AttemptEvents], bool], stage: Stage
+) -> None:
+    lease = claim(brief, a_job(max_attempts=1))
+    assert say(AttemptEvents(EventWriter(client), lease))
+    eventually(lambda: brief.overdue(10))
+    taken = brief.reap(lease.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.stage is stage
+
+
+def test_job_whose_message_was_lost_is_published_again(store: LeaseStore, redis: Redis) -> None:
+    lost, taken, waiting = a_job(), a_job(), a_job()
+    publish(redis, lost, time.time() - 200)
+    publish(redis, taken, time.time() - 100)
+    publish(redis, waiting, time.time() - 90)
+    claim(store, taken)
+    redis.delete(message_list(Priority.NORMAL))
+    redis.lpush(message_list(Priority.NORMAL), message(waiting.job_id, None, Priority.NORMAL))
+    reaper = a_reaper(store)
+    reaper.look_around()
+    reaper.look_around()
+
+    assert messages(redis) == [waiting.job_id, lost.job_id], "once, and nobody who only waits"
+    assert redis.zscore(keys.queued("normal"), lost.job_id) == pytest.approx(time.time(), abs=5)
+    assert claim(store, lost).attempt == 1
+
+
+def test_queues_of_other_priorities_say_nothing_about_a_message(store: LeaseStore, redis: Redis) -> None:
+    patient, urgent = a_job(priority="low"), a_job(priority="high")
+    publish(redis, patient, time.time() - 200)
+    publish(redis, urgent, time.time() - 100)
+    claim(store, urgent)
+    assert store.sweep(10) == []
+
+
+def test_last_message_is_missed_when_there_are_none_left(store: LeaseStore, redis: Redis) -> None:
+    sealed, fresh = a_job(), a_job()
+    publish(redis, sealed, time.time() - 200)
+    publish(redis, fresh)
+    assert store.sweep(10) == [], "nothing was taken yet"
+    redis.delete(message_list(Priority.NORMAL))
+    assert store.sweep(10) == [sealed.job_id], "the fresh one's may be on its way"
+
+
+def test_a_job_with_two_messages_makes_no_other_seem_lost(brief: LeaseStore, redis: Redis) -> None:
+    twice, patient = a_job(), a_job()
+    publish(redis, twice, time.time() - 200)
+    publish(redis, patient, time.time() - 100)
+    redis.zadd(keys.leases(), {twice.job_id: time.time() - 1})
+    a_reaper(brief).reap_overdue()
+    claim(brief, twice)
+    assert brief.sweep(10) == []

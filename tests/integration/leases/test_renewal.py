@@ -1,0 +1,67 @@
+"""Leases that are kept while their jobs run, and what their holders are told."""
+
+import time
+
+from redis import Redis
+
+from config import keys
+from tests.conditions import eventually
+from tests.integration.leases.jobs import BRIEF_LEASE_SECONDS, a_job, claim
+from worker.leases.job_lease import LeaseStore, Renewal
+from worker.leases.renewal import LeaseRenewal
+
+
+def test_renewed_lease_is_not_overdue(brief: LeaseStore) -> None:
+    lease = claim(brief, a_job())
+    ends_at = time.monotonic() + 3 * BRIEF_LEASE_SECONDS
+    while time.monotonic() < ends_at:
+        assert brief.renew([lease]) == ["renewed"]
+        assert brief.overdue(10) == []
+        time.sleep(BRIEF_LEASE_SECONDS / 10)
+    eventually(lambda: brief.overdue(10) == [lease.job_id])
+
+
+def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    renewal.start()
+    held, left = claim(brief, a_job()), claim(brief, a_job())
+    with renewal.holding(held, lambda reason: None):
+        eventually(lambda: brief.overdue(10) == [left.job_id])
+    eventually(lambda: len(brief.overdue(10)) == 2)
+    renewal.stop()
+
+
+def test_holder_is_told_once_that_its_lease_is_lost(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    told: list[Renewal] = []
+    lease = claim(brief, a_job())
+    with renewal.holding(lease, told.append):
+        redis.hset(keys.record(lease.job_id), "token", "another's")
+        renewal.renew_all()
+        renewal.renew_all()
+    assert told == ["lost"]
+
+
+def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+    told: list[Renewal] = []
+    lease = claim(brief, a_job())
+    with renewal.holding(lease, told.append):
+        redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+        eventually(lambda: brief.overdue(10))
+        renewal.renew_all()
+        assert told == ["cancelled"]
+        assert brief.overdue(10) == []
+
+
+def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client: Redis, redis: Redis) -> None:
+    patient = LeaseStore(client, 900)
+    renewal = LeaseRenewal(patient)
+    renewal.start()
+    told: list[Renewal] = []
+    lease = claim(patient, a_job())
+    redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+    renewal.hurry(lease.job_id)
+    with renewal.holding(lease, told.append):
+        eventually(lambda: told == ["cancelled"])
+    renewal.stop()

@@ -1,0 +1,157 @@
+"""How jobs end on a real server: once, by the newest claim, and with all that belongs to it in one move."""
+
+import json
+import time
+
+import pytest
+from redis import Redis
+
+from config import keys
+from config.error_codes import ErrorCode
+from config.event import JobEnded, Stage
+from config.outcome import OUTCOME, JobFailure
+from config.state import JobState
+from config.wire import SealedJob
+from tests.conditions import eventually
+from tests.integration.leases.jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, publish, record
+from worker.leases.job_lease import LeaseStore, Requeued
+from worker.results.event_writer import AttemptEvents, EventWriter
+from worker.results.settlement import Settlement
+
+
+def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job()
+    forgotten = claim(store, sealed, "worker-1")
+    redis.flushall()
+    remembered = claim(store, sealed, "worker-2")
+    assert forgotten.attempt == remembered.attempt == 1
+    assert store.renew([forgotten]) == ["lost"]
+    assert not settlement.settle(forgotten, a_failure(forgotten))
+    assert settlement.settle(remembered, a_failure(remembered))
+
+
+def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(idempotency_key="receipt-7")
+    redis.set(keys.idempotency("receipt-7"), f"{sealed.job_id} fingerprint")
+    lease = claim(store, sealed)
+    failure = a_failure(lease)
+
+    assert settlement.settle(lease, failure)
+
+    fields = record(redis, sealed.job_id)
+    assert fields["state"] == JobState.FAILED
+    assert OUTCOME.validate_json(fields["outcome"]) == failure
+    last = events(redis, sealed.job_id)[-1]
+    assert isinstance(last, JobEnded)
+    assert last.state is JobState.FAILED
+    assert last.at == pytest.approx(time.time(), abs=5)
+    assert redis.zscore(keys.leases(), sealed.job_id) is None
+    assert TTL < redis.ttl(keys.record(sealed.job_id)) == redis.ttl(keys.events(sealed.job_id)) <= DEAD_LETTER_TTL
+    assert redis.zscore(keys.dead_letters(), sealed.job_id) == pytest.approx(last.at)
+    assert 0 < redis.ttl(keys.idempotency("receipt-7")) <= TTL
+
+
+def test_settling_leaves_an_idempotency_key_that_a_later_job_took(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(idempotency_key="receipt-7")
+    redis.set(keys.idempotency("receipt-7"), "another-job fingerprint")
+    lease = claim(store, sealed)
+    settlement.settle(lease, a_failure(lease))
+    assert redis.ttl(keys.idempotency("receipt-7")) == -1
+
+
+def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    assert settlement.settle(lease, a_failure(lease, "first"))
+    assert settlement.settle(lease, a_failure(lease, "again, because the answer got lost"))
+    assert json.loads(record(redis, lease.job_id)["outcome"])["message"] == "first"
+    assert sum(isinstance(event, JobEnded) for event in events(redis, lease.job_id)) == 1
+
+
+def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
+    sealed = a_job()
+    frozen = claim(brief, sealed, "frozen")
+    eventually(lambda: brief.overdue(10))
+    assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
+
+    assert not settlement.settle(frozen, a_failure(frozen)), "requeued: the old token is worth nothing"
+    second = claim(brief, sealed, "worker-2")
+    assert second.attempt == 2
+    assert not settlement.settle(frozen, a_failure(frozen))
+    assert settlement.settle(second, a_failure(second, "the second's"))
+    assert json.loads(record(redis, sealed.job_id)["outcome"])["message"] == "the second's"
+
+
+def test_stage_events_lie_between_claim_and_end(
+    store: LeaseStore, settlement: Settlement, client: Redis, redis: Redis
+) -> None:
+    lease = claim(store, a_job())
+    said = AttemptEvents(EventWriter(client), lease)
+    said.stage(Stage.FETCH)
+    said.stage(Stage.GENERATE)
+    settlement.settle(lease, a_failure(lease))
+    *stages, last = events(redis, lease.job_id)
+    assert [event.stage for event in stages] == [Stage.OPEN, Stage.FETCH, Stage.GENERATE]
+    assert isinstance(last, JobEnded)
+
+
+def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, client: Redis, redis: Redis) -> None:
+    lease = claim(store, a_job())
+    redis.delete(keys.events(lease.job_id))
+    AttemptEvents(EventWriter(client), lease).stage(Stage.GENERATE)
+    assert not redis.exists(keys.events(lease.job_id))
+
+
+def late_failure(sealed: SealedJob) -> JobFailure:
+    return JobFailure(
+        job_id=sealed.job_id,
+        code=ErrorCode.DEADLINE_EXCEEDED,
+        message="over",
+        stage=Stage.QUEUED,
+        retryable=False,
+        attempts=0,
+    )
+
+
+def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(deadline_seconds=5, idempotency_key="k")
+    sealed = sealed.model_copy(update={"submitted_at": time.time() - 6})
+    publish(redis, sealed)
+    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
+
+    assert store.late(10) == [sealed.job_id]
+    assert settlement.expire(late_failure(sealed), sealed.job)
+    assert not settlement.expire(late_failure(sealed), sealed.job), "once"
+    fields = record(redis, sealed.job_id)
+    assert fields["state"] == JobState.EXPIRED
+    assert OUTCOME.validate_json(fields["outcome"]) == late_failure(sealed)
+    assert [event.state for event in events(redis, sealed.job_id)] == [JobState.EXPIRED]
+    assert store.late(10) == []
+    assert not redis.exists(keys.queued("normal"))
+    for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k")):
+        assert 0 < redis.ttl(key) <= TTL
+
+
+def test_running_job_past_its_deadline_is_its_workers_to_end(
+    store: LeaseStore, settlement: Settlement, redis: Redis
+) -> None:
+    sealed = a_job(deadline_seconds=5).model_copy(update={"submitted_at": time.time() - 6})
+    publish(redis, sealed)
+    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    lease = claim(store, sealed)
+    assert not settlement.expire(late_failure(sealed), sealed.job)
+    assert record(redis, sealed.job_id)["state"] == JobState.RUNNING
+    assert store.late(10) == [], "looked at again later, should the worker die"
+    assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
+    settlement.settle(lease, a_failure(lease))
+    assert not redis.exists(keys.deadlines())
