@@ -61,16 +61,20 @@ const redis = {
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
-@pytest.mark.parametrize("priority", ["high", "normal", "low"])
+@pytest.mark.parametrize(
+    ("priority", "streams"), [("high", "pairs"), ("normal", "Object.fromEntries(pairs)"), ("low", "pairs")]
+)
 def test_a_job_sent_by_the_printed_node_code_reaches_a_worker_and_its_outcome_comes_back(
-    redis: Redis, redis_url: str, tmp_path: Path, priority: str
+    redis: Redis, redis_url: str, tmp_path: Path, priority: str, streams: str
 ) -> None:
     (printed,) = re.findall(r"```js\n(.*?)```", PAGE.read_text(), re.DOTALL)
     program = tmp_path / "producer.mjs"
     program.write_text(
         f"{printed}{NODE_CLIENT}"
+        "const client = { sendCommand: async (words) => { const pairs = await redis.sendCommand(words);"
+        f'return words[0] === "XREAD" && pairs ? {streams} : pairs; }} }};'
         f'const id = await submit(redis, {{ prompt: "谁在招手", priority: "{priority}", deadline_seconds: 60 }});'
-        "console.log(id); console.log((await outcome(redis, id)).kind); socket.end();"
+        "console.log(id); console.log((await outcome(client, id)).kind); socket.end();"
     )
     received: list[Any] = []
     arrived = threading.Event()
