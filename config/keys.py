@@ -12,7 +12,8 @@ def record(job_id: str) -> str:
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),
-    deaths (attempts that ended with their worker), requeued_as (the job that a dead letter was sent again as).
+    deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
+    requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"
 
@@ -71,6 +72,11 @@ def cancellations() -> str:
 def idempotency(key: str) -> str:
     """String, `job_id fingerprint` of the first job sent under this key; expires `result_ttl_seconds` after its end."""
     return f"{PREFIX}idempotency:{key}"
+
+
+def idempotency_of(key: str | None) -> list[str]:
+    """The same as the last key of a script, which a job that was sent without one does not have."""
+    return [] if key is None else [idempotency(key)]
 
 
 def context() -> str:

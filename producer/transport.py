@@ -60,7 +60,7 @@ class Transport:
     def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
         waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
-        names = [keys.record(job_id), keys.events(job_id), *waiting, *idempotency_keys(job)]
+        names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
         args = (job_id, outcome_json, self._result_ttl_seconds, keys.cancellations())
         with reaching_redis("cancel the job"):
             return cast(str | None, self._cancel(keys=names, args=args))
@@ -93,9 +93,7 @@ class Transport:
             closing.execute()
 
     def purge_dead_letter(self, job_id: str, idempotency_key: str | None) -> None:
-        names = [keys.record(job_id), keys.events(job_id), keys.dead_letters()]
-        if idempotency_key is not None:
-            names.append(keys.idempotency(idempotency_key))
+        names = [keys.record(job_id), keys.events(job_id), keys.dead_letters(), *keys.idempotency_of(idempotency_key)]
         with reaching_redis("purge the dead letter"):
             self._purge(keys=names, args=[job_id])
 
@@ -139,7 +137,8 @@ def _submission(envelope: Envelope) -> tuple[list[str], list[str | int]]:
     """Keys and arguments of `scripts/submit.lua`."""
     job, record = envelope.sealed.job, envelope.sealed.record
     queue = (keys.queued(job.priority), message_list(job.priority))
-    names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines(), *idempotency_keys(job)]
+    names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]
+    names += keys.idempotency_of(job.idempotency_key)
     fields = [text for pair in record.items() for text in pair]
     told = (envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens, record["deadline_at"])
     return names, [*told, envelope.message, *fields]
@@ -168,11 +167,6 @@ def _owner_or_refusal(envelope: Envelope, answer: list[str] | RedisError) -> str
         return _owner(envelope, answer)
     except (InvalidJob, IdempotencyConflict) as refusal:
         return refusal
-
-
-def idempotency_keys(job: AnalysisJob) -> list[str]:
-    """The entry of the job's idempotency key, for the jobs that have one."""
-    return [keys.idempotency(job.idempotency_key)] if job.idempotency_key else []
 
 
 @contextmanager

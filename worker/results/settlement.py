@@ -34,8 +34,7 @@ class Settlement:
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
-        if lease.idempotency_key is not None:
-            names.append(keys.idempotency(lease.idempotency_key))
+        names += keys.idempotency_of(lease.idempotency_key)
         outcome_json = outcome.model_dump_json()
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         told = result_message(lease.job_id, outcome, outcome_json)
@@ -45,7 +44,6 @@ class Settlement:
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task."""
         key, told = result_key(task_id), result_message(task_id, outcome, outcome.model_dump_json())
-
         with self._redis.pipeline() as telling:
             telling.set(key, told, ex=self._result_ttl_seconds)
             telling.publish(key, told)
@@ -59,7 +57,6 @@ class Settlement:
         job_id = failure.job_id
         priority = Priority.NORMAL if job is None else job.priority
         names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(priority), keys.deadlines()]
-        if job is not None and job.idempotency_key is not None:
-            names.append(keys.idempotency(job.idempotency_key))
+        names += keys.idempotency_of(None if job is None else job.idempotency_key)
         args = (job_id, failure.model_dump_json(), self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         return bool(self._expire(names, args))

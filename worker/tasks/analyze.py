@@ -22,14 +22,12 @@ from worker.leases.renewal import LeaseRenewal
 from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
-from worker.tasks.fault import JobFault, explain, failure_of
+from worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault, explain, failure_of
 from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 from worker.tasks.stragglers import Stragglers
 
 log = logging.getLogger(__name__)
-
-CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 
 
 # Ignored by Celery: settling has written its result.

@@ -19,7 +19,7 @@ from worker.model.visual_budget import VisualBudget, share_context
 from worker.results.coalescer import Coalescer
 from worker.results.event_writer import AttemptEvents, EventWriter
 from worker.results.thinking import part_text
-from worker.tasks.fault import JobFault
+from worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault
 from worker.tasks.media_seen import media_seen, thinning_warnings
 from worker.tasks.sampling_defaults import SamplingDefaults
 from worker.tasks.time_limit import TimeLimit
@@ -147,9 +147,7 @@ class Attempt:
             case "drained":
                 raise Drained
             case "cancelled":
-                raise JobFault(
-                    ErrorCode.CANCELLED, "The caller cancelled the job while it ran.", partial=self._text_so_far()
-                )
+                raise JobFault(ErrorCode.CANCELLED, CANCELLED_WHILE_RUNNING, partial=self._text_so_far())
         if (fault := self.fault_of_time()) is not None:
             fault.partial = self._text_so_far()
             raise fault

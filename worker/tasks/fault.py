@@ -9,6 +9,8 @@ from worker.leases.job_lease import Claimed
 from worker.media.prepare import MediaFault
 from worker.model.image_processing import UnusableImage
 
+CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
+
 
 class JobFault(Exception):
     """The job cannot be answered, and it is known why.

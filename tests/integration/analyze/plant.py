@@ -2,6 +2,8 @@
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +52,16 @@ class FaultyProcessor(KeyeProcessor):
     gate.set()
     # What the next preparations raise, one each.
     misfortunes: ClassVar[list[Exception]] = []
+
+    @classmethod
+    @contextmanager
+    def held_up(cls) -> Iterator[None]:
+        """Jobs with the prompt `wait` stay in their preparation meanwhile."""
+        cls.gate.clear()
+        try:
+            yield
+        finally:
+            cls.gate.set()
 
     def prepare(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
         if self.misfortunes:
@@ -169,9 +181,15 @@ def a_reaper(plant: Plant) -> Reaper:
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:
     """Its next attempt comes by a reaper, as any worker runs one."""
+    with reaping(plant):
+        return plant.finish(job)
+
+
+@contextmanager
+def reaping(plant: Plant) -> Iterator[None]:
     reaper = a_reaper(plant)
     reaper.start()
     try:
-        return plant.finish(job)
+        yield
     finally:
         reaper.stop()

@@ -22,6 +22,7 @@ from tests.integration.analyze.plant import (
     a_job,
     briefly,
     finish_with_reaper,
+    reaping,
 )
 from worker.engine.inbox import GenerationFault
 from worker.media.prepare import MediaFault
@@ -40,29 +41,23 @@ def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(pla
 
 
 def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) -> None:
-    FaultyProcessor.gate.clear()
-    job = plant.client.submit(a_job(prompt="wait"))
-    try:
+    with FaultyProcessor.held_up():
+        job = plant.client.submit(a_job(prompt="wait"))
         eventually(lambda: job.state is JobState.RUNNING)
         sealed = json.loads(plant.record(job.id)["sealed"])
         second = plant.send(sealed, f"{job.id}-second")
         eventually(lambda: plant.redis.llen(QUEUE) == 0 and plant.redis.hlen(UNACKED) <= 1)
-    finally:
-        FaultyProcessor.gate.set()
     assert plant.finish(job).attempts == 1
     assert second.state == "PENDING", "acknowledged without a result"
 
 
 def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
-    FaultyProcessor.gate.clear()
-    job = plant.client.submit(a_job(prompt="wait"))
-    try:
+    with FaultyProcessor.held_up():
+        job = plant.client.submit(a_job(prompt="wait"))
         eventually(lambda: job.state is JobState.RUNNING)
         # The broker gave its message to a worker again, which acknowledged it without work.
         eventually(lambda: plant.redis.hlen(UNACKED) == 0 and plant.redis.llen(QUEUE) == 0)
         assert job.state is JobState.RUNNING
-    finally:
-        FaultyProcessor.gate.set()
     result = plant.finish(job)
     assert result.attempts == 1
     assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
@@ -131,19 +126,14 @@ def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
 def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant: Plant) -> None:
     sealed = seal(a_job(prompt="wait", max_attempts=4))
     for _ in range(2):
-        dead, reaper = a_dead_worker(plant, sealed)
+        dead, _ = a_dead_worker(plant, sealed)
         eventually(lambda: sealed.job_id in dead.overdue(10))  # noqa: B023
         dead.reap(sealed.job_id, "reaper")
-    FaultyProcessor.gate.clear()
-    try:
-        reaper.start()
+    with FaultyProcessor.held_up(), reaping(plant):
         suspect = plant.client.find(sealed.job_id)
         eventually(lambda: suspect.state is JobState.RUNNING)
         neighbour = plant.client.submit(a_job())
         eventually(lambda: plant.redis.llen(message_list(Priority.NORMAL)) == 0)
         assert neighbour.state is JobState.QUEUED
-    finally:
-        FaultyProcessor.gate.set()
-        reaper.stop()
     assert plant.finish(suspect).attempts == 3
     assert plant.finish(neighbour).attempts == 1

@@ -84,15 +84,12 @@ def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_
     plant: Plant, limits: Callable[..., Analyst], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stragglers, "GRACE_SECONDS", 0)
-    FaultyProcessor.gate.clear()
-    try:
+    with FaultyProcessor.held_up():
         hanging = limits(max_attempt_seconds=0.2).stragglers
         job = plant.client.submit(a_job(prompt="wait", metadata={"order": 7}))
         eventually(hanging.end_overdue)
         failed = plant.fail(job)
         assert [seconds > 0 for seconds in hanging.end_overdue().values()] == [True]
-    finally:
-        FaultyProcessor.gate.set()
     assert failed.code is ErrorCode.TIME_LIMIT_EXCEEDED
     assert (failed.failure.stage, failed.failure.metadata) == (Stage.PREPARE, {"order": 7})
     with pytest.raises(JobFailed, match="KEYE_MAX_ATTEMPT_SECONDS"):
@@ -112,14 +109,11 @@ def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None
 
 
 def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> None:
-    FaultyProcessor.gate.clear()
-    job = plant.client.submit(a_job(prompt="wait"))
-    try:
+    with FaultyProcessor.held_up():
+        job = plant.client.submit(a_job(prompt="wait"))
         eventually(lambda: job.state is JobState.RUNNING)
         job.cancel()
         plant.renewal.renew_all()
-    finally:
-        FaultyProcessor.gate.set()
     failed = plant.fail(job)
     assert failed.code is ErrorCode.CANCELLED
     assert failed.failure.stage is Stage.PREPARE
