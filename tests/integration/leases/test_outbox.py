@@ -28,8 +28,8 @@ def spool(client: Redis, tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def outbox(client: Redis, spool: Spool) -> Outbox:
-    return Outbox(Settlement(client, 3600, 9000), spool, Patience())
+def outbox(settlement: Settlement, spool: Spool) -> Outbox:
+    return Outbox(settlement, spool, Patience())
 
 
 @contextmanager
@@ -63,12 +63,12 @@ def test_outcome_is_on_disk_until_a_full_server_has_room_again(
 
 
 def test_outcome_of_a_dead_process_is_written_by_the_next(
-    store: LeaseStore, outbox: Outbox, client: Redis, redis: Redis, tmp_path: Path
+    store: LeaseStore, settlement: Settlement, outbox: Outbox, client: Redis, redis: Redis, tmp_path: Path
 ) -> None:
     lease = claim(store, a_job())
     leave_on_disk(redis, outbox, lease, a_failure(lease))
 
-    next_one = Outbox(Settlement(client, 3600, 9000), Spool.of(client, tmp_path), Patience())
+    next_one = Outbox(settlement, Spool.of(client, tmp_path), Patience())
     reaper = Reaper(LeaseStore(client, 0.3), "next", next_one.deliver, bury=lambda _: None, expire=lambda _: None)
     reaper.start()
     eventually(lambda: "outcome" in record(redis, lease.job_id))

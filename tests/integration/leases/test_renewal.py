@@ -1,24 +1,12 @@
 """Leases that are kept while their jobs run, and what their holders are told."""
 
-import time
-
 from redis import Redis
 
 from config import keys
 from tests.conditions import eventually
-from tests.integration.leases.jobs import BRIEF_LEASE_SECONDS, a_job, claim
+from tests.integration.leases.jobs import a_job, claim
 from worker.leases.job_lease import LeaseStore, Renewal
 from worker.leases.renewal import LeaseRenewal
-
-
-def test_renewed_lease_is_not_overdue(brief: LeaseStore) -> None:
-    lease = claim(brief, a_job())
-    ends_at = time.monotonic() + 3 * BRIEF_LEASE_SECONDS
-    while time.monotonic() < ends_at:
-        assert brief.renew([lease]) == ["renewed"]
-        assert brief.overdue(10) == []
-        time.sleep(BRIEF_LEASE_SECONDS / 10)
-    eventually(lambda: brief.overdue(10) == [lease.job_id])
 
 
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:

@@ -89,19 +89,6 @@ def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, red
     assert json.loads(record(redis, sealed.job_id)["outcome"])["message"] == "the second's"
 
 
-def test_stage_events_lie_between_claim_and_end(
-    store: LeaseStore, settlement: Settlement, client: Redis, redis: Redis
-) -> None:
-    lease = claim(store, a_job())
-    said = AttemptEvents(EventWriter(client), lease)
-    said.stage(Stage.FETCH)
-    said.stage(Stage.GENERATE)
-    settlement.settle(lease, a_failure(lease))
-    *stages, last = events(redis, lease.job_id)
-    assert [event.stage for event in stages] == [Stage.OPEN, Stage.FETCH, Stage.GENERATE]
-    assert isinstance(last, JobEnded)
-
-
 def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, client: Redis, redis: Redis) -> None:
     lease = claim(store, a_job())
     redis.delete(keys.events(lease.job_id))
