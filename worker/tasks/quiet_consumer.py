@@ -13,22 +13,38 @@ from worker.leases.connection import passes
 
 # Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second.
 SILENCE = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
-TIMERS = "kombu.asynchronous.hub"
+TALKATIVE = ("celery.worker.consumer.consumer", "kombu.asynchronous.hub", "kombu.transport.redis")
+REPEAT_SECONDS = 10.0
+
+
+class OutageFilter(logging.Filter):
+    """Tells of a Redis that is away or full without tracebacks, and nothing in the same words within ten seconds.
+
+    Else Celery and kombu write a hundred lines a second for as long as it lasts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fault = record.exc_info[1] if record.exc_info else None
+        if isinstance(fault, RestartFreqExceeded) or (isinstance(fault, RedisError) and passes(fault)):
+            record.exc_info = record.exc_text = None
+        if record.levelno < logging.WARNING:
+            return True
+        words = record.getMessage()
+        self._told_at = {each: at for each, at in self._told_at.items() if record.created - at < REPEAT_SECONDS}
+        return self._told_at.setdefault(words, record.created) == record.created
+
+
+OUTAGE_FILTER = OutageFilter()
 
 
 class QuietConsumer(Consumer):
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        for name in (TIMERS, "celery.worker.consumer.consumer"):
-            logging.getLogger(name).addFilter(tell_outage_briefly)
+        for name in TALKATIVE:
+            logging.getLogger(name).addFilter(OUTAGE_FILTER)
         # Of each lost connection: that an option which `celery_options` sets may have another default one day.
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         super().__init__(*args, worker_options={**(worker_options or {}), **SILENCE}, **kwargs)
-
-
-def tell_outage_briefly(record: logging.LogRecord) -> bool:
-    """Without Celery's tracebacks of a Redis that is away or full, and without what kombu's timers say each second."""
-    fault = record.exc_info[1] if record.exc_info else None
-    if not (isinstance(fault, RestartFreqExceeded) or (isinstance(fault, RedisError) and passes(fault))):
-        return True
-    record.exc_info = record.exc_text = None
-    return record.name != TIMERS
