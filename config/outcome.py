@@ -62,6 +62,11 @@ class WorkerIdentity(Contract):
     pid: int
     device: str
 
+    @property
+    def name(self) -> str:
+        """As records and histories call the worker."""
+        return f"{self.host}:{self.pid}"
+
 
 class JobResult(Contract):
     """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed.

@@ -74,15 +74,15 @@ class EngineStep(bootsteps.StartStopStep):
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
         redis = connect(settings.redis_url.get_secret_value())
-        self._announcer = Announcer(redis, Presence(worker=_identity(settings.device), state=WorkerState.LOADING))
+        loading = Presence(worker=_identity(settings.device), state=WorkerState.LOADING)
+        self._announcer = Announcer(redis, loading)
         self._announcer.start()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
         outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
         stranded = StrandedJobs(settlement)
-        name = f"{socket.gethostname()}:{os.getpid()}"
         # Before the model: what the process before this one could not write should not wait until it is read.
-        self._reaper = Reaper(leases, name, outbox.deliver, stranded.bury, stranded.expire)
+        self._reaper = Reaper(leases, loading.worker.name, outbox.deliver, stranded.bury, stranded.expire)
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)

@@ -62,7 +62,6 @@ class Analyst:
         self._outbox = outbox
         self._isolation = Isolation()
         self.stragglers = Stragglers(settlement)
-        self._name = f"{bench.worker.host}:{bench.worker.pid}"
 
     def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
         """The job's outcome, written by this delivery or found written; None where another attempt has it or is due.
@@ -71,7 +70,7 @@ class Analyst:
         """
         queued, opened = open_delivery(payload, delivery_id)
         with self._isolation.beside_others():
-            answer = self._leases.claim(queued, self._name)
+            answer = self._leases.claim(queued, self._bench.worker.name)
             if not isinstance(answer, Suspect):
                 return self._act_on(answer, opened, delivery_id)
         # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
@@ -79,7 +78,7 @@ class Analyst:
         with self._isolation.alone(queued.job_id) as is_first:
             if not is_first:
                 return None
-            return self._act_on(self._leases.claim(queued, self._name, is_alone=True), opened, delivery_id)
+            return self._act_on(self._leases.claim(queued, self._bench.worker.name, is_alone=True), opened, delivery_id)
 
     def _act_on(
         self,
