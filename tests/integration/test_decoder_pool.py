@@ -350,3 +350,31 @@ time.sleep(60)
     worker.kill()
     worker.wait()
     eventually(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
+
+
+def test_a_lone_video_is_decoded_on_all_cores_and_videos_side_by_side_share_them(tmp_path: Path) -> None:
+    others, all_cores = children_of(os.getpid()), os.sched_getaffinity(0)
+    if len(all_cores) < 2:
+        pytest.skip("one core is nothing to share")
+    os.sched_setaffinity(0, sorted(all_cores)[:2])
+    seen: dict[str, list[int]] = {}
+
+    def count_threads(when: str, bench: Bench) -> None:
+        threads = (len(list(Path(f"/proc/{child}/task").iterdir())) for child in bench.children)
+        seen.setdefault(when, sorted(threads))
+
+    try:
+        with DecoderPool(1, silence_seconds=30, max_decoded_bytes=CLIP_BYTES) as pool:
+            lone = Bench(pool, tmp_path, others)
+            lone.decode_clip(on_frame=lambda done, total: count_threads("lone", lone))
+        with DecoderPool(2, silence_seconds=30, max_decoded_bytes=60 * CLIP_BYTES) as pool:
+            pair = Bench(pool, tmp_path, others)
+            pair.decode_clip(
+                on_frame=lambda done, total: (
+                    done > 1 or pair.decode_clip(on_frame=lambda done, total: count_threads("second of two", pair))
+                )
+            )
+    finally:
+        os.sched_setaffinity(0, all_cores)
+    assert seen["lone"][0] > 1
+    assert seen["second of two"][0] == 1

@@ -15,13 +15,20 @@ _BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FU
 
 
 def read_frames(
-    file: BinaryIO, clip: Clip, plan: VideoPlan, pixels: Pixels, on_frame: OnFrame, max_frame_pixels: int
+    file: BinaryIO,
+    clip: Clip,
+    plan: VideoPlan,
+    pixels: Pixels,
+    on_frame: OnFrame,
+    max_frame_pixels: int,
+    num_threads: int,
 ) -> FramesRead:
     """A damaged frame is replaced by its neighbour. Raises `av.FFmpegError` where the file cannot be opened."""
     height, width = clip.turn(plan.size)
     times = []
     reformatter = VideoReformatter()
-    with FrameReader(file, clip.demuxer, clip.name, clip.index, plan.wanted, max_frame_pixels) as reader:
+    order = clip.index, plan.wanted, max_frame_pixels, num_threads
+    with FrameReader(file, clip.demuxer, clip.name, *order) as reader:
         for position, pts in enumerate(plan.wanted):
             shown = reader.read(pts)
             # One thread: the cores belong to the jobs beside this one.

@@ -29,11 +29,13 @@ def decode_video(
     on_frame: OnFrame = _tell_nobody,
     new_pixels: NewPixels = own_pixels,
     decoder: VideoDecoder = "pyav",
+    num_threads: int = 0,
 ) -> DecodedVideo:
     """Sample `file` as `part` asks. Frames are upright; a damaged one is replaced by its neighbour and counted.
 
     `on_frame` is told the number of frames done and that of all. PyAV steps in for a `decoder` that cannot read the
-    clip, or would read it wrongly; until it has caught up, the number stays what it was.
+    clip, or would read it wrongly; until it has caught up, the number stays what it was. `num_threads` are
+    PyAV's; 0 is one a core.
     """
     most_done = 0
 
@@ -49,7 +51,7 @@ def decode_video(
     read = _CHOSEN[decoder](file, clip, plan, pixels, tell) if decoder in _CHOSEN else None
     if read is None:
         try:
-            read = decode_pyav.read_frames(file, clip, plan, pixels, tell, max_frame_pixels)
+            read = decode_pyav.read_frames(file, clip, plan, pixels, tell, max_frame_pixels, num_threads)
         except av.FFmpegError as error:
             raise damaged(name, clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)

@@ -93,12 +93,12 @@ class Decoder:
         self._process.kill()
         self._process.wait()
 
-    def decode(self, order: DecodingOrder, allocate: Allocate) -> DecodedImage | DecodedVideo:
+    def decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> DecodedImage | DecodedVideo:
         """Raises `MediaFault`, `NoRoom`, or what `order`'s callables raise."""
         self.is_free = False
         self.num_decoded += 1
         try:
-            return self._decode(order, allocate)
+            return self._decode(order, allocate, num_threads)
         except EOFError:
             raise self._fault_of_death(order.name) from None
         except TimeoutError:
@@ -110,8 +110,8 @@ class Decoder:
         finally:
             self._memory = None
 
-    def _decode(self, order: DecodingOrder, allocate: Allocate) -> DecodedImage | DecodedVideo:
-        self._send_order(order)
+    def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> DecodedImage | DecodedVideo:
+        self._send_order(order, num_threads)
         while True:
             match self._next_message(order):
                 case {"frame": [done, total]}:
@@ -137,13 +137,14 @@ class Decoder:
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
 
-    def _send_order(self, order: DecodingOrder) -> None:
+    def _send_order(self, order: DecodingOrder, num_threads: int) -> None:
         message = {
             "part": order.part.model_dump(mode="json", exclude={"uri"}),
             "name": order.name,
             "max_pixels": order.max_pixels,
             "max_bytes": order.max_bytes,
             "video_decoder": order.video_decoder,
+            "num_threads": num_threads,
         }
         self._channel.send(message, order.file.fileno())
 

@@ -110,6 +110,7 @@ def _decode(request: Message, file: BinaryIO, worker: Worker) -> Message:
         worker.on_frame,
         worker.new_pixels,
         request["video_decoder"],
+        request["num_threads"],
     )
     return {"video": _facts(video), "shape": video.frames.shape}
 

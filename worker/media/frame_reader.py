@@ -36,7 +36,7 @@ class TimedFrame(NamedTuple):
 class FrameReader:
     """A context manager that reads the frames at `wanted` pts and no others.
 
-    `damaged` holds the pts of the packets and frames found damaged so far.
+    `damaged` holds the pts of the packets and frames found damaged so far; `num_threads` 0 is a thread a core.
     """
 
     _container: InputContainer
@@ -46,13 +46,21 @@ class FrameReader:
     _position: int
 
     def __init__(
-        self, file: BinaryIO, demuxer: str, name: str, index: PacketIndex, wanted: Sequence[int], max_pixels: int
+        self,
+        file: BinaryIO,
+        demuxer: str,
+        name: str,
+        index: PacketIndex,
+        wanted: Sequence[int],
+        max_pixels: int,
+        num_threads: int = 0,
     ) -> None:
         self.damaged: set[int | None] = set()
         self._wanted = frozenset(wanted)
         # Keyframes need no other frame: what lies between them is handed to the decoder only if none of them is whole.
         self._reads_keyframes_only = self._wanted <= frozenset(index.keyframe_pts.tolist())
         self._file, self._demuxer, self._name, self._max_pixels = file, demuxer, name, max_pixels
+        self._num_threads = num_threads
         self._index = index
         self._before: TimedFrame | None = None
         self._newest: TimedFrame | None = None
@@ -90,6 +98,7 @@ class FrameReader:
         self._stream = find_video_stream(self._container, self._name)
         self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = self._num_threads
         self._position = int(self._index.pts[0]) - 1
         self._frames = self._decode(self._packets())
 
