@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from dataclasses import replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier, Lock, Thread
+from threading import Barrier, Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -368,6 +370,44 @@ def test_job_that_is_over_does_not_wait_for_a_silent_store(limits: MediaLimits, 
         with pytest.raises(JobCancelled):
             fetch([ImagePart(uri=PHOTO)], slow, media_cache, cancel)
         assert time.monotonic() - started_at < 2
+
+
+def test_process_ends_while_a_store_is_silent_in_the_midst_of_a_download(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from config.job import ImagePart
+from config.settings import Settings
+from worker.media.prepare import MediaCache, MediaLimits, fetch
+def end():
+    if Path(sys.argv[1], "asked").exists():
+        sys.exit(7)
+limits = MediaLimits.of(Settings(s3_endpoint_url=sys.argv[2], fetch_timeout_seconds=300, max_fetch_seconds=300))
+fetch([ImagePart(uri="s3://media/photo.jpg")], limits, MediaCache(Path(sys.argv[1]), 0), end)
+"""
+    over = Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            (tmp_path / "asked").touch()
+            over.wait()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as store:
+        Thread(target=store.serve_forever, args=(0.01,)).start()
+        try:
+            store_url = f"http://127.0.0.1:{store.server_port}"
+            assert subprocess.run([sys.executable, "-c", code, tmp_path, store_url], timeout=30).returncode == 7
+        finally:
+            over.set()
+            store.shutdown()
 
 
 def test_store_that_falls_silent_is_unreachable_when_the_timeout_ends(

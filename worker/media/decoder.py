@@ -45,8 +45,8 @@ class NoRoom(Exception):
 class DecodingOrder:
     """A medium to decode and what may be asked about it on the way.
 
-    `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
-    decoding at once, and the child with it.
+    `max_bytes` bounds the pixels of all media of the job. `on_frame` is told the frames done and in all. `check` is
+    called several times a second; what it raises ends the decoding at once, and the child with it.
     """
 
     part: ImagePart | VideoPart
@@ -60,7 +60,8 @@ class DecodingOrder:
     video_decoder: VideoDecoder = "pyav"
 
 
-# So many bytes to memory and a handle of it, or None where there is no room.
+# So many bytes to memory and a handle of it, or None where there is no room now. Raises `MediaFault` where there will
+# be none.
 Allocate = Callable[[int], tuple[mmap, int] | None]
 
 
@@ -157,9 +158,12 @@ class Decoder:
         return self._channel.receive()
 
     def _grant(self, num_bytes: int, allocate: Allocate) -> None:
-        if (allocated := allocate(num_bytes)) is None:
+        try:
+            if (allocated := allocate(num_bytes)) is None:
+                raise NoRoom(num_bytes)
+        except (MediaFault, NoRoom):
             self._refuse({})
-            raise NoRoom(num_bytes)
+            raise
         self._memory, handle = allocated
         del allocated
         try:

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from mmap import mmap
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
 
 from worker.media.decoded import DecodedImage, DecodedVideo
 from worker.media.decoder import Decoder, DecodingOrder, NoRoom
 from worker.media.pixel_budget import PixelBudget, PixelShare
+from worker.media.size_limit import check_decoded_bytes
 
 # What libraries leak is given back with the process.
 MAX_MEDIA_A_CHILD = 500
@@ -29,9 +31,10 @@ class DecoderPool:
 
     def __init__(self, num_decoders: int, silence_seconds: float, max_decoded_bytes: int) -> None:
         """`silence_seconds` is how long a child may go without news, such as another frame of its video."""
-        self._num_decoders = num_decoders
+        self.num_decoders = num_decoders
         self._silence_seconds = silence_seconds
         self._budget = PixelBudget(max_decoded_bytes)
+        self._allocating = Lock()
         self._idle: SimpleQueue[Decoder] = SimpleQueue()
         self._vacancies: SimpleQueue[bool] = SimpleQueue()
         self._keeper = Thread(target=self._keep, name="decoder-keeper", daemon=True)
@@ -45,7 +48,7 @@ class DecoderPool:
 
     def start(self) -> None:
         """Returns at once; jobs wait for the first child."""
-        for _ in range(self._num_decoders):
+        for _ in range(self.num_decoders):
             self._vacancies.put(True)
         self._keeper.start()
 
@@ -64,7 +67,7 @@ class DecoderPool:
         while True:
             try:
                 with self._lend(order.check) as decoder:
-                    return decoder.decode(order, partial(self._budget.allocate, share), self._num_threads())
+                    return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
             except NoRoom as refusal:
                 # Without a child, so that those who are to make room get on.
                 while not self._budget.has_room(share, refusal.num_bytes):
@@ -73,8 +76,14 @@ class DecoderPool:
 
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
-        num_lent = self._num_decoders - self._idle.qsize()
+        num_lent = self.num_decoders - self._idle.qsize()
         return max(1, len(os.sched_getaffinity(0)) // num_lent)
+
+    def _allocate(self, order: DecodingOrder, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
+        # Media of one job ask side by side, and together get no more than one of them may.
+        with self._allocating:
+            check_decoded_bytes(num_bytes, order.max_bytes - share.num_bytes, order.name)
+            return self._budget.allocate(share, num_bytes)
 
     @contextmanager
     def _lend(self, check: Callable[[], None]) -> Iterator[Decoder]:

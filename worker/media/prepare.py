@@ -1,10 +1,10 @@
 """The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
-from threading import Event
+from threading import Lock
 from typing import BinaryIO
 
 from config.error_codes import ErrorCode
@@ -20,6 +20,7 @@ from worker.media.fetch_s3 import fetch_object
 from worker.media.limits import MediaLimits
 from worker.media.media_cache import MediaCache
 from worker.media.medium_name import name_medium
+from worker.media.side_by_side import do_side_by_side
 from worker.media.transfer import Transfer
 
 __all__ = [
@@ -38,9 +39,6 @@ __all__ = [
 
 # Media of one job under way at once; each of them, where it is large, in several parts.
 _MAX_DOWNLOADS = 8
-
-# How often a job that waits for its downloads looks whether it is over.
-_TICK_SECONDS = 0.1
 
 # (media_index, frames done, frames in all), called after each frame of a video; what it raises ends the decoding.
 OnFrame = Callable[[int, int, int], None]
@@ -74,42 +72,20 @@ def fetch(
     `check` is called several times a second; what it raises ends the fetching at once, as does the `MediaFault` of the
     first medium that turns out not to be had. Hand the result to `decode`, which closes it.
     """
-    given_up = Event()
-    pool = ThreadPoolExecutor(min(_MAX_DOWNLOADS, len(parts)), "fetch")
-    opening = [pool.submit(_open, part, limits, media_cache, partial(_stop_if, given_up)) for part in parts]
-    try:
-        while not _have_all_come(opening):
-            check()
-    except BaseException:
-        given_up.set()
-        for medium in opening:
-            medium.add_done_callback(_close_late)
-        raise
-    finally:
-        # Not waited for: what a silent store holds up must not hold up the end of the job.
-        pool.shutdown(wait=False, cancel_futures=True)
-    return [FetchedMedium(name_medium(part.uri), medium.result()) for part, medium in zip(parts, opening, strict=True)]
+    opening = [partial(_open, part, limits, media_cache) for part in parts]
+    files = do_side_by_side(opening, _MAX_DOWNLOADS, check, _close_late)
+    return [FetchedMedium(name_medium(part.uri), file) for part, file in zip(parts, files, strict=True)]
 
 
-def _have_all_come(opening: "Sequence[Future[BinaryIO]]") -> bool:
-    """Waits a tick for it. Raises what one of them failed by."""
-    ended, waiting = wait(opening, _TICK_SECONDS, FIRST_EXCEPTION)
-    for media_index, medium in enumerate(opening):
-        if medium in ended and (error := medium.exception()):
-            if isinstance(error, MediaFault):
-                error.media_index = media_index
-            raise error
-    return not waiting
+def _close_late(opening: "Sequence[Future[BinaryIO]]") -> None:
+    """Not waited for: what a silent store holds up must not hold up the end of the job."""
 
+    def close(medium: "Future[BinaryIO]") -> None:
+        if not medium.cancelled() and not medium.exception():
+            medium.result().close()
 
-def _stop_if(given_up: Event) -> None:
-    if given_up.is_set():
-        raise CancelledError
-
-
-def _close_late(medium: "Future[BinaryIO]") -> None:
-    if not medium.cancelled() and not medium.exception():
-        medium.result().close()
+    for medium in opening:
+        medium.add_done_callback(close)
 
 
 def decode(
@@ -121,37 +97,41 @@ def decode(
     on_frame: OnFrame = _tell_nobody,
     check: Callable[[], None] = _go_on,
 ) -> list[DecodedImage | DecodedVideo]:
-    """Turn what `fetch` opened into pixels, in order, and close it.
+    """Turn what `fetch` opened into pixels, side by side and in order, and close it.
 
-    `check` is called several times a second; what it raises ends the decoding. Raises `MediaFault` for the first medium
-    that cannot be decoded within the limits.
+    `check` is called several times a second; what it raises ends the decoding, as does the `MediaFault` of the first
+    medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time.
     """
-    decoded: list[DecodedImage | DecodedVideo] = []
-    bytes_left = limits.max_decoded_bytes
+    telling = Lock()
+
+    def tell(media_index: int, done: int, total: int) -> None:
+        with telling:
+            on_frame(media_index, done, total)
+
+    def decode_one(media_index: int, go_on: Callable[[], None]) -> DecodedImage | DecodedVideo:
+        medium = fetched[media_index]
+        order = DecodingOrder(
+            parts[media_index],
+            medium.name,
+            medium.file,
+            limits.max_image_pixels,
+            limits.max_decoded_bytes,
+            fit_frame,
+            partial(tell, media_index),
+            go_on,
+            limits.video_decoder,
+        )
+        with medium.file:  # closed at once: pixels take a handle too, and a job may have 64 media
+            return decoders.decode(order, share)
+
     try:
         with decoders.share() as share:
-            for part, medium in zip(parts, fetched, strict=True):
-                order = DecodingOrder(
-                    part,
-                    medium.name,
-                    medium.file,
-                    limits.max_image_pixels,
-                    bytes_left,
-                    fit_frame,
-                    partial(on_frame, len(decoded)),
-                    check,
-                    limits.video_decoder,
-                )
-                decoded.append(decoders.decode(order, share))
-                bytes_left -= decoded[-1].num_bytes
-                medium.file.close()  # at once: pixels take a handle too, and a job may have 64 media
-    except MediaFault as fault:
-        fault.media_index = len(decoded)
-        raise
+            decoding = [partial(decode_one, media_index) for media_index in range(len(fetched))]
+            # Waited for: they still read the files and count in the share.
+            return do_side_by_side(decoding, decoders.num_decoders, check, wait)
     finally:
         for medium in fetched:
             medium.file.close()
-    return decoded
 
 
 def _open(

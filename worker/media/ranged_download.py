@@ -2,14 +2,16 @@
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed, wait
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
+from worker.media.side_by_side import cancel_calls, start_calls
 from worker.media.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -56,15 +58,16 @@ class RangedDownload:
     def __call__(self, handle: int) -> None:
         num_bytes = self._version.num_bytes
         starts = range(0, num_bytes, _PART_BYTES)
-        with ThreadPoolExecutor(min(_MAX_CONNECTIONS, len(starts))) as pool:
-            parts = [pool.submit(self._fetch, handle, start, min(start + _PART_BYTES, num_bytes)) for start in starts]
-            try:
-                for part in as_completed(parts):
-                    part.result()
-            except BaseException:
-                self._given_up.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        calls = [partial(self._fetch, handle, start, min(start + _PART_BYTES, num_bytes)) for start in starts]
+        parts = start_calls(calls, _MAX_CONNECTIONS)
+        try:
+            for part in as_completed(parts):
+                part.result()
+        except BaseException:
+            self._given_up.set()
+            cancel_calls(parts)
+            wait(parts)  # they write to the handle
+            raise
 
     def _fetch(self, handle: int, start: int, end: int) -> None:
         num_breaks = 0

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Barrier, Thread
 
 import pytest
 from PIL import Image
@@ -16,6 +18,7 @@ from config.error_codes import ErrorCode
 from config.job import ImagePart, VideoPart
 from config.settings import Settings
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from worker.media.decoded import Size
 from worker.media.medium_name import name_medium
 from worker.media.prepare import (
     DecodedImage,
@@ -112,7 +115,53 @@ def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_p
     assert len(prepare([part, part], tight, tmp_path)) == 2
     with pytest.raises(MediaFault, match="fewer or smaller") as caught:
         prepare([part, part, part], tight, tmp_path)
-    assert (caught.value.code, caught.value.media_index) == (ErrorCode.MEDIA_TOO_LARGE, 2)
+    assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
+
+
+def test_images_of_a_job_are_decoded_side_by_side(limits: MediaLimits, tmp_path: Path, decoders: DecoderPool) -> None:
+    both = Barrier(2)
+
+    def meet(part: ImagePart | VideoPart, num: int, height: int, width: int) -> tuple[int, Size, Size]:
+        both.wait(timeout=20)
+        return keep_size(part, num, height, width)
+
+    parts = [ImagePart(uri=as_data_uri(quarters().resize(size))) for size in ((48, 32), (96, 64))]
+    fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
+    first, second = decode(parts, fetched, limits, meet, decoders)
+    assert (first.original_size, second.original_size) == ((32, 48), (64, 96))
+
+
+def test_first_fault_ends_the_media_that_wait_for_room_and_keeps_no_pixels(limits: MediaLimits, tmp_path: Path) -> None:
+    def read(*parts: ImagePart) -> list[DecodedImage | DecodedVideo]:
+        return decode(parts, fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0)), limits, keep_size, pool)
+
+    def fail() -> None:
+        with pytest.raises(MediaFault) as caught:
+            read(small, large, ImagePart(uri="data:,text"))
+        # The fault is still held, and no search for cycles helps.
+        outcome.put((caught.value, len(pixels_held())))
+
+    small, large = (ImagePart(uri=as_data_uri(quarters().resize((side, side)))) for side in (10, 100))
+    outcome: SimpleQueue[tuple[MediaFault, int]] = SimpleQueue()
+    gc.collect()
+    gc.disable()
+    try:
+        with DecoderPool(2, 60, max_decoded_bytes=3 * 100 * 100 + 1000) as pool:
+            others = pixels_held()
+            held = read(large)
+            job = Thread(target=fail, daemon=True)
+            job.start()
+            job.join(20)
+            fault, num_held = outcome.get(timeout=0)
+    finally:
+        gc.enable()
+    assert (fault.code, fault.media_index) == (ErrorCode.MEDIA_UNSUPPORTED, 2)
+    assert num_held == len(others) + len(held)
+
+
+def pixels_held() -> list[str]:
+    """The memory for pixels that this process has mapped."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "keye-pixels" in line]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What is done to the media of one job at once: results in order, the first fault ends the rest. Knows no media."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
+from functools import partial
+from threading import Event, Thread
+from typing import TypeVar
+
+from worker.media.fault import MediaFault
+
+Made = TypeVar("Made")
+
+# How often a job that waits looks whether it is over.
+_TICK_SECONDS = 0.1
+
+
+def do_side_by_side(
+    calls: Sequence[Callable[[Callable[[], None]], Made]],
+    max_at_once: int,
+    check: Callable[[], None],
+    leave: Callable[[Sequence[Future[Made]]], object],
+) -> list[Made]:
+    """What each of `calls` returns; it is given what to call often, and raises what that raises.
+
+    `check` is called several times a second. What it raises, or the first call to fail, ends the others, and `leave` is
+    given them all to see to what still comes. A `MediaFault` has its call's number as `media_index`.
+    """
+    given_up = Event()
+    futures = start_calls([partial(call, partial(_stop_if, given_up)) for call in calls], max_at_once)
+    try:
+        while not _have_all_ended(futures):
+            check()
+        return [future.result() for future in futures]
+    except BaseException:
+        given_up.set()
+        cancel_calls(futures)
+        leave(tuple(futures))
+        raise
+    finally:
+        # An error's traceback leads to here: the pixels of all would live until a search for cycles.
+        futures.clear()
+
+
+def start_calls(calls: Sequence[Callable[[], Made]], max_at_once: int) -> list[Future[Made]]:
+    """Make `calls`, in their order, in threads that end with the process: an executor's would hold up its exit."""
+    futures: list[Future[Made]] = [Future() for _ in calls]
+    waiting = deque(zip(futures, calls, strict=True))
+    for _ in range(min(max_at_once, len(calls))):
+        Thread(target=_work, args=(waiting,), name="media", daemon=True).start()
+    return futures
+
+
+def cancel_calls(futures: Sequence[Future[Made]]) -> None:
+    """Those that have not begun."""
+    for future in futures:
+        future.cancel()
+
+
+def _work(waiting: "deque[tuple[Future[Made], Callable[[], Made]]]") -> None:
+    while True:
+        try:
+            future, call = waiting.popleft()
+        except IndexError:
+            return
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+        del future, call  # they hold what came of it
+
+
+def _have_all_ended(futures: Sequence[Future[Made]]) -> bool:
+    """Waits a tick for it. Raises what one of them failed by."""
+    wait(futures, _TICK_SECONDS, FIRST_EXCEPTION)
+    have_ended = [future.done() for future in futures]
+    for media_index in [index for index, has_ended in enumerate(have_ended) if has_ended]:
+        try:
+            futures[media_index].result()
+        except MediaFault as fault:
+            fault.media_index = media_index
+            raise
+    return all(have_ended)
+
+
+def _stop_if(given_up: Event) -> None:
+    if given_up.is_set():
+        raise CancelledError
