@@ -117,9 +117,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def silence_seconds() -> float:
+    """How long a child may take between two frames, its start included."""
+    return 30
+
+
+@pytest.fixture
+def bench(tmp_path: Path, silence_seconds: float) -> Iterator[Bench]:
     others = children_of(os.getpid())
-    with DecoderPool(1, silence_seconds=3, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
+    with DecoderPool(1, silence_seconds=silence_seconds, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
         yield Bench(pool, tmp_path, others)
 
 
@@ -136,13 +142,13 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "reason"),
+    ("number", "silence_seconds", "code", "reason"),
     [
-        (signal.SIGSEGV, ErrorCode.MEDIA_CORRUPT, r"^clip\.mp4: its decoder crashed on it \(SIGSEGV\)"),
-        (signal.SIGABRT, ErrorCode.MEDIA_CORRUPT, "SIGABRT"),
-        (signal.SIGKILL, ErrorCode.MEDIA_TOO_LARGE, "for want of memory"),
-        (signal.SIGXCPU, ErrorCode.MEDIA_TOO_LARGE, "CPU time"),
-        (signal.SIGSTOP, ErrorCode.MEDIA_TOO_LARGE, "no progress for 3 s"),
+        (signal.SIGSEGV, 30, ErrorCode.MEDIA_CORRUPT, r"^clip\.mp4: its decoder crashed on it \(SIGSEGV\)"),
+        (signal.SIGABRT, 30, ErrorCode.MEDIA_CORRUPT, "SIGABRT"),
+        (signal.SIGKILL, 30, ErrorCode.MEDIA_TOO_LARGE, "for want of memory"),
+        (signal.SIGXCPU, 30, ErrorCode.MEDIA_TOO_LARGE, "CPU time"),
+        (signal.SIGSTOP, 4, ErrorCode.MEDIA_TOO_LARGE, "no progress for 4 s"),
     ],
 )
 def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
