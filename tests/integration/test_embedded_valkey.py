@@ -12,11 +12,14 @@ from tests.conditions import eventually
 from worker.demo.embedded_valkey import EmbeddedValkey
 
 OWNER = """
-import signal
+import signal, time
 from worker.demo.embedded_valkey import EmbeddedValkey
+# Whoever runs the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with EmbeddedValkey() as server:
     print(server.url, flush=True)
-    signal.pause()
+    while True:
+        time.sleep(0.1)
 """
 
 
