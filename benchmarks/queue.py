@@ -20,6 +20,7 @@ from redis import Redis
 
 from config import keys
 from config.job import AnalysisJob
+from config.topology import UNACKED
 from config.wire import seal
 from producer import Client, Job
 from worker.demo.embedded_valkey import EmbeddedValkey
@@ -183,7 +184,7 @@ def _commands(worker: Worker, redis: Redis, url: str, client: Client) -> tuple[f
         assert counted.stdout is not None
         counted.stdout.readline()
         job_ids = [client.submit(QUESTION).id for _ in range(NUM_MONITORED)]
-    _wait_until(lambda: not redis.exists("unacked") and redis.hget(keys.record(job_ids[-1]), "outcome") is not None)
+    _wait_until(lambda: not redis.exists(UNACKED) and redis.hget(keys.record(job_ids[-1]), "outcome") is not None)
     redis.echo("over")
     told, _ = counted.communicate()
     of_clients, in_scripts = map(int, told.split())
