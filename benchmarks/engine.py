@@ -14,6 +14,7 @@ from worker.demo.local_worker import SMALL_KEYE
 from worker.demo.scenes import draw_image_scene
 from worker.engine.inbox import PendingGeneration, SamplingOptions
 from worker.engine.step_loop import Engine
+from worker.engine.throughput import check_agreement
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -43,6 +44,7 @@ def _report() -> str:
     try:
         prompts = [_prompt(processor, seed) for seed in range(64)]
         lengths = [random.Random(seed).randint(8, 256) for seed in range(64)]
+        check_agreement(engine, plain, prompts[0], max(lengths))
         lines = [
             f"Small Keye in float32, one torch thread; medians of {ROUNDS} rounds.",
             "",
@@ -144,7 +146,7 @@ def _generate(
     model: KeyeForConditionalGeneration, processor: KeyeProcessor, prompts: Sequence[PreparedPrompt], new: int
 ) -> None:
     batch = processor.pad_left(prompts)
-    model.generate(**batch, do_sample=False, min_new_tokens=new, max_new_tokens=new)  # type: ignore[misc]
+    model.generate(**batch, do_sample=False, min_new_tokens=new, max_new_tokens=new)
 
 
 def _read(pendings: Sequence[PendingGeneration]) -> None:

@@ -18,6 +18,7 @@ from worker.engine.step_loop import Engine
 from worker.engine.throughput import (
     answer,
     as_table,
+    check_agreement,
     decode_seconds,
     encode_seconds,
     measure_engine,
@@ -61,8 +62,9 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
     began = time.perf_counter()
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes, limits=size.limits)
     engine.start()
-    answer(engine, prompts[0], new)
-    yield f"The engine was ready after {time.perf_counter() - began:.1f} s.\n"
+    num_alike = check_agreement(engine, model, prompts[0], new)
+    yield f"The engine was ready after {time.perf_counter() - began:.1f} s, its first answer and `generate`'s included."
+    yield f"They say the same, {num_alike} of {new} tokens alike.\n"
     alone = answer(engine, prompts[1], new)
     for num in size.num_running:
         rows.append(measure_engine(f"engine, {num} jobs", engine, prompts[: 2 * num], new, num, device))

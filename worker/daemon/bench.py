@@ -9,7 +9,16 @@ from config.settings import Settings
 from worker.daemon.loading import load_configured_model
 from worker.engine.cache_sizing import measure_cache_bytes
 from worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from worker.engine.throughput import answer, as_table, decode_seconds, encode_seconds, measure_engine, measure_generate
+from worker.engine.step_plan import StepLimits
+from worker.engine.throughput import (
+    answer,
+    as_table,
+    check_agreement,
+    decode_seconds,
+    encode_seconds,
+    measure_engine,
+    measure_generate,
+)
 from worker.model.device import name_device
 from worker.model.precision import PrecisionUnavailable
 from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -18,10 +27,11 @@ from worker.model.visual_input import Image
 IMAGE_SIZE = (1120, 896)  # 1,280 visual tokens, where the checkpoint lets an image have as many
 NEW_TOKENS = 128
 NUM_RUNNING = (8, 32, 64)
+CHECK_CACHE_BYTES = 2**30  # for one prompt, of the largest checkpoint at full size
 
 
 def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]:
-    """Lines of Markdown, as they come. Raises as `load_configured_model` does."""
+    """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do."""
     path, model, processor, precision = load_configured_model(settings)
     device = model.device
     processor.eos_token_ids = ()  # every answer has the same length, whatever it says
@@ -29,7 +39,13 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     prompt = _prompt(processor)
     prepare_seconds = time.perf_counter() - began
     yield f"{path.name} in {precision.name} on {name_device(device)}"
-    yield f"{prompt.num_visual_tokens} visual tokens an image, {new_tokens} new tokens an answer\n"
+    yield f"{prompt.num_visual_tokens} visual tokens an image, {new_tokens} new tokens an answer"
+    engine = Engine(model, processor, kv_cache_bytes=CHECK_CACHE_BYTES, limits=StepLimits(max_running=1))
+    engine.start()
+    num_alike = check_agreement(engine, model, prompt, new_tokens)
+    engine.stop()
+    del engine  # what it keeps would count as memory of `generate`
+    yield f"engine and `generate` say the same, {num_alike} of {new_tokens} tokens alike\n"
 
     rows = [
         measure_generate("`generate`, eager attention", model, [prompt] * 3, new_tokens, attention="eager"),

@@ -73,13 +73,14 @@ def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
     # Not among the imports above: they load torch, which the supervisor must never do.
     from worker.daemon.bench import run_bench
+    from worker.engine.throughput import Disagreement
     from worker.model.load import CheckpointFault
     from worker.model.precision import PrecisionUnavailable
 
     try:
         for line in run_bench(read_settings()):
             print(line, flush=True)
-    except (ValueError, CheckpointFault, PrecisionUnavailable) as error:
+    except (ValueError, CheckpointFault, PrecisionUnavailable, Disagreement) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
 

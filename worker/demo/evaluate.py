@@ -64,7 +64,7 @@ def ask(model: KeyeForConditionalGeneration, processor: KeyeProcessor, exams: Se
         messages = [{"role": "user", "content": [*media, {"type": "text", "text": exam.question.text}]}]
         prompts.append(processor.prepare(messages, exam.images, exam.videos, exam.thinking))
     batch = processor.pad_left(prompts)
-    tokens = model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS)  # type: ignore[misc]
+    tokens = model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS)
     return processor.tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

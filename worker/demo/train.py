@@ -26,6 +26,7 @@ from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.image_processing import ImageProcessor
 from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.padded_attention import PaddedAttention
 
 SEED = 2026
 NUM_THREADS = 2
@@ -110,7 +111,8 @@ class Trainer:
         config, features = self.model.config, self._features(batch.items)
         is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
         embeds = self.model.model.embed_tokens(batch.input_ids).masked_scatter(is_visual.unsqueeze(-1), features)
-        hidden = self.model.model(embeds, batch.position_ids, attention_mask=batch.attention_mask).last_hidden_state
+        attend = PaddedAttention(self.model.model, embeds, batch.attention_mask)
+        hidden = self.model.model(embeds, batch.position_ids, attend)
         is_target = batch.targets != IGNORED
         logits, targets = self.model.lm_head(hidden[is_target]), batch.targets[is_target]
         loss = (F.cross_entropy(logits, targets, reduction="none") * batch.weights).sum() / total_weight

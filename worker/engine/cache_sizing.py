@@ -6,6 +6,7 @@ import torch
 
 from worker.engine.step_plan import StepLimits
 from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.padded_attention import PaddedAttention
 from worker.model.processor import KeyeProcessor
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def measure_cache_bytes(
 ) -> int:
     """Bytes for keys and values so that weights, cache and the largest step take `memory_fraction` of the GPU.
 
-    Memory of other processes counts as taken. To be asked once, before an engine takes the model over.
+    Memory of other processes counts as taken. To be asked once, before an engine works.
     """
     device = model.device
     if device.type == "cpu":
@@ -50,5 +51,6 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     )
     tokens = torch.zeros(1, limits.max_step_tokens, dtype=torch.long, device=model.device)
     positions = torch.arange(limits.max_step_tokens, device=model.device).expand(3, 1, -1)
-    hidden = model.model(model.model.embed_tokens(tokens), positions).last_hidden_state[0]
+    embeds = model.model.embed_tokens(tokens)
+    hidden = model.model(embeds, positions, PaddedAttention(model.model, embeds))[0]
     model.lm_head(hidden[: limits.max_running]).float().sort()

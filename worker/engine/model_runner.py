@@ -14,17 +14,16 @@ from worker.engine.step_plan import Chunk
 from worker.engine.visual_rows import VisualRows
 from worker.model.gathered_attention import GatheredForm
 from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.paged_attention import PAGED_ATTENTION, AttentionForm, PagedBatch
+from worker.model.paged_attention import AttentionForm, PagedBatch
 from worker.model.processor import PreparedPrompt
 
 logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
-    """Takes the model over: from here on its attention is the paged one, and `generate` is not for it any more."""
+    """Leaves the model as it is: who has it may `generate` with it between two steps."""
 
     def __init__(self, model: KeyeForConditionalGeneration, cache: KVCache, attention: AttentionForm) -> None:
-        model.config._attn_implementation = PAGED_ATTENTION
         self._model = model
         self._cache = cache
         self._attention = attention
@@ -107,11 +106,8 @@ class ModelRunner:
                 if media is not None:
                     media.fill(embeds[row : row + num_tokens], sequence.num_cached)
             row += num_tokens
-        hidden = self._model.model(
-            embeds.unsqueeze(0),
-            tokens[1:].unsqueeze(1),
-            batch=PagedBatch.of_spans(self._attention, self._cache, inputs.spans),
-        ).last_hidden_state[0]
+        batch = PagedBatch.of_spans(self._attention, self._cache, inputs.spans)
+        hidden = self._model.model(embeds.unsqueeze(0), tokens[1:].unsqueeze(1), batch.attend)[0]
         if len(inputs.end_rows) < len(hidden):
             hidden = hidden[inputs.end_rows]
         return self._model.lm_head(hidden)
@@ -120,7 +116,7 @@ class ModelRunner:
         """Logits [n, V] for one token each of n sequences; all it is told is in the tensors [n] and [n, width]."""
         embeds = self._model.model.embed_tokens(token_ids).unsqueeze(0)
         batch = PagedBatch.of_decoding(self._attention, self._cache, block_tables, lengths)
-        hidden = self._model.model(embeds, positions.expand(3, 1, -1), batch=batch).last_hidden_state[0]
+        hidden = self._model.model(embeds, positions.expand(3, 1, -1), batch.attend)[0]
         return self._model.lm_head(hidden)
 
     def forget_media(self, sequence: Sequence) -> None:

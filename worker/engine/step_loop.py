@@ -55,7 +55,7 @@ class EngineSnapshot:
 
 
 class Engine:
-    """Takes `model` over (see `ModelRunner`) and keeps at most `kv_cache_bytes` of keys and values for it.
+    """Steps `model` and keeps at most `kv_cache_bytes` of keys and values for it.
 
     `block_size` None is what suits the device's attention.
     """

@@ -1,4 +1,4 @@
-"""Images a second and memory: the engine and plain `generate` on the same prompts, whoever asks for figures."""
+"""Images a second and memory: the engine and plain `generate` on the same prompts, once both answer them alike."""
 
 import threading
 import time
@@ -28,6 +28,40 @@ class Row:
         return self.num_images / self.seconds
 
 
+class Disagreement(Exception):
+    """Engine and `generate` answer the same prompt differently: one is wrong, and their speeds compare nothing."""
+
+
+# Two sums of the same numbers in another order differ by about so many of a precision's smallest steps. In float32
+# kernels round too, to what tensor cores multiply.
+TIE_STEPS = 4
+FINEST_STEP = 2.0**-12
+
+
+def check_agreement(
+    engine: Engine, model: KeyeForConditionalGeneration, prompt: PreparedPrompt, new_tokens: int
+) -> int:
+    """How many tokens engine and `generate` say alike: all, or up to where two are as good as each other to the model.
+
+    Raises `Disagreement` where they part although the model prefers one.
+    """
+    ours = answer(engine, prompt, new_tokens).token_ids
+    output = _generate(model, [prompt], new_tokens, return_dict_in_generate=True, output_logits=True)
+    theirs = output.sequences[0, -new_tokens:].tolist()
+    for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our == their:
+            continue
+        logits = output.logits[place][0].float()
+        step = max(torch.finfo(model.dtype).eps, FINEST_STEP)
+        if logits[their] - logits[our] > TIE_STEPS * step * logits.abs().max():
+            raise Disagreement(
+                f"the engine's answer parts from that of `generate` at token {place + 1} of {new_tokens}: {our} where "
+                f"the model prefers {their} by {logits[their] - logits[our]:.3g}. Their speeds cannot be compared"
+            )
+        return place
+    return new_tokens
+
+
 def measure_generate(
     name: str,
     model: KeyeForConditionalGeneration,
@@ -41,7 +75,7 @@ def measure_generate(
 
     The model must not be an engine's.
     """
-    model.config._attn_implementation = attention
+    model.set_attn_implementation(attention)
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
 
     def run() -> None:
@@ -139,7 +173,10 @@ def _measured(name: str, run: Callable[[], None], num_images: int, device: torch
     return Row(name, seconds, num_images, peak_bytes)
 
 
-def _generate(model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int) -> None:
+def _generate(
+    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **told: bool
+) -> Any:
+    """Greedy, exactly `new_tokens`, by the rules of `answer`: nothing that the checkpoint's own options say."""
     batch: dict[str, Any] = {
         "input_ids": torch.stack([prompt.input_ids for prompt in prompts]),
         "position_ids": torch.stack([prompt.position_ids for prompt in prompts], dim=1),
@@ -147,14 +184,16 @@ def _generate(model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPro
         "image_grid_thw": torch.cat([prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]),
     }
     batch = {key: value.to(model.device) for key, value in batch.items()}
-    model.generate(  # type: ignore[misc]
+    return model.generate(
         **batch,
         attention_mask=torch.ones_like(batch["input_ids"]),
         do_sample=False,
         temperature=None,
         top_p=None,
         top_k=None,
-        min_new_tokens=new_tokens,
+        repetition_penalty=1.0,
+        eos_token_id=None,
         max_new_tokens=new_tokens,
         pad_token_id=0,
+        **told,
     )

@@ -36,7 +36,7 @@ class KeyeConfig(PreTrainedConfig):
 
     model_type = "Keye"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"vision_config": KeyeVisionConfig}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
     ignore_keys_at_rope_validation = {"mrope_section"}  # noqa: RUF012 - the library's own way to declare it
 
     # What sets the variants apart (see docs/model.md). Preview: a video is one item of attention and one block of

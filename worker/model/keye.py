@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, Cache, GenerationMixin
+from transformers import AutoModelForImageTextToText, Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
+from worker.model.generation import CACHE_NAME, KeyeGenerationMixin
+from worker.model.padded_attention import PaddedAttention
 from worker.model.positions import Grid, PlaceholderMismatch, position_ids
 from worker.model.projector import Projector
 from worker.model.text_decoder import KeyePreTrainedModel, KeyeTextModel
@@ -16,7 +18,7 @@ from worker.model.vision_tower import VisionTower
 from worker.model.weight_names import UNUSED_TENSORS
 
 
-class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
+class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
     """Keye-VL-8B-Preview. Nothing about a sequence is kept here, so calls may interleave."""
 
     _keys_to_ignore_on_load_unexpected = [UNUSED_TENSORS]  # noqa: RUF012
@@ -123,6 +125,7 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -133,11 +136,13 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast | tuple[Tensor | Cache, ...]:
         """Logits [B, L, V] of a padded batch, or of its last `logits_to_keep` columns.
 
-        `position_ids` [3, B, L] may be left out where the whole prompt is in `input_ids`.
+        `position_ids` [3, B, L] may be left out where the whole prompt is in `input_ids`. A `cache` goes by the name
+        `past_key_values` in transformers before 5.24. There are no further arguments: one passed over, under a name
+        that a later release gives it, would make answers wrong without a word.
         """
         if input_ids is not None and position_ids is None:
             position_ids, _ = self.positions(
@@ -147,47 +152,22 @@ class KeyeForConditionalGeneration(KeyePreTrainedModel, GenerationMixin):
             inputs_embeds = self.embed(input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         if inputs_embeds is None or position_ids is None:
             raise ValueError("give input_ids, or inputs_embeds together with position_ids")
-        outputs = self.model(
-            inputs_embeds,
-            position_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
+        if cache is None:
+            cache = past_key_values
+        elif past_key_values is not None:
+            raise ValueError("give either cache or past_key_values: they are two names of the same")
+        if cache is None and use_cache:
+            cache = DynamicCache(config=self.config)
+        attend = PaddedAttention(self.model, inputs_embeds, attention_mask, cache)
+        hidden = self.model(inputs_embeds, position_ids, attend)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
-
-    # `generate` carries position ids from step to step in its own arguments; these three say what they are for Keye.
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        names = ("attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        return self.positions(inputs_tensor, *(model_kwargs.get(name) for name in names))[0]
-
-    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        model_kwargs = super()._update_model_kwargs_for_generation(*args, **kwargs)
-        # Behind a run of placeholders all three rows go on from the largest, not each from its own last.
-        position_ids = model_kwargs["position_ids"]
-        position_ids[..., -1] = position_ids[..., -1].amax(dim=0)
-        return model_kwargs
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        if expand_size == 1:
-            return input_ids, kwargs
-        # Packed patches have no batch dimension to repeat; the embeddings they become have one.
-        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-        visual = [kwargs.pop(name, None) for name in names]
-        if kwargs.get("inputs_embeds") is None:
-            kwargs["inputs_embeds"] = self.embed(input_ids, *visual)
-        # Not left to the library: its first releases of this major repeat the three rows instead of the batch.
-        position_ids = kwargs.pop("position_ids")
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
-        return input_ids, kwargs | {"position_ids": position_ids.repeat_interleave(expand_size, dim=1)}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        carried: dict[str, Any] = {CACHE_NAME: cache}
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
+        return output if return_dict else output.to_tuple()
 
 
 class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):

@@ -1,18 +1,14 @@
 """Attention over a paged cache: packed tokens of many sequences, each with its own blocks of keys and values.
 
-Registers itself with transformers as `keye_paged`. Which kernels run is the form's matter (`attention_forms.py`
-chooses one); who owns which block is decided elsewhere.
+Which kernels run is the form's matter (`attention_forms.py` chooses one); who owns which block is decided elsewhere.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-
-PAGED_ATTENTION = "keye_paged"
 
 
 class Span(NamedTuple):
@@ -82,7 +78,7 @@ class PagedBatch:
         return cls(cache, slots, [form.decoding(cache, block_tables, lengths)])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store the step's keys and values, then attend.
+        """Store the step's keys and values, then attend: the packed tokens are the one row of a batch.
 
         Queries [1, heads, T, d], keys and values [1, kv_heads, T, d] to outputs [1, T, heads, d].
         """
@@ -92,23 +88,6 @@ class PagedBatch:
         parts = query[0].transpose(0, 1).split(self._num_queries)
         outputs = [call.attend(part, keys, values, scaling) for call, part in zip(self._calls, parts, strict=True)]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
-
-
-def paged_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    batch: PagedBatch,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The attention function of a decoder layer whose caller gives a `batch`; the mask is the batch's own matter."""
-    return batch.attend(module.layer_idx, query, key, value, scaling), None
-
-
-AttentionInterface.register(PAGED_ATTENTION, paged_attention)
 
 
 def new_slots(spans: Sequence[Span], block_size: int) -> np.ndarray:

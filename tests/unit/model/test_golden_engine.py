@@ -10,6 +10,7 @@ import torch
 from worker.engine.inbox import SamplingOptions
 from worker.engine.step_loop import Engine
 from worker.engine.step_plan import StepLimits
+from worker.model import padded_attention
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor
 
@@ -33,8 +34,10 @@ def engine_for() -> Iterator[Callable[[Path, KeyeProcessor], Engine]]:
 
 
 def test_engine_gives_the_greedy_tokens_of_the_reference(
-    golden_case: Any, engine_for: Callable[[Path, KeyeProcessor], Engine]
+    golden_case: Any, engine_for: Callable[[Path, KeyeProcessor], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A paged pass needs none of what transformers may rename next.
+    monkeypatch.delattr(padded_attention, "create_causal_mask")
     if "generated_ids" not in golden_case.arrays:
         return
     expected = golden_case.arrays["generated_ids"].tolist()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, StoppingCriteria, StoppingCriteriaList
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
@@ -135,28 +135,18 @@ def test_prompt_that_ends_in_an_image_goes_on_from_its_longer_side(
         assert logits[0, -1].argmax() == generated[0, length]
 
 
-def test_attention_function_of_an_engine_gets_its_own_arguments_and_the_layer(
-    model: KeyeForConditionalGeneration,
-) -> None:
-    seen: list[tuple[int, Any, torch.Size]] = []
+def test_attention_of_the_caller_gets_each_layer_and_no_mask(model: KeyeForConditionalGeneration) -> None:
+    seen: list[tuple[int, torch.Size, float]] = []
 
-    def paged(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        assert mask is None
-        seen.append((module.layer_idx, kwargs["block_table"], query.shape))
-        return query.transpose(1, 2), None
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        seen.append((layer, query.shape, scaling))
+        return query.transpose(1, 2)
 
-    AttentionInterface.register("packed_probe", paged)
     config = model.config
-    model.set_attn_implementation("packed_probe")
-    try:
-        outputs = model.model(torch.zeros(1, 7, config.hidden_size), torch.zeros(3, 1, 7).long(), block_table="here")
-    finally:
-        model.set_attn_implementation("sdpa")
-    assert outputs.last_hidden_state.shape == (1, 7, config.hidden_size)
+    hidden = model.model(torch.zeros(1, 7, config.hidden_size), torch.zeros(3, 1, 7).long(), attend)
+    assert hidden.shape == (1, 7, config.hidden_size)
     shape = torch.Size((1, config.num_attention_heads, 7, config.head_dim))
-    assert seen == [(index, "here", shape) for index in range(config.num_hidden_layers)]
+    assert seen == [(index, shape, config.head_dim**-0.5) for index in range(config.num_hidden_layers)]
 
 
 def test_bfloat16_answers_and_stays_near_float32(preview: Path, processor: KeyeProcessor) -> None:

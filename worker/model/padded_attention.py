@@ -1,0 +1,64 @@
+"""Attention of a padded batch, as transformers keeps it: a mask, a cache, and the kernel that the config names.
+
+For `generate`, training and comparisons; an engine's pass is packed and paged, and needs none of it.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from worker.model.text_decoder import KeyeDecoderLayer, KeyeTextModel
+
+
+class PaddedAttention:
+    """Causal attention of embeddings [B, L, H] among themselves and over what `cache` holds, which takes the new ones.
+
+    `attention_mask` [B, tokens in the cache and new ones] is 0 at padding; None where there is no padding.
+    """
+
+    def __init__(
+        self,
+        decoder: KeyeTextModel,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self._layers = decoder.layers
+        self._cache = cache
+        # By position: releases of this major differ in what they call a cache.
+        self._mask = create_causal_mask(decoder.config, inputs_embeds, attention_mask, cache)
+        self._attention: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            decoder.config._attn_implementation, eager_attention
+        )
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if self._cache is not None:
+            key, value = self._cache.update(key, value, layer)
+        module = cast(KeyeDecoderLayer, self._layers[layer]).self_attn
+        dropout = module.attention_dropout if module.training else 0.0
+        output, _ = self._attention(module, query, key, value, self._mask, dropout=dropout, scaling=scaling)
+        return output
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention as it is written on paper, for comparison with the kernels. [B, heads, L, d] to [B, L, heads, d]."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
