@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "producer": {"config"},
     "worker.media": {"config"},
-    "worker.model": {"config"},
+    "worker.model": {"config", "worker.media"},
     "worker.leases": {"config"},
     "worker.telemetry": {"config"},
     "worker.results": {"config", "worker.leases"},

@@ -11,6 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from config.error_codes import ErrorCode
 from worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
 from worker.media.fault import MediaFault
+from worker.media.resize import resize
 from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
 
@@ -95,7 +96,8 @@ def decode_image(
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    pixels[:] = np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    height, width = size
+    pixels[:] = np.asarray(resize(rgb, width, height))
     return DecodedImage(pixels, original_size)
 
 

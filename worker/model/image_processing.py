@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from worker.media.resize import resize
 from worker.model.visual_input import Image, Size, Video
 
 MAX_ASPECT_RATIO = 200
@@ -117,8 +118,7 @@ class ImageProcessor:
             picture = PIL.Image.fromarray(picture)
         picture = picture.convert("RGB")
         height, width = self._target(image, (picture.height, picture.width))
-        resized = picture.resize((width, height), self.resample)
-        return self._cut(np.asarray(resized)[np.newaxis])
+        return self._cut(np.asarray(resize(picture, width, height, self.resample))[np.newaxis])
 
     def process_video(self, video: Video) -> Patches:
         """All frames at one size and in one grid, as Preview sees a video."""
@@ -193,7 +193,7 @@ def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> n
     if frames.shape[1:3] == size:
         return frames
     height, width = size
-    return np.stack([np.asarray(PIL.Image.fromarray(frame).resize((width, height), resample)) for frame in frames])
+    return np.stack([np.asarray(resize(PIL.Image.fromarray(frame), width, height, resample)) for frame in frames])
 
 
 def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:

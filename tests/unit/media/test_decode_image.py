@@ -16,6 +16,9 @@ from tests.zoo import draw_quarters, read_quarters
 from worker.media.decode_image import decode_image
 from worker.media.decoded import DecodedImage
 from worker.media.fault import MediaFault
+from worker.media.resize import resize
+
+RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"
 
 UPRIGHT = ["red", "green", "blue", "yellow"]
 
@@ -238,4 +241,15 @@ def test_image_that_is_not_halved_is_resized_as_the_model_itself_would(format: s
     file = io.BytesIO(encode(Image.fromarray(draw_quarters(600, 800)), format))
     whole = Image.fromarray(decode_image(file, "the picture", 10**7, 2**30).pixels)
     resized = decode_image(file, "the picture", 10**7, 2**30, fit=lambda _h, _w: (420, 560)).pixels
-    assert np.array_equal(resized, np.asarray(whole.resize((560, 420), Image.Resampling.BICUBIC)))
+    assert np.array_equal(resized, np.asarray(resize(whole, 560, 420)))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_image_is_resized_to_the_pixels_of_the_reference(number: int) -> None:
+    """Of sizes that Pillow 13 by itself brings to other pixels than Pillow 12 did."""
+    with np.load(RESIZED) as file:
+        source, expected = file[f"source_{number}"], file[f"resized_{number}"]
+    assert len(source) % 28
+    picture = io.BytesIO(encode(Image.fromarray(source), "PNG"))
+    decoded = decode_image(picture, "the picture", 10**7, 2**30, fit=lambda _h, _w: expected.shape[:2])
+    assert np.array_equal(decoded.pixels, expected)

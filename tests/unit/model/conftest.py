@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worker.media.resize import resize
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.load import load_model
 from worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -101,7 +102,7 @@ class GoldenCase:
             for part in (p for m in messages if not isinstance(m["content"], str) for p in m["content"]):
                 if reference := part.get("image") or part.get("image_url"):
                     picture = PIL.Image.open(self.variant / reference)
-                    yield Image(picture.convert("RGB").resize(next(image_sizes)) if utils else picture)
+                    yield Image(resize(picture.convert("RGB"), *next(image_sizes)) if utils else picture)
                 elif reference := part.get("video"):
                     frames = self._frames(reference)
                     if utils:
@@ -137,7 +138,7 @@ def _as_the_utilities_left_them(frames: np.ndarray, shape_tchw: list[int]) -> np
         chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     else:  # Preview's utilities repeat the last frame to an even number
         chosen = np.minimum(np.arange(count), len(frames) - 1)
-    return np.stack([np.asarray(PIL.Image.fromarray(frames[i]).resize((width, height))) for i in chosen])
+    return np.stack([np.asarray(resize(PIL.Image.fromarray(frames[i]), width, height)) for i in chosen])
 
 
 def golden_variants() -> list[Path]:

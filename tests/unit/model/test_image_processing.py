@@ -13,6 +13,7 @@ from worker.model.image_processing import ImageProcessor, UnusableImage, fit_siz
 from worker.model.visual_input import Image, Video
 
 FACTOR = 28
+RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"
 
 
 @pytest.fixture
@@ -110,3 +111,16 @@ def test_checkpoint_that_names_no_limits_shows_images_with_256_to_1280_tokens(pr
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     images = ImageProcessor.from_checkpoint(tmp_path)
     assert (images.min_pixels, images.max_pixels) == (256 * 28 * 28, 1280 * 28 * 28)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_images_and_frames_are_resized_to_the_pixels_of_the_reference(images: ImageProcessor, number: int) -> None:
+    """Of sizes that Pillow 13 by itself brings to other pixels than Pillow 12 did."""
+    with np.load(RESIZED) as file:
+        source, expected = file[f"source_{number}"], file[f"resized_{number}"]
+    limits = {"min_pixels": FACTOR**2, "max_pixels": expected.shape[0] * expected.shape[1]}
+    patches = images.process_image(Image(expected, **limits)).values
+    assert np.array_equal(images.process_image(Image(source, **limits)).values, patches)
+    frames, shown = np.stack([source] * 2), np.concatenate([patches] * 2)
+    for process in (images.process_video, images.process_slow_fast_video):
+        assert np.array_equal(process(Video(frames, **limits)).values, shown)
