@@ -1,10 +1,11 @@
 FROM python:3.12-slim
 WORKDIR /app
-COPY pyproject.toml README.md ./
+COPY pyproject.toml constraints.txt README.md ./
+RUN pip install --no-cache-dir --constraint constraints.txt setuptools
 COPY config config
 COPY producer producer
 COPY worker worker
-RUN pip install --no-cache-dir '.[worker,heic]'
+RUN pip install --no-cache-dir --constraint constraints.txt --no-build-isolation '.[worker,heic]'
 # The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
 RUN useradd --system --create-home keye && install --directory --mode=700 --owner=keye /var/tmp/keye-spool
 USER keye

@@ -1,9 +1,11 @@
-# Each target does all its set-up: a virtual environment in .venv, installed again only when pyproject.toml changes.
+# Each target does all its set-up: a virtual environment in .venv with the exact versions of constraints.txt, installed
+# again only when these or pyproject.toml change.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+UV := .venv-uv/bin/uv
 
-.PHONY: demo test lint bench damage chaos
+.PHONY: demo test lint bench damage chaos lock newest lowest
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -28,7 +30,29 @@ chaos: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
-$(INSTALLED): pyproject.toml
+# The newest versions that the ranges of pyproject.toml allow, for every Python and platform at once.
+lock: $(UV)
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate \
+		--custom-compile-command 'make lock' pyproject.toml --output-file constraints.txt
+
+# The two ends of those ranges, each in an environment of its own: a copy of .venv by hard links, which takes no room, in
+# which only what has another version is installed. Torch is a few gigabytes.
+newest: RESOLUTION := highest
+lowest: RESOLUTION := lowest-direct
+newest lowest: $(INSTALLED) $(UV)
+	rm -rf .venv-$@
+	cp --archive --link .venv .venv-$@
+	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python .venv-$@/bin/python \
+		--no-annotate --output-file .venv-$@/versions.txt -
+	$(UV) pip sync --quiet --python .venv-$@/bin/python .venv-$@/versions.txt
+	.venv-$@/bin/python -m pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
+
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
+
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet --constraint constraints.txt uv

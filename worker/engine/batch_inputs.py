@@ -48,8 +48,8 @@ def _write_tokens(into: np.ndarray, sequence: Sequence) -> None:
     prompt, num_prompt_tokens = sequence.pending.prompt, sequence.num_prompt_tokens
     start, stop = sequence.num_cached, sequence.num_cached + into.shape[1]
     num_given = max(0, num_prompt_tokens - start)
-    into[0, :num_given] = prompt.input_ids[start:stop]
-    into[1:, :num_given] = prompt.position_ids[:, start:stop]
+    into[0, :num_given] = prompt.input_ids[start:stop].numpy()
+    into[1:, :num_given] = prompt.position_ids[:, start:stop].numpy()
     if stop > num_prompt_tokens:
         start = max(start, num_prompt_tokens)
         into[0, num_given:] = sequence.generated_ids[start - num_prompt_tokens : stop - num_prompt_tokens]

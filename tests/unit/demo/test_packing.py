@@ -16,6 +16,7 @@ from worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
 from worker.demo.tokenizer import train_tokenizer
 from worker.model.configuration_keye import KeyeConfig
 from worker.model.keye import KeyeForConditionalGeneration
+from worker.model.padded_attention import PaddedAttention
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image, Video
 
@@ -88,7 +89,7 @@ def packed_logits(model: KeyeForConditionalGeneration, batch: Batch) -> torch.Te
     )
     is_visual = (batch.input_ids == model.config.image_token_id) | (batch.input_ids == model.config.video_token_id)
     embeds = model.model.embed_tokens(batch.input_ids).masked_scatter(is_visual.unsqueeze(-1), features)
-    hidden = model.model(embeds, batch.position_ids, attention_mask=batch.attention_mask).last_hidden_state
+    hidden = model.model(embeds, batch.position_ids, PaddedAttention(model.model, embeds, batch.attention_mask))
     return model.lm_head(hidden[batch.targets != IGNORED])
 
 

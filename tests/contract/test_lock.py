@@ -1,0 +1,65 @@
+"""constraints.txt: one exact version of everything, for every Python that is supported, and it is what is installed."""
+
+import re
+import tomllib
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+LOCK = (ROOT / "constraints.txt").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ("3.11", "3.12", "3.13")
+OURS = canonicalize_name(PROJECT["name"])
+
+
+def locked(python: str) -> dict[str, str]:
+    """Name to version of all that is locked for a Linux machine with this Python."""
+    environment = default_environment() | {"python_version": python, "python_full_version": f"{python}.9"}
+    pins = [Requirement(line) for line in LOCK.splitlines() if line and not line.startswith("#")]
+    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in chosen}
+    assert len(versions) == len(chosen), "a package is locked to two versions at once"
+    return versions
+
+
+def asked() -> list[Requirement]:
+    """Everything that pyproject.toml names, in whatever extra."""
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    requirements = [Requirement(text) for each in lists for text in each]
+    return [requirement for requirement in requirements if canonicalize_name(requirement.name) != OURS]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_is_locked_within_its_range(python: str) -> None:
+    versions = locked(python)
+    for requirement in asked():
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_every_range_has_an_upper_end() -> None:
+    for requirement in asked():
+        assert any(end.operator in ("<", "==") for end in requirement.specifier), requirement
+
+
+def test_lock_names_versions_and_no_place_to_fetch_them_from() -> None:
+    for line in LOCK.splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line), line
+
+
+def test_what_is_installed_here_is_what_is_locked() -> None:
+    versions = locked(".".join(default_environment()["python_full_version"].split(".")[:2]))
+    # A virtual environment brings its own pip.
+    installed = {canonicalize_name(found.name): found.version for found in distributions()}
+    foreign = {name: version for name, version in installed.items() if versions.get(name) != version}
+    assert foreign.keys() <= {"pip", OURS}
+
+
+def test_image_is_built_from_the_lock() -> None:
+    for line in re.findall(r"pip install.*", (ROOT / "Dockerfile").read_text()):
+        assert "--constraint constraints.txt" in line
+    assert "!constraints.txt" in (ROOT / ".dockerignore").read_text()
