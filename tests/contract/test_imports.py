@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "producer": {"config"},
-    "worker.media": {"config"},
+    "worker.media": {"config", "worker.telemetry"},
     "worker.model": {"config", "worker.media"},
     "worker.leases": {"config"},
     "worker.telemetry": {"config"},
     "worker.results": {"config", "worker.leases"},
-    "worker.engine": {"config", "worker.model"},
+    "worker.engine": {"config", "worker.model", "worker.telemetry"},
     "worker.tasks": {
         "config",
         "worker.engine",

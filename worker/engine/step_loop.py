@@ -29,6 +29,7 @@ from worker.model.attention_forms import choose_attention
 from worker.model.keye import KeyeForConditionalGeneration
 from worker.model.processor import KeyeProcessor
 from worker.model.visual_input import Image
+from worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ class Engine:
             logger.exception("the step thread died")
             self._is_alive = False
             fault = GenerationFault(
-                ErrorCode.INTERNAL, f"The engine died of {error!r}; the worker has to be restarted."
+                ErrorCode.INTERNAL,
+                f"The engine died of {type(error).__name__}; the worker has to be restarted. Its log has the traceback.",
             )
         closed_by = fault or GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
         for pending in self.inbox.close(closed_by):
@@ -162,6 +164,7 @@ class Engine:
                 sequence.pending.fail(fault)
 
     def _step(self) -> None:
+        tell_warnings()
         for pending in self.inbox.drain():
             self._take_in(pending)
         started_at = time.monotonic()
@@ -245,11 +248,13 @@ class Engine:
             elif is_memory and can_shorten and num_tokens > 1:
                 parts = [[Chunk(sequence, num_tokens // 2)]]
             elif is_memory:
-                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, f"{_TOO_LARGE} ({error})")
+                logger.warning("a sequence of %d tokens fails, alone: %s", sequence.num_tokens, error)
+                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, _TOO_LARGE)
                 return []
             else:
                 logger.exception("a sequence failed")
-                self._fail(sequence, ErrorCode.INTERNAL, f"The model failed on this job: {error!r}")
+                told = f"The model failed on this job with {type(error).__name__}. The worker's log has the traceback."
+                self._fail(sequence, ErrorCode.INTERNAL, told)
                 return []
             if is_memory:
                 self._limits.lower(sum(chunk.num_tokens for chunk in chunks) // 2)

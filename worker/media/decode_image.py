@@ -90,9 +90,10 @@ def decode_image(
             f"{name}: is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}.",
         ) from None
     except Exception as error:
-        # Pillow's readers raise whatever they trip over: OSError, SyntaxError, struct.error, IndexError...
+        # Pillow's readers raise whatever they trip over: struct.error, IndexError... These two are what they mean to.
+        reason = error if isinstance(error, OSError | SyntaxError) else type(error).__name__
         raise MediaFault(
-            ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({error})."
+            ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({reason})."
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])

@@ -23,6 +23,7 @@ from worker.media.decode_video import decode_video
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
 from worker.media.fault import MediaFault
 from worker.media.sandbox import allow, confine
+from worker.telemetry.warning_filters import tell_warnings
 
 NICENESS = 5
 
@@ -73,6 +74,7 @@ def serve(channel: Channel) -> None:
     while True:
         # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
         gc.collect()
+        tell_warnings()
         try:
             request, handle = channel.receive_file()
         except EOFError:

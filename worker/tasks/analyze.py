@@ -26,6 +26,7 @@ from worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault, explain, failu
 from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 from worker.tasks.stragglers import Stragglers
+from worker.telemetry.warning_filters import tell_warnings
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Analyst:
 
         Raises Redis' own fault where it stayed away for longer than patience lasts.
         """
+        tell_warnings()
         queued, opened = open_delivery(payload, delivery_id)
         with self._isolation.beside_others():
             answer = self._leases.claim(queued, self._bench.worker.name)

@@ -4,6 +4,7 @@ from celery import Celery
 
 from config.settings import Settings
 from config.topology import celery_options
+from worker.telemetry.warning_filters import tell_warnings
 
 
 def build_app(settings: Settings) -> Celery:
@@ -23,6 +24,8 @@ def build_app(settings: Settings) -> Celery:
     return app
 
 
+# Before anything is loaded that may warn of something.
+tell_warnings()
 celery_app = build_app(Settings())
 # By name: the daemon imports this room, never the other way round.
 celery_app.steps["worker"].add("worker.daemon.bootsteps:EngineStep")

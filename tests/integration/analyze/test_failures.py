@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from tests.integration.analyze.plant import (
     briefly,
     endlessly,
 )
+from worker.engine.model_runner import ModelRunner
+from worker.model.processor import KeyeProcessor
 
 
 def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
@@ -36,6 +39,38 @@ def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureF
     (ending,) = [line for line in caplog.messages if line.startswith(begins)]
     assert ending.endswith(f"in fetch: MEDIA_NOT_FOUND: {failed.failure.message!r}")
     assert "\n" not in ending
+
+
+@pytest.mark.parametrize("culprit", [(KeyeProcessor, "prepare"), (ModelRunner, "encode"), (ModelRunner, "run")])
+def test_a_warning_of_a_library_is_told_and_fails_no_job(
+    plant: Plant, picture: str, culprit: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_order = getattr(*culprit)
+
+    def warn_first(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn("the next release is not for you", FutureWarning, stacklevel=2)
+        return in_order(*args, **kwargs)
+
+    monkeypatch.setattr(*culprit, warn_first)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("error")
+        plant.finish(plant.client.submit(prompt="what?", media=[picture], generation=briefly()))
+    assert "the next release is not for you" in {str(warning.message) for warning in told}
+
+
+def test_words_of_an_unexpected_error_in_the_engine_stay_in_the_log(
+    plant: Plant, picture: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*_: Any) -> None:
+        raise RuntimeError("a secret of the operator")
+
+    monkeypatch.setattr(ModelRunner, "run", break_down)
+    failed = plant.fail(plant.client.submit(prompt="what?", media=[picture]))
+    assert failed.code is ErrorCode.INTERNAL
+    assert failed.failure.message == (
+        "The model failed on this job with RuntimeError. The worker's log has the traceback."
+    )
+    assert "a secret of the operator" in caplog.text
 
 
 def test_missing_file_fails_with_its_code_and_which_medium(plant: Plant, picture: str) -> None:
