@@ -1,7 +1,8 @@
 """Why a job ended without an answer: stable codes, whose fault each is, and whether trying again can help."""
 
-from enum import StrEnum
 from typing import Literal, NamedTuple
+
+from config.contract import OpenEnum
 
 Blame = Literal["caller", "media", "service"]
 
@@ -12,7 +13,7 @@ class CodeFacts(NamedTuple):
     meaning: str
 
 
-class ErrorCode(StrEnum):
+class ErrorCode(OpenEnum):
     """Codes stay for ever; the sentences beside them (`facts`) may improve."""
 
     INVALID_JOB = "INVALID_JOB"
@@ -33,13 +34,15 @@ class ErrorCode(StrEnum):
 
     @property
     def facts(self) -> CodeFacts:
-        return _FACTS[self]
+        return _FACTS.get(self, _UNKNOWN)
 
+
+_UNKNOWN = CodeFacts("service", False, "A code of a newer release; the sentence beside it says what it means.")
 
 _FACTS = {
     ErrorCode.INVALID_JOB: CodeFacts("caller", False, "The job does not fit the schema; every fault is listed."),
     ErrorCode.UNKNOWN_SCHEMA_VERSION: CodeFacts(
-        "caller", False, "The job was sealed by a newer or older schema than this worker reads."
+        "caller", False, "The job's schema version is one that no worker knew, for KEYE_NEWER_JOB_SECONDS."
     ),
     ErrorCode.PROMPT_TOO_LONG: CodeFacts(
         "caller", False, "Prompt, visual tokens and new tokens together exceed the model's context."

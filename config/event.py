@@ -1,15 +1,14 @@
 """What the worker says while a job runs. Events lie in order on the job's stream; the last one is `ended`."""
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
-from config.contract import Contract
+from config.contract import OpenEnum, Report
 from config.state import JobState
 
 
-class Stage(StrEnum):
+class Stage(OpenEnum):
     QUEUED = "queued"
     OPEN = "open"
     FETCH = "fetch"
@@ -18,7 +17,7 @@ class Stage(StrEnum):
     GENERATE = "generate"
 
 
-class StageStarted(Contract):
+class StageStarted(Report):
     """An attempt reached a stage; `at` is Unix time in seconds."""
 
     type: Literal["stage"] = "stage"
@@ -27,7 +26,7 @@ class StageStarted(Contract):
     at: float
 
 
-class FramesDecoded(Contract):
+class FramesDecoded(Report):
     """`done` of the `total` frames that the model reads of a video are decoded; `media_index` as in a failure."""
 
     type: Literal["frames"] = "frames"
@@ -41,7 +40,7 @@ class FramesDecoded(Contract):
 Channel = Literal["reasoning", "answer"]
 
 
-class TextGenerated(Contract):
+class TextGenerated(Report):
     """The next text of an attempt's answer or of its reasoning; each channel's texts, joined, are that of the outcome.
 
     `offset` is the number of characters (code points) that the attempt has written to the channel before; a reader who
@@ -49,7 +48,7 @@ class TextGenerated(Contract):
     """
 
     type: Literal["text"] = "text"
-    channel: Channel
+    channel: Channel | str
     text: str
     offset: int
     num_tokens: int
@@ -57,7 +56,7 @@ class TextGenerated(Contract):
     at: float
 
 
-class JobEnded(Contract):
+class JobEnded(Report):
     """The job reached a final state and its outcome can be read."""
 
     type: Literal["ended"] = "ended"
@@ -67,3 +66,13 @@ class JobEnded(Contract):
 
 JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | JobEnded, Field(discriminator="type")]
 EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
+
+
+def read_event(event_json: str) -> JobEvent | None:
+    """None for an event of a type that this release does not know: a newer worker says it, and it is passed over."""
+    try:
+        return EVENT.validate_json(event_json)
+    except ValidationError as error:
+        if [fault["type"] for fault in error.errors(include_input=False)] == ["union_tag_invalid"]:
+            return None
+        raise

@@ -1,11 +1,11 @@
 """What became of the attempts at a job before its last: one entry each, in the job's record."""
 
-from config.contract import Contract
+from config.contract import Report
 from config.error_codes import ErrorCode
 from config.event import Stage
 
 
-class FailedAttempt(Contract):
+class FailedAttempt(Report):
     """An attempt that did not answer the job. Times are Unix seconds of the server's clock; `worker` is host:pid."""
 
     attempt: int

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from config.contract import Contract
+from config.contract import Report
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.state import JobState
 
 
-class TokenUsage(Contract):
+class TokenUsage(Report):
     """`prompt_tokens` counts everything the model read, `visual_tokens` the part of it that came from media."""
 
     prompt_tokens: int
@@ -18,7 +18,7 @@ class TokenUsage(Contract):
     completion_tokens: int
 
 
-class StageTimings(Contract):
+class StageTimings(Report):
     """Seconds spent in each stage of the attempt that settled the job; `queued` is from submission to its claim."""
 
     queued: float = 0.0
@@ -30,13 +30,13 @@ class StageTimings(Contract):
     first_token: float | None = None
 
 
-class MediaSeen(Contract):
+class MediaSeen(Report):
     """What the model was shown of one medium: sizes are (height, width) in pixels.
 
     `..._asked` is what the job, or the model's own way with videos, asked for; `reasons` says why less was shown.
     """
 
-    type: Literal["image", "video"]
+    type: Literal["image", "video"] | str
     original_size: tuple[int, int]
     resized_size: tuple[int, int]
     visual_tokens: int
@@ -51,13 +51,13 @@ class MediaSeen(Contract):
     decoder: str | None = None
 
 
-class ModelIdentity(Contract):
+class ModelIdentity(Report):
     name: str
     model_type: str
     precision: str
 
 
-class WorkerIdentity(Contract):
+class WorkerIdentity(Report):
     host: str
     pid: int
     device: str
@@ -68,7 +68,7 @@ class WorkerIdentity(Contract):
         return f"{self.host}:{self.pid}"
 
 
-class JobResult(Contract):
+class JobResult(Report):
     """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed.
 
     `warnings` are for a person: what may make the answer worse than it could be.
@@ -79,7 +79,7 @@ class JobResult(Contract):
     answer: str
     reasoning: str | None
     raw_text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length"] | str
     usage: TokenUsage
     timings: StageTimings
     media: tuple[MediaSeen, ...]
@@ -94,7 +94,7 @@ class JobResult(Contract):
         return JobState.SUCCEEDED
 
 
-class PartialText(Contract):
+class PartialText(Report):
     """What the model had written when it was stopped, parted as in a `JobResult`; the last block may be cut short."""
 
     answer: str
@@ -103,7 +103,7 @@ class PartialText(Contract):
     completion_tokens: int
 
 
-class JobFailure(Contract):
+class JobFailure(Report):
     """`stage` is where it went wrong, `media_index` which medium of the job, where one is to blame.
 
     `partial` is there when the job was cancelled or its deadline passed after the model had begun to write.

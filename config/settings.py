@@ -62,6 +62,9 @@ class Settings(BaseSettings):
 
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
     lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
+    newer_job_seconds: float = Field(
+        default=600, ge=0, description="how long a job of a newer release is left to workers that know it"
+    )
     drain_seconds: float = Field(default=60, ge=0, description="how long SIGTERM lets running jobs go on")
     load_seconds: float = Field(
         default=1800,

@@ -1,9 +1,9 @@
 """The states of a job and the only moves between them."""
 
-from enum import StrEnum
+from config.contract import OpenEnum
 
 
-class JobState(StrEnum):
+class JobState(OpenEnum):
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
@@ -13,7 +13,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return not LEGAL_MOVES[self]
+        return LEGAL_MOVES.get(self) == frozenset()
 
 
 # RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a draining worker

@@ -2,24 +2,28 @@
 
 import time
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from config.contract import Contract
+from config.contract import Contract, version_needed
 from config.event import EVENT
 from config.job import AnalysisJob
 from config.outcome import OUTCOME
 from config.state import JobState
 
+# The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
 
 
 class SealedJob(Contract):
-    """A job with its identity. Times are Unix seconds of the producer's clock."""
+    """A job with its identity. Times are Unix seconds of the producer's clock.
 
-    schema_version: int = SCHEMA_VERSION
+    `schema_version` is the lowest that knows all that the job uses: older workers go on reading whatever they can.
+    """
+
+    schema_version: int = 1
     job_id: str
     submitted_at: float
     job: AnalysisJob
@@ -40,7 +44,13 @@ class SealedJob(Contract):
 
 
 class UnknownSchemaVersion(ValueError):
-    """The payload says a schema version that this release does not read."""
+    """The payload says a schema version that this release does not read; `is_newer` where a later one may."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"The job has schema version {version}, this release reads 1 to {SCHEMA_VERSION}. Upgrade the older side."
+        )
+        self.is_newer = version > SCHEMA_VERSION
 
 
 class InvalidJob(ValueError):
@@ -49,7 +59,7 @@ class InvalidJob(ValueError):
 
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission."""
-    return SealedJob(job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
+    return SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
 
 
 def open_sealed(payload: Any) -> SealedJob:
@@ -58,13 +68,23 @@ def open_sealed(payload: Any) -> SealedJob:
     Raises `UnknownSchemaVersion` before anything else is looked at, then `InvalidJob` with every fault at once.
     """
     version = payload.get("schema_version") if isinstance(payload, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise UnknownSchemaVersion(
-            f"The job has schema version {version}, this release reads {SCHEMA_VERSION}. Upgrade the older side."
-        )
+    if isinstance(version, int) and not 1 <= version <= SCHEMA_VERSION:
+        raise UnknownSchemaVersion(version)
+    return _validated(payload, extra="forbid")
+
+
+def understand(payload: Any) -> SealedJob:
+    """As much of a sealed job of any version as this release knows: enough to find, cancel or end it, not to answer it.
+
+    Raises `InvalidJob` where that is not a whole job.
+    """
+    return _validated(payload, extra="ignore")
+
+
+def _validated(payload: Any, extra: Literal["forbid", "ignore"]) -> SealedJob:
     try:
         # As JSON, not as Python objects: a list is then a tuple, and a number written as a string is a fault.
-        return SealedJob.model_validate_json(to_json(payload), strict=True)
+        return SealedJob.model_validate_json(to_json(payload), strict=True, extra=extra)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
     except PydanticSerializationError:

@@ -12,7 +12,7 @@ from config.error_codes import ErrorCode
 from config.history import FailedAttempt
 from config.job import AnalysisJob
 from config.outcome import OUTCOME, JobFailure
-from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
+from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed, understand
 from producer.errors import DeadLetterNotFound
 from producer.job import Job
 from producer.transport import Transport
@@ -80,8 +80,8 @@ class DeadLetters:
     def purge(self, letter: DeadLetter) -> None:
         """Forget the job at once: its input, its failure, and that there ever was one."""
         try:
-            idempotency_key = letter.job.idempotency_key
-        except (InvalidJob, UnknownSchemaVersion):
+            idempotency_key = understand(letter.sealed).job.idempotency_key
+        except InvalidJob:
             idempotency_key = None
         self._transport.purge_dead_letter(letter.job_id, idempotency_key)
 

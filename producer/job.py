@@ -10,7 +10,7 @@ from config.error_codes import ErrorCode
 from config.event import JobEnded, JobEvent, Stage
 from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
 from config.state import JobState
-from config.wire import open_sealed
+from config.wire import understand
 from producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
 from producer.transport import Transport
 
@@ -79,6 +79,8 @@ class Job:
                 continue
             for entry_id, event in entries:
                 seen = entry_id
+                if event is None:
+                    continue
                 if isinstance(event, JobEnded):
                     ended = True
                 elif event.attempt < attempt:
@@ -135,7 +137,7 @@ class Job:
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         if sealed_json is None:
             raise JobNotFound(self.id)
-        job = open_sealed(json.loads(sealed_json)).job
+        job = understand(json.loads(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,
             code=ErrorCode.CANCELLED,

@@ -4,15 +4,15 @@ from datetime import datetime
 
 import typer
 
-from config.event import Channel, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 
 
 class Transcript:
     """One job's events, in order, to text for a terminal. Reasoning is dim."""
 
     def __init__(self) -> None:
-        self._channel: Channel | None = None
-        self._shown: dict[Channel, int] = {}
+        self._channel: str | None = None
+        self._shown: dict[str, int] = {}
 
     def show(self, event: JobEvent) -> str:
         match event:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from config import keys
-from config.event import EVENT, JobEvent
+from config.event import JobEvent, read_event
 from config.job import AnalysisJob
 from config.settings import Settings
 from config.topology import message_list
@@ -97,8 +97,10 @@ class Transport:
         with reaching_redis("purge the dead letter"):
             self._purge(keys=names, args=[job_id])
 
-    def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent]]:
-        """Events behind the entry `after`, with their entry ids; waits for the first one if `block_seconds` is set.
+    def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent | None]]:
+        """Events behind the entry `after`, with their entry ids; None for one of a type that only newer releases know.
+
+        Waits for the first one if `block_seconds` is set.
 
         `block_seconds` must stay below the socket's timeout.
         """
@@ -108,7 +110,7 @@ class Transport:
             streams: Any = self.redis.xread({keys.events(job_id): after}, block=block_ms)
         # RESP2 answers with pairs, RESP3 with a map.
         batches = dict(streams).values() if streams else ()
-        return [(entry_id, EVENT.validate_json(fields["event"])) for batch in batches for entry_id, fields in batch]
+        return [(entry_id, read_event(fields["event"])) for batch in batches for entry_id, fields in batch]
 
     def close(self) -> None:
         self.redis.close()

@@ -107,6 +107,14 @@ class Jobs(RuleBasedStateMachine):
         claimed = self.claim(job)
         return multiple() if claimed is None else claimed
 
+    @rule(job=jobs)
+    def leave(self, job: Job) -> None:
+        """A message arrives at a worker that does not know the job's schema version."""
+        before = self.record(job.id)
+        sealed = SealedJob.model_validate_json(before["sealed"])
+        is_left = self.store.leave(QueuedJob.newer(sealed, before["sealed"]), patience_seconds=600)
+        assert is_left == (before["state"] == JobState.QUEUED)
+
     def claim(self, job: Job) -> Claimed | None:
         before = self.record(job.id)
         sealed = SealedJob.model_validate_json(before["sealed"])

@@ -119,6 +119,7 @@ class EngineStep(bootsteps.StartStopStep):
             worker=identity,
             max_generate_seconds=settings.max_generate_seconds,
             max_attempt_seconds=settings.max_attempt_seconds,
+            newer_job_seconds=settings.newer_job_seconds,
         )
         analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal)

@@ -21,21 +21,31 @@ from worker.leases.lua import load_script
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """What a delivery says about its job: `record` is written where the producer wrote none."""
+    """What a delivery says about its job: `record` is written where the producer wrote none.
+
+    `is_newer` is one whose schema version only later releases know.
+    """
 
     job_id: str
     record: Mapping[str, str]
     idempotency_key: str | None = None
+    is_newer: bool = False
 
     @classmethod
     def of(cls, sealed: SealedJob) -> Self:
         return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
 
     @classmethod
-    def unreadable(cls, job_id: str, payload_json: str, idempotency_key: str | None) -> Self:
+    def unreadable(cls, job_id: str, payload_json: str, idempotency_key: str | None, is_newer: bool = False) -> Self:
         """A job that is claimed only to be failed. Its key, where it has one, must end with it."""
         record = {"state": JobState.QUEUED.value, "sealed": payload_json, "max_attempts": "1"}
-        return cls(job_id, record, idempotency_key)
+        return cls(job_id, record, idempotency_key, is_newer)
+
+    @classmethod
+    def newer(cls, understood: SealedJob, payload_json: str) -> Self:
+        """A job that is left to later releases: its record keeps what this one does not understand of it."""
+        record = understood.record | {"sealed": payload_json}
+        return cls(understood.job_id, record, understood.job.idempotency_key, is_newer=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ class LeaseStore:
         self.lease_seconds = lease_seconds
         self.patience = Patience()
         self._claim = load_script(redis, "claim")
+        self._leave = load_script(redis, "leave")
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
         self._give_back = load_script(redis, "give_back")
@@ -164,6 +175,17 @@ class LeaseStore:
                 return Suspect()
             case _:
                 return HeldElsewhere()
+
+    def leave(self, job: QueuedJob, patience_seconds: float) -> bool:
+        """Leave a queued job to other workers, to be published again soon; waits out an outage as `claim` does.
+
+        False once `patience_seconds` have passed since it was left for the first time, or where it does not wait: then
+        a claim tells the rest.
+        """
+        fields = [part for field in job.record.items() for part in field]
+        names = [keys.record(job.job_id), keys.leases(), keys.queued(job.record.get("priority", Priority.NORMAL))]
+        args: list[str | float] = [job.job_id, patience_seconds, *fields]
+        return bool(self.patience.wait_out(lambda: self._leave(names, args), f"leaving job {job.job_id}"))
 
     def renew(self, leases: list[Claimed]) -> list[Renewal]:
         """Extend all of them in one round trip; the answers are in their order."""

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import ValidationError
 from redis import Redis
 
-from config.contract import Contract
+from config.contract import Report
 from config.outcome import Outcome
 from worker.leases.job_lease import Claimed
 
@@ -20,7 +20,7 @@ MAX_FILES = 10_000
 MAX_BYTES = 2**28
 
 
-class Verdict(Contract):
+class Verdict(Report):
     """An outcome, the claim that it was reached under, and the events (JSON) that go before the last."""
 
     lease: Claimed

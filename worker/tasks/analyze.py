@@ -5,6 +5,7 @@ import logging
 import random
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery import Task, shared_task
@@ -15,7 +16,7 @@ from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailed, JobFailure, JobResult
 from config.topology import ANALYZE_TASK
-from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
+from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, understand
 from worker.leases.connection import passes
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
@@ -71,6 +72,9 @@ class Analyst:
         """
         tell_warnings()
         queued, opened = open_delivery(payload, delivery_id)
+        if queued.is_newer and self._leases.leave(queued, self._bench.newer_job_seconds):
+            log.info("job %s: left to newer workers", queued.job_id)
+            return None
         with self._isolation.beside_others():
             answer = self._leases.claim(queued, self._bench.worker.name)
             if not isinstance(answer, Suspect):
@@ -174,17 +178,21 @@ class Analyst:
 
 def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob | JobFault]:
     """What the message holds; one that cannot be read still names its job, by its own id where it has no other."""
+    is_newer = False
     try:
         sealed = open_sealed(payload)
     except UnknownSchemaVersion as error:
-        fault = JobFault(ErrorCode.UNKNOWN_SCHEMA_VERSION, str(error))
+        fault, is_newer = JobFault(ErrorCode.UNKNOWN_SCHEMA_VERSION, str(error)), error.is_newer
     except InvalidJob as error:
         fault = JobFault(ErrorCode.INVALID_JOB, str(error))
     else:
         return QueuedJob.of(sealed), sealed
+    if is_newer:
+        with suppress(InvalidJob):
+            return QueuedJob.newer(understand(payload), json.dumps(payload)), fault
     job_id = _text_in(payload, "job_id") or delivery_id
     key = _text_in(payload.get("job"), "idempotency_key") if isinstance(payload, dict) else None
-    return QueuedJob.unreadable(job_id, json.dumps(payload), key), fault
+    return QueuedJob.unreadable(job_id, json.dumps(payload), key, is_newer), fault
 
 
 def _text_in(payload: Any, field: str) -> str | None:

@@ -43,7 +43,7 @@ class Drained(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """What every attempt of this process works with."""
+    """What every attempt of this process works with, and how long it leaves jobs of newer releases to others."""
 
     inbox: Inbox
     processor: "KeyeProcessor"
@@ -56,6 +56,7 @@ class Workbench:
     worker: WorkerIdentity
     max_generate_seconds: float = inf
     max_attempt_seconds: float = inf
+    newer_job_seconds: float = 0
 
 
 class Attempt:

@@ -8,7 +8,7 @@ from config.error_codes import ErrorCode
 from config.event import Stage
 from config.job import AnalysisJob
 from config.outcome import JobFailure
-from config.wire import open_sealed
+from config.wire import understand
 from worker.leases.job_lease import LateJob, TakenOver
 from worker.results.settlement import Settlement
 from worker.tasks.fault import JobFault, failure_of
@@ -53,8 +53,8 @@ class StrandedJobs:
 
 
 def _read(sealed_json: str) -> AnalysisJob | None:
-    """None for a job that cannot be read, of another schema version perhaps: it is ended without its own words."""
+    """None for a job that cannot be read: it is ended without its own words."""
     try:
-        return open_sealed(json.loads(sealed_json)).job
+        return understand(json.loads(sealed_json)).job
     except ValueError:
         return None

@@ -2,12 +2,11 @@
 
 import logging
 import threading
-from enum import StrEnum
 
 from redis import Redis, RedisError
 
 from config import keys
-from config.contract import Contract
+from config.contract import OpenEnum, Report
 from config.outcome import ModelIdentity, WorkerIdentity
 
 RENEW_EVERY_SECONDS = 5.0
@@ -16,13 +15,13 @@ EXPIRY_SECONDS = 20
 logger = logging.getLogger(__name__)
 
 
-class WorkerState(StrEnum):
+class WorkerState(OpenEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
 
 
-class Presence(Contract):
+class Presence(Report):
     """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here."""
 
     worker: WorkerIdentity

@@ -3,18 +3,21 @@
 import json
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from config import keys
+from config import keys, wire
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailed
 from config.state import JobState
 from config.topology import UNACKED
-from config.wire import seal
+from config.wire import SCHEMA_VERSION, SealedJob, seal
+from producer import Cancellation
 from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     CONCURRENCY,
@@ -26,6 +29,7 @@ from tests.integration.analyze.plant import (
     a_reaper,
     briefly,
     endlessly,
+    reaping,
 )
 from worker.engine.model_runner import ModelRunner
 from worker.model.processor import KeyeProcessor
@@ -116,6 +120,68 @@ def test_unknown_schema_version_is_its_own_code(plant: Plant) -> None:
     assert caught.value.code is ErrorCode.UNKNOWN_SCHEMA_VERSION
     assert caught.value.failure.job_id == "from-the-future"
     assert plant.record("from-the-future")["state"] == JobState.FAILED
+
+
+@pytest.fixture
+def newer(plant: Plant) -> Iterator[Callable[[float], dict[str, Any]]]:
+    """Has the worker leave newer jobs to others for so many seconds, and seals one of a version it does not know."""
+    analyst, bench = plant.app.analyst, plant.bench
+
+    def seal_newer(patience_seconds: float) -> dict[str, Any]:
+        analyst._bench = replace(bench, newer_job_seconds=patience_seconds)
+        payload = json.loads(seal(a_job(priority="low", deadline_seconds=300)).model_dump_json())
+        return payload | {"schema_version": SCHEMA_VERSION + 1}
+
+    yield seal_newer
+    analyst._bench = bench
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_newer_job_goes_back_to_the_queue_until_a_worker_comes_that_knows_it(
+    plant: Plant, newer: Callable[..., Any], has_record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = newer(60)
+    job_id = payload["job_id"]
+    if has_record:
+        record = SealedJob.model_validate(payload).record | {"sealed": json.dumps(payload)}
+        plant.redis.hset(keys.record(job_id), mapping=record)
+    plant.send(payload, job_id)
+    with reaping(plant):
+        # Taken, left and published once more: not ended, and no attempt.
+        eventually(lambda: plant.record(job_id).get("is_republished"))
+        record = plant.record(job_id)
+        assert record["state"] == JobState.QUEUED
+        assert record["attempts"] == "0"
+        assert (record["priority"], record["max_attempts"]) == ("low", "3")
+        assert json.loads(record["sealed"]) == payload
+        # The fleet is upgraded.
+        monkeypatch.setattr(wire, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        result = plant.finish(plant.client.find(job_id))
+    assert result.attempts == 1
+    assert plant.redis.zscore(keys.leases(), job_id) is None
+
+
+def test_a_newer_job_that_no_worker_knows_ends_when_its_time_is_over(plant: Plant, newer: Callable[..., Any]) -> None:
+    payload = newer(2.5)
+    began_at = time.monotonic()
+    sent = plant.send(payload, payload["job_id"])
+    with reaping(plant), pytest.raises(JobFailed) as caught:
+        sent.get(timeout=30)
+    assert time.monotonic() - began_at >= 2.5
+    assert caught.value.code is ErrorCode.UNKNOWN_SCHEMA_VERSION
+    assert f"version {SCHEMA_VERSION + 1}" in caught.value.failure.message
+    assert plant.record(payload["job_id"])["attempts"] == "1"
+
+
+def test_a_newer_job_can_be_cancelled_by_an_older_producer(plant: Plant, newer: Callable[..., Any]) -> None:
+    payload = newer(60)
+    payload["job"]["planted"] = "by a newer release"
+    payload["job"]["metadata"] = {"order": 7}
+    plant.send(payload, payload["job_id"])
+    eventually(lambda: plant.record(payload["job_id"]))
+    job = plant.client.find(payload["job_id"])
+    assert job.cancel() is Cancellation.CANCELLED
+    assert plant.fail(job).failure.metadata == {"order": 7}
 
 
 @pytest.mark.parametrize("payload", [None, [], {"schema_version": 1}, {"schema_version": 1, "job_id": 5}])

@@ -1,0 +1,228 @@
+"""The wire may grow: what an older release makes of a newer one's words, and a newer one of an older's."""
+
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from config import wire
+from config.contract import added_in, version_needed
+from config.error_codes import ErrorCode
+from config.event import EVENT, FramesDecoded, JobEnded, Stage, StageStarted, TextGenerated, read_event
+from config.history import FailedAttempt
+from config.job import AnalysisJob, GenerationOptions, VideoPart
+from config.outcome import (
+    OUTCOME,
+    JobFailed,
+    JobFailure,
+    JobResult,
+    MediaSeen,
+    ModelIdentity,
+    PartialText,
+    StageTimings,
+    TokenUsage,
+    WorkerIdentity,
+)
+from config.state import JobState
+from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal, understand
+from worker.leases.job_lease import Claimed
+from worker.results.spool import Verdict
+from worker.telemetry.presence import Presence, WorkerState
+
+MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")
+WORKER = WorkerIdentity(host="here", pid=1, device="cpu")
+RESULT = JobResult(
+    job_id="1",
+    answer="a cat",
+    reasoning=None,
+    raw_text="a cat",
+    finish_reason="stop",
+    usage=TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=2),
+    timings=StageTimings(total=1.5),
+    media=(MediaSeen(type="image", original_size=(56, 56), resized_size=(56, 56), visual_tokens=4),),
+    model=MODEL,
+    worker=WORKER,
+    attempts=1,
+)
+FAILURE = JobFailure(
+    job_id="1",
+    code=ErrorCode.CANCELLED,
+    message="why",
+    stage=Stage.GENERATE,
+    retryable=False,
+    attempts=1,
+    partial=PartialText(answer="a", reasoning=None, raw_text="a", completion_tokens=1),
+)
+ATTEMPT = FailedAttempt(
+    attempt=1, worker="here:1", began_at=1, ended_at=2, stage=Stage.FETCH, code=ErrorCode.INTERNAL, message="why"
+)
+LEASE = Claimed("1", "token", 1, 3, 0.0, None, None, None)
+REPORTS: list[tuple[Any, Any]] = [
+    (OUTCOME, RESULT),
+    (OUTCOME, FAILURE),
+    (EVENT, StageStarted(stage=Stage.OPEN, attempt=1, at=1)),
+    (EVENT, FramesDecoded(media_index=0, done=1, total=2, attempt=1, at=1)),
+    (EVENT, TextGenerated(channel="answer", text="a", offset=0, num_tokens=1, attempt=1, at=1)),
+    (EVENT, JobEnded(state=JobState.FAILED, at=1)),
+    (TypeAdapter(FailedAttempt), ATTEMPT),
+    (TypeAdapter(Presence), Presence(worker=WORKER, state=WorkerState.READY, model=MODEL, max_tokens=9)),
+    (TypeAdapter(Verdict), Verdict(lease=LEASE, outcome=RESULT)),
+]
+
+
+def objects_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object of a document, the free-form `metadata` left out."""
+    if isinstance(value, dict):
+        yield value
+        for name, inner in value.items():
+            if name != "metadata":
+                yield from objects_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from objects_in(inner)
+
+
+@pytest.mark.parametrize(("reader", "report"), REPORTS, ids=lambda value: type(value).__name__)
+def test_a_planted_new_field_of_a_report_is_passed_over_wherever_it_stands(reader: Any, report: Any) -> None:
+    document = report.model_dump(mode="json")
+    for each in list(objects_in(document)):
+        each["planted"] = {"by": ["a", "newer", "release"]}
+    assert reader.validate_json(json.dumps(document)) == report
+
+
+@pytest.mark.parametrize(
+    ("reader", "report", "field"),
+    [
+        (OUTCOME, RESULT, "finish_reason"),
+        (OUTCOME, FAILURE, "code"),
+        (OUTCOME, FAILURE, "stage"),
+        (TypeAdapter(MediaSeen), RESULT.media[0], "type"),
+        (EVENT, REPORTS[2][1], "stage"),
+        (EVENT, REPORTS[4][1], "channel"),
+        (EVENT, REPORTS[5][1], "state"),
+        (TypeAdapter(FailedAttempt), ATTEMPT, "code"),
+        (TypeAdapter(FailedAttempt), ATTEMPT, "stage"),
+        (TypeAdapter(Presence), REPORTS[7][1], "state"),
+    ],
+)
+def test_a_planted_new_word_of_a_report_is_kept_as_it_was_said(reader: Any, report: Any, field: str) -> None:
+    document = report.model_dump(mode="json") | {field: "PLANTED"}
+    read = reader.validate_json(json.dumps(document))
+    assert getattr(read, field) == "PLANTED"
+    assert f"{getattr(read, field)}" == "PLANTED"
+    assert reader.dump_python(read, mode="json") == document
+
+
+def test_a_failure_with_a_code_of_a_newer_release_is_raised_like_any_other() -> None:
+    failure = OUTCOME.validate_json(json.dumps(FAILURE.model_dump(mode="json") | {"code": "PLANTED"}))
+    assert isinstance(failure, JobFailure)
+    raised = JobFailed.of(failure)
+    assert raised.code == "PLANTED"
+    assert str(raised) == "PLANTED: why"
+    assert raised.code.facts.meaning.startswith("A code of a newer release")
+    assert raised.failure == failure
+    assert failure.state is JobState.FAILED
+
+
+def test_a_planted_new_type_of_event_is_passed_over_and_a_broken_event_is_not() -> None:
+    assert read_event('{"type": "planted", "at": 1, "attempt": 1}') is None
+    with pytest.raises(ValidationError):
+        read_event('{"type": "stage", "at": 1}')
+
+
+class Style(StrEnum):
+    PLAIN = "plain"
+    ORNATE = "ornate"
+
+    @property
+    def added_in(self) -> int:
+        return 3 if self is Style.ORNATE else 1
+
+
+class WiderVideo(VideoPart):
+    """As in a later release: three fields came in two versions, and in a third a new value of one of them."""
+
+    mirrored: bool = added_in(2, default=False)
+    captions: tuple[str, ...] = added_in(4, default=())
+    style: Style = added_in(2, default=Style.PLAIN)
+
+
+class WiderJob(AnalysisJob):
+    media: tuple[WiderVideo, ...] = ()
+
+
+class WiderSealedJob(SealedJob):
+    job: WiderJob
+
+
+def wider(**fields: Any) -> WiderJob:
+    return WiderJob(prompt="?", media=(WiderVideo(uri="/a.mp4", **fields),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "version"),
+    [
+        ({}, 1),
+        ({"mirrored": False, "captions": ()}, 1),
+        ({"mirrored": True}, 2),
+        ({"style": Style.ORNATE}, 3),
+        ({"mirrored": True, "captions": ("a",)}, 4),
+    ],
+)
+def test_a_job_needs_the_lowest_version_that_knows_what_it_uses(fields: dict[str, Any], version: int) -> None:
+    assert version_needed(wider(**fields)) == version
+
+
+def test_a_job_that_does_not_use_a_planted_new_field_is_read_by_releases_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "SealedJob", WiderSealedJob)
+    payload = json.loads(seal(wider()).model_dump_json())
+    monkeypatch.undo()
+    assert payload["schema_version"] == 1
+    assert open_sealed(payload).job == AnalysisJob(prompt="?", media=(VideoPart(uri="/a.mp4"),))
+
+
+def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "SealedJob", WiderSealedJob)
+    sealed = seal(wider(mirrored=True))
+    payload = json.loads(sealed.model_dump_json())
+    assert WiderSealedJob.model_validate(payload) == sealed
+    monkeypatch.undo()
+    with pytest.raises(UnknownSchemaVersion, match="version 2, this release reads 1") as unknown:
+        open_sealed(payload)
+    assert unknown.value.is_newer
+    monkeypatch.setattr(wire, "SCHEMA_VERSION", 2)
+    with pytest.raises(InvalidJob, match="mirrored"):
+        open_sealed(payload)
+
+
+def test_a_newer_job_is_understood_as_far_as_it_goes() -> None:
+    job = AnalysisJob(prompt="?", priority="low", idempotency_key="k", generation=GenerationOptions(seed=1))
+    payload = json.loads(seal(job).model_dump_json()) | {"schema_version": 7, "planted": 1}
+    payload["job"] |= {"planted": 2}
+    payload["job"]["generation"] |= {"planted": 3}
+    assert understand(payload).job == job
+    with pytest.raises(InvalidJob):
+        understand({"schema_version": 7, "anything": "else"})
+
+
+def test_versions_before_the_first_are_nobodys() -> None:
+    with pytest.raises(UnknownSchemaVersion) as unknown:
+        open_sealed({"schema_version": 0})
+    assert not unknown.value.is_newer
+
+
+def test_published_schemas_of_reports_are_open_and_those_of_jobs_are_not() -> None:
+    for name, is_open in (("outcome", True), ("event", True), ("job", False)):
+        objects = [
+            each for each in objects_in(wire.schemas()[name]) if each.get("type") == "object" and "title" in each
+        ]
+        closed = [each["title"] for each in objects if each.get("additionalProperties") is False]
+        assert objects
+        assert (closed == []) == is_open
