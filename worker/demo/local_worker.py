@@ -21,26 +21,29 @@ SMALL_KEYE = Path(__file__).parent / "checkpoint"
 class LocalWorker:
     """Started on entering and ready when that returns; drained and gone on leaving.
 
-    Its log goes to `log`, what it downloads into a folder beside that.
+    Its log goes to `log`, what it downloads into a folder beside that; it reads no `.env` but one that lies there.
     """
 
     def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
         """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
         self.log = log
+        self._folder = log.absolute().parent
         self._redis_url = redis_url
         chosen = {
             "KEYE_REDIS_URL": redis_url,
             "KEYE_MODEL_PATH": str(SMALL_KEYE),
             "KEYE_DEVICE": "cpu",
-            "KEYE_CACHE_FOLDER": str(log.absolute().parent / "cache"),
-            "KEYE_SPOOL_FOLDER": str(log.absolute().parent / "spool"),
+            "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
+            "KEYE_SPOOL_FOLDER": str(self._folder / "spool"),
         }
         self._environment = {**os.environ, **chosen, **settings}
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as output:
             command = [sys.executable, "-m", "worker.daemon.cli", "run"]
-            self.process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, env=self._environment, cwd=self._folder, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
             self._wait_until_ready()
         except BaseException:

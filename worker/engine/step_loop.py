@@ -150,9 +150,7 @@ class Engine:
         except BaseException as error:
             logger.exception("the step thread died")
             self._is_alive = False
-            told = (
-                f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
-            )
+            told = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
             fault = GenerationFault(ErrorCode.INTERNAL, told)
         closed_by = fault or GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
         for pending in self.inbox.close(closed_by):

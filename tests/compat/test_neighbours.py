@@ -1,0 +1,137 @@
+"""The release before beside today's, as while a fleet is upgraded: real workers, each with the other's producer."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from config.wire import SCHEMA_VERSION, schemas
+from tests.compat.release import TAG, unpack_release
+from worker.demo.local_worker import LocalWorker
+from worker.demo.scenes import draw_image_scene
+
+# Runs under either release: what a backend does with the producer, told as JSON.
+SCENARIO = """
+import json, sys
+import producer
+from producer import Client, ImagePart, JobFailed, StageStarted, TextGenerated
+
+url, picture, question = sys.argv[1:]
+with Client(url) as client:
+    asked = dict(media=[ImagePart(uri=picture)], prompt=question, generation={"temperature": 0}, metadata={"order": 7})
+    job = client.submit(**asked)
+    events = list(job.events(timeout=60))
+    result = job.result(timeout=60)
+    many = client.submit_many([asked, {"prompt": ""}])
+    others = [many[0].result(timeout=60).answer, type(many[1]).__name__]
+    lost = client.submit(media=[ImagePart(uri=picture + ".png")], prompt=question)
+    try:
+        lost.result(timeout=60)
+    except JobFailed as failed:
+        failure = failed.failure
+    cancelled = client.submit(prompt=question, deadline_seconds=50).cancel().value
+    letters = [letter.job_id for letter in client.dead_letters.select()]
+    found = client.verify()[1]
+print(json.dumps({
+    "from": producer.__file__,
+    "answer": result.answer,
+    "streamed": "".join(e.text for e in events if isinstance(e, TextGenerated) and e.channel == "answer"),
+    "stages": [e.stage.value for e in events if isinstance(e, StageStarted)],
+    "last": events[-1].state.value,
+    "seen": [medium.visual_tokens for medium in result.media],
+    "metadata": result.metadata,
+    "others": others,
+    "failure": [failure.code.value, failure.stage.value, failure.media_index],
+    "is_dead_letter": letters == [lost.id],
+    "cancelled": cancelled,
+    "irregular": [str(each) for each in found],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return unpack_release(tmp_path_factory.mktemp(TAG))
+    except LookupError as reason:
+        pytest.skip(str(reason))
+
+
+def run(script: str, *arguments: str, packages: Path | None, folder: Path) -> Any:
+    """What the script prints as JSON, run by the release in `packages`, or by today's."""
+    environment = os.environ | ({"PYTHONPATH": str(packages)} if packages else {})
+    command = [sys.executable, "-c", script, *arguments]
+    ran = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.fixture
+def ask(redis_url: str, tmp_path: Path) -> Callable[[Path | None], tuple[Any, str]]:
+    """Plays the scenario with a producer of either release; also gives the answer that is right."""
+    scene = draw_image_scene(np.random.default_rng(3))
+    picture = tmp_path / "shapes.png"
+    scene.image.save(picture)
+
+    def play(packages: Path | None) -> tuple[Any, str]:
+        arguments = (redis_url, str(picture), scene.questions[0].text)
+        told = run(SCENARIO, *arguments, packages=packages, folder=tmp_path)
+        assert Path(told["from"]).is_relative_to(packages or Path(__file__).parents[2])
+        return told, scene.questions[0].reply("auto")
+
+    return play
+
+
+def works(told: Any, answer: str) -> None:
+    assert told["answer"] == told["streamed"] == told["others"][0]
+    assert told["answer"] in answer
+    assert told["stages"] == ["open", "fetch", "decode", "prepare", "generate"]
+    assert told["last"] == "SUCCEEDED"
+    assert told["seen"][0] > 0
+    assert told["metadata"] == {"order": 7}
+    assert told["others"][1] == "InvalidJob"
+    assert told["failure"] == ["MEDIA_NOT_FOUND", "fetch", 0]
+    assert told["is_dead_letter"]
+    assert told["cancelled"] in ("cancelled", "requested", "already_ended")
+    assert told["irregular"] == []
+
+
+def test_producer_of_the_release_before_is_served_by_todays_worker(
+    released: Path, ask: Callable[..., tuple[Any, str]], redis_url: str, tmp_path: Path
+) -> None:
+    with LocalWorker(redis_url, tmp_path / "worker.log", {"KEYE_MEDIA_ROOTS": str(tmp_path)}):
+        works(*ask(released))
+
+
+def test_todays_producer_is_served_by_a_worker_of_the_release_before(
+    released: Path, ask: Callable[..., tuple[Any, str]], redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    settings = {"KEYE_MEDIA_ROOTS": str(tmp_path), "PYTHONPATH": str(released)}
+    with LocalWorker(redis_url, tmp_path / "worker.log", settings) as worker:
+        assert str(released) in Path(f"/proc/{worker.process.pid}/environ").read_text()
+        works(*ask(None))
+
+
+def test_a_job_that_grew_has_a_higher_schema_version(released: Path, tmp_path: Path) -> None:
+    """Else workers of the release before would take its new fields for faults."""
+    script = "import json, config.wire as wire; print(json.dumps([wire.SCHEMA_VERSION, wire.schemas()['job']]))"
+    version, schema = run(script, packages=released, folder=tmp_path)
+    if version == SCHEMA_VERSION:
+        assert without_words(schemas()["job"]) == without_words(schema)
+
+
+def without_words(schema: Any) -> Any:
+    match schema:
+        case dict():
+            return {name: without_words(inner) for name, inner in schema.items() if name != "description"}
+        case list():
+            return [without_words(inner) for inner in schema]
+        case _:
+            return schema
