@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 UV := .venv-uv/bin/uv
+# Of a registry that takes its time with a large file.
+export UV_HTTP_TIMEOUT ?= 180
 
 .PHONY: demo test lint bench damage chaos lock newest lowest
 
@@ -35,22 +37,21 @@ lock: $(UV)
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate \
 		--custom-compile-command 'make lock' pyproject.toml --output-file constraints.txt
 
-# The two ends of those ranges, each in an environment of its own: a copy of .venv by hard links, which takes no room, in
-# which only what has another version is installed. Torch is a few gigabytes.
+# The two ends of those ranges, each in an environment of its own. uv links files from its cache, so that torch, a few
+# gigabytes, is fetched and kept once for all environments that agree on its version.
 newest: RESOLUTION := highest
 lowest: RESOLUTION := lowest-direct
-newest lowest: $(INSTALLED) $(UV)
-	rm -rf .venv-$@
-	cp --archive --link .venv .venv-$@
-	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python .venv-$@/bin/python \
-		--no-annotate --output-file .venv-$@/versions.txt -
-	$(UV) pip sync --quiet --python .venv-$@/bin/python .venv-$@/versions.txt
-	.venv-$@/bin/python -m pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
+newest lowest: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$@
+	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python .venv-$@ --no-annotate \
+		--output-file .venv-$@/versions.txt -
+	$(UV) pip sync --quiet --python .venv-$@ .venv-$@/versions.txt
+	.venv-$@/bin/pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(UV)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(UV) pip install --quiet --python .venv --constraints constraints.txt --build-constraints constraints.txt \
+		--editable '.[dev]'
 	touch $@
 
 $(UV):

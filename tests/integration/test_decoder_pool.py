@@ -22,7 +22,7 @@ from tests.conditions import eventually
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 from worker.media import decoder_pool
 from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from worker.media.decoder import DecodingOrder
+from worker.media.decoder import Decoder, DecodingOrder
 from worker.media.decoder_pool import DecoderPool
 from worker.media.fault import MediaFault
 from worker.media.pixel_budget import PixelShare
@@ -127,6 +127,13 @@ def bench(tmp_path: Path, silence_seconds: float) -> Iterator[Bench]:
     others = children_of(os.getpid())
     with DecoderPool(1, silence_seconds=silence_seconds, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
         yield Bench(pool, tmp_path, others)
+
+
+def test_a_child_cannot_invent_a_code_for_callers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    invented = {"fault": "INVENTED", "message": "what a hostile file made a decoder say"}
+    monkeypatch.setattr(Decoder, "_next_message", lambda *_: invented)
+    with pytest.raises(RuntimeError, match="says what none should"):
+        bench.decode_clip()
 
 
 def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:

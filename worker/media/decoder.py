@@ -126,7 +126,7 @@ class Decoder:
                     self._channel.send({"fit": fit})
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.max_bytes:
                     self._grant(num_bytes, allocate)
-                case {"fault": code, "message": message}:
+                case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
                     self.is_free = True
                     raise MediaFault(ErrorCode(code), message)
                 case {"image": facts, "shape": shape}:
