@@ -1,11 +1,9 @@
 """How strict every model that crosses the queue is, and how each may grow while releases run side by side."""
 
-from enum import StrEnum
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
 
 Value = TypeVar("Value")
 
@@ -22,25 +20,6 @@ class Report(Contract):
     model_config = ConfigDict(extra="ignore")
 
 
-class OpenEnum(StrEnum):
-    """Words of reports, to which newer workers may add: one that this release does not know is kept as it was said."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> Any:
-        if not isinstance(value, str):
-            return None
-        word = str.__new__(cls, value)
-        word._name_ = word._value_ = value
-        return word
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        schema = handler(core_schema)
-        known = handler.resolve_ref_schema(schema)
-        known["examples"] = known.pop("enum")
-        return schema
-
-
 def added_in(version: int, default: Value) -> Value:
     """The default of a job's field that came with this schema version.
 
@@ -55,17 +34,17 @@ def added_in(version: int, default: Value) -> Value:
 def version_needed(value: Any) -> int:
     """The lowest schema version that knows everything that `value`, a job or a part of one, uses.
 
-    A value that came later than its field (a new word of an enum) says so by an attribute `added_in`.
+    A value that came later than its field (a kind of part, a word of an enum) says so by an attribute `added_in`.
     """
+    versions = [getattr(value, "added_in", 1)]
     match value:
         case Contract():
             fields = type(value).model_fields
             used = [(fields[name], inner) for name, inner in value if inner != fields[name].default]
-            return max([1, *(max(_added_in(field), version_needed(inner)) for field, inner in used)])
-        case tuple():
-            return max([1, *map(version_needed, value)])
-        case _:
-            return getattr(value, "added_in", 1)
+            versions += [max(_added_in(field), version_needed(inner)) for field, inner in used]
+        case list() | tuple() | frozenset():
+            versions += map(version_needed, value)
+    return max(versions)
 
 
 def _added_in(field: FieldInfo) -> int:

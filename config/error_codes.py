@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from config.contract import OpenEnum
+from config.open_enum import OpenEnum
 
 Blame = Literal["caller", "media", "service"]
 
@@ -42,7 +42,7 @@ _UNKNOWN = CodeFacts("service", False, "A code of a newer release; the sentence 
 _FACTS = {
     ErrorCode.INVALID_JOB: CodeFacts("caller", False, "The job does not fit the schema; every fault is listed."),
     ErrorCode.UNKNOWN_SCHEMA_VERSION: CodeFacts(
-        "caller", False, "The job's schema version is one that no worker knew, for KEYE_NEWER_JOB_SECONDS."
+        "caller", False, "No worker knew the job's schema version, for KEYE_NEWER_JOB_SECONDS if it is a newer one."
     ),
     ErrorCode.PROMPT_TOO_LONG: CodeFacts(
         "caller", False, "Prompt, visual tokens and new tokens together exceed the model's context."

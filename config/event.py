@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from config.contract import OpenEnum, Report
+from config.contract import Report
+from config.open_enum import OpenEnum
 from config.state import JobState
 
 

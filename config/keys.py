@@ -13,7 +13,8 @@ def record(job_id: str) -> str:
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
-    left_at (when a worker first left it to newer ones), requeued_as (the job that a dead letter was sent again as).
+    left_seconds (that workers of an older release have left it to newer ones),
+    requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"
 

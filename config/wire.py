@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -11,7 +11,7 @@ from config.contract import Contract, version_needed
 from config.event import EVENT
 from config.job import AnalysisJob
 from config.outcome import OUTCOME
-from config.state import JobState
+from config.outline import record_of
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
@@ -31,16 +31,7 @@ class SealedJob(Contract):
     @property
     def record(self) -> dict[str, str]:
         """The fields of the job's record (see `config.keys.record`) at the moment of submission."""
-        deadline = self.job.deadline_seconds
-        return {
-            "state": JobState.QUEUED.value,
-            "sealed": self.model_dump_json(),
-            "priority": self.job.priority.value,
-            "submitted_at": repr(self.submitted_at),
-            "deadline_at": "" if deadline is None else repr(self.submitted_at + deadline),
-            "attempts": "0",
-            "max_attempts": str(self.job.max_attempts),
-        }
+        return record_of(self.job, self.submitted_at, self.model_dump_json())
 
 
 class UnknownSchemaVersion(ValueError):
@@ -48,7 +39,7 @@ class UnknownSchemaVersion(ValueError):
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            f"The job has schema version {version}, this release reads 1 to {SCHEMA_VERSION}. Upgrade the older side."
+            f"The job has schema version {version}, this release reads up to {SCHEMA_VERSION}. Upgrade the older side."
         )
         self.is_newer = version > SCHEMA_VERSION
 
@@ -70,21 +61,9 @@ def open_sealed(payload: Any) -> SealedJob:
     version = payload.get("schema_version") if isinstance(payload, dict) else None
     if isinstance(version, int) and not 1 <= version <= SCHEMA_VERSION:
         raise UnknownSchemaVersion(version)
-    return _validated(payload, extra="forbid")
-
-
-def understand(payload: Any) -> SealedJob:
-    """As much of a sealed job of any version as this release knows: enough to find, cancel or end it, not to answer it.
-
-    Raises `InvalidJob` where that is not a whole job.
-    """
-    return _validated(payload, extra="ignore")
-
-
-def _validated(payload: Any, extra: Literal["forbid", "ignore"]) -> SealedJob:
     try:
         # As JSON, not as Python objects: a list is then a tuple, and a number written as a string is a fault.
-        return SealedJob.model_validate_json(to_json(payload), strict=True, extra=extra)
+        return SealedJob.model_validate_json(to_json(payload), strict=True)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
     except PydanticSerializationError:

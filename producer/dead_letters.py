@@ -12,7 +12,8 @@ from config.error_codes import ErrorCode
 from config.history import FailedAttempt
 from config.job import AnalysisJob
 from config.outcome import OUTCOME, JobFailure
-from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed, understand
+from config.outline import Outline
+from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
 from producer.errors import DeadLetterNotFound
 from producer.job import Job
 from producer.transport import Transport
@@ -79,11 +80,7 @@ class DeadLetters:
 
     def purge(self, letter: DeadLetter) -> None:
         """Forget the job at once: its input, its failure, and that there ever was one."""
-        try:
-            idempotency_key = understand(letter.sealed).job.idempotency_key
-        except InvalidJob:
-            idempotency_key = None
-        self._transport.purge_dead_letter(letter.job_id, idempotency_key)
+        self._transport.purge_dead_letter(letter.job_id, Outline.of(letter.sealed).job.idempotency_key)
 
 
 def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) -> AnalysisJob:

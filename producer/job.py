@@ -9,8 +9,8 @@ from enum import StrEnum
 from config.error_codes import ErrorCode
 from config.event import JobEnded, JobEvent, Stage
 from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
+from config.outline import Outline
 from config.state import JobState
-from config.wire import understand
 from producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
 from producer.transport import Transport
 
@@ -137,7 +137,7 @@ class Job:
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         if sealed_json is None:
             raise JobNotFound(self.id)
-        job = understand(json.loads(sealed_json)).job
+        job = Outline.of(json.loads(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,
             code=ErrorCode.CANCELLED,

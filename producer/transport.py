@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from config import keys
 from config.event import JobEvent, read_event
-from config.job import AnalysisJob
+from config.outline import JobOutline
 from config.settings import Settings
 from config.topology import message_list
 from config.wire import InvalidJob
@@ -57,7 +57,7 @@ class Transport:
                 answers = [error] * len(envelopes)
         return [_owner_or_refusal(envelope, answer) for envelope, answer in zip(envelopes, answers, strict=True)]
 
-    def cancel(self, job_id: str, job: AnalysisJob, outcome_json: str) -> str | None:
+    def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
         waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
         names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]

@@ -3,17 +3,17 @@
 import json
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from config import wire
-from config.contract import added_in, version_needed
+from config.contract import Report, added_in, version_needed
 from config.error_codes import ErrorCode
 from config.event import EVENT, FramesDecoded, JobEnded, Stage, StageStarted, TextGenerated, read_event
 from config.history import FailedAttempt
-from config.job import AnalysisJob, GenerationOptions, VideoPart
+from config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from config.outcome import (
     OUTCOME,
     JobFailed,
@@ -26,8 +26,9 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
+from config.outline import JobOutline, Outline
 from config.state import JobState
-from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal, understand
+from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal
 from worker.leases.job_lease import Claimed
 from worker.results.spool import Verdict
 from worker.telemetry.presence import Presence, WorkerState
@@ -133,6 +134,21 @@ def test_a_planted_new_type_of_event_is_passed_over_and_a_broken_event_is_not() 
         read_event('{"type": "stage", "at": 1}')
 
 
+def test_every_report_is_tried_here() -> None:
+    def models_in(value: Any) -> Iterator[type[Report]]:
+        if isinstance(value, Report):
+            yield type(value)
+            for _, inner in value:
+                yield from models_in(inner)
+        elif isinstance(value, tuple):
+            for inner in value:
+                yield from models_in(inner)
+
+    tried = {model for _, report in REPORTS for model in models_in(report)}
+    lenient = {Outline.__base__, JobOutline, Outline}
+    assert {model for model in Report.__subclasses__() if model.__module__ != __name__} - lenient == tried
+
+
 class Style(StrEnum):
     PLAIN = "plain"
     ORNATE = "ornate"
@@ -150,8 +166,15 @@ class WiderVideo(VideoPart):
     style: Style = added_in(2, default=Style.PLAIN)
 
 
+class AudioPart(MediaPart):
+    """A kind of part that came with a version of its own."""
+
+    added_in: ClassVar[int] = 5
+    type: Literal["audio"] = "audio"
+
+
 class WiderJob(AnalysisJob):
-    media: tuple[WiderVideo, ...] = ()
+    media: tuple[WiderVideo | AudioPart, ...] = ()
 
 
 class WiderSealedJob(SealedJob):
@@ -176,6 +199,12 @@ def test_a_job_needs_the_lowest_version_that_knows_what_it_uses(fields: dict[str
     assert version_needed(wider(**fields)) == version
 
 
+def test_a_planted_new_kind_of_part_needs_the_version_it_came_with() -> None:
+    job = WiderJob(prompt="?", media=(AudioPart(uri="/a.mp3"),))
+    assert version_needed(job) == 5
+    assert job.model_dump(mode="json")["media"][0]["type"] == "audio"
+
+
 def test_a_job_that_does_not_use_a_planted_new_field_is_read_by_releases_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -194,7 +223,7 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
     payload = json.loads(sealed.model_dump_json())
     assert WiderSealedJob.model_validate(payload) == sealed
     monkeypatch.undo()
-    with pytest.raises(UnknownSchemaVersion, match="version 2, this release reads 1") as unknown:
+    with pytest.raises(UnknownSchemaVersion, match="version 2, this release reads up to 1") as unknown:
         open_sealed(payload)
     assert unknown.value.is_newer
     monkeypatch.setattr(wire, "SCHEMA_VERSION", 2)
@@ -202,14 +231,47 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
         open_sealed(payload)
 
 
-def test_a_newer_job_is_understood_as_far_as_it_goes() -> None:
-    job = AnalysisJob(prompt="?", priority="low", idempotency_key="k", generation=GenerationOptions(seed=1))
-    payload = json.loads(seal(job).model_dump_json()) | {"schema_version": 7, "planted": 1}
-    payload["job"] |= {"planted": 2}
-    payload["job"]["generation"] |= {"planted": 3}
-    assert understand(payload).job == job
-    with pytest.raises(InvalidJob):
-        understand({"schema_version": 7, "anything": "else"})
+GROWN: list[dict[str, Any]] = [
+    {"planted": 1},
+    {"thinking": "briefly"},
+    {"media": [{"type": "audio", "uri": "/a.mp3"}]},
+    {"media": [{"type": "image", "uri": "gs://bucket/a.png"}]},
+    {"prompt": {"text": "?", "language": "en"}},
+    {"generation": {"max_new_tokens": "many"}},
+]
+
+
+@pytest.mark.parametrize("growth", GROWN, ids=lambda growth: next(iter(growth)))
+def test_an_outline_tells_of_any_newer_job_what_it_takes_to_end_it(growth: dict[str, Any]) -> None:
+    job = AnalysisJob(
+        prompt="?", priority="low", idempotency_key="k", deadline_seconds=9, max_attempts=2, metadata={"order": 7}
+    )
+    sealed = seal(job)
+    payload = json.loads(sealed.model_dump_json()) | {"schema_version": 7}
+    payload["job"] |= growth
+    outline = Outline.of(payload)
+    assert (outline.job_id, outline.submitted_at) == (sealed.job_id, sealed.submitted_at)
+    assert outline.job == JobOutline(
+        priority=Priority.LOW, idempotency_key="k", deadline_seconds=9, max_attempts=2, metadata={"order": 7}
+    )
+    assert outline.record("raw") == sealed.record | {"sealed": "raw"}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        None,
+        [],
+        7,
+        "text",
+        {},
+        {"job": 7},
+        {"job_id": ["1"], "submitted_at": "now", "job": {"priority": "soon", "metadata": []}},
+        {"job_id": "half \ud800", "job": {"idempotency_key": "\udfff", "max_attempts": -1, "deadline_seconds": "x"}},
+    ],
+)
+def test_an_outline_of_whatever_is_sent_has_the_defaults_for_what_cannot_be_read(payload: Any) -> None:
+    assert Outline.of(payload) == Outline()
 
 
 def test_versions_before_the_first_are_nobodys() -> None:

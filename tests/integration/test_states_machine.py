@@ -112,8 +112,8 @@ class Jobs(RuleBasedStateMachine):
         """A message arrives at a worker that does not know the job's schema version."""
         before = self.record(job.id)
         sealed = SealedJob.model_validate_json(before["sealed"])
-        is_left = self.store.leave(QueuedJob.newer(sealed, before["sealed"]), patience_seconds=600)
-        assert is_left == (before["state"] == JobState.QUEUED)
+        left_seconds = self.store.leave(QueuedJob.of(sealed), patience_seconds=600)
+        assert (left_seconds is not None) == (before["state"] == JobState.QUEUED)
 
     def claim(self, job: Job) -> Claimed | None:
         before = self.record(job.id)

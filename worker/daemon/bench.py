@@ -42,8 +42,10 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     yield f"{prompt.num_visual_tokens} visual tokens an image, {new_tokens} new tokens an answer"
     engine = Engine(model, processor, kv_cache_bytes=CHECK_CACHE_BYTES, limits=StepLimits(max_running=1))
     engine.start()
-    num_alike = check_agreement(engine, model, prompt, new_tokens)
-    engine.stop()
+    try:
+        num_alike = check_agreement(engine, model, prompt, new_tokens)
+    finally:
+        engine.stop()
     del engine  # what it keeps would count as memory of `generate`
     yield f"engine and `generate` say the same, {num_alike} of {new_tokens} tokens alike\n"
 

@@ -16,6 +16,7 @@ from worker.model.load import load_model
 from worker.model.precision import Precision, choose_precision
 from worker.model.processor import KeyeProcessor
 from worker.tasks.sampling_defaults import SamplingDefaults
+from worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def load_configured_model(settings: Settings) -> LoadedModel:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a daemon's log is no terminal
+    tell_warnings()
     path = settings.model_path
     if path is None:
         raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")

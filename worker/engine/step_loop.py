@@ -137,6 +137,7 @@ class Engine:
 
     def _step_until_stopped(self) -> None:
         fault: GenerationFault | None = None
+        tell_warnings()
         try:
             with torch.inference_mode():
                 self._runner.try_attention()

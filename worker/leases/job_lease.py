@@ -12,7 +12,7 @@ from config import keys
 from config.event import Stage
 from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
-from config.state import JobState
+from config.outline import Outline
 from config.topology import message, message_list
 from config.wire import SealedJob
 from worker.leases.connection import Patience
@@ -36,16 +36,10 @@ class QueuedJob:
         return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
 
     @classmethod
-    def unreadable(cls, job_id: str, payload_json: str, idempotency_key: str | None, is_newer: bool = False) -> Self:
-        """A job that is claimed only to be failed. Its key, where it has one, must end with it."""
-        record = {"state": JobState.QUEUED.value, "sealed": payload_json, "max_attempts": "1"}
-        return cls(job_id, record, idempotency_key, is_newer)
-
-    @classmethod
-    def newer(cls, understood: SealedJob, payload_json: str) -> Self:
-        """A job that is left to later releases: its record keeps what this one does not understand of it."""
-        record = understood.record | {"sealed": payload_json}
-        return cls(understood.job_id, record, understood.job.idempotency_key, is_newer=True)
+    def unreadable(cls, outline: Outline, delivery_id: str, payload_json: str, is_newer: bool) -> Self:
+        """A job that is left to others or claimed only to be failed. Its key, where it has one, must end with it."""
+        record = outline.record(payload_json)
+        return cls(outline.job_id or delivery_id, record, outline.job.idempotency_key, is_newer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +170,17 @@ class LeaseStore:
             case _:
                 return HeldElsewhere()
 
-    def leave(self, job: QueuedJob, patience_seconds: float) -> bool:
+    def leave(self, job: QueuedJob, patience_seconds: float) -> float | None:
         """Leave a queued job to other workers, to be published again soon; waits out an outage as `claim` does.
 
-        False once `patience_seconds` have passed since it was left for the first time, or where it does not wait: then
-        a claim tells the rest.
+        Returns for how many seconds it was left before; None once that is `patience_seconds`, or where it does not
+        wait: then a claim tells the rest.
         """
         fields = [part for field in job.record.items() for part in field]
-        names = [keys.record(job.job_id), keys.leases(), keys.queued(job.record.get("priority", Priority.NORMAL))]
-        args: list[str | float] = [job.job_id, patience_seconds, *fields]
-        return bool(self.patience.wait_out(lambda: self._leave(names, args), f"leaving job {job.job_id}"))
+        names = [keys.record(job.job_id), keys.leases(), keys.queued(job.record["priority"]), keys.deadlines()]
+        args: list[str | float] = [job.job_id, patience_seconds, job.record["deadline_at"], *fields]
+        left = self.patience.wait_out(lambda: self._leave(names, args), f"leaving job {job.job_id}")
+        return None if left is None else float(left)
 
     def renew(self, leases: list[Claimed]) -> list[Renewal]:
         """Extend all of them in one round trip; the answers are in their order."""

@@ -60,10 +60,17 @@ class Reaper:
         self.reap_overdue()
 
     def reap_overdue(self) -> None:
-        """Take every overdue job from its dead holder; raises `RedisError` where Redis is away."""
-        for job_id in self._store.overdue(limit=MAX_JOBS_PER_PASS):
-            with self._sparing_the_others(job_id, keys.leases()):
-                self._reap(job_id)
+        """Take every overdue job from its dead holder; raises `RedisError` where Redis is away.
+
+        Gives up its turn for now when that takes long: thousands may wait here for another attempt or a newer worker.
+        """
+        gives_up_at = time.monotonic() + self._interval_seconds / 2
+        while overdue := self._store.overdue(limit=MAX_JOBS_PER_PASS):
+            for job_id in overdue:
+                with self._sparing_the_others(job_id, keys.leases()):
+                    self._reap(job_id)
+            if time.monotonic() > gives_up_at:
+                return
 
     def _reap(self, job_id: str) -> None:
         match self._store.reap(job_id, self._worker):

@@ -1,6 +1,7 @@
 """One image file to upright RGB pixels. Sizes for the model are not decided here."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -14,6 +15,8 @@ from worker.media.fault import MediaFault
 from worker.media.resize import resize
 from worker.media.signature import recognise_format
 from worker.media.size_limit import check_decoded_bytes, check_pixels
+
+log = logging.getLogger(__name__)
 
 # What phones take; a plug-in of Pillow that not every worker has.
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -90,8 +93,12 @@ def decode_image(
             f"{name}: is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}.",
         ) from None
     except Exception as error:
-        # Pillow's readers raise whatever they trip over: struct.error, IndexError... These two are what they mean to.
-        reason = error if isinstance(error, OSError | SyntaxError) else type(error).__name__
+        # Pillow's readers raise whatever they trip over: struct.error, IndexError... These two are what they mean to
+        # raise; an OSError with a number is the system's, which may name files of this host.
+        is_meant = isinstance(error, SyntaxError) or (isinstance(error, OSError) and error.errno is None)
+        if not is_meant:
+            log.warning("%s: %s while it was decoded", name, type(error).__name__, exc_info=error)
+        reason = error if is_meant else type(error).__name__
         raise MediaFault(
             ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({reason})."
         ) from error

@@ -136,7 +136,7 @@ class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Tensor | Cache, ...]:
         """Logits [B, L, V] of a padded batch, or of its last `logits_to_keep` columns.
 
@@ -167,7 +167,7 @@ class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         carried: dict[str, Any] = {CACHE_NAME: cache}
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
 
 class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):

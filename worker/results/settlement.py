@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from redis import Redis
 
 from config import keys
-from config.job import AnalysisJob, Priority
 from config.outcome import JobFailure, JobResult
+from config.outline import JobOutline
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
 from worker.results.celery_result import result_key, result_message
@@ -49,14 +49,10 @@ class Settlement:
             telling.publish(key, told)
             telling.execute()
 
-    def expire(self, failure: JobFailure, job: AnalysisJob | None) -> bool:
-        """End a job whose deadline has passed while it waited; False where it has ended, or runs: then its worker will.
-
-        `job` is None where it could not be read.
-        """
+    def expire(self, failure: JobFailure, job: JobOutline) -> bool:
+        """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
-        priority = Priority.NORMAL if job is None else job.priority
-        names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(priority), keys.deadlines()]
-        names += keys.idempotency_of(None if job is None else job.idempotency_key)
+        names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(job.priority), keys.deadlines()]
+        names += keys.idempotency_of(job.idempotency_key)
         args = (job_id, failure.model_dump_json(), self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         return bool(self._expire(names, args))

@@ -3,9 +3,7 @@
 import json
 import logging
 import random
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from celery import Task, shared_task
@@ -15,8 +13,9 @@ from redis.exceptions import RedisError
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailed, JobFailure, JobResult
+from config.outline import Outline
 from config.topology import ANALYZE_TASK
-from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, understand
+from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
 from worker.leases.connection import passes
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
@@ -72,9 +71,12 @@ class Analyst:
         """
         tell_warnings()
         queued, opened = open_delivery(payload, delivery_id)
-        if queued.is_newer and self._leases.leave(queued, self._bench.newer_job_seconds):
-            log.info("job %s: left to newer workers", queued.job_id)
-            return None
+        if queued.is_newer:
+            left_seconds = self._leases.leave(queued, self._bench.newer_job_seconds)
+            if left_seconds is not None:
+                level = logging.DEBUG if left_seconds else logging.INFO
+                log.log(level, "job %s: of a newer release, left to workers that know it", queued.job_id)
+                return None
         with self._isolation.beside_others():
             answer = self._leases.claim(queued, self._bench.worker.name)
             if not isinstance(answer, Suspect):
@@ -187,15 +189,4 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
         fault = JobFault(ErrorCode.INVALID_JOB, str(error))
     else:
         return QueuedJob.of(sealed), sealed
-    if is_newer:
-        with suppress(InvalidJob):
-            return QueuedJob.newer(understand(payload), json.dumps(payload)), fault
-    job_id = _text_in(payload, "job_id") or delivery_id
-    key = _text_in(payload.get("job"), "idempotency_key") if isinstance(payload, dict) else None
-    return QueuedJob.unreadable(job_id, json.dumps(payload), key, is_newer), fault
-
-
-def _text_in(payload: Any, field: str) -> str | None:
-    value = payload.get(field) if isinstance(payload, dict) else None
-    # Half a character is no name: Redis takes none.
-    return value if isinstance(value, str) and value and not re.search("[\ud800-\udfff]", value) else None
+    return QueuedJob.unreadable(Outline.of(payload), delivery_id, json.dumps(payload), is_newer), fault

@@ -4,6 +4,7 @@ from config.error_codes import ErrorCode
 from config.event import Stage
 from config.job import AnalysisJob
 from config.outcome import JobFailure, PartialText
+from config.outline import JobOutline
 from worker.engine.inbox import GenerationFault, TooLongForEngine
 from worker.leases.job_lease import Claimed
 from worker.media.prepare import MediaFault
@@ -54,7 +55,7 @@ def explain(error: BaseException) -> JobFault:
             )
 
 
-def failure_of(fault: JobFault, stage: Stage, lease: Claimed, job: AnalysisJob | None) -> JobFailure:
+def failure_of(fault: JobFault, stage: Stage, lease: Claimed, job: AnalysisJob | JobOutline | None) -> JobFailure:
     """The outcome that tells the caller; `job` is None where it could not be read."""
     return JobFailure(
         job_id=lease.job_id,

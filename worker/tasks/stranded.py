@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from config.error_codes import ErrorCode
 from config.event import Stage
-from config.job import AnalysisJob
 from config.outcome import JobFailure
-from config.wire import understand
+from config.outline import JobOutline, Outline
 from worker.leases.job_lease import LateJob, TakenOver
 from worker.results.settlement import Settlement
 from worker.tasks.fault import JobFault, failure_of
@@ -24,8 +23,8 @@ class StrandedJobs:
 
     def bury(self, taken: TakenOver) -> None:
         """End a job that may not run again."""
-        job = _read(taken.sealed_json)
-        lease = taken.lease if job is None else replace(taken.lease, idempotency_key=job.idempotency_key)
+        job = _outline(taken.sealed_json)
+        lease = replace(taken.lease, idempotency_key=job.idempotency_key)
         if taken.cancel_requested:
             fault = JobFault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
         else:
@@ -38,7 +37,7 @@ class StrandedJobs:
 
     def expire(self, late: LateJob) -> None:
         """End a job whose deadline passed while it waited; of a running one its worker ends it."""
-        job = _read(late.sealed_json)
+        job = _outline(late.sealed_json)
         failure = JobFailure(
             job_id=late.job_id,
             code=ErrorCode.DEADLINE_EXCEEDED,
@@ -46,15 +45,15 @@ class StrandedJobs:
             stage=Stage.QUEUED,
             retryable=False,
             attempts=late.attempts,
-            metadata={} if job is None else job.metadata,
+            metadata=job.metadata,
         )
         if self._settlement.expire(failure, job):
             log.info("job %s: %s while it was queued", late.job_id, failure.state)
 
 
-def _read(sealed_json: str) -> AnalysisJob | None:
-    """None for a job that cannot be read: it is ended without its own words."""
+def _outline(sealed_json: str) -> JobOutline:
+    """Enough to end a job, also one that cannot be read, of another schema version perhaps."""
     try:
-        return understand(json.loads(sealed_json)).job
+        return Outline.of(json.loads(sealed_json)).job
     except ValueError:
-        return None
+        return JobOutline()

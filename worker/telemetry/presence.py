@@ -6,7 +6,8 @@ import threading
 from redis import Redis, RedisError
 
 from config import keys
-from config.contract import OpenEnum, Report
+from config.contract import Report
+from config.open_enum import OpenEnum
 from config.outcome import ModelIdentity, WorkerIdentity
 
 RENEW_EVERY_SECONDS = 5.0

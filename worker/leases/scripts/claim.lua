@@ -56,6 +56,8 @@ redis.call(
   "HSET", KEYS[1],
   "state", "RUNNING", "token", ARGV[6], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at
 )
+-- A worker knows how to read it now: should it come back to the queue, its time with those that do not begins anew.
+redis.call("HDEL", KEYS[1], "left_seconds")
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
 redis.call("XADD", KEYS[2], "*", "event", started)
