@@ -45,12 +45,12 @@ newest lowest: $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$@
 	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python .venv-$@ --no-annotate \
 		--output-file .venv-$@/versions.txt -
-	$(UV) pip sync --quiet --python .venv-$@ .venv-$@/versions.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-$@ .venv-$@/versions.txt
 	.venv-$@/bin/pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
 
 $(INSTALLED): pyproject.toml constraints.txt $(UV)
 	$(PYTHON) -m venv .venv
-	$(UV) pip install --quiet --python .venv --constraints constraints.txt --build-constraints constraints.txt \
+	$(UV) pip install --quiet --compile-bytecode --python .venv --constraints constraints.txt --build-constraints constraints.txt \
 		--editable '.[dev]'
 	touch $@
 
