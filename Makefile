@@ -48,10 +48,11 @@ newest lowest: $(UV)
 	$(UV) pip sync --quiet --compile-bytecode --python .venv-$@ .venv-$@/versions.txt
 	.venv-$@/bin/pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
 
+# Copies, not links: a file with several names is none that a worker reads media from, as a test has it do.
 $(INSTALLED): pyproject.toml constraints.txt $(UV)
 	$(PYTHON) -m venv .venv
-	$(UV) pip install --quiet --compile-bytecode --python .venv --constraints constraints.txt --build-constraints constraints.txt \
-		--editable '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --link-mode copy --python .venv --constraints constraints.txt \
+		--build-constraints constraints.txt --editable '.[dev]'
 	touch $@
 
 $(UV):
