@@ -302,7 +302,7 @@ def test_store_that_sends_too_slowly_is_unreachable_in_time(
     road.troubles = deque(["drips"])
     started_at = time.monotonic()
     fault = fault_of("s3://media/large.mp4", replace(limits, max_fetch_seconds=0.3), media_cache)
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < 5
     assert fault.code is ErrorCode.MEDIA_UNREACHABLE
     assert "KEYE_MAX_FETCH_SECONDS" in fault.message
 
@@ -322,7 +322,7 @@ def test_job_that_is_over_ends_its_download_at_once_and_nothing_of_it_is_kept(
     started_at = time.monotonic()
     with pytest.raises(JobCancelled):
         fetch([ImagePart(uri="s3://media/large.mp4")], limits, media_cache, check)
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < 5
     while list((tmp_path / "cache" / "partial").iterdir()):
         time.sleep(0.01)
     assert not list((tmp_path / "cache" / "whole").iterdir())
@@ -369,7 +369,7 @@ def test_job_that_is_over_does_not_wait_for_a_silent_store(limits: MediaLimits, 
         started_at = time.monotonic()
         with pytest.raises(JobCancelled):
             fetch([ImagePart(uri=PHOTO)], slow, media_cache, cancel)
-        assert time.monotonic() - started_at < 2
+        assert time.monotonic() - started_at < 5
 
 
 def test_process_ends_while_a_store_is_silent_in_the_midst_of_a_download(tmp_path: Path) -> None:
