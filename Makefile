@@ -12,11 +12,10 @@ export UV_HTTP_TIMEOUT ?= 180
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
 
-# Two at a time where processes mostly start, or tests are many and small. The chaos tests mostly wait: four at a time take
-# no longer than the longest few.
+# Two files at a time: most of it is processes that start. The chaos tests mostly wait: four at a time take no longer than
+# the longest few.
 test: $(INSTALLED)
-	$(BIN)/pytest -q -n 2 --dist worksteal tests/acceptance tests/compat tests/contract tests/unit
-	$(BIN)/pytest -q tests/integration tests/gpu
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/chaos
 	$(BIN)/pytest -q -n 4 --dist worksteal tests/chaos
 
 lint: $(INSTALLED)

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from config import wire
 from config.contract import Report, added_in, version_needed
@@ -174,7 +174,7 @@ class AudioPart(MediaPart):
 
 
 class WiderJob(AnalysisJob):
-    media: tuple[WiderVideo | AudioPart, ...] = ()
+    media: tuple[Annotated[WiderVideo | AudioPart, Field(discriminator="type")], ...] = ()
 
 
 class WiderSealedJob(SealedJob):

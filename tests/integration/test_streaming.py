@@ -94,7 +94,7 @@ def test_stages_of_a_job_are_told_before_its_text(client: Client) -> None:
 
 
 def test_text_comes_in_order_and_joined_is_the_answer(client: Client) -> None:
-    job = client.submit(prompt="go on", generation={"max_new_tokens": 300, "temperature": 0})
+    job = client.submit(prompt="go on", generation={"max_new_tokens": 1500, "temperature": 0})
     events = list(job.events(timeout=60))
     result = job.result()
     assert joined(events, "answer") == result.answer
