@@ -1,11 +1,12 @@
 FROM python:3.12-slim
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
-RUN pip install --no-cache-dir --constraint constraints.txt setuptools
+RUN pip install --no-cache-dir --constraint constraints.txt uv
 COPY config config
 COPY producer producer
 COPY worker worker
-RUN pip install --no-cache-dir --constraint constraints.txt --no-build-isolation '.[worker,heic]'
+RUN uv pip install --system --no-cache --compile-bytecode --constraint constraints.txt --build-constraint constraints.txt \
+    '.[worker,heic]'
 # The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
 RUN useradd --system --create-home keye && install --directory --mode=700 --owner=keye /var/tmp/keye-spool
 USER keye
