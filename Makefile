@@ -54,6 +54,8 @@ $(INSTALLED): pyproject.toml constraints.txt $(UV)
 	$(PYTHON) -m venv .venv
 	$(UV) pip install --quiet --compile-bytecode --link-mode copy --python .venv --constraints constraints.txt \
 		--build-constraints constraints.txt --editable '.[dev]'
+	@# Else gigabytes on their way to the disk hold up the append-only files of the first tests' servers.
+	sync
 	touch $@
 
 $(UV):

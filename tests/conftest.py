@@ -48,7 +48,8 @@ def redis(valkey_url: str) -> "Iterator[Redis]":
     """A client of the session's server, emptied before and after each test."""
     from redis import Redis
 
-    with Redis.from_url(valkey_url, decode_responses=True) as client:
+    # A busy disk may hold up the append-only server for longer than the library's five seconds.
+    with Redis.from_url(valkey_url, decode_responses=True, socket_timeout=60) as client:
         client.flushall()
         yield client
         client.flushall()
