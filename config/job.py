@@ -11,6 +11,10 @@ from config.contract import Contract
 MAX_MEDIA = 64
 MAX_METADATA_BYTES = 16 * 1024
 MAX_INLINE_BYTES = 2**20  # of one `data:` URI, decoded
+MAX_INLINE_URI_CHARS = 12 * 2**20  # of all `data:` URIs of a job together: 9 MiB as base64
+MAX_URI_BYTES = 4096  # of any other URI: Linux' PATH_MAX, and more than S3 lets a key have
+# Of all that is to be read or matched as text, as UTF-8: eight bytes for each token of the longest context there is.
+MAX_TEXT_BYTES = 2**20
 SCHEMES = ("s3", "file", "data", "https")
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4 * 1024 * 1024)]
@@ -67,6 +71,9 @@ class MediaPart(Contract):
     def _known_scheme(cls, uri: str) -> str:
         scheme, separator, _ = uri.partition(":")
         if uri.startswith("/") or (separator and scheme.lower() in SCHEMES):
+            size = len(uri.encode(errors="replace"))
+            if scheme.lower() != "data" and size > MAX_URI_BYTES:
+                raise ValueError(f"a URI of {size} bytes, the limit is {MAX_URI_BYTES}")
             return uri
         # The value stays out of the message: a signed URL is a secret.
         raise ValueError(f"neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}")
@@ -147,7 +154,13 @@ class AnalysisJob(Contract):
     @field_validator("metadata")
     @classmethod
     def _metadata_is_small(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        size = len(json.dumps(metadata).encode())
+        try:
+            size = len(json.dumps(metadata, allow_nan=False))
+            json.dumps(metadata, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            # Without the error's own words: they may quote what it holds.
+            told = "metadata is no JSON: it holds NaN, an infinity, half a character, or is nested too deeply"
+            raise ValueError(told) from None
         if size > MAX_METADATA_BYTES:
             raise ValueError(f"metadata is {size} bytes of JSON, the limit is {MAX_METADATA_BYTES}: store a reference")
         return metadata
@@ -165,13 +178,32 @@ class AnalysisJob(Contract):
                 raise ValueError(f"{len(self.all_media())} media in the messages, the limit is {MAX_MEDIA}")
         return self
 
+    @model_validator(mode="after")
+    def _is_of_a_size(self) -> Self:
+        texts = [p.text if isinstance(p, TextPart) else "" for p in self.all_parts()]
+        size = sum(len(text.encode(errors="replace")) for text in (*texts, *self.generation.stop))
+        if size > MAX_TEXT_BYTES:
+            raise ValueError(f"prompt, messages and stop are {size} bytes of text, the limit is {MAX_TEXT_BYTES}")
+        inline = sum(len(part.uri) for part in self.all_media() if part.uri[:5].lower() == "data:")
+        if inline > MAX_INLINE_URI_CHARS:
+            raise ValueError(
+                f"{inline} characters of data: URIs, the limit is {MAX_INLINE_URI_CHARS} a job: upload them instead"
+            )
+        return self
+
     def conversation(self) -> tuple[ChatMessage, ...]:
         """The job as chat messages; a plain prompt is one user turn with its media before the text."""
         if self.messages is not None:
             return self.messages
         return (ChatMessage(role="user", content=(*self.media, TextPart(text=self.prompt or ""))),)
 
+    def all_parts(self) -> tuple[TextPart | ImagePart | VideoPart, ...]:
+        """All that the model is shown, in prompt order."""
+        if self.messages is None:
+            return (*self.media, TextPart(text=self.prompt or ""))
+        contents = [message.content for message in self.messages]
+        return tuple(p for c in contents for p in ((TextPart(text=c),) if isinstance(c, str) else c))
+
     def all_media(self) -> tuple[ImagePart | VideoPart, ...]:
         """Every medium in prompt order; a failure's `media_index` counts in this list."""
-        parts = (p for m in self.conversation() if not isinstance(m.content, str) for p in m.content)
-        return tuple(p for p in parts if not isinstance(p, TextPart))
+        return tuple(part for part in self.all_parts() if not isinstance(part, TextPart))

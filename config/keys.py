@@ -60,6 +60,12 @@ def dead_letters() -> str:
     return f"{PREFIX}dead"
 
 
+def quarantine() -> str:
+    """Stream of messages that could not be read, the newest `config.quarantine.MAX_MESSAGES` of them: fields reason,
+    worker, job_id ("" for none), size, raw (base64 of its beginning). Stays."""
+    return f"{PREFIX}quarantine"
+
+
 def reaper_turn() -> str:
     """String, the worker whose turn it is to look for overdue leases; expires before the next turn."""
     return f"{PREFIX}reaper-turn"

@@ -10,11 +10,14 @@ from pydantic_core import PydanticSerializationError, to_json
 from config.contract import Contract, version_needed
 from config.event import EVENT
 from config.job import AnalysisJob
+from config.job_id import JobId
 from config.outcome import OUTCOME
 from config.outline import record_of
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
+# Of a sealed job as JSON. Pictures and text have bounds of their own (`config.job`), together a little below it.
+MAX_SEALED_BYTES = 16 * 2**20
 
 
 class SealedJob(Contract):
@@ -24,7 +27,7 @@ class SealedJob(Contract):
     """
 
     schema_version: int = 1
-    job_id: str
+    job_id: JobId
     submitted_at: float
     job: AnalysisJob
 
@@ -49,8 +52,12 @@ class InvalidJob(ValueError):
 
 
 def seal(job: AnalysisJob) -> SealedJob:
-    """Give the job its id and its time of submission."""
-    return SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
+    """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
+    sealed = SealedJob(
+        schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job
+    )
+    _check_size(_as_json(sealed))
+    return sealed
 
 
 def open_sealed(payload: Any) -> SealedJob:
@@ -61,14 +68,26 @@ def open_sealed(payload: Any) -> SealedJob:
     version = payload.get("schema_version") if isinstance(payload, dict) else None
     if isinstance(version, int) and not 1 <= version <= SCHEMA_VERSION:
         raise UnknownSchemaVersion(version)
+    text = _as_json(payload)
+    _check_size(text)
     try:
         # As JSON, not as Python objects: a list is then a tuple, and a number written as a string is a fault.
-        return SealedJob.model_validate_json(to_json(payload), strict=True)
+        return SealedJob.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise InvalidJob(describe_faults(error)) from None
-    except PydanticSerializationError:
-        # Python's JSON reader lets through what JSON cannot hold.
+
+
+def _as_json(value: Any) -> bytes:
+    try:
+        return to_json(value)
+    except (PydanticSerializationError, ValueError, RecursionError):
+        # Python's JSON reader and its texts let through what JSON cannot hold.
         raise InvalidJob("1 fault: job: holds half a character (a lone surrogate), or is nested too deeply") from None
+
+
+def _check_size(text: bytes) -> None:
+    if len(text) > MAX_SEALED_BYTES:
+        raise InvalidJob(f"1 fault: job: {len(text)} bytes of JSON, the limit is {MAX_SEALED_BYTES}")
 
 
 def describe_faults(error: ValidationError) -> str:

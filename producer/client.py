@@ -17,7 +17,7 @@ from producer.errors import JobNotFound, Refusal, UploadFailed
 from producer.job import Job
 from producer.media_type import media_type_of
 from producer.transport import Transport, reaching_redis
-from producer.upload import reference_of
+from producer.upload import references_of
 from producer.verify import Irregularity, Ledger, verify
 
 # Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
@@ -87,7 +87,7 @@ class Client:
         media = fields.get("media")
         if not isinstance(media, list | tuple):
             return fields
-        return fields | {"media": [reference_of(m, i, self._settings) for i, m in enumerate(media)]}
+        return fields | {"media": references_of(media, self._settings)}
 
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""

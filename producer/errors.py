@@ -45,12 +45,13 @@ class JobNotEnded(KeyeError, TimeoutError):
 
 
 class IdempotencyConflict(KeyeError):
-    def __init__(self, key: str, job_id: str) -> None:
+    """It does not say whose the key is: who finds out another's key should not get at his job by it."""
+
+    def __init__(self, key: str) -> None:
         super().__init__(
-            f"The idempotency key {key!r} belongs to job {job_id}, which asks for something else. "
+            f"The idempotency key {key!r} belongs to a job that asks for something else. "
             "Send the same job again, or use another key."
         )
-        self.job_id = job_id
 
 
 class QueueUnavailable(KeyeError, ConnectionError):

@@ -158,7 +158,7 @@ def _owner(envelope: Envelope, answer: list[str]) -> str:
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")
     if fingerprint != envelope.fingerprint:
-        raise IdempotencyConflict(job.idempotency_key or "", job_id)
+        raise IdempotencyConflict(job.idempotency_key or "")
     return job_id
 
 

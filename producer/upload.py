@@ -6,11 +6,12 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from config.extras import install_command
-from config.job import MAX_INLINE_BYTES
+from config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from config.settings import Settings
 from config.wire import InvalidJob
 from producer.errors import UploadFailed
@@ -24,8 +25,21 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
-def reference_of(medium: Any, index: int, settings: Settings) -> Any:
+def references_of(media: Sequence[Any], settings: Settings) -> list[Any]:
+    """As `reference_of` for each; what the job has no room for inside is uploaded."""
+    references, room = [], MAX_INLINE_URI_CHARS
+    for index, medium in enumerate(media):
+        reference = reference_of(medium, index, settings, room)
+        if isinstance(reference, dict) and reference["uri"].startswith("data:"):
+            room -= len(reference["uri"])
+        references.append(reference)
+    return references
+
+
+def reference_of(medium: Any, index: int, settings: Settings, room: int = MAX_INLINE_URI_CHARS) -> Any:
     """What a job holds in place of bytes or a PIL image: a part with a `data:` or `s3:` URI. Other media as they are.
+
+    `room` is how many characters of `data:` URIs the job may still hold.
 
     Uploaded objects are called by their content's hash, so that the same bytes are the same job. They stay until the
     bucket's own rules remove them. Raises `InvalidJob` or `UploadFailed`.
@@ -41,14 +55,16 @@ def reference_of(medium: Any, index: int, settings: Settings) -> Any:
         raise InvalidJob(
             f"1 fault: media.{index}: begins like no image or video that is known. Give its URI in a part."
         )
-    if len(content) <= MAX_INLINE_BYTES:
-        uri = f"data:{content_type.mime};base64,{base64.b64encode(content).decode()}"
+    head = f"data:{content_type.mime};base64,"
+    if len(content) <= MAX_INLINE_BYTES and len(head) + 4 * -(-len(content) // 3) <= room:
+        uri = head + base64.b64encode(content).decode()
     elif settings.upload_prefix:
         uri = _upload(content, content_type, index, settings.upload_prefix, settings.s3_endpoint_url)
     else:
         raise InvalidJob(
-            f"1 fault: media.{index}: has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,} travel inside "
-            "a job. Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
+            f"1 fault: media.{index}: has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media "
+            f"together {MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to "
+            "have it uploaded, or upload it and give its URI."
         )
     return {"type": content_type.media_type, "uri": uri}
 
