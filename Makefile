@@ -7,7 +7,7 @@ UV := .venv-uv/bin/uv
 # Of a registry that takes its time with a large file.
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo test lint bench damage chaos lock newest lowest
+.PHONY: demo test lint bench damage chaos soak lock newest lowest
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -29,6 +29,10 @@ damage: $(INSTALLED)
 # Mostly waiting, so all gates run side by side; every one has a server of its own.
 chaos: $(INSTALLED)
 	CHAOS=long $(BIN)/pytest -q -n 16 --dist worksteal --timeout 7200 tests/chaos
+
+# Messages that nobody should send, a hundred times as many as in `make test`.
+soak: $(INSTALLED)
+	HOSTILE_MESSAGES=200000 $(BIN)/pytest -q tests/chaos/test_hostile_messages.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -11,7 +11,9 @@ def record(job_id: str) -> str:
     attempts, max_attempts, token (fencing token of the newest move of its lease), claimed_at, worker,
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
-    due_at (when the next attempt may begin, set by one that failed), max_visual_tokens (after one that did not fit),
+    due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
+    canvas (JSON of `worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
+    max_visual_tokens (after one that did not fit),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
     left_seconds (that workers of an older release have left it to newer ones),
     requeued_as (the job that a dead letter was sent again as).

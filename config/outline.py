@@ -14,6 +14,7 @@ from pydantic import (
 
 from config.contract import Report
 from config.job import AnalysisJob, Priority
+from config.job_id import JobId
 from config.state import JobState
 
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -42,7 +43,7 @@ class JobOutline(_Lenient):
 class Outline(_Lenient):
     """Of `SealedJob`, whatever release sealed it and however broken it is: what cannot be read is as if left out."""
 
-    job_id: Name | None = None
+    job_id: JobId | None = None
     submitted_at: float | None = None
     job: JobOutline = JobOutline()
 

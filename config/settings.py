@@ -46,6 +46,16 @@ class Settings(BaseSettings):
         default=7 * 86400, ge=60, description="how long a failed job stays among the dead letters"
     )
 
+    celery_canvas: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="`queue/task` patterns, joined by ',', of what Celery messages may have called after their job; "
+        "none refuses all",
+    )
+    celery_control: bool = Field(
+        default=False, description="whether Celery's remote commands may change and end workers, not only look at them"
+    )
+    celery_events: bool = Field(default=False, description="whether workers send Celery's events, as Flower shows them")
+
     model_path: Path | None = Field(default=None, description="folder of the Keye-VL checkpoint")
     device: DeviceSetting = Field(default="auto", description="auto takes the GPU where there is one")
     precision: PrecisionSetting = Field(
@@ -135,7 +145,7 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("s3_buckets", mode="before")
+    @field_validator("s3_buckets", "celery_canvas", mode="before")
     @classmethod
-    def _split_buckets(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -25,23 +25,33 @@ def message_list(priority: Priority) -> str:
     return f"{QUEUE}\x06\x16{step}" if step else QUEUE
 
 
+def message_lists() -> list[str]:
+    """All lists that Celery clients put messages for our queue into, whatever priority steps they know: 0 first."""
+    return [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in range(1, 10))]
+
+
 def message(job_id: str, sealed: Any, priority: Priority) -> str:
-    """What lies in that list for one delivery of `sealed` (the decoded JSON of a `SealedJob`).
+    """What lies in that list for one delivery of `sealed` (the decoded JSON of a `SealedJob`)."""
+    return message_with(job_id, {"sealed": sealed}, PRIORITY_STEPS[priority])
+
+
+def message_with(task_id: str, arguments: dict[str, Any], step: int) -> str:
+    """A message for our task with these keyword arguments, in the list of this priority step.
 
     Task protocol 2 in the envelope of kombu's virtual transports; `docs/producers.md` has it for other languages.
     """
     return json.dumps(
         {
-            "body": b64encode(json.dumps([[], {"sealed": sealed}, {}]).encode()).decode(),
+            "body": b64encode(json.dumps([[], arguments, {}]).encode()).decode(),
             "content-type": "application/json",
             "content-encoding": "utf-8",
-            "headers": {"task": ANALYZE_TASK, "id": job_id, "lang": "py"},
+            "headers": {"task": ANALYZE_TASK, "id": task_id, "lang": "py"},
             "properties": {
-                "correlation_id": job_id,
+                "correlation_id": task_id,
                 "delivery_tag": str(uuid.uuid4()),
                 "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": QUEUE},
-                "priority": PRIORITY_STEPS[priority],
+                "priority": step,
                 "body_encoding": "base64",
             },
         }

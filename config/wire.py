@@ -53,9 +53,7 @@ class InvalidJob(ValueError):
 
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
-    sealed = SealedJob(
-        schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job
-    )
+    sealed = SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
     _check_size(_as_json(sealed))
     return sealed
 

@@ -16,7 +16,7 @@ from config.wire import InvalidJob, schemas
 from producer import dead_cli
 from producer.client import build_job
 from producer.job import Cancellation, Job
-from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, exit_code_of
+from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, escaped, exit_code_of
 from producer.transcript import Transcript
 
 app = typer.Typer(
@@ -153,9 +153,11 @@ def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
         ledger, irregularities = client.verify()
     for irregularity in irregularities:
         found = {"job_id": irregularity.job_id, "what": irregularity.what}
-        typer.echo(json.dumps(found) if as_json else f"{irregularity.job_id}  {irregularity.what}")
+        typer.echo(json.dumps(found) if as_json else escaped(f"{irregularity.job_id}  {irregularity.what}"))
     counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
-    typer.echo(f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities", err=True)
+    told = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
+    told += f", {ledger.num_quarantined} messages in quarantine"
+    typer.echo(told + (" (keye dead list --messages)" if ledger.num_quarantined else ""), err=True)
     if irregularities:
         raise typer.Exit(ExitCode.IRREGULAR)
 

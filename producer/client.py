@@ -16,6 +16,7 @@ from producer.envelope import Envelope, enclose
 from producer.errors import JobNotFound, Refusal, UploadFailed
 from producer.job import Job
 from producer.media_type import media_type_of
+from producer.quarantine import Quarantine
 from producer.transport import Transport, reaching_redis
 from producer.upload import references_of
 from producer.verify import Irregularity, Ledger, verify
@@ -100,6 +101,11 @@ class Client:
     def dead_letters(self) -> DeadLetters:
         """The jobs that failed for good."""
         return DeadLetters(self.submit, self._transport)
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """The messages that no worker could read."""
+        return Quarantine(self._transport)
 
     def verify(self) -> tuple[Ledger, list[Irregularity]]:
         """All jobs, and those in no legal state; reads everything, and for an operator."""

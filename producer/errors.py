@@ -3,6 +3,7 @@
 KeyeError
 ├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
 ├── DeadLetterNotFound   (LookupError)      the job is unknown or did not fail, or its dead letter is gone
+├── MessageNotFound      (LookupError)      no such message in quarantine: it never was, or it was purged or pushed out
 ├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
 ├── IdempotencyConflict                     the key was used before, for another job
 ├── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
@@ -13,6 +14,7 @@ JobFailed                                   from `config.outcome`: carries the `
 
 from redis.exceptions import OutOfMemoryError
 
+from config.quarantine import MAX_MESSAGES
 from config.state import JobState
 from config.wire import InvalidJob
 
@@ -34,6 +36,14 @@ class DeadLetterNotFound(KeyeError, LookupError):
         super().__init__(
             f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was requeued, "
             "purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
+        )
+
+
+class MessageNotFound(KeyeError, LookupError):
+    def __init__(self, message_id: str) -> None:
+        super().__init__(
+            f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed out by "
+            f"newer ones (the newest {MAX_MESSAGES:,} stay)."
         )
 
 

@@ -1,4 +1,4 @@
-"""What every `keye` command shares: its common options, the connection, and the exit code of each error."""
+"""What every `keye` command shares: its options, the connection, each error's exit code, what a terminal may get."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from producer.errors import (
     JobNotEnded,
     JobNotFound,
     KeyeError,
+    MessageNotFound,
     QueueUnavailable,
 )
 
@@ -32,7 +33,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODES = (
     "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
-    "in time; 5 no such job; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
+    "in time; 5 no such job or message; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
     "8 too late to cancel, the job had ended; 9 a job is in no legal state."
 )
 
@@ -52,11 +53,16 @@ def connected(redis_url: str | None) -> Iterator[Client]:
         raise typer.Exit(exit_code_of(error)) from None
 
 
+def escaped(text: str) -> str:
+    """For what strangers wrote: one line, in which no character moves the cursor, turns the text round or is hidden."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def exit_code_of(error: Exception) -> ExitCode:
     match error:
         case JobNotEnded():
             return ExitCode.NOT_ENDED
-        case JobNotFound() | DeadLetterNotFound():
+        case JobNotFound() | DeadLetterNotFound() | MessageNotFound():
             return ExitCode.NOT_FOUND
         case IdempotencyConflict():
             return ExitCode.CONFLICT

@@ -1,7 +1,8 @@
-"""How the producer talks to Redis: records, messages and events. Media: `upload`."""
+"""How the producer talks to Redis: records, messages, events and the quarantine. Media: `upload`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from config import keys
+from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.event import JobEvent, read_event
 from config.outline import JobOutline
 from config.settings import Settings
@@ -20,6 +22,8 @@ from producer.envelope import Envelope
 from producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
 
 SOCKET_TIMEOUT_SECONDS = 5.0
+# Of the quarantine; together up to 4 MiB.
+ENTRIES_PER_ROUND_TRIP = 50
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -39,23 +43,27 @@ class Transport:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
         Raises `IdempotencyConflict` where that one asks for something else, and `InvalidJob` where the new tokens alone
-        are all that the live workers hold for a job.
+        are all that the live workers hold for a job, or where Redis does not take a message of its size.
         """
         with reaching_redis("queue the job"):
-            answer = self._submit(*_submission(envelope))
+            answer = self._submit(*self._submission(envelope))
         return _owner(envelope, answer)
 
     def submit_many(self, envelopes: Sequence[Envelope]) -> list[str | Refusal]:
         """As `submit` for each, in one round trip; what it would raise stands where the id would."""
-        answers: list[Any]
+        refused: dict[int, InvalidJob] = {}
+        answers: Iterator[Any]
         with self.redis.pipeline(transaction=False) as sending:
-            for envelope in envelopes:
-                self._submit(*_submission(envelope), client=sending)
             try:
-                answers = sending.execute(raise_on_error=False)
+                for index, envelope in enumerate(envelopes):
+                    try:
+                        self._submit(*self._submission(envelope), client=sending)
+                    except InvalidJob as refusal:
+                        refused[index] = refusal
+                answers = iter(sending.execute(raise_on_error=False))
             except RedisError as error:
-                answers = [error] * len(envelopes)
-        return [_owner_or_refusal(envelope, answer) for envelope, answer in zip(envelopes, answers, strict=True)]
+                answers = repeat(error)
+        return [refused.get(i) or _owner_or_refusal(e, next(answers)) for i, e in enumerate(envelopes)]
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
@@ -97,6 +105,28 @@ class Transport:
         with reaching_redis("purge the dead letter"):
             self._purge(keys=names, args=[job_id])
 
+    def list_quarantined(self, since: float) -> Iterator[tuple[str, dict[str, str]]]:
+        """Entry id and fields of messages put into quarantine at `since` (Unix seconds) or later, oldest first."""
+        first = str(max(0, int(since * 1000)))
+        while True:
+            with reaching_redis("list the quarantined messages"):
+                page: Any = self.redis.xrange(keys.quarantine(), first, "+", count=ENTRIES_PER_ROUND_TRIP)
+            yield from page
+            if len(page) < ENTRIES_PER_ROUND_TRIP:
+                return
+            first = f"({page[-1][0]}"
+
+    def read_quarantined(self, message_id: str) -> dict[str, str] | None:
+        """The fields of one entry; None where there is none."""
+        with reaching_redis("read the quarantined message"):
+            entries: Any = self.redis.xrange(keys.quarantine(), message_id, message_id)
+        return dict(entries[0][1]) if entries else None
+
+    def purge_quarantined(self, message_ids: Sequence[str]) -> None:
+        if message_ids:
+            with reaching_redis("purge the quarantined messages"):
+                self.redis.xdel(keys.quarantine(), *message_ids)
+
     def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent | None]]:
         """Events behind the entry `after`, with their entry ids; None for one of a type that only newer releases know.
 
@@ -114,6 +144,24 @@ class Transport:
 
     def close(self) -> None:
         self.redis.close()
+
+    def _submission(self, envelope: Envelope) -> tuple[list[str], list[str | int]]:
+        """Keys and arguments of `scripts/submit.lua`. Raises `InvalidJob` where Redis takes none of that size."""
+        job, record = envelope.sealed.job, envelope.sealed.record
+        queue = (keys.queued(job.priority), message_list(job.priority))
+        names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]
+        names += keys.idempotency_of(job.idempotency_key)
+        fields = [text for pair in record.items() for text in pair]
+        told = (envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens, record["deadline_at"])
+        args: list[str | int] = [*told, envelope.message, *fields]
+        try:
+            check_arguments(self.redis, args)
+        except ArgumentTooLarge as fault:
+            raise InvalidJob(
+                f"1 fault: job: its message has {fault}. Upload media that it holds inside (data: URIs) and give their "
+                "URIs, or have that setting raised."
+            ) from None
+        return names, args
 
 
 def connect(url: str) -> Redis:
@@ -133,17 +181,6 @@ def connect(url: str) -> Redis:
             "The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://:password@host:6379/0, with %40 for an @ "
             "in the password, %23 for a #, %2F for a /."
         ) from None
-
-
-def _submission(envelope: Envelope) -> tuple[list[str], list[str | int]]:
-    """Keys and arguments of `scripts/submit.lua`."""
-    job, record = envelope.sealed.job, envelope.sealed.record
-    queue = (keys.queued(job.priority), message_list(job.priority))
-    names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]
-    names += keys.idempotency_of(job.idempotency_key)
-    fields = [text for pair in record.items() for text in pair]
-    told = (envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens, record["deadline_at"])
-    return names, [*told, envelope.message, *fields]
 
 
 def _owner(envelope: Envelope, answer: list[str]) -> str:

@@ -1,4 +1,7 @@
-"""Whether every job is in a legal state: all records, leases, queues and dead letters are read and held against it."""
+"""Whether every job is in a legal state: all records, leases, queues and dead letters are read and held against it.
+
+Anybody may have written what lies in the queue: it is read as bytes, and whatever it is, it stops nothing here.
+"""
 
 import json
 import time
@@ -8,17 +11,28 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
+from redis.client import NEVER_DECODE
 
 from config import keys
 from config.job import Priority
+from config.job_id import is_job_id
 from config.outcome import OUTCOME
 from config.state import JobState
-from config.topology import QUEUE, UNACKED, message_list
+from config.topology import QUEUE, UNACKED, message_lists
+from config.wire import MAX_SEALED_BYTES
+from producer.transport import SCRIPTS
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
 _NEVER = -1
 # What looks odd for an instant, between two moves of a living job, is gone by the second look.
 LOOK_AGAIN_SECONDS = 1.0
+
+# A message that a worker reads is smaller, as base64 and with all that is beside it.
+_MAX_MESSAGE_BYTES = 2 * MAX_SEALED_BYTES
+# Its body is one string. Each part makes an object of 60 bytes or more.
+_MAX_JSON_PARTS = 1_500_000
+_PAGE_BYTES = 8 * 2**20
+_SCRIPT = (SCRIPTS / "messages.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,7 +47,8 @@ class Irregularity:
 class Ledger:
     """All that Redis holds of jobs, read at `now` (Unix seconds of its clock). `ttls` are the records' own.
 
-    `messages` are the jobs that have one; None stands for messages that name no job.
+    `messages` are the jobs that have one; None stands for messages that name no job. `num_quarantined` are those that
+    workers could not read; their jobs have ended.
     """
 
     now: float
@@ -44,6 +59,7 @@ class Ledger:
     deadlines: dict[str, float]
     dead_letters: dict[str, float]
     messages: frozenset[str | None]
+    num_quarantined: int
 
     @property
     def num_in_state(self) -> Counter[str]:
@@ -71,7 +87,11 @@ def judge(ledger: Ledger, lease_seconds: float) -> Iterator[Irregularity]:
         if job_id not in ledger.records and ends_at < overdue:
             yield Irregularity(job_id, "has a lease and no record")
     if None in ledger.messages:
-        yield Irregularity("-", f"a message in {QUEUE} names no job: somebody else's? Workers discard it")
+        yield Irregularity(
+            "-",
+            f"a message in {QUEUE} names no job or cannot be read: somebody else's? Workers put it into quarantine "
+            "(keye dead list --messages)",
+        )
     for name, entries in (("queued", ledger.queued), ("a deadline", ledger.deadlines)):
         for job_id in entries.keys() - ledger.records.keys():
             yield Irregularity(job_id, f"is listed as {name} and has no record")
@@ -137,6 +157,7 @@ def read_ledger(redis: Redis) -> Ledger:
     leases, deadlines, dead = (_scores(redis, name) for name in (keys.leases(), keys.deadlines(), keys.dead_letters()))
     queued = {job_id: at for priority in Priority for job_id, at in _scores(redis, keys.queued(priority)).items()}
     messages = frozenset(_messages(redis))
+    num_quarantined = redis.xlen(keys.quarantine())
     records: dict[str, dict[str, str | None]] = {}
     ttls: dict[str, int] = {}
     for name in redis.scan_iter(match=keys.record("*"), count=1000, _type="hash"):
@@ -149,7 +170,8 @@ def read_ledger(redis: Redis) -> Ledger:
             job_id = name.removeprefix(keys.record(""))
             records[job_id] = dict(zip(_FIELDS, values, strict=True))
             ttls[job_id] = ttl
-    return Ledger(seconds + microseconds / 1e6, records, ttls, leases, queued, deadlines, dead, messages)
+    now = seconds + microseconds / 1e6
+    return Ledger(now, records, ttls, leases, queued, deadlines, dead, messages, num_quarantined)
 
 
 def _scores(redis: Redis, name: str) -> dict[str, float]:
@@ -158,18 +180,60 @@ def _scores(redis: Redis, name: str) -> dict[str, float]:
 
 def _messages(redis: Redis) -> Iterator[str | None]:
     """The job of each message of ours, waiting or in a worker's hands."""
-    waiting = [raw for priority in Priority for raw in cast(list[str], redis.lrange(message_list(priority), 0, -1))]
-    taken = [json.loads(raw) for raw in cast(list[str], redis.hvals(UNACKED))]
-    for message in [*map(_parsed, waiting), *(message for message, _, queue in taken if queue == QUEUE)]:
-        match message:
-            case {"headers": {"id": str(job_id)}}:
-                yield job_id
-            case _:
-                yield None
+    for name in message_lists():
+        for raw in _waiting(redis, name):
+            yield _named_job(_parsed(raw))
+    for raw in _taken(redis):
+        match _parsed(raw):
+            case [message, _, queue] if queue == QUEUE:
+                yield _named_job(message)
 
 
-def _parsed(raw: str) -> Any:
+def _waiting(redis: Redis, name: str) -> Iterator[bytes | None]:
+    """The messages of a list, some megabytes at a time; None for one that is too large.
+
+    New ones may shift others, which then come twice.
+    """
+    start, count = 0, 1
+    while page := _fetch_bytes(redis, "EVAL", _SCRIPT, 1, name, start, start + count - 1, _MAX_MESSAGE_BYTES):
+        yield from page
+        start += len(page)
+        size = sum(_MAX_MESSAGE_BYTES if raw is None else len(raw) for raw in page)
+        count = min(2 * count, 100) if size < _PAGE_BYTES else max(count // 2, 1)
+
+
+def _taken(redis: Redis) -> Iterator[bytes | None]:
+    """What lies in `UNACKED`, one by one, since other apps may have thousands there; without what is too large."""
+    tags = _fetch_bytes(redis, "HKEYS", UNACKED)
+    with redis.pipeline(transaction=False) as measuring:
+        for tag in tags:
+            measuring.hstrlen(UNACKED, tag)
+        sizes = measuring.execute()
+    for tag, size in zip(tags, sizes, strict=True):
+        if size <= _MAX_MESSAGE_BYTES:
+            yield _fetch_bytes(redis, "HGET", UNACKED, tag)
+
+
+def _fetch_bytes(redis: Redis, *command: Any) -> Any:
+    """The answer as it is, on a connection that decodes the others."""
+    return cast(Any, redis).execute_command(*command, **{NEVER_DECODE: True})
+
+
+def _parsed(raw: bytes | None) -> Any:
+    """Decoded JSON; None for anything else, and for what would take gigabytes."""
+    if raw is None or sum(raw.count(mark) for mark in (b",", b"[", b"{")) > _MAX_JSON_PARTS:
+        return None
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _named_job(message: Any) -> str | None:
+    """As a worker reads it: a message of Celery's protocol 1 has its id among the properties only."""
+    match message:
+        case {"headers": {"id": job_id}} if is_job_id(job_id):
+            return job_id
+        case {"properties": {"correlation_id": job_id}} if is_job_id(job_id):
+            return job_id
+    return None

@@ -23,7 +23,7 @@ _forking = get_context("forkserver")
 _forking.set_forkserver_preload(
     [
         *("__main__", "tests.chaos.echo_workers", "celery.__main__", "celery.bin.celery", "celery.apps.worker"),
-        *("kombu.transport.redis", "celery.backends.redis", "celery.concurrency.thread"),
+        *("worker.broker.transport", "celery.backends.redis", "celery.concurrency.thread"),
         *("worker.daemon.bootsteps", "worker.tasks.analyze", "worker.tasks.quiet_consumer"),
     ]
 )

@@ -27,8 +27,11 @@ from config.outcome import (
     WorkerIdentity,
 )
 from config.outline import JobOutline, Outline
+from config.quarantine import QuarantinedMessage
 from config.state import JobState
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal
+from worker.broker.asked import Asked
+from worker.broker.canvas import Canvas
 from worker.leases.job_lease import Claimed
 from worker.results.spool import Verdict
 from worker.telemetry.presence import Presence, WorkerState
@@ -61,6 +64,7 @@ ATTEMPT = FailedAttempt(
     attempt=1, worker="here:1", began_at=1, ended_at=2, stage=Stage.FETCH, code=ErrorCode.INTERNAL, message="why"
 )
 LEASE = Claimed("1", "token", 1, 3, 0.0, None, None, None)
+MESSAGE = QuarantinedMessage(message_id="1-0", reason="?", worker="gpu-1:7", job_id=None, size=3, raw=b"[1]")
 REPORTS: list[tuple[Any, Any]] = [
     (OUTCOME, RESULT),
     (OUTCOME, FAILURE),
@@ -71,6 +75,8 @@ REPORTS: list[tuple[Any, Any]] = [
     (TypeAdapter(FailedAttempt), ATTEMPT),
     (TypeAdapter(Presence), Presence(worker=WORKER, state=WorkerState.READY, model=MODEL, max_tokens=9)),
     (TypeAdapter(Verdict), Verdict(lease=LEASE, outcome=RESULT)),
+    (TypeAdapter(Asked), Asked(refused="?", canvas=Canvas(group="g"))),
+    (TypeAdapter(QuarantinedMessage), MESSAGE),
 ]
 
 

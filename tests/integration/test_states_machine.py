@@ -71,7 +71,7 @@ class Jobs(RuleBasedStateMachine):
         self.spool = Spool(Path(mkdtemp(dir=self.folder)))
         self.outbox = Outbox(self.settlement, self.spool, self.store.patience)
         stranded = StrandedJobs(self.settlement)
-        self.reaper = Reaper(self.store, "reaper", lambda: None, stranded.bury, stranded.expire)
+        self.reaper = Reaper(self.store, "reaper", (), stranded.bury, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}

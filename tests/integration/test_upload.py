@@ -69,6 +69,13 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
         assert Image.open(file).tobytes() == noise.tobytes()
 
 
+def test_pictures_that_a_job_has_no_room_for_are_uploaded(client: Client, redis: Redis) -> None:
+    photo = b"\xff\xd8\xff" + bytes(2**20 - 3)
+    small = b"\xff\xd8\xff small"
+    job = client.submit(prompt="?", media=[*[photo] * 10, small])
+    assert [part.uri.partition(":")[0] for part in media_of(job, redis)] == ["data"] * 8 + ["s3"] * 2 + ["data"]
+
+
 def test_same_bytes_are_the_same_job_under_one_idempotency_key(client: Client) -> None:
     jobs = [client.submit(prompt="?", media=[PHOTO], idempotency_key="once") for _ in range(2)]
     assert jobs[0].id == jobs[1].id

@@ -16,6 +16,9 @@ from celery.worker import state
 
 from config.outcome import WorkerIdentity
 from config.settings import Settings
+from producer.client import Client
+from producer.errors import JobNotFound
+from worker.broker.remote_commands import guard_commands
 from worker.daemon.celery_options import check_celery
 from worker.daemon.exit_codes import ExitCode
 from worker.daemon.findings import Severity, as_message, select
@@ -82,7 +85,8 @@ class EngineStep(bootsteps.StartStopStep):
         outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
         stranded = StrandedJobs(settlement)
         # Before the model: what the process before this one could not write should not wait until it is read.
-        self._reaper = Reaper(leases, loading.worker.name, outbox.deliver, stranded.bury, stranded.expire)
+        waiting = (outbox.deliver, worker.app.quarantine.deliver)
+        self._reaper = Reaper(leases, loading.worker.name, waiting, stranded.bury, stranded.expire)
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
@@ -121,7 +125,9 @@ class EngineStep(bootsteps.StartStopStep):
             max_attempt_seconds=settings.max_attempt_seconds,
             newer_job_seconds=settings.newer_job_seconds,
         )
-        analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
+        self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
+        self._client = Client(settings)
+        guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal)
         self._watch.start()
         self._renewal.start()
@@ -155,6 +161,7 @@ class EngineStep(bootsteps.StartStopStep):
         """Called by Celery once the consumer takes no more messages."""
         with ExitStack() as ending:
             # Entered from last to first: whatever fails, the rest is stopped too.
+            ending.callback(self._client.close)
             ending.callback(self._announcer.stop)
             ending.callback(self._reaper.stop)
             # A drain may outlast a lease: renew until the last job has ended.
@@ -178,6 +185,13 @@ class EngineStep(bootsteps.StartStopStep):
         if self._is_shutting_down:
             os._exit(ExitCode.FORCED)
         self._is_shutting_down = True
+
+    def _cancel(self, task_id: str) -> None:
+        """Called by Celery for each task that is revoked, by whoever may publish to Redis."""
+        try:
+            self._client.find(self._analyst.job_of(task_id)).cancel()
+        except JobNotFound:
+            self._analyst.revoke(task_id)
 
     def _announce_ready(self, **_: Any) -> None:
         self._announcer.announce(self._ready)

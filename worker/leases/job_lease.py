@@ -3,9 +3,10 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
+from pydantic import Field
 from redis import Redis
 
 from config import keys
@@ -17,6 +18,11 @@ from config.topology import message, message_list
 from config.wire import SealedJob
 from worker.leases.connection import Patience
 from worker.leases.lua import load_script
+
+T = TypeVar("T")
+
+# Settling needs it no more, and a spool on disk should not hold it: signed URLs stand in it.
+Unsaved = Annotated[T, Field(exclude=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +42,9 @@ class QueuedJob:
         return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
 
     @classmethod
-    def unreadable(cls, outline: Outline, delivery_id: str, payload_json: str, is_newer: bool) -> Self:
+    def unreadable(cls, outline: Outline, job_id: str, payload_json: str, is_newer: bool = False) -> Self:
         """A job that is left to others or claimed only to be failed. Its key, where it has one, must end with it."""
-        record = outline.record(payload_json)
-        return cls(outline.job_id or delivery_id, record, outline.job.idempotency_key, is_newer)
+        return cls(job_id, outline.record(payload_json), outline.job.idempotency_key, is_newer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class Claimed:
     Every move of a lease makes a new token, drawn at random: a counter could repeat after a server that lost its last
     second. `max_attempts` is the job's own and one more for each that was given back. `submitted_at` is the producer's
     clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
-    more and did not fit into memory.
+    more and did not fit into memory. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
+    afterwards, if anything is.
     """
 
     job_id: str
@@ -61,6 +67,8 @@ class Claimed:
     deadline_at: float | None
     idempotency_key: str | None
     max_visual_tokens: int | None = None
+    sealed_json: Unsaved[str] = field(default="null", repr=False, compare=False)
+    canvas_json: Unsaved[str | None] = field(default=None, repr=False, compare=False)
 
     @property
     def queued_seconds(self) -> float:
@@ -77,11 +85,12 @@ class AlreadySettled:
     """Another attempt, a cancel or the reaper ended the job: this delivery has nothing to do."""
 
     outcome: JobResult | JobFailure
+    canvas_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
-    """Some worker is on it, or its next attempt is not due yet; when it is, the reaper publishes the job again."""
+    """Some worker is on it, or its attempt is not due yet; when it is, the reaper publishes the job again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +166,28 @@ class LeaseStore:
         """
         fields = [part for field in job.record.items() for part in field]
         priority = job.record.get("priority", Priority.NORMAL)
-        names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken()]
+        names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken(), keys.deadlines()]
         token = new_token()
         args: list[str | float] = [job.job_id, worker, self.lease_seconds, priority, int(is_alone), token, *fields]
         match self.patience.wait_out(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
-            case ["claimed", *facts]:
-                return _claimed(job.job_id, token, facts, job.idempotency_key)
-            case ["settled", outcome]:
-                return AlreadySettled(OUTCOME.validate_json(outcome))
+            case ["claimed", sealed_json, canvas_json, *facts]:
+                lease = _claimed(job.job_id, token, facts, job.idempotency_key)
+                return replace(lease, sealed_json=sealed_json, canvas_json=canvas_json or None)
+            case ["settled", outcome, canvas_json]:
+                return AlreadySettled(OUTCOME.validate_json(outcome), canvas_json or None)
             case ["suspect"]:
                 return Suspect()
             case _:
                 return HeldElsewhere()
+
+    def sealed(self, job_id: str) -> str | None:
+        """What the job's record says is asked (JSON); None where it has none."""
+        reading = f"reading job {job_id}"
+        return cast(str | None, self.patience.wait_out(lambda: self.redis.hget(keys.record(job_id), "sealed"), reading))
+
+    def canvas_is_called(self, job_id: str) -> None:
+        """Nobody is to call it once more."""
+        self.redis.hdel(keys.record(job_id), "canvas")
 
     def leave(self, job: QueuedJob, patience_seconds: float) -> float | None:
         """Leave a queued job to other workers, to be published again soon; waits out an outage as `claim` does.

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from redis.exceptions import RedisError
@@ -20,7 +20,7 @@ MAX_JOBS_PER_PASS = 100
 class Reaper:
     """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
-    `deliver` writes outcomes of this host that Redis could not take, each time and whoever's turn it is.
+    `deliver` write what Redis could not take of this process or host, each time and whoever's turn it is.
     `bury` settles a job that was taken over, `expire` ends a late one unless a worker has it. A job that cannot be
     looked after does not hold up the others: it is logged, and tried again a lease later.
     """
@@ -29,7 +29,7 @@ class Reaper:
         self,
         store: LeaseStore,
         worker: str,
-        deliver: Callable[[], None],
+        deliver: Sequence[Callable[[], None]],
         bury: Callable[[TakenOver], None],
         expire: Callable[[LateJob], None],
     ) -> None:
@@ -96,7 +96,8 @@ class Reaper:
         is_away, looks_at = False, 0.0
         while not self._stopping.wait(self._interval_seconds):
             try:
-                self._deliver()
+                for deliver in self._deliver:
+                    deliver()
                 if is_away or time.monotonic() >= looks_at:
                     # The lock is the turn: it runs out by itself just before the next one is due.
                     turn_ms = int(self._interval_seconds * 800)

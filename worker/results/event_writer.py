@@ -2,11 +2,13 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from config import keys
+from config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
 from config.event import Channel, FramesDecoded, Stage, StageStarted, TextGenerated
 from worker.leases.job_lease import Claimed
 
@@ -25,12 +27,19 @@ class EventWriter:
         self._silent_until = 0.0
 
     def write(self, lease: Claimed, events: list[str]) -> bool:
-        """Append events (JSON) to the stream, all of them or none; says whether they were."""
+        """Append events (JSON) to the stream, all of them or none; says whether they were.
+
+        One that is larger than what Redis takes is left out. Where they have half a megabyte together, some may be
+        written twice.
+        """
         if time.monotonic() < self._silent_until:
             return False
         stream = keys.events(lease.job_id)
         try:
-            with self._redis.pipeline(transaction=len(events) > 1) as writing:
+            events = without_oversized(self._redis, lease, events)
+            # Of a transaction the sizes count together, with what goes around them.
+            is_joint = len(events) > 1 and sum(len(event.encode()) for event in events) < LOWEST_LIMIT_BYTES // 2
+            with self._redis.pipeline(transaction=is_joint) as writing:
                 for event in events:
                     # Never makes the stream: one that a late writer made after it expired would never expire again.
                     writing.xadd(stream, {"event": event}, maxlen=MAX_EVENTS, nomkstream=True)
@@ -41,6 +50,20 @@ class EventWriter:
             log.warning("job %s: events not written: %s", lease.job_id, fault)
             return False
         return True
+
+
+def without_oversized(redis: Redis, lease: Claimed, events: Sequence[str]) -> list[str]:
+    """The events (JSON) that Redis takes. A text that waited for it for long may be too large: readers see the gap by
+    the next one's offset, and the outcome has all of it."""
+    fitting = []
+    for event in events:
+        try:
+            check_arguments(redis, (event,))
+        except ArgumentTooLarge as fault:
+            log.warning("job %s: an event is left out: %s", lease.job_id, fault)
+        else:
+            fitting.append(event)
+    return fitting
 
 
 class AttemptEvents:

@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from config.outcome import JobFailure, JobResult
 from worker.leases.connection import PATIENCE_SECONDS, Patience, passes
 from worker.leases.job_lease import Claimed
+from worker.results.outcome_size import OutcomeTooLarge
 from worker.results.settlement import Settlement
 from worker.results.spool import Spool, Verdict
 
@@ -40,18 +41,31 @@ class Outbox:
                 raise
         self._spool.keep(Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events)))
         settling = f"settling job {lease.job_id}"
-        is_written = self._patience.wait_out(
-            lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds
-        )
+        try:
+            is_written = self._patience.wait_out(
+                lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds
+            )
+        except OutcomeTooLarge:
+            self._spool.drop(lease.token)
+            raise
         self._spool.drop(lease.token)
         return is_written
 
     def deliver(self) -> None:
-        """Write what is kept on disk, where its claim still counts. Raises the fault of a Redis that is away."""
+        """Write what is kept on disk, where its claim still counts. Raises the fault of a Redis that is away.
+
+        What is too large for it ends its job as failed: tried for ever, it would hold up the others.
+        """
         for verdict in self._spool.waiting():
-            lease = verdict.lease
-            if self._settlement.settle(lease, verdict.outcome, verdict.last_events):
-                log.info("job %s: outcome kept on disk is written, %s", lease.job_id, verdict.outcome.state)
+            lease, outcome = verdict.lease, verdict.outcome
+            try:
+                is_written = self._settlement.settle(lease, outcome, verdict.last_events)
+            except OutcomeTooLarge as fault:
+                log.error("job %s: %s", lease.job_id, fault)
+                outcome = fault.failure
+                is_written = self._settlement.settle(lease, outcome, verdict.last_events)
+            if is_written:
+                log.info("job %s: outcome kept on disk is written, %s", lease.job_id, outcome.state)
             else:
                 log.warning("job %s: outcome kept on disk is discarded, the job went on without it", lease.job_id)
             self._spool.drop(lease.token)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from redis import Redis
 
 from config import keys
+from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.outcome import JobFailure, JobResult
 from config.outline import JobOutline
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
 from worker.results.celery_result import result_key, result_message
-from worker.results.event_writer import MAX_EVENTS
+from worker.results.event_writer import MAX_EVENTS, without_oversized
+from worker.results.outcome_size import OutcomeTooLarge, in_brief
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
@@ -29,22 +31,28 @@ class Settlement:
     def settle(self, lease: Claimed, outcome: JobResult | JobFailure, last_events: Sequence[str] = ()) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
-        `last_events` (JSON) are what the attempt said and has not written yet. Raises Redis' fault where
-        it is away; waiting for it is `outbox`'s.
+        `last_events` (JSON) are what the attempt said and has not written yet. Raises `OutcomeTooLarge` for a result
+        that Redis does not take for its size (a failure is written in brief), and Redis' fault where it is away;
+        waiting for it is `outbox`'s.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
         names += keys.idempotency_of(lease.idempotency_key)
-        outcome_json = outcome.model_dump_json()
+        outcome_json, told = self._told(lease.job_id, outcome)
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
-        told = result_message(lease.job_id, outcome, outcome_json)
-        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS, *last_events)
+        events = without_oversized(self._redis, lease, last_events)
+        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS, *events)
         return bool(self._settle(names, args))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task."""
-        key, told = result_key(task_id), result_message(task_id, outcome, outcome.model_dump_json())
-        with self._redis.pipeline() as telling:
+        key = result_key(task_id)
+        try:
+            _, told = self._told(task_id, outcome)
+        except OutcomeTooLarge as fault:
+            _, told = self._told(task_id, fault.failure)
+        # No transaction: of one the sizes count together.
+        with self._redis.pipeline(transaction=False) as telling:
             telling.set(key, told, ex=self._result_ttl_seconds)
             telling.publish(key, told)
             telling.execute()
@@ -54,5 +62,20 @@ class Settlement:
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(job.priority), keys.deadlines()]
         names += keys.idempotency_of(job.idempotency_key)
-        args = (job_id, failure.model_dump_json(), self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
+        outcome_json, _ = self._told(job_id, failure)
+        args = (job_id, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         return bool(self._expire(names, args))
+
+    def _told(self, task_id: str, outcome: JobResult | JobFailure) -> tuple[str, str]:
+        """As JSON and as Celery's result, both of a size that Redis takes; raises `OutcomeTooLarge` for a result."""
+        outcome_json = outcome.model_dump_json()
+        told = result_message(task_id, outcome, outcome_json)
+        try:
+            check_arguments(self._redis, (outcome_json, told))
+        except ArgumentTooLarge as fault:
+            if isinstance(outcome, JobResult):
+                raise OutcomeTooLarge(outcome, fault) from None
+            outcome = in_brief(outcome, fault)
+            outcome_json = outcome.model_dump_json()
+            told = result_message(task_id, outcome, outcome_json)
+        return outcome_json, told

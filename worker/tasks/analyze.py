@@ -4,10 +4,13 @@ import json
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
+from celery.utils.collections import LimitedSet
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from config.error_codes import ErrorCode
@@ -16,13 +19,15 @@ from config.outcome import JobFailed, JobFailure, JobResult
 from config.outline import Outline
 from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
+from worker.broker.asked import NOTHING_ASKED, Asked
+from worker.broker.canvas import Canvas
 from worker.leases.connection import passes
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
 from worker.results.outbox import Outbox
 from worker.results.settlement import Settlement
 from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
-from worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault, explain, failure_of
+from worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, JobFault, explain, failure_of
 from worker.tasks.isolation import Isolation
 from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 from worker.tasks.stragglers import Stragglers
@@ -30,24 +35,51 @@ from worker.telemetry.warning_filters import tell_warnings
 
 log = logging.getLogger(__name__)
 
+# Of tasks that were revoked before their job was known here.
+MAX_REVOKED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How the job of a delivery ended; `canvas` is what Celery is to call for it, and nobody has yet."""
+
+    job_id: str
+    outcome: JobResult | JobFailure
+    canvas: Canvas | None
+
 
 # Ignored by Celery: settling has written its result.
-@shared_task(name=ANALYZE_TASK, bind=True, acks_late=True, ignore_result=True, throws=(JobFailed,))
-def analyze(delivery: Task, sealed: Any = None) -> None:
-    """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed."""
+@shared_task(
+    name=ANALYZE_TASK,
+    bind=True,
+    acks_late=True,
+    ignore_result=True,
+    throws=(JobFailed,),
+    Request="worker.broker.request:JobRequest",
+)
+def analyze(delivery: Task, sealed: Any = None, sealed_json: str | None = None, asked: Any = None) -> None:
+    """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed.
+
+    The arguments are what `worker.broker.admission` made of the message.
+    """
     analyst: Analyst = delivery.app.analyst
+    payload = sealed if sealed_json is None else json.loads(sealed_json)
     try:
-        outcome = analyst.analyze(sealed, delivery.request.id)
+        answer = analyst.analyze(payload, delivery.request.id, Asked.model_validate(asked or {}))
+        if answer is not None and answer.canvas is not None:
+            answer.canvas.call(delivery.app, delivery.request.id, answer.outcome)
+            analyst.canvas_is_called(answer.job_id)
+    except OperationalError as fault:
+        raise Reject(f"What follows job {delivery.request.id} cannot be called: {fault}", requeue=True) from None
     except RedisError as fault:
         if not passes(fault):
             raise
         raise Reject(f"Redis stayed away: {fault}", requeue=True) from None
-    match outcome:
-        case JobFailure():
-            raise JobFailed.of(outcome)
-        case None:
-            # Acknowledged without a result: the job's one result is another delivery's to write.
-            raise Ignore
+    if answer is None:
+        # Acknowledged without a result: the job's one result is another delivery's to write.
+        raise Ignore
+    if isinstance(answer.outcome, JobFailure):
+        raise JobFailed.of(answer.outcome)
 
 
 class Analyst:
@@ -62,51 +94,100 @@ class Analyst:
         self._settlement = settlement
         self._outbox = outbox
         self._isolation = Isolation()
+        self._revoked = LimitedSet(maxlen=MAX_REVOKED)
+        # Of deliveries that are being answered and whose task has another id than their job.
+        self._jobs: dict[str, str] = {}
         self.stragglers = Stragglers(settlement)
 
-    def analyze(self, payload: Any, delivery_id: str) -> JobResult | JobFailure | None:
+    def analyze(self, payload: Any, delivery_id: str, asked: Asked = NOTHING_ASKED) -> Answer | None:
         """The job's outcome, written by this delivery or found written; None where another attempt has it or is due.
 
         Raises Redis' own fault where it stayed away for longer than patience lasts.
         """
         tell_warnings()
-        queued, opened = open_delivery(payload, delivery_id)
+        queued, opened = self._identify(payload, delivery_id, asked)
         if queued.is_newer:
             left_seconds = self._leases.leave(queued, self._bench.newer_job_seconds)
             if left_seconds is not None:
                 level = logging.DEBUG if left_seconds else logging.INFO
                 log.log(level, "job %s: of a newer release, left to workers that know it", queued.job_id)
                 return None
-        with self._isolation.beside_others():
-            answer = self._leases.claim(queued, self._bench.worker.name)
-            if not isinstance(answer, Suspect):
-                return self._act_on(answer, opened, delivery_id)
-        # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
-        log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
-        with self._isolation.alone(queued.job_id) as is_first:
-            if not is_first:
-                return None
-            return self._act_on(self._leases.claim(queued, self._bench.worker.name, is_alone=True), opened, delivery_id)
+        self._jobs[delivery_id] = queued.job_id
+        try:
+            with self._isolation.beside_others():
+                answer = self._leases.claim(queued, self._bench.worker.name)
+                if not isinstance(answer, Suspect):
+                    return self._act_on(answer, queued, opened, delivery_id)
+            # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
+            log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
+            with self._isolation.alone(queued.job_id) as is_first:
+                if not is_first:
+                    return None
+                answer = self._leases.claim(queued, self._bench.worker.name, is_alone=True)
+                return self._act_on(answer, queued, opened, delivery_id)
+        finally:
+            self._jobs.pop(delivery_id, None)
+
+    def job_of(self, task_id: str) -> str:
+        """The job that a Celery task is for: of the same id, as a rule."""
+        return self._jobs.get(task_id, task_id)
+
+    def revoke(self, task_id: str) -> None:
+        """A task whose job nobody knows yet: it is cancelled when it comes to this process."""
+        self._revoked.add(task_id)
+
+    def canvas_is_called(self, job_id: str) -> None:
+        """Nobody is to call it once more."""
+        self._leases.canvas_is_called(job_id)
+
+    def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | JobFault]:
+        """Whose delivery it is, and what it says. A message that names another's job has nothing to do with that."""
+        queued, opened = open_delivery(payload, delivery_id)
+        if asked.refused is not None:
+            opened = JobFault(ErrorCode.INVALID_JOB, asked.refused)
+        queued = replace(queued, record=asked.written_into(queued.record))
+        is_its_own = queued.job_id == delivery_id
+        if is_its_own and not queued.is_newer:
+            return queued, opened
+        stored = self._leases.sealed(queued.job_id)
+        is_same = stored is None or _is_same(stored, payload, opened)
+        if is_its_own:
+            return replace(queued, is_newer=is_same), opened
+        if is_same and self._leases.sealed(delivery_id) is None:
+            return queued, opened
+        unreadable = QueuedJob.unreadable(Outline.of(payload), delivery_id, json.dumps(payload))
+        return unreadable, JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
 
     def _act_on(
         self,
         answer: Claimed | AlreadySettled | HeldElsewhere | Suspect,
+        queued: QueuedJob,
         opened: SealedJob | JobFault,
         delivery_id: str,
-    ) -> JobResult | JobFailure | None:
+    ) -> Answer | None:
         match answer:
-            case Claimed() as lease:
-                outcome = self._run(opened, lease)
-                is_told = lease.job_id == delivery_id
+            case Claimed():
+                # What counts is the record, which the message may contradict.
+                if answer.sealed_json != queued.record["sealed"]:
+                    opened = _open_record(answer)
+                if isinstance(opened, SealedJob):
+                    answer = replace(answer, idempotency_key=opened.job.idempotency_key)
+                if delivery_id in self._revoked:
+                    opened = JobFault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
+                outcome = self._run(opened, answer)
+                is_told = answer.job_id == delivery_id
             case AlreadySettled(outcome):
                 is_told = False
             case _:
                 return None
-        if outcome is not None and not is_told:
+        if outcome is None:
+            return None
+        if not is_told:
             self._leases.patience.wait_out(
                 lambda: self._settlement.tell_celery(delivery_id, outcome), f"telling Celery of task {delivery_id}"
             )
-        return outcome
+        canvas = None if answer.canvas_json is None else Canvas.model_validate_json(answer.canvas_json)
+        return Answer(queued.job_id, outcome, canvas)
 
     def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
         if isinstance(opened, JobFault):
@@ -189,4 +270,24 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
         fault = JobFault(ErrorCode.INVALID_JOB, str(error))
     else:
         return QueuedJob.of(sealed), sealed
-    return QueuedJob.unreadable(Outline.of(payload), delivery_id, json.dumps(payload), is_newer), fault
+    outline = Outline.of(payload)
+    return QueuedJob.unreadable(outline, outline.job_id or delivery_id, json.dumps(payload), is_newer), fault
+
+
+def _open_record(lease: Claimed) -> SealedJob | JobFault:
+    try:
+        _, opened = open_delivery(json.loads(lease.sealed_json), lease.job_id)
+    except ValueError:
+        return JobFault(ErrorCode.INVALID_JOB, "The job's record holds no JSON: somebody else wrote into it.")
+    if isinstance(opened, SealedJob) and opened.job_id != lease.job_id:
+        return JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
+    return opened
+
+
+def _is_same(stored: str, payload: Any, opened: SealedJob | JobFault) -> bool:
+    """Whether a record asks for the same as a message; both may be of a newer release."""
+    try:
+        recorded = json.loads(stored)
+        return bool(recorded == payload or (isinstance(opened, SealedJob) and open_sealed(recorded) == opened))
+    except ValueError:
+        return False

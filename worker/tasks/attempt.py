@@ -158,10 +158,11 @@ class Attempt:
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
+            given = self._job.deadline_seconds
             return JobFault(
                 ErrorCode.DEADLINE_EXCEEDED,
-                f"The job's {self._job.deadline_seconds} s were over {where}; it was queued for "
-                f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds or add workers.",
+                f"The job's {'time' if given is None else f'{given} s'} were over {where}; it was queued for "
+                f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds (Celery: expires) or add workers.",
             )
         return next((limit.fault(self.stage, now) for limit in self._limits if now >= limit.ends_at), None)
 

@@ -1,25 +1,42 @@
 """The Celery app of a worker; `celery -A worker.tasks.celery_app worker` starts it without our supervisor."""
 
+from ssl import CERT_REQUIRED
+
 from celery import Celery
 
 from config.settings import Settings
 from config.topology import celery_options
+from worker.broker.admission import Admission
+from worker.broker.quarantine import Quarantine
+from worker.broker.transport import SCHEME
+from worker.leases.connection import connect
 from worker.telemetry.warning_filters import tell_warnings
 
 
 def build_app(settings: Settings) -> Celery:
-    """An app that consumes jobs; what answers them is put on it, as `analyst`, before it starts to."""
+    """An app that consumes jobs; what answers them is put on it, as `analyst`, before it starts to.
+
+    Messages pass its `quarantine`'s door first, see `worker.broker`.
+    """
+    url = settings.redis_url.get_secret_value()
     app = Celery("keye", include=["worker.tasks.analyze"])
+    app.quarantine = Quarantine(connect(url))
+    # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
+    app.conf.update(celery_options(url, settings.result_ttl_seconds, visibility_timeout_seconds=settings.lease_seconds))
     app.conf.update(
-        celery_options(
-            settings.redis_url.get_secret_value(),
-            settings.result_ttl_seconds,
-            # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
-            visibility_timeout_seconds=settings.lease_seconds,
-        ),
+        broker_transport=SCHEME,
+        broker_transport_options={
+            **app.conf.broker_transport_options,
+            "admission": Admission(app.quarantine, settings.celery_canvas),
+            # Whatever steps a Celery client knows, its messages are in one of these.
+            "priority_steps": list(range(10)),
+        },
+        # kombu knows a scheme only of transports of its own.
+        broker_use_ssl={"ssl_cert_reqs": CERT_REQUIRED} if url.startswith("rediss://") else None,
         worker_pool="threads",
         worker_concurrency=settings.concurrency,
         worker_consumer="worker.tasks.quiet_consumer:QuietConsumer",
+        worker_send_task_events=settings.celery_events,
     )
     return app
 

@@ -9,8 +9,11 @@ from worker.engine.inbox import GenerationFault, TooLongForEngine
 from worker.leases.job_lease import Claimed
 from worker.media.prepare import MediaFault
 from worker.model.image_processing import UnusableImage
+from worker.results.outcome_size import OutcomeTooLarge
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
+CANCELLED_BEFORE = "The caller cancelled the job before it ran."
+ANOTHERS_ID = "The message's job_id is that of another job. Give each job an id of its own, the task's is best."
 
 
 class JobFault(Exception):
@@ -46,6 +49,8 @@ def explain(error: BaseException) -> JobFault:
             return JobFault(error.code, error.message)
         case TooLongForEngine():
             return JobFault(ErrorCode.PROMPT_TOO_LONG, str(error))
+        case OutcomeTooLarge():
+            return JobFault(error.code, str(error))
         case UnusableImage():
             return JobFault(ErrorCode.MEDIA_UNSUPPORTED, str(error))
         case _:

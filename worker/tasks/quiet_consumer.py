@@ -1,4 +1,4 @@
-"""Celery's consumer without chatter, between workers and in the log, however the worker is started."""
+"""Celery's consumer without chatter, and without tasks but ours, however the worker is started."""
 
 import logging
 import warnings
@@ -9,11 +9,18 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from redis.exceptions import RedisError
 
+from config.topology import ANALYZE_TASK
 from worker.leases.connection import passes
 
 # Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second.
-SILENCE = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
-TALKATIVE = ("celery.worker.consumer.consumer", "kombu.asynchronous.hub", "kombu.transport.redis")
+SILENCE = {"without_gossip": True, "without_mingle": True}
+TALKATIVE = (
+    "celery.worker.consumer.consumer",
+    "kombu.asynchronous.hub",
+    "kombu.transport.redis",
+    "worker.broker.admission",
+    "worker.broker.transport",
+)
 REPEAT_SECONDS = 10.0
 
 
@@ -47,4 +54,10 @@ class QuietConsumer(Consumer):
             logging.getLogger(name).addFilter(OUTAGE_FILTER)
         # Of each lost connection: that an option which `celery_options` sets may have another default one day.
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-        super().__init__(*args, worker_options={**(worker_options or {}), **SILENCE}, **kwargs)
+        app = kwargs["app"]
+        # Celery's own send whatever is put into their arguments.
+        for name in [each for each in app.tasks if each != ANALYZE_TASK]:
+            app.tasks.unregister(name)
+        # Who looks at a worker's events wants to hear of its heart, too.
+        silence = {**SILENCE, "without_heartbeat": not app.conf.worker_send_task_events}
+        super().__init__(*args, worker_options={**(worker_options or {}), **silence}, **kwargs)

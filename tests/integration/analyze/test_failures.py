@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -186,7 +187,7 @@ def test_a_newer_job_can_be_cancelled_by_an_older_producer(plant: Plant, newer: 
 
 @pytest.mark.parametrize("payload", [None, [], {"schema_version": 1}, {"schema_version": 1, "job_id": 5}])
 def test_message_without_a_usable_job_fails_under_its_celery_id(plant: Plant, payload: Any) -> None:
-    task_id = f"unreadable-{json.dumps(payload)}"
+    task_id = f"unreadable-{uuid.uuid4()}"
     with pytest.raises(JobFailed) as caught:
         plant.send(payload, task_id).get(timeout=20)
     assert caught.value.code is ErrorCode.INVALID_JOB

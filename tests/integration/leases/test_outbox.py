@@ -69,7 +69,7 @@ def test_outcome_of_a_dead_process_is_written_by_the_next(
     leave_on_disk(redis, outbox, lease, a_failure(lease))
 
     next_one = Outbox(settlement, Spool.of(client, tmp_path), Patience())
-    reaper = Reaper(LeaseStore(client, 0.3), "next", next_one.deliver, bury=lambda _: None, expire=lambda _: None)
+    reaper = Reaper(LeaseStore(client, 0.3), "next", [next_one.deliver], bury=lambda _: None, expire=lambda _: None)
     reaper.start()
     eventually(lambda: "outcome" in record(redis, lease.job_id))
     reaper.stop()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from config.job import MAX_INLINE_BYTES
+from config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from config.settings import Settings
 from config.wire import InvalidJob
-from producer.client import Client
+from producer.client import Client, build_job
 from producer.errors import UploadFailed
-from producer.upload import reference_of
+from producer.upload import reference_of, references_of
 
 
 def inline(medium: Any) -> tuple[str, str, bytes]:
@@ -67,6 +67,33 @@ def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> No
     content = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)
     with pytest.raises(InvalidJob, match=r"media\.1: has 1,048,579 bytes.*KEYE_UPLOAD_PREFIX.*give its URI"):
         Client(Settings(upload_prefix=None)).submit(prompt="?", media=["/a.png", content])
+
+
+PHOTO = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES - 3)
+URI_CHARS = len(reference_of(PHOTO, 0, Settings())["uri"])
+
+
+def test_many_pictures_travel_inside_as_long_as_the_job_has_room() -> None:
+    num_inside = MAX_INLINE_URI_CHARS // URI_CHARS
+    job = build_job({"prompt": "?", "media": references_of([PHOTO] * num_inside, Settings())})
+    assert len(job.media) == num_inside == 8
+
+
+def test_picture_that_fills_the_room_to_the_last_character_travels_inside() -> None:
+    head = len("data:image/jpeg;base64,")
+    room = MAX_INLINE_URI_CHARS - 8 * URI_CHARS - head
+    last = b"\xff\xd8\xff" + bytes(room // 4 * 3 - 3)
+    references = references_of([*[PHOTO] * 8, last], Settings())
+    assert MAX_INLINE_URI_CHARS - 4 < sum(len(reference["uri"]) for reference in references) <= MAX_INLINE_URI_CHARS
+    build_job({"prompt": "?", "media": references})
+    with pytest.raises(InvalidJob, match=r"media\.8: "):
+        references_of([*[PHOTO] * 8, last + b"x"], Settings(upload_prefix=None))
+
+
+def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> None:
+    told = r"media\.9: has 1,048,576 bytes, .* 1,048,576, of all media together 9,437,184, .*KEYE_UPLOAD_PREFIX"
+    with pytest.raises(InvalidJob, match=told):
+        Client(Settings(upload_prefix=None)).submit(prompt="?", media=["/a.png", *[PHOTO] * 9])
 
 
 def test_bytes_of_nothing_known_are_refused() -> None:

@@ -2,13 +2,14 @@
 -- A job that was published without a record gets it here. One whose attempts ended twice with their worker, or once when
 -- this one is its last, is claimed only by who runs nothing beside it: it may be what killed them, and its neighbours
 -- must not pay for it again. Asked again under the same token (its answer got lost on the way) it gives that answer again.
+-- What the job asks is what its record says: others may send messages under its id.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set), 5 newest
--- taken job of each priority (sorted set)
+-- taken job of each priority (sorted set), 6 deadlines (sorted set)
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 priority, 5 whether it would run alone (0 or 1), 6 the token, 7.. fields and values of
 -- the record, used where there is none
--- Returns {"claimed", attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens}, {"settled",
--- outcome}, {"held"} (by another worker, or back until its next attempt is due) or {"suspect"}
+-- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens},
+-- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due) or {"suspect"}
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
@@ -16,25 +17,36 @@ local function read()
   return redis.call(
     "HMGET", KEYS[1],
     "state", "due_at", "deaths", "attempts", "max_attempts", "token", "submitted_at", "deadline_at", "max_visual_tokens",
-    "claimed_at", "is_republished"
+    "claimed_at", "is_republished", "sealed", "canvas"
   )
 end
 
 local record = read()
 
 local function claimed(attempt, claimed_at)
-  return { "claimed", attempt, record[5] or "1", claimed_at, record[7] or "", record[8] or "", record[9] or "" }
+  return {
+    "claimed", record[12] or "null", record[13] or "",
+    attempt, record[5] or "1", claimed_at, record[7] or "", record[8] or "", record[9] or "",
+  }
 end
 
 if not record[1] then
   redis.call("HSET", KEYS[1], unpack(ARGV, 7))
   record = read()
+  if tonumber(record[2] or 0) > now then
+    -- Nobody's yet: the reaper publishes it when it is due.
+    redis.call("ZADD", KEYS[3], record[2], ARGV[1])
+    if (record[8] or "") ~= "" then
+      redis.call("ZADD", KEYS[6], record[8], ARGV[1])
+    end
+    return { "held" }
+  end
 elseif record[1] == "RUNNING" and record[6] == ARGV[6] then
   return claimed(record[4], record[10])
 elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
 elseif record[1] ~= "QUEUED" then
-  return { "settled", redis.call("HGET", KEYS[1], "outcome") }
+  return { "settled", redis.call("HGET", KEYS[1], "outcome"), record[13] or "" }
 end
 
 local deaths = tonumber(record[3] or 0)

@@ -1,0 +1,99 @@
+"""Thousands of messages that nobody should send: no worker dies of one, and each good job between them is answered."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from config import keys
+from config.job import Priority
+from config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
+from config.state import JobState
+from config.topology import QUEUE, UNACKED, message_list
+from producer import Client, Job
+from tests.chaos.broker import Broker
+from tests.chaos.conftest import Gate
+from tests.chaos.echo_workers import EchoWorker, EchoWorkers
+from tests.chaos.hostile_messages import hostile_messages
+from tests.conditions import eventually
+
+NUM_MESSAGES = int(os.environ.get("HOSTILE_MESSAGES", 2000))
+# So few that the quarantine holds them all.
+BATCH = 500
+BROADCASTS = "/0.celery.pidbox"
+LISTS = [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in range(1, 10))]
+# Whatever else lies in Redis, somebody made a worker put it there.
+OURS = ("keye:", "celery-task-meta-", "_kombu.", "unacked", QUEUE)
+MAX_GROWTH = 1.1
+
+
+def resident_bytes(worker: EchoWorker) -> int:
+    pages = Path(f"/proc/{worker.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.timeout(7200)
+def test_no_message_ends_a_worker_or_gets_lost(
+    broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
+) -> None:
+    (worker,) = workers.start_ready()
+    redis = broker.redis
+    sizes: list[int] = []
+    num_quarantined = 0
+    good: list[Job] = []
+
+    def send_batch(number: int) -> list[tuple[bytes, str, bool]]:
+        sent: list[tuple[bytes, str, bool]] = []
+
+        @seed(number)
+        @settings(
+            max_examples=BATCH,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(hostile_messages())
+        def send(message: tuple[bytes, str, bool]) -> None:
+            raw, *_ = message
+            sent.append(message)
+            redis.lpush(LISTS[len(sent) % len(LISTS)], raw)
+            if len(sent) % 10 == 0:
+                redis.publish(BROADCASTS, raw)
+            if len(sent) % 50 == 0:
+                good.append(client.submit(prompt="said between them", priority=Priority.LOW))
+
+        send()
+        return sent
+
+    for number in range(NUM_MESSAGES // BATCH):
+        sent = send_batch(number)
+        eventually(lambda: worker.is_ready and not any(redis.llen(name) for name in LISTS), within_seconds=120)
+        eventually(lambda: not redis.exists(UNACKED), within_seconds=60)
+        assert [job.result(timeout=60).answer for job in good] == ["said between them"] * len(good)
+        good.clear()
+        entries = [QuarantinedMessage.of(*entry) for entry in redis.xrange(keys.quarantine())]
+        redis.delete(keys.quarantine())
+        num_quarantined += len(entries)
+        kept = {entry.raw for entry in entries}
+        for raw, job_id, is_named in sent:
+            state, due_at = redis.hmget(keys.record(job_id), "state", "due_at")
+            has_ended = state is not None and JobState(state).is_final
+            # Its caller hears of it, and an operator where no worker could read it.
+            assert has_ended or due_at or not is_named, raw
+            assert has_ended or due_at or raw[:MAX_KEPT_BYTES] in kept, raw
+        sizes.append(resident_bytes(worker))
+
+    assert worker.exit_code(0) is None
+    strange = [name for name in redis.scan_iter(count=1000) if not name.startswith(OURS)]
+    assert strange == []
+    assert redis.type(keys.leases()) in ("zset", "none")
+    assert all(redis.type(message_list(priority)) in ("list", "none") for priority in Priority)
+    _, irregularities = client.verify()
+    assert irregularities == []
+    gate("hostile messages, deaths", f"{NUM_MESSAGES}, {num_quarantined} quarantined, 0", "0")
+    # The first batch is still new to it.
+    growth = sizes[-1] / sizes[1]
+    gate("its memory after all of them, by that after 1,000", f"{growth:.2f} x", f"{MAX_GROWTH} x")
+    assert growth < MAX_GROWTH

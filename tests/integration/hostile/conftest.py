@@ -1,0 +1,16 @@
+"""A worker for each file of tests: what one message did to it, those after it would feel."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.hostile.echo_host import EchoHost
+from worker.demo.embedded_valkey import EmbeddedValkey
+
+
+@pytest.fixture(scope="module")
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoHost]:
+    """With the SETTINGS of the file, if it has any."""
+    settings = getattr(request.module, "SETTINGS", {})
+    with EmbeddedValkey() as server, EchoHost(server.url, tmp_path_factory.mktemp("host"), settings) as host:
+        yield host

@@ -1,0 +1,138 @@
+"""What reaches Celery of what lies in the queue: messages written anew from what they ask, and nothing else of them."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from config.job import Priority
+from config.job_id import RULE, is_job_id
+from config.topology import ANALYZE_TASK, PRIORITY_STEPS, message_with
+from worker.broker.asked import NOTHING_ASKED, Asked
+from worker.broker.canvas import Canvas
+from worker.broker.envelope import Headers, Unreadable, named_job, parse, read_envelope, validated
+from worker.broker.quarantine import Quarantine
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """The door: called with each message as it was taken from its list, before kombu reads it.
+
+    `canvas` are the patterns of KEYE_CELERY_CANVAS.
+    """
+
+    def __init__(self, quarantine: Quarantine, canvas: Sequence[str]) -> None:
+        self._quarantine = quarantine
+        self._canvas = canvas
+
+    def __json__(self) -> str:
+        """For kombu: `inspect stats` tells the transport's options, of which this is one."""
+        return type(self).__name__
+
+    def __call__(self, raw: bytes) -> str | None:
+        """The message that Celery gets; None where it gets none. What cannot be read is in quarantine then."""
+        try:
+            return read_message(raw, self._canvas)
+        except Exception as fault:
+            if not isinstance(fault, Unreadable):
+                # Of ours, then; the message has caused it all the same.
+                log.exception("A fault in reading a message")
+            reason = str(fault) if isinstance(fault, Unreadable) else f"reading it raised {type(fault).__name__}"
+        job_id = _job_of(raw)
+        log.warning("a message is in quarantine: %s", reason)
+        self._quarantine.put(raw, reason, job_id)
+        if job_id is None:
+            return None
+        # Its caller hears of it as of any other job.
+        asked = Asked(refused=f"The message could not be read: {reason}.")
+        return _written(job_id, None, asked, PRIORITY_STEPS[Priority.NORMAL])
+
+
+def read_message(raw: bytes, canvas: Sequence[str]) -> str:
+    """The same job as a message of ours. Raises `Unreadable`."""
+    envelope = read_envelope(parse(raw, "it"))
+    content = envelope.content()
+    headers, args, kwargs, embedded = _protocol(envelope.headers, content)
+    if headers.task != ANALYZE_TASK:
+        raise Unreadable(f"the task {headers.task[:80]!r} is none of ours, {ANALYZE_TASK!r} is the only one")
+    if not is_job_id(headers.id):
+        raise Unreadable(f"its id is no job's: that is {RULE}")
+    step = min(max(envelope.properties.priority or 0, 0), 9) // 3 * 3
+    sealed, asked = _arguments(headers, args, kwargs, step)
+    asked = Asked(
+        refused=asked.refused,
+        not_before=asked.not_before if headers.eta is None else _timestamp(headers.eta, "eta"),
+        expires_at=asked.expires_at if headers.expires is None else _timestamp(headers.expires, "expires"),
+        canvas=asked.canvas or Canvas.of(embedded, headers),
+    )
+    if asked.canvas is not None:
+        asked.canvas.require(canvas)
+    return _written(headers.id, sealed, asked, min(step, 6))
+
+
+class _Call(NamedTuple):
+    headers: Headers
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embedded: Any
+
+
+def _protocol(headers: dict[str, Any], content: Any) -> _Call:
+    """By protocol 2 headers say which task it is, by 1 the body does."""
+    match content:
+        case [list(args), dict(kwargs), embedded] if "task" in headers:
+            return _Call(validated(Headers, headers, "headers"), args, kwargs, embedded)
+        case {"task": _} if "task" not in headers:
+            args, kwargs = content.get("args") or [], content.get("kwargs") or {}
+            if isinstance(args, list) and isinstance(kwargs, dict):
+                embedded = {"callbacks": content.get("callbacks"), "errbacks": content.get("errbacks")}
+                return _Call(
+                    validated(Headers, content, "body"), args, kwargs, embedded | {"chord": content.get("chord")}
+                )
+    raise Unreadable("its body is not what Celery's protocols 1 and 2 call a task: [args, kwargs, embedded]")
+
+
+def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: int) -> tuple[Any, Asked]:
+    """`sealed` is what our producers send; of `job`, as it is written by hand, the task's id is the job's."""
+    match args, kwargs:
+        # `asked` and `sealed_json` are ours, of a message that has passed before: see `_written`.
+        case [], {"sealed": sealed, **rest} if rest.keys() <= {"asked"}:
+            return sealed, validated(Asked, rest.get("asked") or {}, "asked")
+        case [], {"sealed_json": str(sealed_json), **rest} if rest.keys() <= {"asked"}:
+            sealed = parse(sealed_json.encode(errors="surrogatepass"), "sealed_json")
+            return sealed, validated(Asked, rest.get("asked") or {}, "asked")
+        case [sealed], {**rest} if not rest:
+            return sealed, NOTHING_ASKED
+        case [], {"job": job, **rest} if not rest:
+            if isinstance(job, dict) and step and "priority" not in job:
+                job = job | {"priority": {3: Priority.NORMAL}.get(step, Priority.LOW).value}
+            return {"schema_version": 1, "job_id": headers.id, "submitted_at": time.time(), "job": job}, NOTHING_ASKED
+    raise Unreadable(f"{ANALYZE_TASK} takes one argument: job, the fields of a job, or sealed")
+
+
+def _written(task_id: str, sealed: Any, asked: Asked, step: int) -> str:
+    arguments: dict[str, Any] = {"sealed": sealed}
+    if "__type__" in (sealed_json := json.dumps(sealed)):
+        # kombu would make Python objects of it.
+        arguments = {"sealed_json": sealed_json}
+    if asked != NOTHING_ASKED:
+        arguments["asked"] = asked.model_dump(mode="json", exclude_none=True)
+    return message_with(task_id, arguments, step)
+
+
+def _timestamp(text: str, name: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise Unreadable(f"headers.{name}: no time as ISO 8601 has it") from None
+
+
+def _job_of(raw: bytes) -> str | None:
+    try:
+        return named_job(parse(raw, "it"))
+    except Unreadable:
+        return None

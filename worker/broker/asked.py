@@ -1,0 +1,29 @@
+"""What a message asks beside its job."""
+
+from collections.abc import Mapping
+
+from config.contract import Report
+from worker.broker.canvas import Canvas
+
+
+class Asked(Report):
+    """Times are Unix seconds of the caller's clock. `refused` says why the job is to be ended unseen."""
+
+    refused: str | None = None
+    not_before: float | None = None
+    expires_at: float | None = None
+    canvas: Canvas | None = None
+
+    def written_into(self, record: Mapping[str, str]) -> dict[str, str]:
+        """The fields of a new job's record with these in it."""
+        written = dict(record)
+        if self.not_before is not None:
+            written["due_at"] = repr(self.not_before)
+        if self.expires_at is not None:
+            written["deadline_at"] = repr(min(self.expires_at, float(written["deadline_at"] or "inf")))
+        if self.canvas is not None:
+            written["canvas"] = self.canvas.model_dump_json(exclude_none=True)
+        return written
+
+
+NOTHING_ASKED = Asked()

@@ -1,0 +1,97 @@
+"""What a Celery message asks to be called once its job has ended: `link`, `link_error`, and its place in a canvas."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from celery import Celery, signature
+from celery.app.task import Context
+from pydantic import Field
+
+from config.contract import Report
+from config.outcome import JobFailed, JobFailure, JobResult
+from worker.broker.envelope import Foreign, Headers, Name, Unreadable, validated
+
+# What a canvas is made of in the end is tasks; these hold them in their arguments.
+_CONTAINERS = {"celery.group": "tasks", "celery.chain": "tasks", "celery.chord": "header"}
+# All that Celery's own canvases set. Whatever else could name an exchange, a broker or a way to serialize.
+_OPTIONS = {
+    *("queue", "task_id", "reply_to", "link", "link_error", "chain", "chord", "group_id", "group_index", "root_id"),
+    *("parent_id", "priority", "countdown", "eta", "expires", "retries", "retry_policy", "delivery_mode"),
+    *("time_limit", "soft_time_limit", "add_to_parent"),
+}
+
+
+class Canvas(Report):
+    """Signatures as Celery writes them; the next of a chain is the last."""
+
+    callbacks: tuple[dict[str, Any], ...] | None = None
+    errbacks: tuple[dict[str, Any], ...] | None = None
+    chain: tuple[dict[str, Any], ...] | None = None
+    chord: dict[str, Any] | None = None
+    group: Name | None = None
+    group_index: int | None = None
+    root_id: Name | None = None
+
+    @classmethod
+    def of(cls, embedded: Any, headers: Headers) -> "Canvas | None":
+        """None where nothing is to be called, as in any message that `send_task` writes. Raises `Unreadable`."""
+        canvas = validated(cls, embedded or {}, "what is to be called")
+        if not (canvas.callbacks or canvas.errbacks or canvas.chain or canvas.chord):
+            return None
+        place = {"group": headers.group, "group_index": headers.group_index, "root_id": headers.root_id}
+        return canvas.model_copy(update=place)
+
+    def require(self, allowed: Sequence[str]) -> None:
+        """Raises `Unreadable` unless each task of it may be called: a pattern of `queue/task` matches it."""
+        chord = () if self.chord is None else (self.chord,)
+        for called in _tasks((*(self.callbacks or ()), *(self.errbacks or ()), *(self.chain or ()), *chord)):
+            if not any(fnmatchcase(called, pattern) for pattern in allowed):
+                raise Unreadable(f"it asks to call {called[:200]!r} afterwards, which KEYE_CELERY_CANVAS does not name")
+
+    def call(self, app: Celery, task_id: str, outcome: JobResult | JobFailure) -> None:
+        """Send what follows; each is given the outcome as a dict, in front of its own arguments."""
+        told = outcome.model_dump(mode="json")
+        lineage = {"root_id": self.root_id or task_id, "parent_id": task_id}
+        is_result = isinstance(outcome, JobResult)
+        for each in (self.callbacks if is_result else self.errbacks) or ():
+            signature(each, app=app).apply_async((told,), **lineage)
+        if is_result and self.chain:
+            *rest, following = self.chain
+            signature(following, app=app).apply_async((told,), chain=rest, **lineage)
+        if self.chord is not None:
+            request = Context(id=task_id, group=self.group, group_index=self.group_index, chord=self.chord, **lineage)
+            if isinstance(outcome, JobFailure):
+                app.backend.on_chord_part_return(request, "FAILURE", JobFailed.of(outcome))
+            else:
+                app.backend.on_chord_part_return(request, "SUCCESS", told)
+
+
+class _Signature(Foreign):
+    task: Name
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _tasks(signatures: Any) -> Iterator[str]:
+    """`queue/task` of every task that these call, one within the other. Raises `Unreadable`."""
+    if not isinstance(signatures, list | tuple):
+        signatures = [signatures]
+    for each in signatures:
+        called = validated(_Signature, each, "what is to be called")
+        if strange := called.options.keys() - _OPTIONS:
+            raise Unreadable(
+                f"what is to be called has the options {sorted(map(repr, strange))[:5]}, which are refused"
+            )
+        if (holds := _CONTAINERS.get(called.task)) is not None:
+            yield from _tasks(called.kwargs.get(holds) or [])
+            if called.kwargs.get("body") is not None:
+                yield from _tasks(called.kwargs["body"])
+        elif isinstance(queue := called.options.get("queue"), str):
+            yield f"{queue}/{called.task}"
+        else:
+            raise Unreadable(f"it asks to call {called.task[:200]!r} on no queue: name one by .set(queue=...)")
+        for option in ("link", "link_error", "chain", "chord"):
+            if called.options.get(option):
+                yield from _tasks(called.options[option])

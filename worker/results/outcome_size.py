@@ -1,0 +1,45 @@
+"""What is told in place of an outcome that is larger than what Redis takes."""
+
+import json
+
+from config.argument_limit import ArgumentTooLarge
+from config.error_codes import ErrorCode
+from config.event import Stage
+from config.job import MAX_METADATA_BYTES
+from config.outcome import JobFailure, JobResult
+
+MAX_MESSAGE_CHARS = 4096
+
+
+class OutcomeTooLarge(Exception):
+    """The job was answered, and its answer cannot be stored. `failure` is how it ends instead."""
+
+    code = ErrorCode.INTERNAL
+
+    def __init__(self, result: JobResult, cause: ArgumentTooLarge) -> None:
+        super().__init__(
+            f"The answer of {result.usage.completion_tokens} tokens cannot be stored: {cause}. Have that setting "
+            "raised and send the job again, or ask for fewer new tokens (generation.max_new_tokens)."
+        )
+        self.failure = JobFailure(
+            job_id=result.job_id,
+            code=self.code,
+            message=str(self),
+            stage=Stage.GENERATE,
+            retryable=self.code.facts.retryable,
+            attempts=result.attempts,
+            metadata=result.metadata,
+        )
+
+
+def in_brief(failure: JobFailure, cause: ArgumentTooLarge) -> JobFailure:
+    """The failure without what may be large in it; its code stays, for that is why the job ended."""
+    is_small = len(json.dumps(failure.metadata)) <= MAX_METADATA_BYTES
+    left_out = f"(Left out: what was written, and metadata beyond {MAX_METADATA_BYTES} bytes. It has {cause}.)"
+    return failure.model_copy(
+        update={
+            "message": f"{failure.message[:MAX_MESSAGE_CHARS]} {left_out}",
+            "partial": None,
+            "metadata": failure.metadata if is_small else {},
+        }
+    )
