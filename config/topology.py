@@ -1,7 +1,7 @@
 """How jobs travel through Celery: the task's name, the queue, priorities, and the options both sides share."""
 
 import json
-import uuid
+import secrets
 from base64 import b64encode
 from typing import Any
 
@@ -32,23 +32,28 @@ def message_lists() -> list[str]:
 
 def message(job_id: str, sealed: Any, priority: Priority) -> str:
     """What lies in that list for one delivery of `sealed` (the decoded JSON of a `SealedJob`)."""
-    return message_with(job_id, {"sealed": sealed}, PRIORITY_STEPS[priority])
+    return message_around(body_of({"sealed": sealed}), job_id, PRIORITY_STEPS[priority])
 
 
-def message_with(task_id: str, arguments: dict[str, Any], step: int) -> str:
-    """A message for our task with these keyword arguments, in the list of this priority step.
+def body_of(arguments: dict[str, Any]) -> str:
+    """What a message says to our task: these keyword arguments, and nothing to be called afterwards."""
+    return json.dumps([[], arguments, {}])
+
+
+def message_around(body: str, task_id: str, step: int) -> str:
+    """A message with this body, for the list of this priority step.
 
     Task protocol 2 in the envelope of kombu's virtual transports; `docs/producers.md` has it for other languages.
     """
     return json.dumps(
         {
-            "body": b64encode(json.dumps([[], arguments, {}]).encode()).decode(),
+            "body": b64encode(body.encode()).decode(),
             "content-type": "application/json",
             "content-encoding": "utf-8",
             "headers": {"task": ANALYZE_TASK, "id": task_id, "lang": "py"},
             "properties": {
                 "correlation_id": task_id,
-                "delivery_tag": str(uuid.uuid4()),
+                "delivery_tag": secrets.token_hex(16),
                 "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": QUEUE},
                 "priority": step,

@@ -199,7 +199,7 @@ class TestSettle:
         assert outbox.settle(lease, failure_of(explain(raised.value), Stage.GENERATE, lease, sealed.job))
         told = outcome(redis, lease.job_id)
         assert isinstance(told, JobFailure)
-        assert (told.code, told.state, told.metadata) == (ErrorCode.INTERNAL, JobState.FAILED, {"order": 7})
+        assert (told.code, told.state, told.metadata) == (ErrorCode.INVALID_JOB, JobState.FAILED, {"order": 7})
         assert setting in told.message
 
     def test_cancelled_job_stays_cancelled_without_what_it_had_written(
@@ -300,7 +300,7 @@ class TestDeliver:
         assert states == ["SUCCEEDED", "FAILED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
         told = outcome(redis, leases[1].job_id)
         assert isinstance(told, JobFailure)
-        assert (told.code, told.attempts, told.metadata) == (ErrorCode.INTERNAL, 1, {"order": 7})
+        assert (told.code, told.attempts, told.metadata) == (ErrorCode.INVALID_JOB, 1, {"order": 7})
         assert setting in told.message
         assert redis.zcard(keys.dead_letters()) == 2
 

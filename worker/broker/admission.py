@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from redis import Redis
+
+from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.job import Priority
 from config.job_id import RULE, is_job_id
-from config.topology import ANALYZE_TASK, PRIORITY_STEPS, message_with
+from config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, message_around
 from worker.broker.asked import NOTHING_ASKED, Asked
 from worker.broker.canvas import Canvas
 from worker.broker.envelope import Headers, Unreadable, named_job, parse, read_envelope, validated
@@ -24,7 +27,8 @@ class Admission:
     `canvas` are the patterns of KEYE_CELERY_CANVAS.
     """
 
-    def __init__(self, quarantine: Quarantine, canvas: Sequence[str]) -> None:
+    def __init__(self, redis: Redis, quarantine: Quarantine, canvas: Sequence[str]) -> None:
+        self._redis = redis
         self._quarantine = quarantine
         self._canvas = canvas
 
@@ -35,12 +39,15 @@ class Admission:
     def __call__(self, raw: bytes) -> str | None:
         """The message that Celery gets; None where it gets none. What cannot be read is in quarantine then."""
         try:
-            return read_message(raw, self._canvas)
+            message = read_message(raw, self._canvas)
+            check_arguments(self._redis, (message,))
+            return message
+        except (Unreadable, ArgumentTooLarge) as fault:
+            reason = str(fault)
         except Exception as fault:
-            if not isinstance(fault, Unreadable):
-                # Of ours, then; the message has caused it all the same.
-                log.exception("A fault in reading a message")
-            reason = str(fault) if isinstance(fault, Unreadable) else f"reading it raised {type(fault).__name__}"
+            # Of ours, then; the message has caused it all the same.
+            log.exception("A fault in reading a message")
+            reason = f"reading it raised {type(fault).__name__}"
         job_id = _job_of(raw)
         log.warning("a message is in quarantine: %s", reason)
         self._quarantine.put(raw, reason, job_id)
@@ -62,12 +69,13 @@ def read_message(raw: bytes, canvas: Sequence[str]) -> str:
         raise Unreadable(f"its id is no job's: that is {RULE}")
     step = min(max(envelope.properties.priority or 0, 0), 9) // 3 * 3
     sealed, asked = _arguments(headers, args, kwargs, step)
-    asked = Asked(
-        refused=asked.refused,
-        not_before=asked.not_before if headers.eta is None else _timestamp(headers.eta, "eta"),
-        expires_at=asked.expires_at if headers.expires is None else _timestamp(headers.expires, "expires"),
-        canvas=asked.canvas or Canvas.of(embedded, headers),
-    )
+    asks = {
+        "not_before": None if headers.eta is None else _timestamp(headers.eta, "eta"),
+        "expires_at": None if headers.expires is None else _timestamp(headers.expires, "expires"),
+        "canvas": Canvas.of(embedded, headers),
+    }
+    if any(value is not None for value in asks.values()):
+        asked = asked.model_copy(update={name: value for name, value in asks.items() if value is not None})
     if asked.canvas is not None:
         asked.canvas.require(canvas)
     return _written(headers.id, sealed, asked, min(step, 6))
@@ -98,12 +106,13 @@ def _protocol(headers: dict[str, Any], content: Any) -> _Call:
 def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: int) -> tuple[Any, Asked]:
     """`sealed` is what our producers send; of `job`, as it is written by hand, the task's id is the job's."""
     match args, kwargs:
-        # `asked` and `sealed_json` are ours, of a message that has passed before: see `_written`.
-        case [], {"sealed": sealed, **rest} if rest.keys() <= {"asked"}:
-            return sealed, validated(Asked, rest.get("asked") or {}, "asked")
-        case [], {"sealed_json": str(sealed_json), **rest} if rest.keys() <= {"asked"}:
-            sealed = parse(sealed_json.encode(errors="surrogatepass"), "sealed_json")
-            return sealed, validated(Asked, rest.get("asked") or {}, "asked")
+        case [], {"sealed": sealed, **rest} if not rest:
+            return sealed, NOTHING_ASKED
+        # Ours, of a message that has passed before: see `_written`.
+        case [], {"written": str(written), **rest} if not rest:
+            arguments = parse(written.encode(errors="surrogatepass"), "written")
+            if isinstance(arguments, dict):
+                return arguments.get("sealed"), validated(Asked, arguments.get("asked"), "asked")
         case [sealed], {**rest} if not rest:
             return sealed, NOTHING_ASKED
         case [], {"job": job, **rest} if not rest:
@@ -114,13 +123,12 @@ def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: 
 
 
 def _written(task_id: str, sealed: Any, asked: Asked, step: int) -> str:
-    arguments: dict[str, Any] = {"sealed": sealed}
-    if "__type__" in (sealed_json := json.dumps(sealed)):
-        # kombu would make Python objects of it.
-        arguments = {"sealed_json": sealed_json}
-    if asked != NOTHING_ASKED:
-        arguments["asked"] = asked.model_dump(mode="json", exclude_none=True)
-    return message_with(task_id, arguments, step)
+    body = body_of({"sealed": sealed})
+    # kombu would make Python objects of some; a release that knows nothing of what is asked should not ignore it.
+    if asked != NOTHING_ASKED or "__type__" in body:
+        arguments = {"sealed": sealed, "asked": asked.model_dump(mode="json", exclude_none=True)}
+        body = body_of({"written": json.dumps(arguments)})
+    return message_around(body, task_id, step)
 
 
 def _timestamp(text: str, name: str) -> float:

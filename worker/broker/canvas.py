@@ -36,7 +36,9 @@ class Canvas(Report):
     @classmethod
     def of(cls, embedded: Any, headers: Headers) -> "Canvas | None":
         """None where nothing is to be called, as in any message that `send_task` writes. Raises `Unreadable`."""
-        canvas = validated(cls, embedded or {}, "what is to be called")
+        if not embedded or (isinstance(embedded, dict) and not any(embedded.values())):
+            return None
+        canvas = validated(cls, embedded, "what is to be called")
         if not (canvas.callbacks or canvas.errbacks or canvas.chain or canvas.chord):
             return None
         place = {"group": headers.group, "group_index": headers.group_index, "root_id": headers.root_id}

@@ -13,13 +13,23 @@ from config.wire import MAX_SEALED_BYTES, describe_faults
 MAX_MESSAGE_BYTES = MAX_SEALED_BYTES * 3 // 2
 # Each makes an object of 60 bytes or more; a job of the longest text has no more commas than that has letters.
 MAX_JSON_PARTS = 1_500_000
+# Each may be a fault of its own, and as one it takes a kilobyte.
+MAX_JSON_VALUES = 100_000
+# Celery has less of the stack left than we, and would lose what it cannot read. The models of a job end at about 200.
+MAX_JSON_DEPTH = 500
+# It goes into a line of the log, and into an outcome.
+MAX_REASON_CHARS = 1000
+MAX_FAULTS = 100
 
 Model = TypeVar("Model", bound=BaseModel)
 Name = Annotated[str, Field(max_length=1024)]
 
 
 class Unreadable(ValueError):
-    """Why no worker can make anything of it; without its content, which may hold signed URLs."""
+    """Why no worker can make anything of it, in brief; without its content, which may hold signed URLs."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason if len(reason) <= MAX_REASON_CHARS else f"{reason[:MAX_REASON_CHARS]} ...")
 
 
 class Foreign(BaseModel):
@@ -90,15 +100,31 @@ def parse(text: bytes, name: str) -> Any:
     """Decoded JSON. Raises `Unreadable`, before any memory is taken, for one that would take much."""
     if len(text) > MAX_MESSAGE_BYTES:
         raise Unreadable(f"{name} has {len(text)} bytes, the limit is {MAX_MESSAGE_BYTES}")
-    parts = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    parts = sum(text.count(mark) for mark in (b",", b"[", b"{")) if len(text) > MAX_JSON_PARTS else 0
     if parts > MAX_JSON_PARTS:
         raise Unreadable(f"{name} has {parts} commas and brackets, the limit is {MAX_JSON_PARTS}")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise Unreadable(f"{name} is nested too deeply") from None
     except ValueError:
         raise Unreadable(f"{name} is no JSON") from None
+    if parts > MAX_JSON_DEPTH:
+        _check_extent(value, name)
+    return value
+
+
+def _check_extent(value: Any, name: str) -> None:
+    num_values, depth, level = 0, 0, [value]
+    while level:
+        num_values += len(level)
+        depth += 1
+        if num_values > MAX_JSON_VALUES:
+            raise Unreadable(f"{name} holds more than {MAX_JSON_VALUES} values")
+        if depth > MAX_JSON_DEPTH:
+            raise Unreadable(f"{name} is nested too deeply")
+        holders = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [inner for holder in holders for inner in holder]
 
 
 def read_envelope(message: Any) -> Envelope:
@@ -112,6 +138,8 @@ def validated(model: type[Model], value: Any, name: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
+        if error.error_count() > MAX_FAULTS:
+            raise Unreadable(f"{name}: {error.error_count()} faults") from None
         raise Unreadable(f"{name}: {describe_faults(error)}") from None
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from redis import Redis
 
 from config import keys
+from config.argument_limit import check_arguments
 from config.event import Stage
 from config.job import Priority
 from config.outcome import OUTCOME, JobFailure, JobResult
@@ -180,6 +181,10 @@ class LeaseStore:
             case _:
                 return HeldElsewhere()
 
+    def require_room(self, job: QueuedJob) -> None:
+        """Raises `ArgumentTooLarge` where Redis would not take the job's record."""
+        check_arguments(self.redis, job.record.values())
+
     def sealed(self, job_id: str) -> str | None:
         """What the job's record says is asked (JSON); None where it has none."""
         reading = f"reading job {job_id}"
@@ -236,7 +241,7 @@ class LeaseStore:
         for lease, (sealed_json, priority) in zip(in_order, records, strict=True):
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
-            args += [lease.job_id, lease.token, new_token(), _message(lease.job_id, sealed_json, priority)]
+            args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
         answers = dict(zip(in_order, self._give_back(names, args), strict=True))
         return [answers[lease] for lease in leases]
 
@@ -260,7 +265,7 @@ class LeaseStore:
         """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
         priority = Priority(requeued.priority)
         names = [keys.record(requeued.job_id), keys.leases(), keys.queued(priority), message_list(priority)]
-        told = _message(requeued.job_id, requeued.sealed_json, priority)
+        told = self._message(requeued.job_id, requeued.sealed_json, priority)
         self._publish(names, [requeued.job_id, requeued.token, told])
 
     def sweep(self, limit: int) -> list[str]:
@@ -286,6 +291,15 @@ class LeaseStore:
         """Let the job, found due among the leases or the deadlines, be due again in a lease's time."""
         self.redis.zadd(found_in, {job_id: self._now() + self.lease_seconds}, xx=True)
 
+    def _message(self, job_id: str, sealed_json: str | None, priority: Priority) -> str:
+        """Without the job where it cannot be read, or would be more than Redis takes: what counts is the record."""
+        try:
+            told = message(job_id, json.loads(sealed_json or ""), priority)
+            check_arguments(self.redis, (told,))
+        except ValueError:  # `ArgumentTooLarge` is one
+            return message(job_id, None, priority)
+        return told
+
     def _due(self, name: str, limit: int) -> list[str]:
         return cast(list[str], self.redis.zrangebyscore(name, "-inf", self._now(), start=0, num=limit))
 
@@ -300,15 +314,6 @@ def new_token() -> str:
 
 def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
-
-
-def _message(job_id: str, sealed_json: str | None, priority: Priority) -> str:
-    """A record without a readable job has a message without one: whoever takes it ends the job for that reason."""
-    try:
-        sealed = json.loads(sealed_json or "")
-    except ValueError:
-        sealed = None
-    return message(job_id, sealed, priority)
 
 
 def _claimed(job_id: str, token: str, facts: list[Any], idempotency_key: str | None) -> Claimed:

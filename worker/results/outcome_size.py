@@ -14,7 +14,7 @@ MAX_MESSAGE_CHARS = 4096
 class OutcomeTooLarge(Exception):
     """The job was answered, and its answer cannot be stored. `failure` is how it ends instead."""
 
-    code = ErrorCode.INTERNAL
+    code = ErrorCode.INVALID_JOB
 
     def __init__(self, result: JobResult, cause: ArgumentTooLarge) -> None:
         super().__init__(

@@ -45,17 +45,14 @@ class Settlement:
         return bool(self._settle(names, args))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
-        """Write an outcome that was settled elsewhere for who waits for this Celery task."""
+        """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""
         key = result_key(task_id)
         try:
             _, told = self._told(task_id, outcome)
         except OutcomeTooLarge as fault:
             _, told = self._told(task_id, fault.failure)
-        # No transaction: of one the sizes count together.
-        with self._redis.pipeline(transaction=False) as telling:
-            telling.set(key, told, ex=self._result_ttl_seconds)
-            telling.publish(key, told)
-            telling.execute()
+        if self._redis.set(key, told, ex=self._result_ttl_seconds, nx=True):
+            self._redis.publish(key, told)
 
     def expire(self, failure: JobFailure, job: JobOutline) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""

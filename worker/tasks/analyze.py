@@ -13,6 +13,7 @@ from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from config.argument_limit import ArgumentTooLarge
 from config.error_codes import ErrorCode
 from config.event import Stage
 from config.outcome import JobFailed, JobFailure, JobResult
@@ -57,15 +58,18 @@ class Answer:
     throws=(JobFailed,),
     Request="worker.broker.request:JobRequest",
 )
-def analyze(delivery: Task, sealed: Any = None, sealed_json: str | None = None, asked: Any = None) -> None:
+def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> None:
     """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed.
 
-    The arguments are what `worker.broker.admission` made of the message.
+    The arguments are what `worker.broker.admission` made of the message; `written` is JSON of what else it may ask.
     """
     analyst: Analyst = delivery.app.analyst
-    payload = sealed if sealed_json is None else json.loads(sealed_json)
+    asked = NOTHING_ASKED
+    if written is not None:
+        arguments = json.loads(written)
+        sealed, asked = arguments["sealed"], Asked.model_validate(arguments["asked"])
     try:
-        answer = analyst.analyze(payload, delivery.request.id, Asked.model_validate(asked or {}))
+        answer = analyst.analyze(sealed, delivery.request.id, asked)
         if answer is not None and answer.canvas is not None:
             answer.canvas.call(delivery.app, delivery.request.id, answer.outcome)
             analyst.canvas_is_called(answer.job_id)
@@ -106,6 +110,11 @@ class Analyst:
         """
         tell_warnings()
         queued, opened = self._identify(payload, delivery_id, asked)
+        try:
+            self._leases.require_room(queued)
+        except ArgumentTooLarge as fault:
+            queued = QueuedJob.unreadable(Outline(), queued.job_id, "null")
+            opened = JobFault(ErrorCode.INVALID_JOB, f"The job cannot be stored: it has {fault}.")
         if queued.is_newer:
             left_seconds = self._leases.leave(queued, self._bench.newer_job_seconds)
             if left_seconds is not None:

@@ -20,14 +20,15 @@ def build_app(settings: Settings) -> Celery:
     """
     url = settings.redis_url.get_secret_value()
     app = Celery("keye", include=["worker.tasks.analyze"])
-    app.quarantine = Quarantine(connect(url))
+    redis = connect(url)
+    app.quarantine = Quarantine(redis)
     # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
     app.conf.update(celery_options(url, settings.result_ttl_seconds, visibility_timeout_seconds=settings.lease_seconds))
     app.conf.update(
         broker_transport=SCHEME,
         broker_transport_options={
             **app.conf.broker_transport_options,
-            "admission": Admission(app.quarantine, settings.celery_canvas),
+            "admission": Admission(redis, app.quarantine, settings.celery_canvas),
             # Whatever steps a Celery client knows, its messages are in one of these.
             "priority_steps": list(range(10)),
         },

@@ -51,8 +51,11 @@ class EchoHost:
         }
         self._environment = {**os.environ, **chosen, **settings}
         self._folder = folder
-        self._sender = self._user("sender", f"~{QUEUE}*", "+lpush")
-        self._caster = self._user("caster", f"&{BROADCASTS}", "+publish")
+        self.neighbours = (
+            self._user("sender", f"~{QUEUE}*", "+lpush"),
+            self._user("caster", f"&{BROADCASTS}", "+publish"),
+        )
+        self._sender, self._caster = self.neighbours
 
     def __enter__(self) -> Self:
         with self._log_file.open("wb") as log:
@@ -74,7 +77,7 @@ class EchoHost:
         self._process.terminate()
         self._process.wait(60)
         self.client.close()
-        for redis in (self.redis, self._sender, self._caster):
+        for redis in (self.redis, *self.neighbours):
             redis.close()
 
     @property
