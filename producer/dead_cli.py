@@ -80,13 +80,14 @@ def show(
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2))
         return
-    typer.echo(f"{in_a_line(found)}\n{describe_job(found)}")
+    typer.echo(f"{in_a_line(found)}\n{escaped(describe_job(found))}")
     for attempt in found.attempts:
         began_at = datetime.fromtimestamp(attempt.began_at)
-        typer.echo(
+        told = (
             f"attempt {attempt.attempt}: {began_at:%Y-%m-%d %H:%M:%S}, {attempt.ended_at - attempt.began_at:.1f} s, "
             f"{attempt.worker}, in stage {attempt.stage}: {attempt.code}: {attempt.message}"
         )
+        typer.echo(escaped(told))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -173,7 +174,8 @@ def find(client: Client, job_or_message_id: str, only_messages: bool) -> DeadLet
 def in_a_line(letter: DeadLetter) -> str:
     ended_at = datetime.fromtimestamp(letter.ended_at)
     failure = letter.failure
-    return f"{letter.job_id}  {ended_at:%Y-%m-%d %H:%M:%S}  {failure.code} in {failure.stage}: {failure.message}"
+    told = f"{letter.job_id}  {ended_at:%Y-%m-%d %H:%M:%S}  {failure.code} in {failure.stage}: {failure.message}"
+    return escaped(told)
 
 
 def as_dict(letter: DeadLetter) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.request import Request, urlopen
 
 import celery
@@ -85,6 +85,8 @@ def app(redis_url: str) -> Iterator[Celery]:
     """A client's, as it comes."""
     with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as app:
         yield app
+        # Results that are garbage later would end a subscription at a server that is gone by then.
+        app.backend.result_consumer.subscribed_to.clear()
 
 
 @pytest.fixture
@@ -169,7 +171,7 @@ def test_priorities_are_taken_in_three_steps(start: Start, app: Celery, redis: R
     sent = {priority: send(app, "hello", priority=priority) for priority in (9, 5, 1)}
     for task in (taken, *sent.values()):
         task.get(timeout=60)
-    claimed_at = {priority: redis.hget(keys.record(task.id), "claimed_at") for priority, task in sent.items()}
+    claimed_at = {priority: str(redis.hget(keys.record(task.id), "claimed_at")) for priority, task in sent.items()}
     assert sorted(claimed_at, key=claimed_at.__getitem__) == [1, 5, 9]
 
 
@@ -205,7 +207,7 @@ def test_printed_canvases_go_on_in_an_app_of_the_users_own(
 
 
 def test_canvases_may_be_nested(start: Start, start_own: Callable[[], Started], app: Celery) -> None:
-    start(*ECHO, KEYE_CELERY_CANVAS="results/*, keye.jobs/keye.analyze").wait_until_ready()
+    start(*ECHO, KEYE_CELERY_CANVAS="results/*").wait_until_ready()
     start_own()
     keep, count = (app.signature(name, queue="results") for name in ("keep", "count"))
     constant = app.signature("count", args=(["one", "two", "three"],), queue="results", immutable=True)
@@ -219,8 +221,6 @@ def test_canvases_may_be_nested(start: Start, start_own: Callable[[], Started], 
         (chain(constant, group(ask(app, "a"), ask(app, "b")), count), 2),
         (chord([chain(ask(app, "a"), keep), chain(ask(app, "b"), keep)], count), 2),
         (group(chain(ask(app, "a"), keep), chord([ask(app, "b")], count)), [["a"], 1]),
-        (chain(ask(app, "a"), ask(app, "b"), keep), ["b"]),
-        (chain(chord([ask(app, "a")], ask(app, "b")), keep), ["b"]),
     ]:
         assert canvas.apply_async().get(timeout=20) == expected, canvas
     failed = chain(ask(app, "raise ValueError"), keep).apply_async()
@@ -228,6 +228,15 @@ def test_canvases_may_be_nested(start: Start, start_own: Callable[[], Started], 
     stamped = chain(ask(app, "a"), keep)
     stamped.stamp(trace="7")
     assert "has the options" in failure_of(stamped.apply_async().parent).failure.message
+
+
+def test_a_job_may_follow_jobs_where_its_own_queue_is_allowed(start: Start, app: Celery) -> None:
+    start(*ECHO, KEYE_CELERY_CANVAS="keye.jobs/keye.analyze").wait_until_ready()
+    for canvas in (
+        chain(ask(app, "a"), ask(app, "b"), ask(app, "c")),
+        chord([ask(app, "a"), ask(app, "b")], ask(app, "c")),
+    ):
+        assert canvas.apply_async().get(timeout=20)["answer"] == "c"
 
 
 def test_what_no_operator_allowed_is_refused_and_a_group_needs_no_leave(start: Start, app: Celery) -> None:
@@ -317,7 +326,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node and npm are not installed")
     folder = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--prefix", folder, "--no-audit", "--no-fund", "celery-node@0.5.9"]
+    command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "celery-node@0.5.9"]
     try:
         subprocess.run(command, capture_output=True, timeout=90, check=True)
     except subprocess.SubprocessError as fault:
@@ -329,8 +338,8 @@ def test_the_printed_node_client_reads_answers_and_failures(node_folder: Path, s
     start(*ECHO).wait_until_ready()
     (program,) = printed("From Node", language="js")
     (node_folder / "client.mjs").write_text(program)
-    environ = cast("dict[str, str]", os.environ | {"KEYE_REDIS_URL": redis_url})
-    command = ["node", node_folder / "client.mjs"]
+    environ = os.environ | {"KEYE_REDIS_URL": redis_url}
+    command = ["node", str(node_folder / "client.mjs")]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [

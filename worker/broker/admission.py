@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from config.job_id import RULE, is_job_id
 from config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, message_around
 from worker.broker.asked import NOTHING_ASKED, Asked
 from worker.broker.canvas import Canvas
-from worker.broker.envelope import Headers, Unreadable, named_job, parse, read_envelope, validated
+from worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
 from worker.broker.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,16 @@ def _timestamp(text: str, name: str) -> float:
 
 
 def _job_of(raw: bytes) -> str | None:
-    try:
-        return named_job(parse(raw, "it"))
-    except Unreadable:
-        return None
+    """The id of the job that a message names, however broken the rest of it is."""
+    named: list[Any] = []
+    content = None
+    with suppress(Unreadable):
+        message = parse(raw, "it")
+        if isinstance(message, dict):
+            places = ((message.get("headers"), "id"), (message.get("properties"), "correlation_id"))
+            named += [part.get(name) for part, name in places if isinstance(part, dict)]
+        content = read_envelope(message).content()
+    match content:
+        case {"id": job_id} | [_, {"sealed": {"job_id": job_id}}, *_]:
+            named.append(job_id)
+    return next(filter(is_job_id, named), None)

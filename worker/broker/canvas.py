@@ -12,8 +12,8 @@ from config.contract import Report
 from config.outcome import JobFailed, JobFailure, JobResult
 from worker.broker.envelope import Foreign, Headers, Name, Unreadable, validated
 
-# What a canvas is made of in the end is tasks; these hold them in their arguments.
-_CONTAINERS = {"celery.group": "tasks", "celery.chain": "tasks", "celery.chord": "header"}
+# What a canvas is made of in the end is tasks; signatures of these types hold them in their arguments.
+_CONTAINERS = {"group": ("tasks",), "chain": ("tasks",), "chord": ("header", "body")}
 # All that Celery's own canvases set. Whatever else could name an exchange, a broker or a way to serialize.
 _OPTIONS = {
     *("queue", "task_id", "reply_to", "link", "link_error", "chain", "chord", "group_id", "group_index", "root_id"),
@@ -47,9 +47,12 @@ class Canvas(Report):
     def require(self, allowed: Sequence[str]) -> None:
         """Raises `Unreadable` unless each task of it may be called: a pattern of `queue/task` matches it."""
         chord = () if self.chord is None else (self.chord,)
-        for called in _tasks((*(self.callbacks or ()), *(self.errbacks or ()), *(self.chain or ()), *chord)):
-            if not any(fnmatchcase(called, pattern) for pattern in allowed):
-                raise Unreadable(f"it asks to call {called[:200]!r} afterwards, which KEYE_CELERY_CANVAS does not name")
+        patterns = [pattern.partition("/") for pattern in allowed]
+        for queue, task in _tasks((*(self.callbacks or ()), *(self.errbacks or ()), *(self.chain or ()), *chord)):
+            # Part by part: a queue may have a slash in its name.
+            if not any(fnmatchcase(queue, queues) and fnmatchcase(task, tasks) for queues, _, tasks in patterns):
+                called = f"{queue[:200]}/{task[:200]}"
+                raise Unreadable(f"it asks to call {called!r} afterwards, which KEYE_CELERY_CANVAS does not name")
 
     def call(self, app: Celery, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Send what follows; each is given the outcome as a dict, in front of its own arguments."""
@@ -74,10 +77,11 @@ class _Signature(Foreign):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    subtask_type: Name | None = None
 
 
-def _tasks(signatures: Any) -> Iterator[str]:
-    """`queue/task` of every task that these call, one within the other. Raises `Unreadable`."""
+def _tasks(signatures: Any) -> Iterator[tuple[str, str]]:
+    """Queue and name of every task that these call, one within the other. Raises `Unreadable`."""
     if not isinstance(signatures, list | tuple):
         signatures = [signatures]
     for each in signatures:
@@ -86,12 +90,16 @@ def _tasks(signatures: Any) -> Iterator[str]:
             raise Unreadable(
                 f"what is to be called has the options {sorted(map(repr, strange))[:5]}, which are refused"
             )
-        if (holds := _CONTAINERS.get(called.task)) is not None:
-            yield from _tasks(called.kwargs.get(holds) or [])
-            if called.kwargs.get("body") is not None:
-                yield from _tasks(called.kwargs["body"])
-        elif isinstance(queue := called.options.get("queue"), str):
-            yield f"{queue}/{called.task}"
+        queue = called.options.get("queue")
+        if called.subtask_type is not None:
+            # Celery goes by the type, whatever the name, and gives the options of the whole to each of its tasks.
+            holds = _CONTAINERS.get(called.subtask_type)
+            if holds is None or queue is not None or not called.kwargs.keys() >= set(holds):
+                raise Unreadable("it asks to call a canvas that is no group, chain or chord of tasks with a queue each")
+            for name in holds:
+                yield from _tasks(called.kwargs[name])
+        elif isinstance(queue, str):
+            yield queue, called.task
         else:
             raise Unreadable(f"it asks to call {called.task[:200]!r} on no queue: name one by .set(queue=...)")
         for option in ("link", "link_error", "chain", "chord"):

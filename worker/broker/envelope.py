@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from config.job_id import is_job_id
 from config.wire import MAX_SEALED_BYTES, describe_faults
 
 # A sealed job as base64, and some more for what Celery's clients put beside it.
@@ -141,12 +140,3 @@ def validated(model: type[Model], value: Any, name: str) -> Model:
         if error.error_count() > MAX_FAULTS:
             raise Unreadable(f"{name}: {error.error_count()} faults") from None
         raise Unreadable(f"{name}: {describe_faults(error)}") from None
-
-
-def named_job(message: Any) -> str | None:
-    """The id of the job that a message names, however broken the rest of it is."""
-    if not isinstance(message, dict):
-        return None
-    places = ((message.get("headers"), "id"), (message.get("properties"), "correlation_id"))
-    named = (part.get(name) for part, name in places if isinstance(part, dict))
-    return next(filter(is_job_id, named), None)

@@ -5,11 +5,16 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.utils.json import dumps
 
+from config.job import Priority
+from config.topology import PRIORITY_STEPS, QUEUE, message_list
 from worker.broker.envelope import Unreadable
 from worker.broker.remote_commands import read_command
 
 log = logging.getLogger(__name__)
+
+STEPS = {step: priority for priority, step in PRIORITY_STEPS.items()}
 
 
 class Channel(redis.Channel):
@@ -32,6 +37,20 @@ class Channel(redis.Channel):
         name, raw = popped
         admitted = self.admission(raw)
         return None if admitted is None else (name, admitted)
+
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """Ours go back as they are, to meet the door again: a worker of an older release may have taken them unread."""
+        if routing_key == QUEUE:
+            match payload:
+                case {"properties": {"priority": int(step)}} if step in STEPS:
+                    priority = STEPS[step]
+                case _:
+                    priority = Priority.NORMAL
+            (pipe.lpush if leftmost else pipe.rpush)(message_list(priority), dumps(payload))
+        else:
+            super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
     def _receive_one(self, client: Any) -> Any:
         try:

@@ -19,7 +19,7 @@ from config.settings import Settings
 from producer.client import Client
 from producer.errors import JobNotFound
 from worker.broker.remote_commands import guard_commands
-from worker.daemon.celery_options import check_celery
+from worker.daemon.celery_options import check_celery, check_transport
 from worker.daemon.exit_codes import ExitCode
 from worker.daemon.findings import Severity, as_message, select
 from worker.daemon.watch import STDERR, Watch
@@ -66,7 +66,8 @@ class EngineStep(bootsteps.StartStopStep):
             )
             raise SystemExit(ExitCode.WRONG_POOL)
         # Here too: an app of the operator's own may have changed what the supervisor found right.
-        if faults := select([*check_celery(worker.app.conf, os.environ)], Severity.FAULT):
+        conf = worker.app.conf
+        if faults := select([*check_celery(conf, os.environ), *check_transport(conf)], Severity.FAULT):
             logger.critical(as_message(faults))
             raise SystemExit(ExitCode.PREFLIGHT_FAILED)
         self._is_shutting_down = False

@@ -5,6 +5,7 @@ from typing import Any
 
 from kombu.serialization import prepare_accept_content
 
+from worker.broker.transport import SCHEME
 from worker.daemon.findings import Finding, Severity
 
 PICKLE = "application/x-python-serialize"
@@ -24,3 +25,11 @@ def check_celery(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Iterato
             cure = "Unset it: jobs would wait in one server and be looked for in another."
             faults.append(Finding("Celery", Severity.FAULT, f"{name} takes the place of KEYE_REDIS_URL", cure))
     yield from faults or [Finding("Celery", Severity.OK, "reads json only, from KEYE_REDIS_URL")]
+
+
+def check_transport(conf: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether messages are read before Celery reads them."""
+    if conf["broker_transport"] != SCHEME:
+        found = f"broker_transport is {conf['broker_transport']!r}"
+        cure = f"Leave it at {SCHEME}: by any other, one malformed message ends every worker."
+        yield Finding("Celery", Severity.FAULT, found, cure)

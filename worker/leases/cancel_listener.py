@@ -43,10 +43,10 @@ class CancelListener:
         while not self._stopping.is_set():
             try:
                 self._listen()
-            except RedisError as fault:
-                # Once an outage, which may be long.
+            except (RedisError, UnicodeDecodeError) as fault:
+                # Once an outage, which may be long. Anybody may publish what is no text.
                 if self._is_listening:
-                    log.warning("not listening for cancellations until Redis is back: %s", fault)
+                    log.warning("not listening for cancellations for a moment: %s", fault)
                 self._is_listening = False
                 self._stopping.wait(PAUSE_SECONDS)
 

@@ -166,10 +166,9 @@ class LeaseStore:
         Waits out an outage of Redis as `patience` does; a claim whose answer was lost in it is not a second one.
         """
         fields = [part for field in job.record.items() for part in field]
-        priority = job.record.get("priority", Priority.NORMAL)
-        names = [*_job_keys(job.job_id), keys.queued(priority), keys.taken(), keys.deadlines()]
+        names = [*_job_keys(job.job_id), keys.taken(), keys.deadlines(), *map(keys.queued, Priority)]
         token = new_token()
-        args: list[str | float] = [job.job_id, worker, self.lease_seconds, priority, int(is_alone), token, *fields]
+        args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token, *fields]
         match self.patience.wait_out(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
             case ["claimed", sealed_json, canvas_json, *facts]:
                 lease = _claimed(job.job_id, token, facts, job.idempotency_key)

@@ -152,7 +152,8 @@ class Analyst:
     def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | JobFault]:
         """Whose delivery it is, and what it says. A message that names another's job has nothing to do with that."""
         queued, opened = open_delivery(payload, delivery_id)
-        if asked.refused is not None:
+        # One that came with a job would end another's of the same content.
+        if asked.refused is not None and payload is None:
             opened = JobFault(ErrorCode.INVALID_JOB, asked.refused)
         queued = replace(queued, record=asked.written_into(queued.record))
         is_its_own = queued.job_id == delivery_id

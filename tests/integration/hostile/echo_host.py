@@ -21,7 +21,7 @@ from config.outcome import JobFailed, JobFailure
 from config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
 from config.settings import Settings
 from config.topology import QUEUE, UNACKED, message_list
-from producer import Client
+from producer import Client, Job
 from tests.conditions import eventually
 from worker.telemetry.presence import WorkerState, list_present
 
@@ -115,11 +115,15 @@ class EchoHost:
 
     def failure(self, job_id: str) -> JobFailure:
         """What the caller of a job hears that ends without an answer."""
-        eventually(lambda: self.redis.exists(keys.record(job_id)))
         try:
-            raise AssertionError(f"it was answered: {self.client.find(job_id).result(timeout=60)}")
+            raise AssertionError(f"it was answered: {self.job(job_id).result(timeout=60)}")
         except JobFailed as failed:
             return failed.failure
+
+    def job(self, job_id: str) -> Job:
+        """Of a message by hand, once its worker has written the record."""
+        eventually(lambda: self.redis.exists(keys.record(job_id)))
+        return self.client.find(job_id)
 
     def celery_result(self, task_id: str) -> dict[str, Any]:
         """What a plain Celery client reads of a task that has ended."""

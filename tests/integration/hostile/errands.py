@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from tests.integration.hostile.messages import errand
+from tests.integration.hostile.messages import canvas, errand
 
 # Of `SETTINGS` in the tests of errands: what may be called afterwards.
 ALLOWED = "reports/report.*"
 REPORT = errand("reports", "report.done")
 
-# What replaces a part of a good message, and a part of the reason why it is refused. The headers are those of `GROUPED`.
+# What is embedded in the body, and a part of the reason why it is refused; the headers are `GROUPED`.
 GROUPED = {"headers.group": "the-group", "headers.group_index": 0}
 NAMED_BY_NOBODY = "which KEYE_CELERY_CANVAS does not name"
 EMBEDDED: dict[str, tuple[dict[str, Any], str]] = {
@@ -66,36 +66,38 @@ EMBEDDED: dict[str, tuple[dict[str, Any], str]] = {
         {"callbacks": [errand("reports", "report.done", options={"chord": errand()})]},
         NAMED_BY_NOBODY,
     ),
-    "group of callbacks": (
-        {"callbacks": [errand(None, "celery.group", kwargs={"tasks": [REPORT, errand()]})]},
+    "group of callbacks": ({"callbacks": [canvas("group", tasks=[REPORT, errand()])]}, NAMED_BY_NOBODY),
+    "group that is no list": ({"callbacks": [canvas("group", tasks=errand())]}, NAMED_BY_NOBODY),
+    "group by its positional arguments": ({"callbacks": [{**canvas("group"), "args": [[errand()]]}]}, "canvas"),
+    "group of a list": ({"callbacks": [canvas("group", tasks=[[errand()]])]}, "what is to be called"),
+    "group of nothing, for a queue": ({"callbacks": [canvas("group", {"queue": "other-app"}, tasks=[])]}, "canvas"),
+    "group by its name only": (
+        {"callbacks": [errand("other-app", "celery.group", kwargs={"tasks": []})]},
         NAMED_BY_NOBODY,
     ),
-    "group that is no list": (
-        {"callbacks": [errand(None, "celery.group", kwargs={"tasks": errand()})]},
+    "group under another name": (
+        {"callbacks": [errand("reports", "report.done", subtask_type="group", kwargs={"tasks": [errand()]})]},
+        "canvas",
+    ),
+    "group that leads its tasks elsewhere": (
+        {"callbacks": [canvas("group", {"queue": "other-app"}, tasks=[REPORT])]},
+        "canvas",
+    ),
+    "chain that leads its tasks elsewhere": (
+        {"callbacks": [canvas("chain", {"queue": "other-app"}, tasks=[REPORT])]},
+        "canvas",
+    ),
+    "chain of chains": ({"chain": [canvas("chain", tasks=[canvas("chain", tasks=[errand()])])]}, NAMED_BY_NOBODY),
+    "header of a chord": ({"callbacks": [canvas("chord", header=[errand()], body=REPORT)]}, NAMED_BY_NOBODY),
+    "header of a chord that is a group": (
+        {"callbacks": [canvas("chord", header=canvas("group", tasks=[errand()]), body=REPORT)]},
         NAMED_BY_NOBODY,
     ),
-    "group with its tasks in its arguments": (
-        {"callbacks": [errand(None, "celery.group", args=[[errand()]])]},
-        "",
-    ),
-    "chain of chains": (
-        {
-            "chain": [
-                errand(
-                    None, "celery.chain", kwargs={"tasks": [errand(None, "celery.chain", kwargs={"tasks": [errand()]})]}
-                )
-            ]
-        },
-        NAMED_BY_NOBODY,
-    ),
-    "header of a chord": (
-        {"callbacks": [errand(None, "celery.chord", kwargs={"header": [errand()], "body": REPORT})]},
-        NAMED_BY_NOBODY,
-    ),
-    "body of a chord": (
-        {"callbacks": [errand(None, "celery.chord", kwargs={"header": [REPORT], "body": errand()})]},
-        NAMED_BY_NOBODY,
-    ),
+    "body of a chord": ({"callbacks": [canvas("chord", header=[REPORT], body=errand())]}, NAMED_BY_NOBODY),
+    "chord without a body": ({"callbacks": [canvas("chord", header=[REPORT])]}, "canvas"),
+    "map": ({"callbacks": [canvas("xmap", task=errand(), it=[1])]}, "canvas"),
+    "chunks": ({"callbacks": [canvas("chunks", task=errand(), it=[1], n=1)]}, "canvas"),
+    "canvas of a kind that nobody knows": ({"callbacks": [canvas("spiral", tasks=[errand()])]}, "canvas"),
     **{
         f"{name} as a callback": ({"callbacks": [errand("reports", f"celery.{name}")]}, NAMED_BY_NOBODY)
         for name in ("map", "starmap", "chunks", "chord_unlock", "backend_cleanup", "accumulate")

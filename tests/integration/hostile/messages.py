@@ -82,4 +82,9 @@ def errand(queue: Any = "other-app", task: str = "billing.refund", **fields: Any
     return {**signature, "chord_size": 1, **fields, "options": {**options, **fields.get("options", {})}}
 
 
+def canvas(kind: str, options: Mapping[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+    """A signature that holds others, as Celery writes groups, chains and chords."""
+    return errand(None, f"celery.{kind}", args=[], kwargs=kwargs, subtask_type=kind, options=dict(options or {}))
+
+
 NAN = math.nan

@@ -69,7 +69,8 @@ def test_the_first_protocol_has_no_way_around_it(host: EchoHost) -> None:
 def test_what_workers_tell_each_other_of_a_message_is_no_way_around_it(host: EchoHost) -> None:
     for canvas in ({"callbacks": [errand()]}, {"chain": [errand()]}, {"errbacks": [errand()]}, {"chord": errand()}):
         job_id = str(uuid4())
-        raw = message(job_id, kwargs={"sealed": sealed_job(job_id), "asked": {"canvas": canvas}})
+        written = json.dumps({"sealed": sealed_job(job_id), "asked": {"canvas": canvas}})
+        raw = message(job_id, kwargs={"written": written})
         host.send(raw)
         assert "which KEYE_CELERY_CANVAS does not name" in host.quarantined(raw).reason
     assert_nothing_but_jobs(host)

@@ -51,17 +51,27 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     "no argument": ({"body": as_body([[], {}, {}])}, "takes one argument"),
     "two arguments": ({"body": as_body([[1, 2], {}, {}])}, "takes one argument"),
     "job and sealed": ({"body": as_body([[], {"job": {}, "sealed": {}}, {}])}, "takes one argument"),
-    "sealed as text, no JSON": ({"body": as_body([[], {"sealed_json": SIGNED}, {}])}, "sealed_json is no JSON"),
-    "sealed as text, deep": ({"body": as_body([[], {"sealed_json": nested(9000).decode()}, {}])}, "nested too deeply"),
-    "sealed as text, no text": ({"body": as_body([[], {"sealed_json": 7}, {}])}, "takes one argument"),
-    "sealed twice": ({"body": as_body([[], {"sealed_json": "{}", "sealed": {}}, {}])}, "takes one argument"),
-    "asked for nonsense": ({"body": as_body([[], {"sealed": 1, "asked": 7}, {}])}, "asked: "),
-    "asked for NaN": ({"body": as_body([[], {"sealed": 1, "asked": {"not_before": NAN}}, {}])}, "asked: "),
+    "written, no JSON": ({"body": as_body([[], {"written": SIGNED}, {}])}, "written is no JSON"),
+    "written, deep": ({"body": as_body([[], {"written": nested(9000).decode()}, {}])}, "written is nested too deeply"),
+    "written, no text": ({"body": as_body([[], {"written": {}}, {}])}, "takes one argument"),
+    "written, no object": ({"body": as_body([[], {"written": "[]"}, {}])}, "takes one argument"),
+    "written and sealed": ({"body": as_body([[], {"written": "{}", "sealed": {}}, {}])}, "takes one argument"),
+    "written, nothing asked": ({"body": as_body([[], {"written": "{}"}, {}])}, "asked: "),
+    "written, asked in words": ({"body": as_body([[], {"written": '{"asked": "more"}'}, {}])}, "asked: "),
+    "written, asked for NaN": ({"body": as_body([[], {"written": '{"asked": {"not_before": NaN}}'}, {}])}, "asked: "),
     "embedded a number": ({"body": as_body([[], {"sealed": 1}, 7])}, "what is to be called"),
     "callbacks a number": ({"body": as_body([[], {"sealed": 1}, {"callbacks": 7}])}, "callbacks"),
     "callbacks of numbers": ({"body": as_body([[], {"sealed": 1}, {"callbacks": [7]}])}, "callbacks.0"),
     "callback without a task": ({"body": as_body([[], {"sealed": 1}, {"callbacks": [{}]}])}, "task: Field required"),
     "a callback": ({"body": as_body([[], {"sealed": 1}, {"callbacks": [errand()]}])}, "KEYE_CELERY_CANVAS"),
+    "a canvas of nothing, for a queue": (
+        {
+            "body": as_body(
+                [[], {"sealed": 1}, {"callbacks": [errand("other-app", "celery.group", kwargs={"tasks": []})]}]
+            )
+        },
+        "KEYE_CELERY_CANVAS",
+    ),
     "protocol 1 without arguments": (
         {"headers": {}, "body": as_body({"task": ANALYZE_TASK, "id": "x"})},
         "takes one argument",
@@ -285,7 +295,7 @@ def test_what_is_only_unusual_is_answered(host: EchoHost, kind: str) -> None:
     job_id = str(uuid4())
     host.send(message(job_id, UNUSUAL[kind]))
     assert host.celery_result(job_id)["status"] == "SUCCESS"
-    assert host.client.find(job_id).result(timeout=60).answer == "asked by hand"
+    assert host.job(job_id).result(timeout=60).answer == "asked by hand"
     host.answer_another()
     assert host.foreign_keys() == []
 
@@ -295,5 +305,5 @@ def test_objects_that_celery_would_make_python_of_reach_the_job_as_they_are(host
     job_id = str(uuid4())
     host.send(message(job_id, sealed=sealed_job(job_id, metadata={"a": metadata})))
     assert host.celery_result(job_id)["status"] == "SUCCESS"
-    assert host.client.find(job_id).result(timeout=60).metadata == {"a": metadata}
+    assert host.job(job_id).result(timeout=60).metadata == {"a": metadata}
     host.answer_another()
