@@ -18,6 +18,8 @@ READING = {
     *("registered", "dump_tasks", "active_queues", "query_task", "revoked", "dump_revoked", "conf", "dump_conf"),
     *("clock", "report"),
 }
+# Sent by any worker that starts beside this one, and by Flower all the time.
+COURTESIES = {"hello", "enable_events"}
 REPLIES = "reply.celery.pidbox"
 
 
@@ -67,7 +69,7 @@ def guard_commands(cancel: Callable[[str], None], allows_changes: bool) -> None:
 
 def _refusal(name: str) -> Callable[..., dict[str, str]]:
     def refuse(state: Any, **_: Any) -> dict[str, str]:
-        log.warning("the remote command %s is refused", name)
+        log.log(logging.DEBUG if name in COURTESIES else logging.WARNING, "the remote command %s is refused", name)
         return {"error": f"{name} changes a worker; KEYE_CELERY_CONTROL=1 allows it"}
 
     return refuse

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
@@ -57,6 +57,8 @@ class Answer:
     ignore_result=True,
     throws=(JobFailed,),
     Request="worker.broker.request:JobRequest",
+    # What a message may say is known to the door, not to this signature; a job may follow another in a canvas.
+    typing=False,
 )
 def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> None:
     """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed.
@@ -71,10 +73,8 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     try:
         answer = analyst.analyze(sealed, delivery.request.id, asked)
         if answer is not None and answer.canvas is not None:
-            answer.canvas.call(delivery.app, delivery.request.id, answer.outcome)
+            call_what_follows(delivery.app, delivery.request.id, answer.outcome, answer.canvas)
             analyst.canvas_is_called(answer.job_id)
-    except OperationalError as fault:
-        raise Reject(f"What follows job {delivery.request.id} cannot be called: {fault}", requeue=True) from None
     except RedisError as fault:
         if not passes(fault):
             raise
@@ -84,6 +84,18 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
         raise Ignore
     if isinstance(answer.outcome, JobFailure):
         raise JobFailed.of(answer.outcome)
+
+
+def call_what_follows(app: Celery, task_id: str, outcome: JobResult | JobFailure, canvas: Canvas) -> None:
+    """Raises Redis' fault where it is away; what it refuses for good is told of in the log."""
+    try:
+        canvas.call(app, task_id, outcome)
+    except Exception as fault:
+        # kombu wraps what it could not publish.
+        cause = fault.__cause__ if isinstance(fault, OperationalError) else fault
+        if isinstance(cause, RedisError) and passes(cause):
+            raise cause from None
+        log.exception("job %s: what follows it cannot be called", task_id)
 
 
 class Analyst:

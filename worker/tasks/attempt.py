@@ -161,7 +161,7 @@ class Attempt:
             given = self._job.deadline_seconds
             return JobFault(
                 ErrorCode.DEADLINE_EXCEEDED,
-                f"The job's {'time' if given is None else f'{given} s'} were over {where}; it was queued for "
+                f"The job's {'time was' if given is None else f'{given} s were'} over {where}; it was queued for "
                 f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds (Celery: expires) or add workers.",
             )
         return next((limit.fault(self.stage, now) for limit in self._limits if now >= limit.ends_at), None)
