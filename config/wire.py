@@ -16,6 +16,8 @@ from config.outline import record_of
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
+# More of them, or longer names of unknown fields, nobody reads.
+MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
 # Of a sealed job as JSON. Pictures and text have bounds of their own (`config.job`), together a little below it.
 MAX_SEALED_BYTES = 16 * 2**20
 
@@ -90,11 +92,14 @@ def _check_size(text: bytes) -> None:
 
 def describe_faults(error: ValidationError) -> str:
     """One line a fault: where, and what is wrong. Values are left out: they may hold secrets such as signed URLs."""
+    number = error.error_count()
+    if number > MAX_FAULTS:
+        return f"{number} faults"
     faults = [
-        f"{'.'.join(map(str, f['loc'])) or 'job'}: {f['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(map(str, f['loc']))[:MAX_PLACE_CHARS] or 'job'}: {f['msg'].removeprefix('Value error, ')}"
         for f in error.errors(include_input=False)
     ]
-    return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: " + "; ".join(faults)
+    return f"{number} fault{'s' if number > 1 else ''}: " + "; ".join(faults)
 
 
 def schemas() -> dict[str, dict[str, Any]]:

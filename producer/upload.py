@@ -63,8 +63,8 @@ def reference_of(medium: Any, index: int, settings: Settings, room: int = MAX_IN
     else:
         raise InvalidJob(
             f"1 fault: media.{index}: has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media "
-            f"together {MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix "
-            "to have it uploaded, or upload it and give its URI."
+            f"together {MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
+            "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
         )
     return {"type": content_type.media_type, "uri": uri}
 

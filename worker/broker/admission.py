@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.job import Priority
@@ -41,7 +42,9 @@ class Admission:
         """The message that Celery gets; None where it gets none. What cannot be read is in quarantine then."""
         try:
             message = read_message(raw, self._canvas)
-            check_arguments(self._redis, (message,))
+            # Of a Redis that is away its thread will hear.
+            with suppress(RedisError):
+                check_arguments(self._redis, (message,))
             return message
         except (Unreadable, ArgumentTooLarge) as fault:
             reason = str(fault)

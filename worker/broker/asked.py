@@ -1,15 +1,19 @@
 """What a message asks beside its job."""
 
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
 
 from config.contract import Report
 from worker.broker.canvas import Canvas
+from worker.broker.envelope import MAX_REASON_CHARS
 
 
 class Asked(Report):
     """Times are Unix seconds of the caller's clock. `refused` says why the job is to be ended unseen."""
 
-    refused: str | None = None
+    refused: Annotated[str, Field(max_length=2 * MAX_REASON_CHARS)] | None = None
     not_before: float | None = None
     expires_at: float | None = None
     canvas: Canvas | None = None

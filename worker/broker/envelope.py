@@ -18,7 +18,6 @@ MAX_JSON_VALUES = 100_000
 MAX_JSON_DEPTH = 500
 # It goes into a line of the log, and into an outcome.
 MAX_REASON_CHARS = 1000
-MAX_FAULTS = 100
 
 Model = TypeVar("Model", bound=BaseModel)
 Name = Annotated[str, Field(max_length=1024)]
@@ -28,7 +27,11 @@ class Unreadable(ValueError):
     """Why no worker can make anything of it, in brief; without its content, which may hold signed URLs."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason if len(reason) <= MAX_REASON_CHARS else f"{reason[:MAX_REASON_CHARS]} ...")
+        # It may name what somebody else has named, line breaks and all.
+        brief = reason[:MAX_REASON_CHARS]
+        told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in brief)
+        is_whole = len(reason) <= MAX_REASON_CHARS and len(told) <= MAX_REASON_CHARS
+        super().__init__(told if is_whole else f"{told[:MAX_REASON_CHARS]} ...")
 
 
 class Foreign(BaseModel):
@@ -99,7 +102,7 @@ def parse(text: bytes, name: str) -> Any:
     """Decoded JSON. Raises `Unreadable`, before any memory is taken, for one that would take much."""
     if len(text) > MAX_MESSAGE_BYTES:
         raise Unreadable(f"{name} has {len(text)} bytes, the limit is {MAX_MESSAGE_BYTES}")
-    parts = sum(text.count(mark) for mark in (b",", b"[", b"{")) if len(text) > MAX_JSON_PARTS else 0
+    parts = sum(text.count(mark) for mark in (b",", b"[", b"{")) if len(text) > MAX_JSON_DEPTH else 0
     if parts > MAX_JSON_PARTS:
         raise Unreadable(f"{name} has {parts} commas and brackets, the limit is {MAX_JSON_PARTS}")
     try:
@@ -137,6 +140,4 @@ def validated(model: type[Model], value: Any, name: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        if error.error_count() > MAX_FAULTS:
-            raise Unreadable(f"{name}: {error.error_count()} faults") from None
         raise Unreadable(f"{name}: {describe_faults(error)}") from None

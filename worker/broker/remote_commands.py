@@ -1,14 +1,18 @@
 """Celery's remote commands: who looks is answered, `revoke` cancels a job, and nobody changes a worker by the queue."""
 
+import json
 import logging
+import uuid
+from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal
 
 from celery.worker.control import Panel, control_command
 from pydantic import Field
 
 from config.job_id import is_job_id
-from worker.broker.envelope import Foreign, Name, read_envelope, validated
+from worker.broker.envelope import Foreign, Name, Unreadable, parse, read_envelope, validated
 
 log = logging.getLogger(__name__)
 
@@ -20,34 +24,58 @@ READING = {
 }
 # Sent by any worker that starts beside this one, and by Flower all the time.
 COURTESIES = {"hello", "enable_events"}
-REPLIES = "reply.celery.pidbox"
+# Room to revoke a few thousand tasks.
+MAX_COMMAND_BYTES = 2**18
+# Celery logs them where it knows no such command or argument.
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
 
 
 class _ReplyTo(Foreign):
     """Of Celery's own exchange: any other could be a list of somebody's."""
 
-    exchange: str = Field(pattern=f"^{REPLIES}$")
+    exchange: Literal["reply.celery.pidbox"]
     routing_key: Name
 
 
 class _Command(Foreign):
-    method: Name
-    arguments: dict[str, Any] | None = None
+    """Celery's other matcher takes regular expressions, of which a short one can keep a worker busy for years."""
+
+    method: Identifier
+    arguments: dict[Identifier, Any] | None = None
     destination: list[Name] | None = None
     pattern: Name | None = None
-    matcher: Name | None = None
+    matcher: Literal["glob"] | None = None
     reply_to: _ReplyTo | None = None
+    ticket: Name | None = None
 
 
 class _Headers(Foreign):
-    clock: int | None = None
+    """The worker's own clock goes on from there, and has to be written as JSON."""
+
+    clock: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
-def read_command(message: Any) -> None:
-    """Raises `Unreadable` for a broadcast that Celery could stumble over."""
-    envelope = read_envelope(message)
-    validated(_Headers, envelope.headers, "headers")
-    validated(_Command, envelope.content(), "body")
+def read_command(raw: bytes) -> str:
+    """A broadcast as it was published, written anew. Raises `Unreadable` for one that Celery could stumble over."""
+    if len(raw) > MAX_COMMAND_BYTES:
+        raise Unreadable(f"it has {len(raw)} bytes, the limit is {MAX_COMMAND_BYTES}")
+    envelope = read_envelope(parse(raw, "it"))
+    headers = validated(_Headers, envelope.headers, "headers")
+    command = validated(_Command, envelope.content(), "body").model_dump()
+    body = json.dumps(command)
+    if "__type__" in body:
+        # kombu would make Python objects of it, and log what it cannot make one of.
+        raise Unreadable("its arguments hold what kombu would take for Python objects")
+    properties = {"delivery_tag": str(uuid.uuid4()), "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""}}
+    return json.dumps(
+        {
+            "body": b64encode(body.encode()).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": headers.model_dump(),
+            "properties": {**properties, "body_encoding": "base64"},
+        }
+    )
 
 
 def guard_commands(cancel: Callable[[str], None], allows_changes: bool) -> None:
@@ -56,10 +84,13 @@ def guard_commands(cancel: Callable[[str], None], allows_changes: bool) -> None:
         for name in Panel.data.keys() - READING:
             control_command(name=name)(_refusal(name))
 
+    # Each takes a round trip or two, and Celery's loop has other things to do.
+    canceller = ThreadPoolExecutor(1, "revoke")
+
     def revoke(state: Any, task_id: str | list[str], **_: Any) -> dict[str, str]:
         ids = [each for each in (task_id if isinstance(task_id, list) else [task_id]) if is_job_id(each)]
         for each in ids:
-            cancel(each)
+            canceller.submit(cancel, each)
         return {"ok": f"{len(ids)} jobs are cancelled, or will be"}
 
     # Celery's own would have the message thrown away, and the job with it.

@@ -1,7 +1,6 @@
 """kombu's Redis transport with our door in it: what it takes from a list or hears on a channel is read by us first."""
 
 import logging
-from queue import Empty
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
@@ -14,6 +13,7 @@ from worker.broker.remote_commands import read_command
 
 log = logging.getLogger(__name__)
 
+COMMANDS, REPLIES = b".celery.pidbox", b".reply.celery.pidbox"
 STEPS = {step: priority for priority, step in PRIORITY_STEPS.items()}
 
 
@@ -35,6 +35,9 @@ class Channel(redis.Channel):
         if not popped:
             return None
         name, raw = popped
+        if name.endswith(REPLIES):
+            # To who asks by `celery inspect` with this app.
+            return popped
         admitted = self.admission(raw)
         return None if admitted is None else (name, admitted)
 
@@ -52,20 +55,16 @@ class Channel(redis.Channel):
         else:
             super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
-    def _receive_one(self, client: Any) -> Any:
-        try:
-            return super()._receive_one(client)
-        except RecursionError:
-            log.warning("a remote command is ignored: nested too deeply")
-            raise Empty from None
-
-    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
-        try:
-            read_command(message)
-        except Unreadable as fault:
-            log.warning("a remote command is ignored: %s", fault)
-            return True
-        return bool(super()._deliver_fanout_message(message, exchange))
+    def _handle_message(self, client: Any, response: Any) -> Any:
+        """What was heard; without what Celery is not to see, as if nothing had been said."""
+        heard = super()._handle_message(client, response)
+        if isinstance(heard["data"], bytes) and heard["channel"].endswith(COMMANDS):
+            try:
+                heard["data"] = read_command(heard["data"])
+            except Unreadable as fault:
+                log.warning("a remote command is ignored: %s", fault)
+                heard["data"] = None
+        return heard
 
 
 class Transport(redis.Transport):

@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from celery.worker import state
 from config.outcome import WorkerIdentity
 from config.settings import Settings
 from producer.client import Client
-from producer.errors import JobNotFound
+from producer.errors import JobNotFound, QueueUnavailable
 from worker.broker.remote_commands import guard_commands
 from worker.daemon.celery_options import check_celery, check_transport
 from worker.daemon.exit_codes import ExitCode
@@ -190,9 +190,14 @@ class EngineStep(bootsteps.StartStopStep):
     def _cancel(self, task_id: str) -> None:
         """Called by Celery for each task that is revoked, by whoever may publish to Redis."""
         try:
-            self._client.find(self._analyst.job_of(task_id)).cancel()
-        except JobNotFound:
-            self._analyst.revoke(task_id)
+            # Twice: it may come between a look and the note that it is to be cancelled when it comes.
+            for _ in range(2):
+                with suppress(JobNotFound):
+                    self._client.find(self._analyst.job_of(task_id)).cancel()
+                    return
+                self._analyst.revoke(task_id)
+        except QueueUnavailable as fault:
+            logger.warning("job %s: revoked, and cannot be cancelled: %s", task_id, fault)
 
     def _announce_ready(self, **_: Any) -> None:
         self._announcer.announce(self._ready)

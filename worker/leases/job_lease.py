@@ -191,7 +191,10 @@ class LeaseStore:
 
     def canvas_is_called(self, job_id: str) -> None:
         """Nobody is to call it once more."""
-        self.redis.hdel(keys.record(job_id), "canvas")
+        with self.redis.pipeline() as closing:
+            closing.hdel(keys.record(job_id), "canvas")
+            closing.zrem(keys.leases(), job_id)
+            closing.execute()
 
     def leave(self, job: QueuedJob, patience_seconds: float) -> float | None:
         """Leave a queued job to other workers, to be published again soon; waits out an outage as `claim` does.

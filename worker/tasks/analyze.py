@@ -191,7 +191,11 @@ class Analyst:
             case Claimed():
                 # What counts is the record, which the message may contradict.
                 if answer.sealed_json != queued.record["sealed"]:
-                    opened = _open_record(answer)
+                    recorded, opened = _open_record(answer)
+                    if recorded.is_newer and not queued.is_newer:
+                        # Comes again with what the record says, and is left to others then.
+                        self._leases.give_back([answer])
+                        return None
                 if isinstance(opened, SealedJob):
                     answer = replace(answer, idempotency_key=opened.job.idempotency_key)
                 if delivery_id in self._revoked:
@@ -275,8 +279,10 @@ class Analyst:
         if not self._outbox.settle(lease, outcome, last_events):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
-        # Quoted: it may name what a caller named, line breaks and all.
-        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r}" if isinstance(outcome, JobFailure) else ""
+        # Quoted and cut: it may name what a caller named, line breaks and all.
+        why = ""
+        if isinstance(outcome, JobFailure):
+            why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
         log.info("job %s: %s, attempt %d%s", lease.job_id, outcome.state, lease.attempt, why)
         return outcome
 
@@ -296,14 +302,19 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
     return QueuedJob.unreadable(outline, outline.job_id or delivery_id, json.dumps(payload), is_newer), fault
 
 
-def _open_record(lease: Claimed) -> SealedJob | JobFault:
-    try:
-        _, opened = open_delivery(json.loads(lease.sealed_json), lease.job_id)
-    except ValueError:
-        return JobFault(ErrorCode.INVALID_JOB, "The job's record holds no JSON: somebody else wrote into it.")
+def _open_record(lease: Claimed) -> tuple[QueuedJob, SealedJob | JobFault]:
+    recorded, opened = open_delivery(_read(lease.sealed_json), lease.job_id)
     if isinstance(opened, SealedJob) and opened.job_id != lease.job_id:
-        return JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
-    return opened
+        opened = JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
+    return recorded, opened
+
+
+def _read(sealed_json: str | None) -> Any:
+    """None where there is no record, or one that somebody else has written into."""
+    try:
+        return json.loads(sealed_json or "null")
+    except ValueError:
+        return None
 
 
 def _is_same(stored: str, payload: Any, opened: SealedJob | JobFault) -> bool:

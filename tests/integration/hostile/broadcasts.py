@@ -6,7 +6,8 @@ from typing import Any
 
 from tests.integration.hostile.messages import (
     ABSENT,
-    FORGED,
+    HUGE,
+    LINE_BREAK,
     NAN,
     SIGNED,
     as_body,
@@ -17,9 +18,7 @@ from tests.integration.hostile.messages import (
     nested,
 )
 
-HUGE = 10**400
 LONGEST_INT = 10**4300 - 1
-LINE_BREAK = f"ping\n{FORGED}"
 # 10 characters of a log for each.
 UNPRINTABLE = "\U000e0001"
 

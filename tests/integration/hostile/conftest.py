@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.hostile.echo_host import EchoHost
+from tests.integration.hostile.echo_host import ECHO, EchoHost
 from worker.demo.embedded_valkey import EmbeddedValkey
 
 
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoHost]:
-    """With the SETTINGS of the file, if it has any."""
-    settings = getattr(request.module, "SETTINGS", {})
-    with EmbeddedValkey() as server, EchoHost(server.url, tmp_path_factory.mktemp("host"), settings) as host:
+    """With the SETTINGS of the file and of its Celery APP, if it has any."""
+    settings, app = getattr(request.module, "SETTINGS", {}), getattr(request.module, "APP", ECHO)
+    with EmbeddedValkey() as server, EchoHost(server.url, tmp_path_factory.mktemp("host"), settings, app) as host:
         yield host

@@ -1,4 +1,4 @@
-"""One worker that echoes, with a server of its own: what a hostile neighbour can reach of both, and what others see."""
+"""One worker with a server of its own: what a hostile neighbour can reach of both, and what others see."""
 
 import json
 import os
@@ -26,7 +26,8 @@ from tests.conditions import eventually
 from worker.telemetry.presence import WorkerState, list_present
 
 LEASE_SECONDS = 3
-COMMAND = ("celery", "-A", "worker.demo.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
+ECHO = "worker.demo.echo_worker"
+OPTIONS = ("worker", "--pool", "threads", "--loglevel", "INFO")
 BROADCASTS = "/0.celery.pidbox"
 MESSAGES = message_list(Priority.NORMAL)
 # Whatever else lies in Redis, somebody made a worker put it there.
@@ -34,10 +35,11 @@ OURS = ("keye:", "celery-task-meta-", "_kombu.binding", "unacked", QUEUE)
 
 
 class EchoHost:
-    """Ready once entered. `redis` may do everything; `send` and `broadcast` are a neighbour's, who may do no more."""
+    """Echoes, unless another Celery app is given. Ready once entered. `redis` may do everything; `send` and `broadcast` are a neighbour's, who may do no more."""
 
-    def __init__(self, url: str, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, url: str, folder: Path, settings: Mapping[str, str], app: str = ECHO) -> None:
         """`settings` are environment variables besides those that all workers of these tests have."""
+        self._command = (sys.executable, "-m", "celery", "-A", app, *OPTIONS)
         self.url = url
         self.redis = Redis.from_url(url, decode_responses=True, socket_timeout=60)
         self.client = Client(Settings(redis_url=SecretStr(url), lease_seconds=LEASE_SECONDS))
@@ -60,14 +62,14 @@ class EchoHost:
     def __enter__(self) -> Self:
         with self._log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *COMMAND],
+                self._command,
                 env=self._environment,
                 cwd=self._folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
         try:
-            eventually(self._is_ready, within_seconds=90)
+            eventually(self._is_ready, within_seconds=240)
         except BaseException:
             self._process.kill()
             raise
@@ -83,6 +85,10 @@ class EchoHost:
     @property
     def log(self) -> str:
         return self._log_file.read_text(errors="replace")
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def send(self, raw: bytes | str, queue: str = MESSAGES) -> None:
         self._sender.lpush(queue, raw)
@@ -101,7 +107,7 @@ class EchoHost:
         """A good job behind all that was sent is answered, and by then the worker holds nothing of it any more."""
         job = self.client.submit(prompt="said behind it")
         assert job.result(timeout=60).answer == "said behind it"
-        assert self._process.poll() is None
+        assert self.is_alive
         eventually(lambda: not self.redis.exists(UNACKED, "unacked_index"))
 
     def quarantined(self, raw: bytes) -> QuarantinedMessage:
@@ -153,7 +159,7 @@ class EchoHost:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:"))
 
     def _is_ready(self) -> bool:
-        assert self._process.poll() is None, self.log
+        assert self.is_alive, self.log
         return any(presence.state is WorkerState.READY for presence in list_present(self.redis))
 
     def _user(self, name: str, *rules: str) -> Redis:

@@ -118,3 +118,13 @@ TASKS: dict[str, list[Any]] = {
     "celery.accumulate": [[1, 2, 3], {}, {}],
     "celery.ping": [[], {}, {}],
 }
+
+# Options of a signature that is allowed, by which Celery cannot call it.
+UNCALLABLE = {
+    "a delay in words": {"countdown": "soon"},
+    "a time in words": {"eta": "soon"},
+    "an end in words": {"expires": []},
+    "a priority of a kind": {"priority": []},
+    "a policy of a kind": {"retry_policy": {"max_retries": []}},
+    "an id of a kind": {"task_id": ["x"]},
+}

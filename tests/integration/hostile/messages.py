@@ -13,6 +13,9 @@ ABSENT = object()
 SECRET = "Hush7Hush"
 SIGNED = f"https://store.example/a.png?X-Amz-Signature={SECRET}"
 FORGED = "[2026-01-01 00:00:00,000: CRITICAL/MainProcess] forged"
+LINE_BREAK = f"a\n{FORGED}"
+NAN = math.nan
+HUGE = 10**400
 
 
 def sealed_job(job_id: str, prompt: str = "asked by hand", **fields: Any) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def message(
     }
     for path, value in (changes or {}).items():
         *parents, name = path.split(".")
-        part = whole
+        part: dict[str, Any] = whole
         for parent in parents:
             part = part[parent]
         if value is ABSENT:
@@ -85,6 +88,3 @@ def errand(queue: Any = "other-app", task: str = "billing.refund", **fields: Any
 def canvas(kind: str, options: Mapping[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
     """A signature that holds others, as Celery writes groups, chains and chords."""
     return errand(None, f"celery.{kind}", args=[], kwargs=kwargs, subtask_type=kind, options=dict(options or {}))
-
-
-NAN = math.nan

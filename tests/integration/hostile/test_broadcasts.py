@@ -1,4 +1,4 @@
-"""Whoever may only PUBLISH to Celery's remote control ends no worker, changes none, and has it write to no other list."""
+"""Whoever may only PUBLISH to remote control ends no worker, changes none, and has it write to no other list."""
 
 import time
 

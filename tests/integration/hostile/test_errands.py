@@ -12,7 +12,7 @@ from config.error_codes import ErrorCode
 from config.job import Priority
 from tests.conditions import eventually
 from tests.integration.hostile.echo_host import BROADCASTS, MESSAGES, EchoHost
-from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, NO_TASK_OF_OURS, REPORT, TASKS
+from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, NO_TASK_OF_OURS, REPORT, TASKS, UNCALLABLE
 from tests.integration.hostile.messages import ABSENT, as_body, errand, message, sealed_job
 
 SETTINGS = {"KEYE_CELERY_CANVAS": ALLOWED}
@@ -106,16 +106,6 @@ def test_what_is_allowed_is_called_once_with_the_outcome(host: EchoHost, part: s
     assert host.redis.llen("reports") == 1
     host.redis.delete("reports")
     assert_nothing_but_jobs(host)
-
-
-UNCALLABLE = {
-    "a delay in words": {"countdown": "soon"},
-    "a time in words": {"eta": "soon"},
-    "an end in words": {"expires": []},
-    "a priority of a kind": {"priority": []},
-    "a policy of a kind": {"retry_policy": {"max_retries": []}},
-    "an id of a kind": {"task_id": ["x"]},
-}
 
 
 @pytest.mark.parametrize("kind", UNCALLABLE)

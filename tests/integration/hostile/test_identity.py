@@ -161,6 +161,7 @@ def test_a_waiting_job_is_answered_as_its_caller_has_asked(host: EchoHost, kind:
     as_submitted = ("sealed", "priority", "submitted_at", "deadline_at", "max_attempts")
     assert {name: after[name] for name in as_submitted} == {name: before[name] for name in as_submitted}
     assert not after.keys() & {"due_at", "canvas", "left_seconds"}
+    assert f"job {victim.id}: of a newer release" not in host.log
 
 
 @pytest.mark.parametrize("kind", HIJACKS)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -13,8 +14,21 @@ from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
 from config.wire import SealedJob
 from tests.conditions import eventually
-from tests.integration.leases.jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, publish, record
-from worker.leases.job_lease import LeaseStore, Requeued
+from tests.integration.leases.jobs import (
+    DEAD_LETTER_TTL,
+    TTL,
+    a_failure,
+    a_job,
+    a_reaper,
+    claim,
+    events,
+    messages,
+    publish,
+    record,
+)
+from worker.broker.asked import Asked
+from worker.broker.canvas import Canvas
+from worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
 from worker.results.event_writer import AttemptEvents, EventWriter
 from worker.results.settlement import Settlement
 
@@ -142,3 +156,32 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
     assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
     settlement.settle(lease, a_failure(lease))
     assert not redis.exists(keys.deadlines())
+
+
+@pytest.mark.parametrize("ended_by", ["its worker", "a reaper"])
+def test_a_job_for_which_celery_is_to_call_something_is_published_until_that_is_done(
+    store: LeaseStore, settlement: Settlement, redis: Redis, ended_by: str
+) -> None:
+    sealed = a_job(max_attempts=1)
+    asked = Asked(canvas=Canvas(callbacks=({"task": "app.save"},)))
+    queued = QueuedJob.of(sealed)
+    lease = store.claim(replace(queued, record=asked.written_into(queued.record)), "worker-1")
+    assert isinstance(lease, Claimed)
+    if ended_by == "a reaper":
+        redis.zadd(keys.leases(), {sealed.job_id: 0})
+        taken = store.reap(sealed.job_id, "reaper")
+        assert isinstance(taken, TakenOver)
+        lease = taken.lease
+    assert settlement.settle(lease, a_failure(lease))
+    assert messages(redis) == []
+    # Whoever was to call it has died.
+    redis.zadd(keys.leases(), {sealed.job_id: 0})
+    a_reaper(store).reap_overdue()
+    assert messages(redis) == [sealed.job_id]
+    answer = store.claim(queued, "worker-2")
+    assert isinstance(answer, AlreadySettled)
+    assert answer.canvas_json is not None
+    assert "app.save" in answer.canvas_json
+    store.canvas_is_called(sealed.job_id)
+    assert redis.zscore(keys.leases(), sealed.job_id) is None
+    assert store.claim(queued, "worker-3") == AlreadySettled(a_failure(lease))

@@ -6,7 +6,7 @@
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
 -- 7 Celery's result (JSON), 8 most events of a stream, 9.. events (JSON) that were not written yet
 -- Returns 1, or 0 where the lease was lost
-local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at")
+local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at", "canvas")
 if record[1] ~= ARGV[2] then
   return 0
 end
@@ -17,7 +17,12 @@ end
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
-redis.call("ZREM", KEYS[3], ARGV[1])
+if record[4] then
+  -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.
+  redis.call("ZADD", KEYS[3], now + 10, ARGV[1])
+else
+  redis.call("ZREM", KEYS[3], ARGV[1])
+end
 if (record[3] or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
 end
