@@ -33,8 +33,8 @@ def leases() -> str:
     """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
 
     Holds the running jobs, and those that need a message: queued ones that are not known to be published yet, or (then
-    by the time it is due) wait for another attempt, and ended ones of which a worker must hear: for their Celery result, as
-    they ended while they waited, or because something is to be called. The reaper looks after all that is overdue.
+    by the time it is due) wait for another attempt, and ended ones of which a worker must hear: they ended while they
+    waited and have no Celery result, or something is to be called for them. The reaper looks after all that is overdue.
     """
     return f"{PREFIX}leases"
 

@@ -164,6 +164,11 @@ class Analyst:
     def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | JobFault]:
         """Whose delivery it is, and what it says. A message that names another's job has nothing to do with that."""
         queued, opened = open_delivery(payload, delivery_id)
+        if isinstance(opened, JobFault) and not queued.is_newer and queued.job_id == delivery_id:
+            # What counts is the record, which only others may know how to read.
+            recorded, in_record = open_delivery(_read(self._leases.sealed(delivery_id)), delivery_id)
+            if recorded.job_id == delivery_id and (recorded.is_newer or isinstance(in_record, SealedJob)):
+                return recorded, in_record
         # One that came with a job would end another's of the same content.
         if asked.refused is not None and payload is None:
             opened = JobFault(ErrorCode.INVALID_JOB, asked.refused)

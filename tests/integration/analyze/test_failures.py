@@ -185,6 +185,20 @@ def test_a_newer_job_can_be_cancelled_by_an_older_producer(plant: Plant, newer: 
     assert plant.fail(job).failure.metadata == {"order": 7}
 
 
+@pytest.mark.parametrize("says", ["nothing", "a job of today"])
+def test_a_message_that_hides_that_its_job_is_newer_has_no_older_worker_end_it(
+    plant: Plant, newer: Callable[..., Any], says: str
+) -> None:
+    payload = newer(60)
+    job_id = payload["job_id"]
+    record = SealedJob.model_validate(payload).record | {"sealed": json.dumps(payload)}
+    plant.redis.hset(keys.record(job_id), mapping=record)
+    plant.send(None if says == "nothing" else payload | {"schema_version": 1}, job_id)
+    eventually(lambda: plant.record(job_id).get("left_seconds"))
+    assert plant.record(job_id)["state"] == JobState.QUEUED
+    plant.client.find(job_id).cancel()
+
+
 @pytest.mark.parametrize("payload", [None, [], {"schema_version": 1}, {"schema_version": 1, "job_id": 5}])
 def test_message_without_a_usable_job_fails_under_its_celery_id(plant: Plant, payload: Any) -> None:
     task_id = f"unreadable-{uuid.uuid4()}"

@@ -35,7 +35,10 @@ OURS = ("keye:", "celery-task-meta-", "_kombu.binding", "unacked", QUEUE)
 
 
 class EchoHost:
-    """Echoes, unless another Celery app is given. Ready once entered. `redis` may do everything; `send` and `broadcast` are a neighbour's, who may do no more."""
+    """Ready once entered; echoes, unless another Celery app is given.
+
+    `redis` may do everything; `send` and `broadcast` are a neighbour's, who may do no more.
+    """
 
     def __init__(self, url: str, folder: Path, settings: Mapping[str, str], app: str = ECHO) -> None:
         """`settings` are environment variables besides those that all workers of these tests have."""
