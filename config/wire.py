@@ -5,7 +5,7 @@ import uuid
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from config.contract import Contract, version_needed
 from config.event import EVENT
@@ -96,10 +96,17 @@ def describe_faults(error: ValidationError) -> str:
     if number > MAX_FAULTS:
         return f"{number} faults"
     faults = [
-        f"{'.'.join(map(str, f['loc']))[:MAX_PLACE_CHARS] or 'job'}: {f['msg'].removeprefix('Value error, ')}"
-        for f in error.errors(include_input=False)
+        f"{'.'.join(map(str, fault['loc']))[:MAX_PLACE_CHARS] or 'job'}: {_sentence(fault)}"
+        for fault in error.errors(include_input=False)
     ]
     return f"{number} fault{'s' if number > 1 else ''}: " + "; ".join(faults)
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    if fault["type"] == "union_tag_invalid":
+        # pydantic's own quotes what stands there.
+        return f"type is none of {fault['ctx']['expected_tags']}"
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -51,8 +51,12 @@ class PromptFormat:
         return text
 
     def encode(self, text: str) -> list[int]:
-        parts = self.tokenizer(text.split(_CUT), add_special_tokens=False, verbose=False)["input_ids"]
-        return [token_id for part in parts for token_id in part]
+        parts = text.split(_CUT)
+        # Each once: a control token written a hundred thousand times makes as many parts, and few different ones.
+        different = list(dict.fromkeys(parts))
+        encoded = self.tokenizer(different, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = dict(zip(different, encoded, strict=True))
+        return [token_id for part in parts for token_id in ids[part]]
 
     def _plain(self, message: Message) -> Message:
         """A copy with all text made plain. Neighbouring texts are joined first: two could hold half a token each."""

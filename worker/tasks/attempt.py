@@ -193,7 +193,8 @@ class Attempt:
     def _visual_budget(self, parts: Sequence[ImagePart | VideoPart]) -> VisualBudget:
         """What the context leaves for media beside the text and the answer."""
         processor, job = self._bench.processor, self._job
-        num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value)
+        # Of text alone there is nothing to share out, and a long one takes a second to count.
+        num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value) if parts else 0
         context = min(processor.config.max_position_embeddings, self._bench.inbox.max_tokens)
         room = context - job.generation.max_new_tokens - num_text_tokens
         if self._lease.max_visual_tokens is not None:

@@ -32,6 +32,7 @@ def broken_jobs() -> list[bytes]:
     """What a job's own faults may quote."""
     faults = [
         {"media": [{"type": "image", "uri": SIGNED.replace("https", "ftp")}]},
+        {"media": [{"type": SIGNED, "uri": "/cat.jpg"}]},
         {"media": [{"type": "image", "uri": SIGNED * 1000}]},
         {"media": [SIGNED], "prompt": 7},
         {"media": [{"type": "image", "uri": SIGNED, "token": SECRET}]},

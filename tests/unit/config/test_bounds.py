@@ -200,3 +200,13 @@ def test_ids_that_are_made_here_are_of_the_kind() -> None:
     sealed = seal(AnalysisJob(prompt="?"))
     assert is_job_id(sealed.job_id)
     assert isinstance(sealed, SealedJob)
+
+
+def test_no_fault_quotes_what_was_given() -> None:
+    given = "https://host/cat.jpg?X-Amz-Signature=abc"
+    parts = [{"type": given, "uri": "/a.png"}, {"type": "image", "uri": given.replace("https", "ftp")}]
+    job = {"prompt": 5, "media": parts, "thinking": given, "priority": given, "generation": {"stop": given}}
+    with pytest.raises(InvalidJob) as refused:
+        open_sealed({"schema_version": 1, "job_id": "a", "submitted_at": given, "job": job})
+    assert given[8:] not in str(refused.value)
+    assert "type is none of 'image', 'video'" in str(refused.value)
