@@ -84,6 +84,9 @@ def failure_of(task: AsyncResult) -> JobFailed:
 def app(redis_url: str) -> Iterator[Celery]:
     """A client's, as it comes."""
     with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as app:
+        # The worker's own task is shared with every app of a process in which another test has imported it.
+        app.finalize()
+        app.tasks.pop(ANALYZE_TASK, None)
         yield app
         # Results that are garbage later would end a subscription at a server that is gone by then.
         app.backend.result_consumer.subscribed_to.clear()

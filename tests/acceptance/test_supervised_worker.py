@@ -105,7 +105,8 @@ def test_sigterm_does_not_wait_for_a_model_to_load(start: Start) -> None:
     (child,) = eventually(lambda: list_present(worker.redis), within_seconds=30)
     assert child.state is WorkerState.LOADING
     worker.ask_to_end()
-    assert worker.exit_code(within_seconds=2) == ExitCode.OK
+    # A second or two where it is just mapping torch's libraries, on a busy machine.
+    assert worker.exit_code(within_seconds=5) == ExitCode.OK
     assert not is_alive(child.worker.pid)
 
 
