@@ -6,6 +6,7 @@ from base64 import b64encode
 from typing import Any
 
 from config.job import Priority
+from config.job_id import is_job_id
 
 ANALYZE_TASK = "keye.analyze"
 QUEUE = "keye.jobs"
@@ -28,6 +29,15 @@ def message_list(priority: Priority) -> str:
 def message_lists() -> list[str]:
     """All lists that Celery clients put messages for our queue into, whatever priority steps they know: 0 first."""
     return [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in range(1, 10))]
+
+
+def job_named_by(message: Any) -> str | None:
+    """The id of the job that a message, any decoded JSON, is for; protocol 1 has it among the properties only."""
+    if not isinstance(message, dict):
+        return None
+    places = ((message.get("headers"), "id"), (message.get("properties"), "correlation_id"))
+    named = (part.get(name) for part, name in places if isinstance(part, dict))
+    return next(filter(is_job_id, named), None)
 
 
 def message(job_id: str, sealed: Any, priority: Priority) -> str:

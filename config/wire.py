@@ -20,6 +20,9 @@ SCHEMA_VERSION = 1
 MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
 # Of a sealed job as JSON. Pictures and text have bounds of their own (`config.job`), together a little below it.
 MAX_SEALED_BYTES = 16 * 2**20
+# Commas and brackets of a message before it is parsed. Each makes an object of 60 bytes or more; a job of the longest
+# text has no more commas than that has letters.
+MAX_JSON_PARTS = 1_500_000
 
 
 class SealedJob(Contract):

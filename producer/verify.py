@@ -15,11 +15,10 @@ from redis.client import NEVER_DECODE
 
 from config import keys
 from config.job import Priority
-from config.job_id import is_job_id
 from config.outcome import OUTCOME
 from config.state import JobState
-from config.topology import QUEUE, UNACKED, message_lists
-from config.wire import MAX_SEALED_BYTES
+from config.topology import QUEUE, UNACKED, job_named_by, message_lists
+from config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
 from producer.transport import SCRIPTS
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
@@ -29,8 +28,6 @@ LOOK_AGAIN_SECONDS = 1.0
 
 # A message that a worker reads is smaller, as base64 and with all that is beside it.
 _MAX_MESSAGE_BYTES = 2 * MAX_SEALED_BYTES
-# Its body is one string. Each part makes an object of 60 bytes or more.
-_MAX_JSON_PARTS = 1_500_000
 _PAGE_BYTES = 8 * 2**20
 _SCRIPT = (SCRIPTS / "messages.lua").read_text()
 
@@ -182,11 +179,11 @@ def _messages(redis: Redis) -> Iterator[str | None]:
     """The job of each message of ours, waiting or in a worker's hands."""
     for name in message_lists():
         for raw in _waiting(redis, name):
-            yield _named_job(_parsed(raw))
+            yield job_named_by(_parsed(raw))
     for raw in _taken(redis):
         match _parsed(raw):
             case [message, _, queue] if queue == QUEUE:
-                yield _named_job(message)
+                yield job_named_by(message)
 
 
 def _waiting(redis: Redis, name: str) -> Iterator[bytes | None]:
@@ -221,19 +218,9 @@ def _fetch_bytes(redis: Redis, *command: Any) -> Any:
 
 def _parsed(raw: bytes | None) -> Any:
     """Decoded JSON; None for anything else, and for what would take gigabytes."""
-    if raw is None or sum(raw.count(mark) for mark in (b",", b"[", b"{")) > _MAX_JSON_PARTS:
+    if raw is None or sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_PARTS:
         return None
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
         return None
-
-
-def _named_job(message: Any) -> str | None:
-    """As a worker reads it: a message of Celery's protocol 1 has its id among the properties only."""
-    match message:
-        case {"headers": {"id": job_id}} if is_job_id(job_id):
-            return job_id
-        case {"properties": {"correlation_id": job_id}} if is_job_id(job_id):
-            return job_id
-    return None

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.job import Priority
 from config.job_id import RULE, is_job_id
-from config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, message_around
+from config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
 from worker.broker.asked import NOTHING_ASKED, Asked
 from worker.broker.canvas import Canvas
 from worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
@@ -145,15 +145,13 @@ def _timestamp(text: str, name: str) -> float:
 
 def _job_of(raw: bytes) -> str | None:
     """The id of the job that a message names, however broken the rest of it is."""
-    named: list[Any] = []
     content = None
     with suppress(Unreadable):
         message = parse(raw, "it")
-        if isinstance(message, dict):
-            places = ((message.get("headers"), "id"), (message.get("properties"), "correlation_id"))
-            named += [part.get(name) for part, name in places if isinstance(part, dict)]
+        if (job_id := job_named_by(message)) is not None:
+            return job_id
         content = read_envelope(message).content()
     match content:
-        case {"id": job_id} | [_, {"sealed": {"job_id": job_id}}, *_]:
-            named.append(job_id)
-    return next(filter(is_job_id, named), None)
+        case {"id": job_id} | [_, {"sealed": {"job_id": job_id}}, *_] if is_job_id(job_id):
+            return job_id
+    return None

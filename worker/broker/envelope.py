@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from config.wire import MAX_SEALED_BYTES, describe_faults
+from config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES, describe_faults
 
 # A sealed job as base64, and some more for what Celery's clients put beside it.
 MAX_MESSAGE_BYTES = MAX_SEALED_BYTES * 3 // 2
-# Each makes an object of 60 bytes or more; a job of the longest text has no more commas than that has letters.
-MAX_JSON_PARTS = 1_500_000
 # Each may be a fault of its own, and as one it takes a kilobyte.
 MAX_JSON_VALUES = 100_000
 # Celery has less of the stack left than we, and would lose what it cannot read. The models of a job end at about 200.
