@@ -172,7 +172,8 @@ class Analyst:
         # One that came with a job would end another's of the same content.
         if asked.refused is not None and payload is None:
             opened = JobFault(ErrorCode.INVALID_JOB, asked.refused)
-        queued = replace(queued, record=asked.written_into(queued.record))
+        if asked is not NOTHING_ASKED:
+            queued = replace(queued, record=asked.written_into(queued.record))
         is_its_own = queued.job_id == delivery_id
         if is_its_own and not queued.is_newer:
             return queued, opened
