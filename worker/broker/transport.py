@@ -22,13 +22,18 @@ class Channel(redis.Channel):
     from_transport_options = (*redis.Channel.from_transport_options, "admission")  # type: ignore[assignment]
 
     admission: Any = None
+    _writing: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        client = super()._create_client(asynchronous)
         if asynchronous:
+            client = super()._create_client(asynchronous)
             # The client that takes messages, and the last place at which they are bytes.
             client.set_response_callback("BRPOP", self._admit)
-        return client
+            return client
+        # kombu makes one for all that it writes, three a message, which is a tenth of what the message costs.
+        if self._writing is None or self._writing.connection_pool is not self.pool:
+            self._writing = super()._create_client()
+        return self._writing
 
     def _admit(self, popped: Any, **_: Any) -> Any:
         """None, as if nothing had come, for a message that Celery is not to see."""
