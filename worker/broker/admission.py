@@ -129,7 +129,7 @@ def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: 
 def _written(task_id: str, sealed: Any, asked: Asked, step: int) -> str:
     body = body_of({"sealed": sealed})
     # kombu would make Python objects of some; a release that knows nothing of what is asked should not ignore it.
-    if asked != NOTHING_ASKED or "__type__" in body:
+    if asked is not NOTHING_ASKED or "__type__" in body:
         arguments = {"sealed": sealed, "asked": asked.model_dump(mode="json", exclude_none=True)}
         body = body_of({"written": json.dumps(arguments)})
     return message_around(body, task_id, step)

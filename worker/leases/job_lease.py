@@ -22,6 +22,8 @@ from worker.leases.lua import load_script
 
 T = TypeVar("T")
 
+_CLAIM_KEYS = (keys.taken(), keys.deadlines(), *map(keys.queued, Priority))
+
 # Settling needs it no more, and a spool on disk should not hold it: signed URLs stand in it.
 Unsaved = Annotated[T, Field(exclude=True)]
 
@@ -165,11 +167,16 @@ class LeaseStore:
 
         Waits out an outage of Redis as `patience` does; a claim whose answer was lost in it is not a second one.
         """
-        fields = [part for field in job.record.items() for part in field]
-        names = [*_job_keys(job.job_id), keys.taken(), keys.deadlines(), *map(keys.queued, Priority)]
+        names = [*_job_keys(job.job_id), *_CLAIM_KEYS]
         token = new_token()
-        args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token, *fields]
-        match self.patience.wait_out(lambda: self._claim(names, args), f"claiming job {job.job_id}"):
+        args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token]
+        claiming = f"claiming job {job.job_id}"
+        answer = self.patience.wait_out(lambda: self._claim(names, args), claiming)
+        if answer == ["unknown"]:
+            # Not sent at once: our producers have written it, and it is most of what would travel.
+            args += [part for field in job.record.items() for part in field]
+            answer = self.patience.wait_out(lambda: self._claim(names, args), claiming)
+        match answer:
             case ["claimed", sealed_json, canvas_json, *facts]:
                 lease = _claimed(job.job_id, token, facts, job.idempotency_key)
                 return replace(lease, sealed_json=sealed_json, canvas_json=canvas_json or None)

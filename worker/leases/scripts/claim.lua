@@ -7,9 +7,10 @@
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 newest taken job of each priority (sorted set), 5
 -- deadlines (sorted set), 6.. queued jobs of each priority (sorted sets)
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 whether it would run alone (0 or 1), 5 the token, 6.. fields and values of
--- the record, used where there is none
+-- the record, once it is known that there is none
 -- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens},
--- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due) or {"suspect"}
+-- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due), {"suspect"} or
+-- {"unknown"} (no record: it is asked again with one)
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
 
@@ -30,7 +31,9 @@ local function claimed(attempt, claimed_at)
   }
 end
 
-if not record[1] then
+if not record[1] and not ARGV[6] then
+  return { "unknown" }
+elseif not record[1] then
   redis.call("HSET", KEYS[1], unpack(ARGV, 6))
   record = read()
   if tonumber(record[2] or 0) > now then
