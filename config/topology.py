@@ -18,6 +18,8 @@ PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 # The Redis hash of what workers have taken and not acknowledged, as kombu names it: JSON of message, exchange, queue.
 # All Celery apps of a database share it.
 UNACKED = "unacked"
+# And the sorted set of their delivery tags, by when they were taken.
+UNACKED_INDEX = "unacked_index"
 
 
 def message_list(priority: Priority) -> str:

@@ -71,6 +71,8 @@ def test_no_message_ends_a_worker_or_gets_lost(
     for number in range(NUM_MESSAGES // BATCH):
         sent = send_batch(number)
         eventually(lambda: worker.is_ready and not any(redis.llen(name) for name in LISTS), within_seconds=120)
+        # Once a message behind them is taken, each of them is known to be taken.
+        assert client.submit(prompt="said behind them").result(timeout=60).answer == "said behind them"
         eventually(lambda: not redis.exists(UNACKED), within_seconds=60)
         assert [job.result(timeout=60).answer for job in good] == ["said between them"] * len(good)
         good.clear()

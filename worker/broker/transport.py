@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import dumps
 
 from config.job import Priority
@@ -15,6 +15,8 @@ from worker.broker.remote_commands import read_command
 
 log = logging.getLogger(__name__)
 
+# Among a taken message's properties, once its job is settled.
+IS_ACKNOWLEDGED = "is_acknowledged"
 COMMANDS, REPLIES = b".celery.pidbox", b".reply.celery.pidbox"
 STEPS = {step: priority for priority, step in PRIORITY_STEPS.items()}
 
@@ -31,6 +33,14 @@ class QoS(redis.QoS):
         else:
             with self.channel.conn_or_acquire(client) as client:
                 yield client.pipeline(transaction=False)
+
+    def ack(self, delivery_tag: str) -> None:
+        message = self._delivered.get(delivery_tag)
+        if message is not None and message.properties.get(IS_ACKNOWLEDGED):
+            # What is left is to make room for the next.
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
 
 
 class Channel(redis.Channel):

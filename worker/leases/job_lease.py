@@ -58,7 +58,7 @@ class Claimed:
     second. `max_attempts` is the job's own and one more for each that was given back. `submitted_at` is the producer's
     clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
     more and did not fit into memory. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
-    afterwards, if anything is.
+    afterwards, if anything is. `delivery_tag` is of the message it came by, "" where it came by none.
     """
 
     job_id: str
@@ -72,6 +72,7 @@ class Claimed:
     max_visual_tokens: int | None = None
     sealed_json: Unsaved[str] = field(default="null", repr=False, compare=False)
     canvas_json: Unsaved[str | None] = field(default=None, repr=False, compare=False)
+    delivery_tag: Unsaved[str] = field(default="", compare=False)
 
     @property
     def queued_seconds(self) -> float:

@@ -1,4 +1,5 @@
-"""Writes how a job ended: outcome, last event, state, expiry and Celery's result in one move of the lease holder."""
+"""Writes how a job ended: outcome, last event, state, expiry, Celery's result and its message's acknowledgement in one
+move of the lease holder."""
 
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from config import keys
 from config.argument_limit import ArgumentTooLarge, check_arguments
 from config.outcome import JobFailure, JobResult
 from config.outline import JobOutline
+from config.topology import UNACKED, UNACKED_INDEX
 from worker.leases.job_lease import Claimed
 from worker.leases.lua import load_script
 from worker.results.celery_result import result_key, result_message
@@ -36,13 +38,13 @@ class Settlement:
         waiting for it is `outbox`'s.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
-        names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id)]
+        names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id), UNACKED, UNACKED_INDEX]
         names += keys.idempotency_of(lease.idempotency_key)
         outcome_json, told = self._told(lease.job_id, outcome)
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         events = without_oversized(self._redis, lease, last_events)
-        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS, *events)
-        return bool(self._settle(names, args))
+        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS)
+        return bool(self._settle(names, (*args, lease.delivery_tag, *events)))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""

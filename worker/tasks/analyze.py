@@ -22,6 +22,7 @@ from config.topology import ANALYZE_TASK
 from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
 from worker.broker.asked import NOTHING_ASKED, Asked
 from worker.broker.canvas import Canvas
+from worker.broker.transport import IS_ACKNOWLEDGED
 from worker.leases.connection import passes
 from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from worker.leases.renewal import LeaseRenewal
@@ -42,11 +43,15 @@ MAX_REVOKED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How the job of a delivery ended; `canvas` is what Celery is to call for it, and nobody has yet."""
+    """How the job of a delivery ended; `canvas` is what Celery is to call for it, and nobody has yet.
+
+    `is_acknowledged` where the message is acknowledged already, in one move with the outcome.
+    """
 
     job_id: str
     outcome: JobResult | JobFailure
     canvas: Canvas | None
+    is_acknowledged: bool
 
 
 # Ignored by Celery: settling has written its result.
@@ -70,8 +75,12 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     if written is not None:
         arguments = json.loads(written)
         sealed, asked = arguments["sealed"], Asked.model_validate(arguments["asked"])
+    # Of kombu's message, whose QoS asks for it.
+    properties = delivery.request.properties or {}
     try:
-        answer = analyst.analyze(sealed, delivery.request.id, asked)
+        answer = analyst.analyze(sealed, delivery.request.id, asked, properties.get("delivery_tag", ""))
+        if answer is not None and answer.is_acknowledged:
+            properties[IS_ACKNOWLEDGED] = True
         if answer is not None and answer.canvas is not None:
             call_what_follows(delivery.app, delivery.request.id, answer.outcome, answer.canvas)
             analyst.canvas_is_called(answer.job_id)
@@ -115,7 +124,9 @@ class Analyst:
         self._jobs: dict[str, str] = {}
         self.stragglers = Stragglers(settlement)
 
-    def analyze(self, payload: Any, delivery_id: str, asked: Asked = NOTHING_ASKED) -> Answer | None:
+    def analyze(
+        self, payload: Any, delivery_id: str, asked: Asked = NOTHING_ASKED, delivery_tag: str = ""
+    ) -> Answer | None:
         """The job's outcome, written by this delivery or found written; None where another attempt has it or is due.
 
         Raises Redis' own fault where it stayed away for longer than patience lasts.
@@ -138,14 +149,14 @@ class Analyst:
             with self._isolation.beside_others():
                 answer = self._leases.claim(queued, self._bench.worker.name)
                 if not isinstance(answer, Suspect):
-                    return self._act_on(answer, queued, opened, delivery_id)
+                    return self._act_on(answer, queued, opened, delivery_id, delivery_tag)
             # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
             log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
             with self._isolation.alone(queued.job_id) as is_first:
                 if not is_first:
                     return None
                 answer = self._leases.claim(queued, self._bench.worker.name, is_alone=True)
-                return self._act_on(answer, queued, opened, delivery_id)
+                return self._act_on(answer, queued, opened, delivery_id, delivery_tag)
         finally:
             self._jobs.pop(delivery_id, None)
 
@@ -192,7 +203,9 @@ class Analyst:
         queued: QueuedJob,
         opened: SealedJob | JobFault,
         delivery_id: str,
+        delivery_tag: str,
     ) -> Answer | None:
+        is_acknowledged = False
         match answer:
             case Claimed():
                 # What counts is the record, which the message may contradict.
@@ -202,12 +215,14 @@ class Analyst:
                         # Comes again with what the record says, and is left to others then.
                         self._leases.give_back([answer])
                         return None
-                if isinstance(opened, SealedJob):
-                    answer = replace(answer, idempotency_key=opened.job.idempotency_key)
+                key = opened.job.idempotency_key if isinstance(opened, SealedJob) else answer.idempotency_key
+                is_told = answer.job_id == delivery_id
+                # Not of a message whose task has yet to be told.
+                answer = replace(answer, idempotency_key=key, delivery_tag=delivery_tag if is_told else "")
                 if delivery_id in self._revoked:
                     opened = JobFault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
                 outcome = self._run(opened, answer)
-                is_told = answer.job_id == delivery_id
+                is_acknowledged = bool(answer.delivery_tag) and answer.canvas_json is None
             case AlreadySettled(outcome):
                 is_told = False
             case _:
@@ -219,7 +234,7 @@ class Analyst:
                 lambda: self._settlement.tell_celery(delivery_id, outcome), f"telling Celery of task {delivery_id}"
             )
         canvas = None if answer.canvas_json is None else Canvas.model_validate_json(answer.canvas_json)
-        return Answer(queued.job_id, outcome, canvas)
+        return Answer(queued.job_id, outcome, canvas, is_acknowledged)
 
     def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
         if isinstance(opened, JobFault):

@@ -1,10 +1,13 @@
--- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state, expiry and Celery's
--- result in one move. Asked again by the same holder (its answer got lost on the way) it says yes again and changes nothing.
+-- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state, expiry, Celery's result
+-- and the acknowledgement of the message in one move. Asked again by the same holder (its answer got lost on the way) it
+-- says yes again and changes nothing.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
--- set), 6 Celery's result (string, and a channel), 7 the job's idempotency key (string), if it has one
+-- set), 6 Celery's result (string, and a channel), 7 messages that are not acknowledged (hash), 8 the same by time (sorted
+-- set), 9 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
--- 7 Celery's result (JSON), 8 most events of a stream, 9.. events (JSON) that were not written yet
+-- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10.. events (JSON) that were
+-- not written yet
 -- Returns 1, or 0 where the lease was lost
 local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at", "canvas")
 if record[1] ~= ARGV[2] then
@@ -22,11 +25,15 @@ if record[4] then
   redis.call("ZADD", KEYS[3], now + 10, ARGV[1])
 else
   redis.call("ZREM", KEYS[3], ARGV[1])
+  if ARGV[9] ~= "" then
+    redis.call("ZREM", KEYS[8], ARGV[9])
+    redis.call("HDEL", KEYS[7], ARGV[9])
+  end
 end
 if (record[3] or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
 end
-for i = 9, #ARGV do
+for i = 10, #ARGV do
   redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
 end
 redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
@@ -40,11 +47,11 @@ redis.call("EXPIRE", KEYS[1], ttl)
 redis.call("EXPIRE", KEYS[2], ttl)
 redis.call("SET", KEYS[6], ARGV[7], "EX", ARGV[5])
 redis.call("PUBLISH", KEYS[6], ARGV[7])
-if KEYS[7] then
-  local owner = redis.call("GET", KEYS[7])
+if KEYS[9] then
+  local owner = redis.call("GET", KEYS[9])
   -- The key may have been freed and taken by a later job: that one's is not ours to end.
   if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
-    redis.call("EXPIRE", KEYS[7], ARGV[5])
+    redis.call("EXPIRE", KEYS[9], ARGV[5])
   end
 end
 return 1
