@@ -11,7 +11,7 @@ from config.error_codes import ErrorCode
 from config.event import EVENT, Stage
 from config.outcome import JobFailed
 from config.state import JobState
-from config.topology import UNACKED
+from config.topology import UNACKED, UNACKED_INDEX
 from config.wire import seal
 from producer import Cancellation
 from tests.conditions import eventually
@@ -19,6 +19,13 @@ from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_rea
 from worker.media.prepare import MediaFault
 from worker.tasks import stragglers
 from worker.tasks.analyze import Analyst
+
+
+def test_who_sees_a_job_ended_finds_its_message_acknowledged(plant: Plant) -> None:
+    for _ in range(20):
+        plant.finish(plant.client.submit(a_job()))
+        # Not a moment later: a worker that died in between would be given the message again.
+        assert not plant.redis.exists(UNACKED, UNACKED_INDEX)
 
 
 def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:

@@ -12,6 +12,7 @@ from config.error_codes import ErrorCode
 from config.event import JobEnded, Stage
 from config.outcome import OUTCOME, JobFailure
 from config.state import JobState
+from config.topology import UNACKED, UNACKED_INDEX
 from config.wire import SealedJob
 from tests.conditions import eventually
 from tests.integration.leases.jobs import (
@@ -156,6 +157,21 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
     assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
     settlement.settle(lease, a_failure(lease))
     assert not redis.exists(keys.deadlines())
+
+
+@pytest.mark.parametrize("canvas_json", [None, '{"callbacks": [{"task": "app.save"}]}'])
+def test_message_is_acknowledged_with_the_outcome_unless_celery_is_to_call_something(
+    store: LeaseStore, settlement: Settlement, redis: Redis, canvas_json: str | None
+) -> None:
+    sealed = a_job()
+    lease = replace(claim(store, sealed), delivery_tag="its tag")
+    if canvas_json is not None:
+        redis.hset(keys.record(sealed.job_id), "canvas", canvas_json)
+    redis.hset(UNACKED, mapping={"its tag": "its message", "another tag": "another's"})
+    redis.zadd(UNACKED_INDEX, {"its tag": 1, "another tag": 2})
+    assert settlement.settle(lease, a_failure(lease))
+    kept = {"another tag"} if canvas_json is None else {"its tag", "another tag"}
+    assert set(redis.hkeys(UNACKED)) == set(redis.zrange(UNACKED_INDEX, 0, -1)) == kept
 
 
 @pytest.mark.parametrize("ended_by", ["its worker", "a reaper"])
