@@ -50,16 +50,18 @@ class FaultyProcessor(KeyeProcessor):
 
     gate = threading.Event()
     gate.set()
+    is_held = threading.Event()
     # What the next preparations raise, one each.
     misfortunes: ClassVar[list[Exception]] = []
 
     @classmethod
     @contextmanager
-    def held_up(cls) -> Iterator[None]:
-        """Jobs with the prompt `wait` stay in their preparation meanwhile."""
+    def held_up(cls) -> Iterator[threading.Event]:
+        """Jobs with the prompt `wait` stay in their preparation meanwhile; the event tells that one does."""
         cls.gate.clear()
+        cls.is_held.clear()
         try:
-            yield
+            yield cls.is_held
         finally:
             cls.gate.set()
 
@@ -70,6 +72,7 @@ class FaultyProcessor(KeyeProcessor):
         if last.startswith("break with "):
             raise FAULTS[last.removeprefix("break with ")](f"a secret in {last}")
         if last == "wait":
+            self.is_held.set()
             assert self.gate.wait(30)
         return super().prepare(messages, *args, **kwargs)
 

@@ -116,9 +116,9 @@ def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None
 
 
 def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> None:
-    with FaultyProcessor.held_up():
+    with FaultyProcessor.held_up() as is_held:
         job = plant.client.submit(a_job(prompt="wait"))
-        eventually(lambda: job.state is JobState.RUNNING)
+        assert is_held.wait(30)
         job.cancel()
         plant.renewal.renew_all()
     failed = plant.fail(job)
