@@ -1,6 +1,7 @@
 """Whoever may only PUBLISH to remote control ends no worker, changes none, and has it write to no other list."""
 
 import time
+import uuid
 
 import pytest
 from celery import Celery
@@ -49,7 +50,7 @@ def test_a_broadcast_cancels_a_job_by_its_id(host: EchoHost) -> None:
 
 def test_who_looks_at_a_worker_does_not_see_what_is_asked(host: EchoHost) -> None:
     job = host.client.submit(prompt="wait 60", metadata={"source": SIGNED})
-    by_hand = "looked-at"
+    by_hand = f"looked-at-{uuid.uuid4()}"
     host.send(message(by_hand, sealed=sealed_job(by_hand, prompt="wait 60")))
     eventually(lambda: job.state is JobState.RUNNING and host.job(by_hand).state is JobState.RUNNING)
     with Celery(broker=host.url, set_as_current=False) as app:
