@@ -28,7 +28,7 @@ from config.outcome import (
 )
 from config.settings import Settings
 from config.state import JobState
-from config.topology import QUEUE, celery_options
+from config.topology import QUEUE, UNACKED, celery_options
 from producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
 from producer.envelope import enclose
 from producer.transport import Transport
@@ -155,7 +155,7 @@ class TestSubmit:
         options = celery_options(redis_url, TTL, 3600)["broker_transport_options"]
         with Connection(redis_url, transport_options=options) as broker:
             taken = broker.default_channel.basic_get(QUEUE)
-            assert redis.hlen("unacked") == 1
+            assert redis.hlen(UNACKED) == 1
             taken.ack()
 
     def test_server_as_it_comes_takes_it(self, client: Client) -> None:

@@ -32,13 +32,15 @@ Unsaved = Annotated[T, Field(exclude=True)]
 class QueuedJob:
     """What a delivery says about its job: `record` is written where the producer wrote none.
 
-    `is_newer` is one whose schema version only later releases know.
+    `is_newer` is one whose schema version only later releases know. `delivery_tag` is of the message that is to be
+    acknowledged with the outcome, "" where none is.
     """
 
     job_id: str
     record: Mapping[str, str]
     idempotency_key: str | None = None
     is_newer: bool = False
+    delivery_tag: str = ""
 
     @classmethod
     def of(cls, sealed: SealedJob) -> Self:
@@ -58,7 +60,7 @@ class Claimed:
     second. `max_attempts` is the job's own and one more for each that was given back. `submitted_at` is the producer's
     clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
     more and did not fit into memory. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
-    afterwards, if anything is. `delivery_tag` is of the message it came by, "" where it came by none.
+    afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
     """
 
     job_id: str
@@ -180,7 +182,8 @@ class LeaseStore:
         match answer:
             case ["claimed", sealed_json, canvas_json, *facts]:
                 lease = _claimed(job.job_id, token, facts, job.idempotency_key)
-                return replace(lease, sealed_json=sealed_json, canvas_json=canvas_json or None)
+                canvas_json = canvas_json or None
+                return replace(lease, sealed_json=sealed_json, canvas_json=canvas_json, delivery_tag=job.delivery_tag)
             case ["settled", outcome, canvas_json]:
                 return AlreadySettled(OUTCOME.validate_json(outcome), canvas_json or None)
             case ["suspect"]:

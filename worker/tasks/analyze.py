@@ -144,19 +144,22 @@ class Analyst:
                 level = logging.DEBUG if left_seconds else logging.INFO
                 log.log(level, "job %s: of a newer release, left to workers that know it", queued.job_id)
                 return None
+        if queued.job_id == delivery_id:
+            # A task of another id is told after its job has ended, and its message stays until then.
+            queued = replace(queued, delivery_tag=delivery_tag)
         self._jobs[delivery_id] = queued.job_id
         try:
             with self._isolation.beside_others():
                 answer = self._leases.claim(queued, self._bench.worker.name)
                 if not isinstance(answer, Suspect):
-                    return self._act_on(answer, queued, opened, delivery_id, delivery_tag)
+                    return self._act_on(answer, queued, opened, delivery_id)
             # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
             log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
             with self._isolation.alone(queued.job_id) as is_first:
                 if not is_first:
                     return None
                 answer = self._leases.claim(queued, self._bench.worker.name, is_alone=True)
-                return self._act_on(answer, queued, opened, delivery_id, delivery_tag)
+                return self._act_on(answer, queued, opened, delivery_id)
         finally:
             self._jobs.pop(delivery_id, None)
 
@@ -203,7 +206,6 @@ class Analyst:
         queued: QueuedJob,
         opened: SealedJob | JobFault,
         delivery_id: str,
-        delivery_tag: str,
     ) -> Answer | None:
         is_acknowledged = False
         match answer:
@@ -215,13 +217,12 @@ class Analyst:
                         # Comes again with what the record says, and is left to others then.
                         self._leases.give_back([answer])
                         return None
-                key = opened.job.idempotency_key if isinstance(opened, SealedJob) else answer.idempotency_key
-                is_told = answer.job_id == delivery_id
-                # Not of a message whose task has yet to be told.
-                answer = replace(answer, idempotency_key=key, delivery_tag=delivery_tag if is_told else "")
+                if isinstance(opened, SealedJob):
+                    answer = replace(answer, idempotency_key=opened.job.idempotency_key)
                 if delivery_id in self._revoked:
                     opened = JobFault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
                 outcome = self._run(opened, answer)
+                is_told = answer.job_id == delivery_id
                 is_acknowledged = bool(answer.delivery_tag) and answer.canvas_json is None
             case AlreadySettled(outcome):
                 is_told = False

@@ -20,7 +20,7 @@ from config.job import Priority
 from config.outcome import JobFailed, JobFailure
 from config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
 from config.settings import Settings
-from config.topology import QUEUE, UNACKED, message_list
+from config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
 from producer import Client, Job
 from tests.conditions import eventually
 from worker.telemetry.presence import WorkerState, list_present
@@ -111,7 +111,7 @@ class EchoHost:
         job = self.client.submit(prompt="said behind it")
         assert job.result(timeout=60).answer == "said behind it"
         assert self.is_alive
-        eventually(lambda: not self.redis.exists(UNACKED, "unacked_index"))
+        eventually(lambda: not self.redis.exists(UNACKED, UNACKED_INDEX))
 
     def quarantined(self, raw: bytes) -> QuarantinedMessage:
         """The newest entry with this message."""
