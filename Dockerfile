@@ -2,6 +2,7 @@ FROM python:3.12-slim
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 RUN pip install --no-cache-dir --constraint constraints.txt uv
+COPY src src
 COPY config config
 COPY producer producer
 COPY worker worker

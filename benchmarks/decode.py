@@ -31,8 +31,8 @@ def run() -> str:
 
 
 def ours(clip: str) -> Callable[[], object]:
-    from config.job import VideoPart
-    from worker.media.decode_video import decode_video
+    from keye.config.job import VideoPart
+    from keye.worker.media.decode_video import decode_video
 
     part = VideoPart(uri=clip, max_frames=NUM_FRAMES)
 

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from worker.demo.local_worker import SMALL_KEYE
-from worker.demo.scenes import draw_image_scene
-from worker.engine.inbox import PendingGeneration, SamplingOptions
-from worker.engine.step_loop import Engine
-from worker.engine.throughput import check_agreement
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.model.visual_input import Image
+from keye.worker.demo.local_worker import SMALL_KEYE
+from keye.worker.demo.scenes import draw_image_scene
+from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
+from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.throughput import check_agreement
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.model.visual_input import Image
 
 ROUNDS = 3
 GREEDY = SamplingOptions(1, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)

@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.roofline import Floors, measure_ceilings
 from benchmarks.synthetic_keye import Size, make_model, make_processor, make_prompt, real_size, tiny_size
-from worker.engine.cache_sizing import measure_cache_bytes
-from worker.engine.inbox import SamplingOptions
-from worker.engine.step_loop import Engine
-from worker.engine.throughput import (
+from keye.worker.engine.cache_sizing import measure_cache_bytes
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.throughput import (
     answer,
     as_table,
     check_agreement,
@@ -24,10 +24,10 @@ from worker.engine.throughput import (
     measure_engine,
     measure_generate,
 )
-from worker.model.device import choose_device, name_device
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.precision import PrecisionUnavailable, choose_precision
-from worker.model.processor import PreparedPrompt
+from keye.worker.model.device import choose_device, name_device
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.precision import PrecisionUnavailable, choose_precision
+from keye.worker.model.processor import PreparedPrompt
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from config.job import VideoPart
-from worker.media.decoded import DecodedVideo
-from worker.media.decoder import DecodingOrder
-from worker.media.decoder_pool import DecoderPool
+from keye.config.job import VideoPart
+from keye.worker.media.decoded import DecodedVideo
+from keye.worker.media.decoder import DecodingOrder
+from keye.worker.media.decoder_pool import DecoderPool
 
 NUM_FRAMES, HEIGHT, WIDTH = 64, 364, 420
 ROUNDS = 15

@@ -10,10 +10,10 @@ from PIL import Image
 
 from benchmarks.pictures import draw_photo
 from benchmarks.side_by_side import compare, measure_alone
-from config.job import ImagePart, VideoPart
-from config.settings import Settings
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
-from worker.model.image_processing import fit_size
+from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import Settings
+from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.model.image_processing import fit_size
 
 NUM_READS, NUM_PHOTOS, PHOTO_SIZE, MODEL_PIXELS = 1000, 10, (3000, 4000), 1280 * 28 * 28
 ROUNDS = 2

@@ -11,19 +11,19 @@ from typing import TypeVar
 import torch
 
 from benchmarks.workload import image_jobs, video_jobs
-from config.job import AnalysisJob, ImagePart
-from config.outcome import JobResult
-from config.settings import Settings
-from producer import Client
-from worker.demo.embedded_valkey import EmbeddedValkey
-from worker.demo.local_worker import SMALL_KEYE, LocalWorker
-from worker.media.decode_image import decode_image
-from worker.media.decode_video import decode_video
-from worker.media.prepare import MediaCache, MediaLimits, fetch
-from worker.model.frame_budget import fit_video
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image, Video
+from keye.config.job import AnalysisJob, ImagePart
+from keye.config.outcome import JobResult
+from keye.config.settings import Settings
+from keye.producer import Client
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
+from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decode_video import decode_video
+from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.worker.model.frame_budget import fit_video
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image, Video
 
 T = TypeVar("T")
 

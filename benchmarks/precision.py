@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from config.hardware import PrecisionSetting
-from worker.demo.checkpoint_folder import CHECKPOINT
-from worker.demo.evaluate import Exam, draw_exams, evaluate, share_right
-from worker.engine.inbox import SamplingOptions
-from worker.engine.step_loop import Engine
-from worker.model.load import load_model
-from worker.model.precision import choose_precision
-from worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.config.hardware import PrecisionSetting
+from keye.worker.demo.checkpoint_folder import CHECKPOINT
+from keye.worker.demo.evaluate import Exam, draw_exams, evaluate, share_right
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.step_loop import Engine
+from keye.worker.model.load import load_model
+from keye.worker.model.precision import choose_precision
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 PRECISIONS: tuple[PrecisionSetting, ...] = ("float32", "bfloat16", "int8", "int4")
 NUM_SCENES = 200

@@ -18,14 +18,14 @@ from typing import cast
 
 from redis import Redis
 
-from config import keys
-from config.job import AnalysisJob
-from config.topology import UNACKED
-from config.wire import seal
-from producer import Client, Job
-from worker.demo.embedded_valkey import EmbeddedValkey
-from worker.results.celery_result import result_key
-from worker.telemetry.presence import WorkerState, list_present
+from keye.config import keys
+from keye.config.job import AnalysisJob
+from keye.config.topology import UNACKED
+from keye.config.wire import seal
+from keye.producer import Client, Job
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.results.celery_result import result_key
+from keye.worker.telemetry.presence import WorkerState, list_present
 
 ROUNDS = 5
 NUM_JOBS = 3000
@@ -36,7 +36,7 @@ NUM_WORKERS = (1, 2, 4, 8)
 SCALING_CONCURRENCY, SCALING_SECONDS = 4, 6
 
 QUESTION = AnalysisJob(prompt="Hello")
-ECHO, PLAIN = "worker.demo.echo_worker", "benchmarks.plain_celery"
+ECHO, PLAIN = "keye.worker.demo.echo_worker", "benchmarks.plain_celery"
 SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 

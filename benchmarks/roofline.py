@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.synthetic_keye import NUM_TEXT_TOKENS, Size
-from worker.engine.kv_cache import block_bytes
-from worker.engine.throughput import wait_for
-from worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.engine.kv_cache import block_bytes
+from keye.worker.engine.throughput import wait_for
+from keye.worker.model.keye import KeyeForConditionalGeneration
 
 
 @dataclass(frozen=True)

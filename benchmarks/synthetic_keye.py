@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from worker.engine.step_plan import StepLimits
-from worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
-from worker.model.image_processing import ImageProcessor
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.positions import position_ids
-from worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
+from keye.worker.model.image_processing import ImageProcessor
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.positions import position_ids
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 NUM_TEXT_TOKENS = 32
 

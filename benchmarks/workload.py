@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
-from worker.demo.scenes import draw_image_scene, draw_video_scene
+from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
+from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
 
 GREEDY = GenerationOptions(max_new_tokens=160, temperature=0)
 MODES = (Thinking.NO_THINK, Thinking.THINK, Thinking.AUTO)

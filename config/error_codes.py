@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from config.open_enum import OpenEnum
+from keye.config.open_enum import OpenEnum
 
 Blame = Literal["caller", "media", "service"]
 

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from config.contract import Report
-from config.open_enum import OpenEnum
-from config.state import JobState
+from keye.config.contract import Report
+from keye.config.open_enum import OpenEnum
+from keye.config.state import JobState
 
 
 class Stage(OpenEnum):

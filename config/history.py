@@ -1,8 +1,8 @@
 """What became of the attempts at a job before its last: one entry each, in the job's record."""
 
-from config.contract import Report
-from config.error_codes import ErrorCode
-from config.event import Stage
+from keye.config.contract import Report
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
 
 
 class FailedAttempt(Report):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from config.contract import Contract
+from keye.config.contract import Contract
 
 MAX_MEDIA = 64
 MAX_METADATA_BYTES = 16 * 1024

@@ -10,9 +10,9 @@ def record(job_id: str) -> str:
     Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
     attempts, max_attempts, token (fencing token of the newest move of its lease), claimed_at, worker,
     cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
-    attempt:<n> (JSON of `config.history.FailedAttempt`, for each attempt before the last that failed or died),
+    attempt:<n> (JSON of `keye.config.history.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
-    canvas (JSON of `worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
+    canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
     max_visual_tokens (after one that did not fit),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
     left_seconds (that workers of an older release have left it to newer ones),
@@ -22,7 +22,7 @@ def record(job_id: str) -> str:
 
 
 def events(job_id: str) -> str:
-    """Stream of `config.event` JSON in field `event`; lives as long as the record.
+    """Stream of `keye.config.event` JSON in field `event`; lives as long as the record.
 
     Holds about the 10,000 newest events: of a very long answer the beginning is then in the outcome only.
     """
@@ -63,8 +63,8 @@ def dead_letters() -> str:
 
 
 def quarantine() -> str:
-    """Stream of messages that could not be read, the newest `config.quarantine.MAX_MESSAGES` of them: fields reason,
-    worker, job_id ("" for none), size, raw (base64 of its beginning). Stays."""
+    """Stream of messages that could not be read, the newest `keye.config.quarantine.MAX_MESSAGES` of them: fields
+    reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays."""
     return f"{PREFIX}quarantine"
 
 
@@ -95,7 +95,7 @@ def context() -> str:
 
 
 def worker(host: str, pid: int) -> str:
-    """String, JSON of `worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
+    """String, JSON of `keye.worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
     return f"{PREFIX}worker:{host}:{pid}"
 
 

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from config.contract import Report
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.state import JobState
+from keye.config.contract import Report
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.state import JobState
 
 
 class TokenUsage(Report):

@@ -12,10 +12,10 @@ from pydantic import (
     field_validator,
 )
 
-from config.contract import Report
-from config.job import AnalysisJob, Priority
-from config.job_id import JobId
-from config.state import JobState
+from keye.config.contract import Report
+from keye.config.job import AnalysisJob, Priority
+from keye.config.job_id import JobId
+from keye.config.state import JobState
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -58,7 +58,7 @@ class Outline(_Lenient):
 
 
 def record_of(job: AnalysisJob | JobOutline, submitted_at: float | None, sealed_json: str) -> dict[str, str]:
-    """The fields of a job's record (see `config.keys.record`) at the moment of submission."""
+    """The fields of a job's record (see `keye.config.keys.record`) at the moment of submission."""
     deadline = job.deadline_seconds
     return {
         "state": JobState.QUEUED.value,

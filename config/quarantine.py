@@ -4,7 +4,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Self
 
-from config.contract import Report
+from keye.config.contract import Report
 
 # Together no more than 64 MiB, and a third more as base64.
 MAX_MESSAGES = 1000
@@ -23,7 +23,7 @@ class QuarantinedMessage(Report):
 
     @classmethod
     def of(cls, message_id: str, fields: Mapping[str, str]) -> Self:
-        """An entry of the stream `config.keys.quarantine`; its id is the message's."""
+        """An entry of the stream `keye.config.keys.quarantine`; its id is the message's."""
         return cls(
             message_id=message_id,
             reason=fields["reason"],

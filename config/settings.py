@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from config.hardware import DeviceSetting, PrecisionSetting
+from keye.config.hardware import DeviceSetting, PrecisionSetting
 
 
 def _decoders() -> int:

@@ -1,6 +1,6 @@
 """The states of a job and the only moves between them."""
 
-from config.open_enum import OpenEnum
+from keye.config.open_enum import OpenEnum
 
 
 class JobState(OpenEnum):

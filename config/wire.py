@@ -7,18 +7,18 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
-from config.contract import Contract, version_needed
-from config.event import EVENT
-from config.job import AnalysisJob
-from config.job_id import JobId
-from config.outcome import OUTCOME
-from config.outline import record_of
+from keye.config.contract import Contract, version_needed
+from keye.config.event import EVENT
+from keye.config.job import AnalysisJob
+from keye.config.job_id import JobId
+from keye.config.outcome import OUTCOME
+from keye.config.outline import record_of
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
 # More of them, or longer names of unknown fields, nobody reads.
 MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
-# Of a sealed job as JSON. Pictures and text have bounds of their own (`config.job`), together a little below it.
+# Of a sealed job as JSON. Pictures and text have bounds of their own (`keye.config.job`), together a little below it.
 MAX_SEALED_BYTES = 16 * 2**20
 # Commas and brackets of a message before it is parsed. Each makes an object of 60 bytes or more; a job of the longest
 # text has no more commas than that has letters.
@@ -38,7 +38,7 @@ class SealedJob(Contract):
 
     @property
     def record(self) -> dict[str, str]:
-        """The fields of the job's record (see `config.keys.record`) at the moment of submission."""
+        """The fields of the job's record (see `keye.config.keys.record`) at the moment of submission."""
         return record_of(self.job, self.submitted_at, self.model_dump_json())
 
 

@@ -1,8 +1,8 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
-from config.error_codes import ErrorCode
-from config.event import FramesDecoded, JobEnded, JobEvent, Stage, StageStarted, TextGenerated
-from config.job import (
+from keye.config.error_codes import ErrorCode
+from keye.config.event import FramesDecoded, JobEnded, JobEvent, Stage, StageStarted, TextGenerated
+from keye.config.job import (
     AnalysisJob,
     ChatMessage,
     Content,
@@ -14,12 +14,12 @@ from config.job import (
     Thinking,
     VideoPart,
 )
-from config.outcome import JobFailed, JobFailure, JobResult, PartialText
-from config.settings import Settings
-from config.state import JobState
-from config.wire import InvalidJob
-from producer.client import Client
-from producer.errors import (
+from keye.config.outcome import JobFailed, JobFailure, JobResult, PartialText
+from keye.config.settings import Settings
+from keye.config.state import JobState
+from keye.config.wire import InvalidJob
+from keye.producer.client import Client
+from keye.producer.errors import (
     IdempotencyConflict,
     JobNotEnded,
     JobNotFound,
@@ -28,7 +28,7 @@ from producer.errors import (
     Refusal,
     UploadFailed,
 )
-from producer.job import Cancellation, Job
+from keye.producer.job import Cancellation, Job
 
 __all__ = [
     "AnalysisJob",

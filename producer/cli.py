@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from config.extras import install_command
-from config.job import AnalysisJob, Priority, Thinking
-from config.outcome import JobFailed
-from config.wire import InvalidJob, schemas
-from producer import dead_cli
-from producer.client import build_job
-from producer.job import Cancellation, Job
-from producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, escaped, exit_code_of
-from producer.transcript import Transcript
+from keye.config.extras import install_command
+from keye.config.job import AnalysisJob, Priority, Thinking
+from keye.config.outcome import JobFailed
+from keye.config.wire import InvalidJob, schemas
+from keye.producer import dead_cli
+from keye.producer.client import build_job
+from keye.producer.job import Cancellation, Job
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, escaped, exit_code_of
+from keye.producer.transcript import Transcript
 
 app = typer.Typer(
     no_args_is_help=True,

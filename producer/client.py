@@ -8,18 +8,18 @@ from typing import Any, Self
 
 from pydantic import SecretStr, ValidationError
 
-from config.job import AnalysisJob
-from config.settings import Settings
-from config.wire import InvalidJob, describe_faults
-from producer.dead_letters import DeadLetters
-from producer.envelope import Envelope, enclose
-from producer.errors import JobNotFound, Refusal, UploadFailed
-from producer.job import Job
-from producer.media_type import media_type_of
-from producer.quarantine import Quarantine
-from producer.transport import Transport, reaching_redis
-from producer.upload import references_of
-from producer.verify import Irregularity, Ledger, verify
+from keye.config.job import AnalysisJob
+from keye.config.settings import Settings
+from keye.config.wire import InvalidJob, describe_faults
+from keye.producer.dead_letters import DeadLetters
+from keye.producer.envelope import Envelope, enclose
+from keye.producer.errors import JobNotFound, Refusal, UploadFailed
+from keye.producer.job import Job
+from keye.producer.media_type import media_type_of
+from keye.producer.quarantine import Quarantine
+from keye.producer.transport import Transport, reaching_redis
+from keye.producer.upload import references_of
+from keye.producer.verify import Irregularity, Ledger, verify
 
 # Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
 JOBS_PER_ROUND_TRIP = 250

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from config.error_codes import ErrorCode
-from config.quarantine import QuarantinedMessage
-from producer.client import Client
-from producer.dead_letters import DeadLetter, describe_job
-from producer.errors import DeadLetterNotFound, MessageNotFound
-from producer.shell import EXIT_CODES, AsJson, RedisUrl, connected, escaped
+from keye.config.error_codes import ErrorCode
+from keye.config.quarantine import QuarantinedMessage
+from keye.producer.client import Client
+from keye.producer.dead_letters import DeadLetter, describe_job
+from keye.producer.errors import DeadLetterNotFound, MessageNotFound
+from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected, escaped
 
 app = typer.Typer(
     no_args_is_help=True,

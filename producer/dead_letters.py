@@ -8,15 +8,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config.error_codes import ErrorCode
-from config.history import FailedAttempt
-from config.job import AnalysisJob
-from config.outcome import OUTCOME, JobFailure
-from config.outline import Outline
-from config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
-from producer.errors import DeadLetterNotFound
-from producer.job import Job
-from producer.transport import Transport
+from keye.config.error_codes import ErrorCode
+from keye.config.history import FailedAttempt
+from keye.config.job import AnalysisJob
+from keye.config.outcome import OUTCOME, JobFailure
+from keye.config.outline import Outline
+from keye.config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
+from keye.producer.errors import DeadLetterNotFound
+from keye.producer.job import Job
+from keye.producer.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from config.job import AnalysisJob
-from config.topology import message
-from config.wire import SealedJob, seal
+from keye.config.job import AnalysisJob
+from keye.config.topology import message
+from keye.config.wire import SealedJob, seal
 
 
 @dataclass(frozen=True, slots=True)

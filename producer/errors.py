@@ -1,4 +1,4 @@
-"""What can go wrong for a producer. A job that ran and failed is `JobFailed`, from `config.outcome`.
+"""What can go wrong for a producer. A job that ran and failed is `JobFailed`, from `keye.config.outcome`.
 
 KeyeError
 ├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
@@ -8,15 +8,15 @@ KeyeError
 ├── IdempotencyConflict                     the key was used before, for another job
 ├── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses
 └── UploadFailed         (ConnectionError)  a medium could not be put where KEYE_UPLOAD_PREFIX says; nothing was queued
-InvalidJob               (ValueError)       from `config.wire`: the job does not fit the schema; all faults listed
-JobFailed                                   from `config.outcome`: carries the `JobFailure`
+InvalidJob               (ValueError)       from `keye.config.wire`: the job does not fit the schema; all faults listed
+JobFailed                                   from `keye.config.outcome`: carries the `JobFailure`
 """
 
 from redis.exceptions import OutOfMemoryError
 
-from config.quarantine import MAX_MESSAGES
-from config.state import JobState
-from config.wire import InvalidJob
+from keye.config.quarantine import MAX_MESSAGES
+from keye.config.state import JobState
+from keye.config.wire import InvalidJob
 
 
 class KeyeError(Exception):

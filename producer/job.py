@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
-from config.error_codes import ErrorCode
-from config.event import JobEnded, JobEvent, Stage
-from config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
-from config.outline import Outline
-from config.state import JobState
-from producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
-from producer.transport import Transport
+from keye.config.error_codes import ErrorCode
+from keye.config.event import JobEnded, JobEvent, Stage
+from keye.config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
+from keye.config.outline import Outline
+from keye.config.state import JobState
+from keye.producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
+from keye.producer.transport import Transport
 
 # One blocking read; well below the socket's timeout, so that silence is not taken for a dead connection.
 READ_SECONDS = 2.0

@@ -1,19 +1,19 @@
-"""Messages that no worker could read: finding them, and throwing them away. How one looks: `config.quarantine`."""
+"""Messages that no worker could read: finding them, and throwing them away. How one looks: `keye.config.quarantine`."""
 
 import re
 import time
 from collections.abc import Iterable, Iterator
 
-from config.quarantine import QuarantinedMessage
-from producer.errors import MessageNotFound
-from producer.transport import Transport
+from keye.config.quarantine import QuarantinedMessage
+from keye.producer.errors import MessageNotFound
+from keye.producer.transport import Transport
 
 # Redis takes other texts for ids too, some of them for a range.
 _MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
 class Quarantine:
-    """The quarantined messages of one Redis, the newest `config.quarantine.MAX_MESSAGES`."""
+    """The quarantined messages of one Redis, the newest `keye.config.quarantine.MAX_MESSAGES`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

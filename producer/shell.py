@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from producer.client import Client
-from producer.errors import (
+from keye.producer.client import Client
+from keye.producer.errors import (
     DeadLetterNotFound,
     IdempotencyConflict,
     JobNotEnded,

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import typer
 
-from config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 
 
 class Transcript:

@@ -11,15 +11,15 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from config import keys
-from config.argument_limit import ArgumentTooLarge, check_arguments
-from config.event import JobEvent, read_event
-from config.outline import JobOutline
-from config.settings import Settings
-from config.topology import message_list
-from config.wire import InvalidJob
-from producer.envelope import Envelope
-from producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
+from keye.config import keys
+from keye.config.argument_limit import ArgumentTooLarge, check_arguments
+from keye.config.event import JobEvent, read_event
+from keye.config.outline import JobOutline
+from keye.config.settings import Settings
+from keye.config.topology import message_list
+from keye.config.wire import InvalidJob
+from keye.producer.envelope import Envelope
+from keye.producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
 
 SOCKET_TIMEOUT_SECONDS = 5.0
 # Of the quarantine; together up to 4 MiB.

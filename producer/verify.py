@@ -13,13 +13,13 @@ from typing import Any, cast
 from redis import Redis
 from redis.client import NEVER_DECODE
 
-from config import keys
-from config.job import Priority
-from config.outcome import OUTCOME
-from config.state import JobState
-from config.topology import QUEUE, UNACKED, job_named_by, message_lists
-from config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
-from producer.transport import SCRIPTS
+from keye.config import keys
+from keye.config.job import Priority
+from keye.config.outcome import OUTCOME
+from keye.config.state import JobState
+from keye.config.topology import QUEUE, UNACKED, job_named_by, message_lists
+from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
+from keye.producer.transport import SCRIPTS
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
 _NEVER = -1

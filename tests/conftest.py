@@ -11,8 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from redis import Redis
 
+    from keye.worker.media.prepare import DecoderPool
     from tests.zoo import Zoo
-    from worker.media.prepare import DecoderPool
 
 
 _warned_in: list[str] = []
@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    from worker.demo.embedded_valkey import EmbeddedValkey
+    from keye.worker.demo.embedded_valkey import EmbeddedValkey
 
     with EmbeddedValkey() as server:
         yield server.url
@@ -70,7 +70,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
 
 @pytest.fixture(scope="session")
 def decoders() -> "Iterator[DecoderPool]":
-    from worker.media.prepare import DecoderPool
+    from keye.worker.media.prepare import DecoderPool
 
     with DecoderPool(num_decoders=2, silence_seconds=60, max_decoded_bytes=2**30) as pool:
         yield pool

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from producer import Client
+from keye.producer import Client
+from keye.worker.telemetry.presence import Presence, WorkerState, list_present
 from tests.conditions import eventually
-from worker.telemetry.presence import Presence, WorkerState, list_present
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]

@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from worker.engine.step_loop import Engine
+from keye.worker.engine.step_loop import Engine
 
 FAULT = Path(os.environ["KEYE_TEST_FAULT"])
 step = Engine._step

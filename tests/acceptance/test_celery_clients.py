@@ -24,19 +24,19 @@ from celery.result import AsyncResult
 from PIL import Image
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.outcome import JobFailed
-from config.state import JobState
-from config.topology import ANALYZE_TASK, QUEUE
-from producer import Client
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.outcome import JobFailed
+from keye.config.state import JobState
+from keye.config.topology import ANALYZE_TASK, QUEUE
+from keye.producer import Client
+from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, Started
 from tests.conditions import eventually
-from worker.daemon.exit_codes import ExitCode
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
 PRINTED_URL = "redis://127.0.0.1:6379/0"
-ECHO = ("celery", "-A", "worker.demo.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
+ECHO = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
 OWN = ("celery", "-A", "results", "worker", "--pool", "solo", "--loglevel", "INFO", "-n", "results@%h")
 OTHERS_PYTHON = f"""
 import sys
@@ -109,7 +109,7 @@ def start_own(start: Start, tmp_path: Path, redis_url: str) -> Callable[[], Star
 def test_printed_clients_read_answers_and_failures(start: Start, redis_url: str, tmp_path: Path) -> None:
     Image.new("RGB", (84, 84), "red").save(tmp_path / "cat.jpg")
     # With a model: echoes look at no media.
-    start("celery", "-A", "worker.tasks.celery_app", "worker").wait_until_ready()
+    start("celery", "-A", "keye.worker.tasks.celery_app", "worker").wait_until_ready()
     (sending,) = printed("Send a job, wait for its answer")
     (failing,) = printed("When it fails")
     program = sending.replace("/srv/media", str(tmp_path)) + failing

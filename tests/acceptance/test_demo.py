@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_demo_answers_every_job_as_expected_and_saves_a_picture(tmp_path: Path) -> None:
-    environ = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "worker.daemon.cli", "demo"]
+    environ = os.environ | {"COLUMNS": "200"}
+    command = [sys.executable, "-m", "keye.worker.daemon.cli", "demo"]
     demo = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "9 of 9 ended as expected" in demo.stdout

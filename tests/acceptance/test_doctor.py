@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from worker.daemon.cli import app
-from worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.cli import app
+from keye.worker.daemon.exit_codes import ExitCode
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 import pytest
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailed
-from config.state import JobState
-from producer import Client
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailed
+from keye.config.state import JobState
+from keye.producer import Client
+from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import ROOT, Start
 from tests.conditions import eventually
-from worker.daemon.exit_codes import ExitCode
 
-ECHO = ("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO")
+ECHO = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO")
 INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch", "PYTHONPATH": str(ROOT)}
 
 

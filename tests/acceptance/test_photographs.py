@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import skimage
 
-from config.outcome import JobResult
-from producer import Client
+from keye.config.outcome import JobResult
+from keye.producer import Client
 from tests.acceptance.conftest import Start
 
 FOLDER = Path(skimage.data_dir)
@@ -18,7 +18,7 @@ def test_photographs_of_all_kinds_are_answered_by_one_worker(start: Start, redis
     paths = sorted(path for path in FOLDER.iterdir() if path.suffix in FORMATS)
     if len(paths) < 10:
         pytest.fail(f"scikit-image ships only {len(paths)} pictures in {FOLDER}")
-    worker = start("worker.daemon.cli", "run", KEYE_MEDIA_ROOTS=str(FOLDER))
+    worker = start("keye.worker.daemon.cli", "run", KEYE_MEDIA_ROOTS=str(FOLDER))
     with Client(redis_url) as client:
         jobs = [
             client.submit(

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from config.job import GenerationOptions, ImagePart
-from config.outcome import JobFailed
-from config.state import JobState
-from producer import Client, JobNotEnded
+from keye.config.job import GenerationOptions, ImagePart
+from keye.config.outcome import JobFailed
+from keye.config.state import JobState
+from keye.producer import Client, JobNotEnded
+from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, faulty_engine
 from tests.conditions import eventually
-from worker.daemon.exit_codes import ExitCode
 
-CELERY = ("celery", "-A", "worker.tasks.celery_app", "worker", "--loglevel", "INFO")
+CELERY = ("celery", "-A", "keye.worker.tasks.celery_app", "worker", "--loglevel", "INFO")
 
 
 def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Client, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_worker_with_its_own_code(st
 
 
 def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> None:
-    app = "from worker.tasks.celery_app import celery_app\ncelery_app.conf.accept_content = ['json', 'pickle']\n"
+    app = "from keye.worker.tasks.celery_app import celery_app\ncelery_app.conf.accept_content = ['json', 'pickle']\n"
     (tmp_path / "own_app.py").write_text(app)
     worker = start("celery", "-A", "own_app", "worker", "--pool", "threads", C_FORCE_ROOT="1")
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
@@ -76,7 +76,7 @@ def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> No
 def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_process(
     start: Start, client: Client
 ) -> None:
-    worker = start("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO")
+    worker = start("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO")
     worker.wait_until_ready()
     running = client.submit(prompt="wait 600")
     eventually(lambda: running.state is JobState.RUNNING, within_seconds=10)

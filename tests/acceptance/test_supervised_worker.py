@@ -4,17 +4,17 @@ import os
 import signal
 from pathlib import Path
 
-from config.event import Stage, StageStarted
-from config.job import GenerationOptions, ImagePart
-from config.state import JobState
-from config.topology import UNACKED
-from producer import Client, Job
+from keye.config.event import Stage, StageStarted
+from keye.config.job import GenerationOptions, ImagePart
+from keye.config.state import JobState
+from keye.config.topology import UNACKED
+from keye.producer import Client, Job
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
 from tests.conditions import eventually
-from worker.daemon.exit_codes import ExitCode
-from worker.telemetry.presence import WorkerState, list_present
 
-RUN = ("worker.daemon.cli", "run")
+RUN = ("keye.worker.daemon.cli", "run")
 
 
 def submit(client: Client, uri: str, **options: int) -> Job:

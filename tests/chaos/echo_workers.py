@@ -11,20 +11,20 @@ from typing import cast
 
 from redis import Redis
 
-from config import keys
-from config.state import JobState
+from keye.config import keys
+from keye.config.state import JobState
+from keye.worker.telemetry.presence import WorkerState, read_presence
 from tests.conditions import eventually
-from worker.telemetry.presence import WorkerState, read_presence
 
-COMMAND = ("celery", "-A", "worker.demo.echo_worker", "worker", "--loglevel", "INFO", "-n")
+COMMAND = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO", "-n")
 # All that a worker imports before it reads its settings. Forked from a process that has it a worker is up in 0.3 s, and
 # a thousand of them cost a few minutes.
 _forking = get_context("forkserver")
 _forking.set_forkserver_preload(
     [
         *("__main__", "tests.chaos.echo_workers", "celery.__main__", "celery.bin.celery", "celery.apps.worker"),
-        *("worker.broker.transport", "celery.backends.redis", "celery.concurrency.thread"),
-        *("worker.daemon.bootsteps", "worker.tasks.analyze", "worker.tasks.quiet_consumer"),
+        *("keye.worker.broker.transport", "celery.backends.redis", "celery.concurrency.thread"),
+        *("keye.worker.daemon.bootsteps", "keye.worker.tasks.analyze", "keye.worker.tasks.quiet_consumer"),
     ]
 )
 

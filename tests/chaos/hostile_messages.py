@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from config.topology import ANALYZE_TASK, QUEUE
+from keye.config.topology import ANALYZE_TASK, QUEUE
 
 _TEXT = st.text(max_size=20) | st.sampled_from(["", "\0", "\n", "\ud83d", "x:events", "*", "a" * 200, "../..", "-1"])
 _SCALAR = st.none() | st.booleans() | st.integers() | st.sampled_from([10**400, -1, math.nan, math.inf]) | _TEXT

@@ -5,12 +5,12 @@ from typing import Any, cast
 
 from redis import Redis
 
-from config import keys
-from config.job import Priority
-from config.outcome import OUTCOME, JobFailure, JobResult
-from config.state import JobState
-from config.topology import UNACKED, message_list
-from producer import Client, Job
+from keye.config import keys
+from keye.config.job import Priority
+from keye.config.outcome import OUTCOME, JobFailure, JobResult
+from keye.config.state import JobState
+from keye.config.topology import UNACKED, message_list
+from keye.producer import Client, Job
 from tests.conditions import eventually
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config.job import Priority
-from producer import Client, Job
+from keye.config.job import Priority
+from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

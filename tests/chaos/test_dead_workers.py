@@ -6,11 +6,11 @@ from itertools import chain
 
 import pytest
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.outcome import JobFailure, JobResult
-from config.state import JobState
-from producer import Client, Job
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.outcome import JobFailure, JobResult
+from keye.config.state import JobState
+from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

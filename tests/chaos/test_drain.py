@@ -2,14 +2,14 @@
 
 import time
 
-from config import keys
-from producer import Client
+from keye.config import keys
+from keye.producer import Client
+from keye.worker.daemon.exit_codes import ExitCode
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import assert_nothing_is_left, wait_for_all
 from tests.chaos.scale import SCALE
-from worker.daemon.exit_codes import ExitCode
 
 
 def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not_count(

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from config import keys
-from config.job import Priority
-from config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
-from config.state import JobState
-from config.topology import QUEUE, UNACKED, message_list
-from producer import Client, Job
+from keye.config import keys
+from keye.config.job import Priority
+from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
+from keye.config.state import JobState
+from keye.config.topology import QUEUE, UNACKED, message_list
+from keye.producer import Client, Job
+from keye.worker.results.celery_result import result_key
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorker, EchoWorkers
 from tests.chaos.hostile_messages import hostile_messages
 from tests.conditions import eventually
-from worker.results.celery_result import result_key
 
 NUM_MESSAGES = int(os.environ.get("HOSTILE_MESSAGES", 2000))
 # So few that the quarantine holds them all.

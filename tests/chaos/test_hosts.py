@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from config.outcome import JobResult
-from config.settings import Settings
-from producer import Client, Job
+from keye.config.outcome import JobResult
+from keye.config.settings import Settings
+from keye.producer import Client, Job
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.hosts import Host, Network

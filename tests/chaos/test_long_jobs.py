@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from config.event import Stage, StageStarted
-from producer import Client, Job
+from keye.config.event import Stage, StageStarted
+from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

@@ -2,10 +2,10 @@
 
 import pytest
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.outcome import JobFailed
-from producer import Client
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.outcome import JobFailed
+from keye.producer import Client
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

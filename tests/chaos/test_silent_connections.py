@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from config import keys
-from config.state import JobState
-from producer import Client, Job
+from keye.config import keys
+from keye.config.state import JobState
+from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

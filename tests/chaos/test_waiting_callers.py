@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from config.error_codes import ErrorCode
-from config.outcome import JobFailed
-from producer import Client, Job
-from producer.transport import Transport
+from keye.config.error_codes import ErrorCode
+from keye.config.outcome import JobFailed
+from keye.producer import Client, Job
+from keye.producer.transport import Transport
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers

@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from config import keys
-from config.job import AnalysisJob, Priority
-from config.topology import message, message_list
-from config.wire import SCHEMA_VERSION, schemas, seal
+from keye.config import keys
+from keye.config.job import AnalysisJob, Priority
+from keye.config.topology import message, message_list
+from keye.config.wire import SCHEMA_VERSION, schemas, seal
+from keye.worker.demo.local_worker import LocalWorker
+from keye.worker.demo.scenes import draw_image_scene
 from tests.compat.release import TAG, unpack_release
 from tests.conditions import eventually
-from worker.demo.local_worker import LocalWorker
-from worker.demo.scenes import draw_image_scene
 
 # Runs under either release: what a backend does with the producer, told as JSON.
 SCENARIO = """
 import json, sys
-import producer
-from producer import Client, ImagePart, JobFailed, StageStarted, TextGenerated
+from keye.producer import Client, ImagePart, JobFailed, StageStarted, TextGenerated
 
 url, picture, question = sys.argv[1:]
 with Client(url) as client:
@@ -46,7 +45,7 @@ with Client(url) as client:
     letters = [letter.job_id for letter in client.dead_letters.select()]
     found = client.verify()[1]
 print(json.dumps({
-    "from": producer.__file__,
+    "from": sys.modules[Client.__module__].__file__,
     "answer": result.answer,
     "streamed": "".join(e.text for e in events if isinstance(e, TextGenerated) and e.channel == "answer"),
     "stages": [e.stage.value for e in events if isinstance(e, StageStarted)],
@@ -62,6 +61,10 @@ print(json.dumps({
 """
 
 
+class ReleasedWorker(LocalWorker):
+    module = "worker.daemon.cli"
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
@@ -72,7 +75,10 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(script: str, *arguments: str, packages: Path | None, folder: Path) -> Any:
     """What the script prints as JSON, run by the release in `packages`, or by today's."""
-    environment = os.environ | ({"PYTHONPATH": str(packages)} if packages else {})
+    environment = dict(os.environ)
+    if packages:
+        environment["PYTHONPATH"] = str(packages)
+        script = script.replace("keye.", "")  # 0.1.0 has no namespace
     command = [sys.executable, "-c", script, *arguments]
     ran = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr
@@ -123,7 +129,7 @@ def test_todays_producer_is_served_by_a_worker_of_the_release_before(
     released: Path, ask: Callable[..., tuple[Any, str]], redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     settings = {"KEYE_MEDIA_ROOTS": str(tmp_path), "PYTHONPATH": str(released)}
-    with LocalWorker(redis_url, tmp_path / "worker.log", settings):
+    with ReleasedWorker(redis_url, tmp_path / "worker.log", settings):
         works(*ask(None))
         # The worker is of the release before indeed: today's would leave the job to others.
         job_id = send_newer(redis)
@@ -139,7 +145,7 @@ def send_newer(redis: Redis) -> str:
 
 def test_a_job_that_grew_has_a_higher_schema_version(released: Path, tmp_path: Path) -> None:
     """Else workers of the release before would take its new fields for faults."""
-    script = "import json, config.wire as wire; print(json.dumps([wire.SCHEMA_VERSION, wire.schemas()['job']]))"
+    script = "import json, keye.config.wire as wire; print(json.dumps([wire.SCHEMA_VERSION, wire.schemas()['job']]))"
     version, schema = run(script, packages=released, folder=tmp_path)
     today = schemas()["job"]
     if version == SCHEMA_VERSION:

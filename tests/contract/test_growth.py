@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from config import wire
-from config.contract import Report, added_in, version_needed
-from config.error_codes import ErrorCode
-from config.event import EVENT, FramesDecoded, JobEnded, Stage, StageStarted, TextGenerated, read_event
-from config.history import FailedAttempt
-from config.job import AnalysisJob, MediaPart, Priority, VideoPart
-from config.outcome import (
+from keye.config import wire
+from keye.config.contract import Report, added_in, version_needed
+from keye.config.error_codes import ErrorCode
+from keye.config.event import EVENT, FramesDecoded, JobEnded, Stage, StageStarted, TextGenerated, read_event
+from keye.config.history import FailedAttempt
+from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
+from keye.config.outcome import (
     OUTCOME,
     JobFailed,
     JobFailure,
@@ -26,15 +26,15 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from config.outline import JobOutline, Outline
-from config.quarantine import QuarantinedMessage
-from config.state import JobState
-from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal
-from worker.broker.asked import Asked
-from worker.broker.canvas import Canvas
-from worker.leases.job_lease import Claimed
-from worker.results.spool import Verdict
-from worker.telemetry.presence import Presence, WorkerState
+from keye.config.outline import JobOutline, Outline
+from keye.config.quarantine import QuarantinedMessage
+from keye.config.state import JobState
+from keye.config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal
+from keye.worker.broker.asked import Asked
+from keye.worker.broker.canvas import Canvas
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.results.spool import Verdict
+from keye.worker.telemetry.presence import Presence, WorkerState
 
 MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")
 WORKER = WorkerIdentity(host="here", pid=1, device="cpu")

@@ -12,38 +12,40 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # room: the rooms it may import, besides itself. The longest matching prefix of a module's name is its room.
 ALLOWED: dict[str, set[str]] = {
-    "config": set(),
-    "producer": {"config"},
-    "worker.media": {"config", "worker.telemetry"},
-    "worker.model": {"config", "worker.media"},
-    "worker.broker": {"config"},
-    "worker.leases": {"config"},
-    "worker.telemetry": {"config"},
-    "worker.results": {"config", "worker.leases"},
-    "worker.engine": {"config", "worker.model", "worker.telemetry"},
-    "worker.tasks": {
-        "config",
-        "worker.broker",
-        "worker.engine",
-        "worker.leases",
-        "worker.media",
-        "worker.model",
-        "worker.results",
-        "worker.telemetry",
+    "keye.config": set(),
+    "keye.producer": {"keye.config"},
+    "keye.worker.media": {"keye.config", "keye.worker.telemetry"},
+    "keye.worker.model": {"keye.config", "keye.worker.media"},
+    "keye.worker.broker": {"keye.config"},
+    "keye.worker.leases": {"keye.config"},
+    "keye.worker.telemetry": {"keye.config"},
+    "keye.worker.results": {"keye.config", "keye.worker.leases"},
+    "keye.worker.engine": {"keye.config", "keye.worker.model", "keye.worker.telemetry"},
+    "keye.worker.tasks": {
+        "keye.config",
+        "keye.worker.broker",
+        "keye.worker.engine",
+        "keye.worker.leases",
+        "keye.worker.media",
+        "keye.worker.model",
+        "keye.worker.results",
+        "keye.worker.telemetry",
     },
-    "worker.daemon": {"config", "producer", "worker"},
+    "keye.worker.daemon": {"keye.config", "keye.producer", "keye.worker"},
     # The demo plays every part: it draws, trains, submits and works.
-    "worker.demo": {"config", "producer", "worker"},
+    "keye.worker.demo": {"keye.config", "keye.producer", "keye.worker"},
 }
-MAY_IMPORT_TORCH = ("worker.model", "worker.engine", "worker.demo")
-ENGINE_WITHOUT_TORCH = ("inbox", "sequence", "block_pool", "scheduler", "step_plan", "stop_rules")
+MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.demo")
+ENGINE_WITHOUT_TORCH = tuple(
+    f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "block_pool", "scheduler", "step_plan", "stop_rules")
+)
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for top in ("config", "producer", "worker"):
         for path in sorted((ROOT / top).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text())
+            yield "keye." + ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text())
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -66,7 +68,7 @@ def test_every_import_is_in_the_table() -> None:
     for name, tree in modules():
         room = room_of(name)
         if room is None:
-            assert name == "worker", f"{name} is in no room of the table"
+            assert name == "keye.worker", f"{name} is in no room of the table"
             continue
         for imported in imports_of(tree):
             target = room_of(imported)
@@ -81,22 +83,24 @@ def test_torch_is_imported_only_where_tensors_live() -> None:
     for name, tree in modules():
         at_module_level = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
         heavy = {i.split(".")[0] for i in imports_of(at_module_level)} & {"torch", "transformers"}
-        allowed = name.startswith(MAY_IMPORT_TORCH) and name.removeprefix("worker.engine.") not in ENGINE_WITHOUT_TORCH
+        allowed = name.startswith(MAY_IMPORT_TORCH) and name not in ENGINE_WITHOUT_TORCH
         if heavy and not allowed:
             faults.append(f"{name} imports {', '.join(sorted(heavy))}")
     assert not faults
 
 
-@pytest.mark.parametrize("module", ["producer", "producer.cli", "worker.daemon.cli", "worker.daemon.supervisor"])
+@pytest.mark.parametrize(
+    "module", ["keye", "keye.producer.cli", "keye.worker.daemon.cli", "keye.worker.daemon.supervisor"]
+)
 def test_light_processes_never_load_torch(module: str) -> None:
     """A producer lives in a web backend; a supervisor that touched CUDA would spoil its children's pinning."""
-    heavy = "{'torch', 'transformers', 'av', 'numpy'}" if module.startswith("producer") else "{'torch', 'transformers'}"
+    heavy = "{'torch', 'transformers', 'av', 'numpy'}" if "worker" not in module else "{'torch', 'transformers'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert loaded.stdout.strip() == "[]"
 
 
 def test_producer_does_not_load_the_worker() -> None:
-    code = "import sys, producer, producer.cli; print([m for m in sys.modules if m.split('.')[0] == 'worker'])"
+    code = "import sys, keye.producer.cli; print([m for m in sys.modules if m.startswith('keye.worker')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert loaded.stdout.strip() == "[]"

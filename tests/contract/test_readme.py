@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from config.error_codes import ErrorCode
-from config.settings import Settings
+from keye.config.error_codes import ErrorCode
+from keye.config.settings import Settings
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.engine.cache_sizing import measure_cache_bytes
-from worker.engine.inbox import SamplingOptions
-from worker.engine.kv_cache import KVCache
-from worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from worker.engine.step_plan import StepLimits
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.flex_decoding import FlexForm
-from worker.model.gathered_attention import GatheredForm
-from worker.model.load import load_model
-from worker.model.paged_attention import AttentionForm, PagedBatch, Span
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
+from keye.worker.engine.cache_sizing import measure_cache_bytes
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.kv_cache import KVCache
+from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.gathered_attention import GatheredForm
+from keye.worker.model.load import load_model
+from keye.worker.model.paged_attention import AttentionForm, PagedBatch, Span
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),

@@ -12,11 +12,11 @@ from kombu import Connection
 from pydantic import SecretStr
 from redis import Redis
 
-from config import keys
-from config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
-from config.error_codes import ErrorCode
-from config.event import JobEnded, Stage, StageStarted, TextGenerated
-from config.outcome import (
+from keye.config import keys
+from keye.config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
+from keye.config.error_codes import ErrorCode
+from keye.config.event import JobEnded, Stage, StageStarted, TextGenerated
+from keye.config.outcome import (
     OUTCOME,
     JobFailure,
     JobResult,
@@ -26,22 +26,22 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from config.settings import Settings
-from config.state import JobState
-from config.topology import QUEUE, UNACKED, celery_options
-from producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
-from producer.envelope import enclose
-from producer.transport import Transport
+from keye.config.settings import Settings
+from keye.config.state import JobState
+from keye.config.topology import QUEUE, UNACKED, celery_options
+from keye.producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
+from keye.producer.envelope import enclose
+from keye.producer.transport import Transport
+from keye.worker.leases.connection import Patience, connect
+from keye.worker.leases.job_lease import Claimed, LeaseStore
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.outcome_size import OutcomeTooLarge
+from keye.worker.results.settlement import Settlement
+from keye.worker.results.spool import Spool, Verdict
+from keye.worker.tasks.fault import explain, failure_of
 from tests.conditions import eventually
 from tests.integration.leases.jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
-from worker.leases.connection import Patience, connect
-from worker.leases.job_lease import Claimed, LeaseStore
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.outbox import Outbox
-from worker.results.outcome_size import OutcomeTooLarge
-from worker.results.settlement import Settlement
-from worker.results.spool import Spool, Verdict
-from worker.tasks.fault import explain, failure_of
 
 SETTINGS = ("proto-max-bulk-len", "client-query-buffer-limit")
 PICTURE = b"\x89PNG\r\n\x1a\n" + os.urandom(900_000)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from config.settings import Settings
-from worker.daemon.bench import run_bench
-from worker.engine.model_runner import ModelRunner
-from worker.engine.throughput import Disagreement
+from keye.config.settings import Settings
+from keye.worker.daemon.bench import run_bench
+from keye.worker.engine.model_runner import ModelRunner
+from keye.worker.engine.throughput import Disagreement
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart, VideoPart
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.decoder import DecodingOrder
+from keye.worker.media.decoder_pool import DecoderPool
+from keye.worker.media.fault import MediaFault
 from tests.zoo import encode_clip, steady_times
-from worker.media.decoder import DecodingOrder
-from worker.media.decoder_pool import DecoderPool
-from worker.media.fault import MediaFault
 
 MAX_PIXELS = 100_000_000
 MAX_SECONDS = 5.0

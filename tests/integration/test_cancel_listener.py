@@ -5,10 +5,10 @@ from queue import Empty, SimpleQueue
 import pytest
 from redis import Redis
 
-from config import keys
+from keye.config import keys
+from keye.worker.leases import cancel_listener
+from keye.worker.leases.cancel_listener import CancelListener
 from tests.chaos.silent_proxy import SilentProxy
-from worker.leases import cancel_listener
-from worker.leases.cancel_listener import CancelListener
 
 
 def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

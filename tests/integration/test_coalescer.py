@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis import Redis
 
-from config import keys
-from config.event import EVENT, Stage, TextGenerated
-from config.job import AnalysisJob
-from config.outcome import JobFailure
-from config.wire import seal
+from keye.config import keys
+from keye.config.event import EVENT, Stage, TextGenerated
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobFailure
+from keye.config.wire import seal
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.settlement import Settlement
 from tests.conditions import eventually
-from worker.leases.connection import connect
-from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
-from worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.settlement import Settlement
 
 Told = Callable[[], list[tuple[str, str, int, int]]]
 

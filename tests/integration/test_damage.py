@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from config.job import AnalysisJob, ImagePart, VideoPart
-from config.outcome import JobFailed
-from producer import Client, Job
+from keye.config.job import AnalysisJob, ImagePart, VideoPart
+from keye.config.outcome import JobFailed
+from keye.producer import Client, Job
+from keye.worker.demo.local_worker import LocalWorker
+from keye.worker.telemetry.presence import list_present
 from tests.damage import CLIPS, make_good_files, spoil
-from worker.demo.local_worker import LocalWorker
-from worker.telemetry.presence import list_present
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 NUM_FILES = int(os.environ.get("DAMAGED_FILES", "60"))

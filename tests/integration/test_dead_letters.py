@@ -7,19 +7,19 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailure
-from config.wire import open_sealed
-from producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
-from producer.cli import app
-from producer.dead_letters import DeadLetter, change_media
-from producer.errors import DeadLetterNotFound
-from producer.shell import ExitCode
-from worker.leases.connection import connect
-from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
-from worker.results.settlement import Settlement
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailure
+from keye.config.wire import open_sealed
+from keye.producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
+from keye.producer.cli import app
+from keye.producer.dead_letters import DeadLetter, change_media
+from keye.producer.errors import DeadLetterNotFound
+from keye.producer.shell import ExitCode
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.results.settlement import Settlement
 
 RESULT_TTL, DEAD_LETTER_TTL = 3600, 9000
 CLIP = {"type": "video", "uri": "s3://clips/1", "content": "action", "min_pixels": 90_000}

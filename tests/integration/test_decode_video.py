@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.error_codes import ErrorCode
-from config.job import VideoPart
+from keye.config.error_codes import ErrorCode
+from keye.config.job import VideoPart
+from keye.worker.media.clip import examine_clip
+from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decoded import DecodedVideo, FitFrame, Size
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.frame_reader import FrameReader
 from tests.zoo import (
     CLIP_SIZE,
     CLIPS,
@@ -25,11 +30,6 @@ from tests.zoo import (
     steady_times,
     upright_numbers,
 )
-from worker.media.clip import examine_clip
-from worker.media.decode_video import decode_video
-from worker.media.decoded import DecodedVideo, FitFrame, Size
-from worker.media.fault import MediaFault
-from worker.media.frame_reader import FrameReader
 
 # Decoding large frames takes its time: of these, one way to read them stands for all.
 SMALL = [name for name in CLIPS if "4k" not in name]

@@ -8,12 +8,12 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from tests.conditions import eventually
-from worker.demo.embedded_valkey import EmbeddedValkey
 
 OWNER = """
 import signal, time
-from worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
 # Whoever runs the tests in the background has them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with EmbeddedValkey() as server:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from config.error_codes import ErrorCode
+from keye.config.error_codes import ErrorCode
+from keye.worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
+from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.model.visual_input import Image, Video
 from tests.conditions import eventually
-from worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
-from worker.engine.step_loop import Engine
-from worker.engine.step_plan import StepLimits
-from worker.model.flex_decoding import FlexForm
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.model.visual_input import Image, Video
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 GREEDY = SamplingOptions(16, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
@@ -241,8 +241,8 @@ def test_kernel_that_cannot_be_compiled_leaves_the_plain_attention(
     def compile_it() -> Any:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr("worker.model.flex_decoding._compiled_flex_attention", compile_it)
-    monkeypatch.setattr("worker.engine.step_loop.choose_attention", lambda *_: FlexForm(4096))
+    monkeypatch.setattr("keye.worker.model.flex_decoding._compiled_flex_attention", compile_it)
+    monkeypatch.setattr("keye.worker.engine.step_loop.choose_attention", lambda *_: FlexForm(4096))
     engine, prompt = start_engine(), make_prompt(processor, 1, 1)
     read(pending := engine.inbox.submit(prompt, GREEDY))
     assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)

@@ -20,11 +20,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart
-from config.settings import Settings
-from worker.media import fetch_https
-from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart
+from keye.config.settings import Settings
+from keye.worker.media import fetch_https
+from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)

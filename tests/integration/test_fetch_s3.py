@@ -21,10 +21,10 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart
-from config.settings import Settings
-from worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart
+from keye.config.settings import Settings
+from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -376,9 +376,9 @@ def test_process_ends_while_a_store_is_silent_in_the_midst_of_a_download(tmp_pat
     code = """
 import sys
 from pathlib import Path
-from config.job import ImagePart
-from config.settings import Settings
-from worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.config.job import ImagePart
+from keye.config.settings import Settings
+from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
 def end():
     if Path(sys.argv[1], "asked").exists():
         sys.exit(7)

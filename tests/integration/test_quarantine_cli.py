@@ -9,15 +9,15 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from config import keys
-from config.event import Stage
-from config.outcome import JobFailure
-from config.quarantine import MAX_KEPT_BYTES, entry_of
-from config.topology import QUEUE, UNACKED, message_list, message_lists
-from producer import Client, Priority
-from producer.cli import app
-from producer.errors import MessageNotFound
-from producer.shell import ExitCode
+from keye.config import keys
+from keye.config.event import Stage
+from keye.config.outcome import JobFailure
+from keye.config.quarantine import MAX_KEPT_BYTES, entry_of
+from keye.config.topology import QUEUE, UNACKED, message_list, message_lists
+from keye.producer import Client, Priority
+from keye.producer.cli import app
+from keye.producer.errors import MessageNotFound
+from keye.producer.shell import ExitCode
 
 Keye = Callable[..., tuple[int, str]]
 

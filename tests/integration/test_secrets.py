@@ -12,12 +12,12 @@ from celery import Celery
 from PIL import Image
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.state import JobState
-from config.topology import ANALYZE_TASK, QUEUE
-from producer import Client, ImagePart, JobFailed
-from worker.demo.local_worker import LocalWorker
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.state import JobState
+from keye.config.topology import ANALYZE_TASK, QUEUE
+from keye.producer import Client, ImagePart, JobFailed
+from keye.worker.demo.local_worker import LocalWorker
 
 # One word that all secrets of this test hold, spelt so that no encoding on the way changes it.
 SECRET = "Hush7Hush"

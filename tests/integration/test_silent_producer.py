@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 from redis import Redis
 
-from config.error_codes import ErrorCode
-from config.state import JobState
-from producer import Client, JobFailed, QueueUnavailable, transport
+from keye.config.error_codes import ErrorCode
+from keye.config.state import JobState
+from keye.producer import Client, JobFailed, QueueUnavailable, transport
 from tests.chaos.silent_proxy import SilentProxy
 from tests.conditions import eventually
 

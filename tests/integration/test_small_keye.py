@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from worker.demo.checkpoint_folder import CHECKPOINT
-from worker.demo.evaluate import REQUIRED_SHARE, Exam, ask, evaluate, share_right
-from worker.demo.scenes import draw_image_scene, draw_video_scene
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image, Video
+from keye.worker.demo.checkpoint_folder import CHECKPOINT
+from keye.worker.demo.evaluate import REQUIRED_SHARE, Exam, ask, evaluate, share_right
+from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image, Video
 
 
 @pytest.fixture(scope="module")

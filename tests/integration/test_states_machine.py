@@ -23,27 +23,27 @@ from hypothesis.stateful import (
 )
 from pydantic import SecretStr
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import EVENT, JobEnded, Stage
-from config.history import FailedAttempt
-from config.job import AnalysisJob, Priority
-from config.outcome import JobFailure
-from config.settings import Settings
-from config.state import LEGAL_MOVES, JobState
-from config.topology import message_list
-from config.wire import SealedJob, seal
-from producer import Client, Job
-from producer.errors import DeadLetterNotFound
-from producer.transport import Transport
-from producer.verify import judge, read_ledger
-from worker.leases.connection import connect
-from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
-from worker.leases.reaper import Reaper
-from worker.results.outbox import Outbox
-from worker.results.settlement import Settlement
-from worker.results.spool import Spool, Verdict
-from worker.tasks.stranded import StrandedJobs
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import EVENT, JobEnded, Stage
+from keye.config.history import FailedAttempt
+from keye.config.job import AnalysisJob, Priority
+from keye.config.outcome import JobFailure
+from keye.config.settings import Settings
+from keye.config.state import LEGAL_MOVES, JobState
+from keye.config.topology import message_list
+from keye.config.wire import SealedJob, seal
+from keye.producer import Client, Job
+from keye.producer.errors import DeadLetterNotFound
+from keye.producer.transport import Transport
+from keye.producer.verify import judge, read_ledger
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
+from keye.worker.leases.reaper import Reaper
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.settlement import Settlement
+from keye.worker.results.spool import Spool, Verdict
+from keye.worker.tasks.stranded import StrandedJobs
 
 LEASE_SECONDS = 30
 

@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from config import keys
-from producer import (
+from keye.config import keys
+from keye.producer import (
     AnalysisJob,
     Client,
     ErrorCode,
@@ -28,10 +28,10 @@ from producer import (
     StageStarted,
     TextGenerated,
 )
-from producer.cli import app
+from keye.producer.cli import app
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
 from tests.zoo import encode_clip, steady_times
-from worker.demo.embedded_valkey import EmbeddedValkey
-from worker.demo.local_worker import SMALL_KEYE, LocalWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 RANDOM_WEIGHTS = ROOT / "tests" / "golden" / "preview" / "checkpoint"
@@ -217,7 +217,7 @@ def test_keye_watch_shows_stages_and_the_text(client: Client, worker_url: str) -
 @small_keye
 def test_the_example_prints_the_answer_as_it_is_written(client: Client, worker_url: str) -> None:
     program = [sys.executable, str(ROOT / "examples" / "stream_answer.py"), "Count from 30 to 1."]
-    environment = {"KEYE_REDIS_URL": worker_url, "PYTHONPATH": str(ROOT)}
+    environment = {"KEYE_REDIS_URL": worker_url}
     said = subprocess.run(program, capture_output=True, text=True, timeout=60, env=environment, check=True)
     job_id = said.stderr.splitlines()[0].removeprefix("job ")
     assert said.stdout.strip() == client.find(job_id).result(timeout=0).answer

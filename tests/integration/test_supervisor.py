@@ -8,9 +8,9 @@ import time
 import pytest
 from redis import Redis
 
-from worker.daemon import revival
-from worker.daemon.exit_codes import ExitCode
-from worker.daemon.supervisor import Supervisor
+from keye.worker.daemon import revival
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.supervisor import Supervisor
 
 
 @pytest.fixture

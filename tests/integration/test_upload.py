@@ -12,11 +12,11 @@ from PIL import Image
 from pydantic import SecretStr
 from redis import Redis
 
-from config import keys
-from config.settings import Settings
-from config.wire import open_sealed
-from producer import Client, ImagePart, Job, UploadFailed
-from worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.config import keys
+from keye.config.settings import Settings
+from keye.config.wire import open_sealed
+from keye.producer import Client, ImagePart, Job, UploadFailed
+from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -8,18 +8,18 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailure
-from config.topology import QUEUE, UNACKED, message_list
-from config.wire import SealedJob
-from producer import Client, Job, Priority
-from producer.cli import app
-from producer.shell import ExitCode
-from worker.leases.connection import connect
-from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
-from worker.results.settlement import Settlement
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailure
+from keye.config.topology import QUEUE, UNACKED, message_list
+from keye.config.wire import SealedJob
+from keye.producer import Client, Job, Priority
+from keye.producer.cli import app
+from keye.producer.shell import ExitCode
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.results.settlement import Settlement
 
 
 @pytest.fixture

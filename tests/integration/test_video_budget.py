@@ -9,18 +9,18 @@ import pytest
 import torch
 from redis import Redis
 
-from config.job import AnalysisJob
-from config.outcome import JobResult, ModelIdentity, WorkerIdentity
-from config.settings import Settings
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobResult, ModelIdentity, WorkerIdentity
+from keye.config.settings import Settings
+from keye.worker.engine.step_loop import Engine
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.results.event_writer import EventWriter
+from keye.worker.tasks.attempt import Attempt, Workbench
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
 from tests.zoo import encode_clip
-from worker.engine.step_loop import Engine
-from worker.leases.job_lease import Claimed
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
-from worker.results.event_writer import EventWriter
-from worker.tasks.attempt import Attempt, Workbench
-from worker.tasks.sampling_defaults import SamplingDefaults
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP_SECONDS = 400

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.job import VideoPart
-from config.settings import Settings
+from keye.config.job import VideoPart
+from keye.config.settings import Settings
+from keye.worker.media.decoded import Size
+from keye.worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
-from worker.media.decoded import Size
-from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 
 
 def fit_clip(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.argument_limit import ArgumentTooLarge, check_arguments
-from config.job import Priority
-from config.job_id import RULE, is_job_id
-from config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
-from worker.broker.asked import NOTHING_ASKED, Asked
-from worker.broker.canvas import Canvas
-from worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
-from worker.broker.quarantine import Quarantine
+from keye.config.argument_limit import ArgumentTooLarge, check_arguments
+from keye.config.job import Priority
+from keye.config.job_id import RULE, is_job_id
+from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
+from keye.worker.broker.asked import NOTHING_ASKED, Asked
+from keye.worker.broker.canvas import Canvas
+from keye.worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
+from keye.worker.broker.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
 

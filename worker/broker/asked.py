@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from config.contract import Report
-from worker.broker.canvas import Canvas
-from worker.broker.envelope import MAX_REASON_CHARS
+from keye.config.contract import Report
+from keye.worker.broker.canvas import Canvas
+from keye.worker.broker.envelope import MAX_REASON_CHARS
 
 
 class Asked(Report):

@@ -8,9 +8,9 @@ from celery import Celery, signature
 from celery.app.task import Context
 from pydantic import Field
 
-from config.contract import Report
-from config.outcome import JobFailed, JobFailure, JobResult
-from worker.broker.envelope import Foreign, Headers, Name, Unreadable, validated
+from keye.config.contract import Report
+from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.worker.broker.envelope import Foreign, Headers, Name, Unreadable, validated
 
 # What a canvas is made of in the end is tasks; signatures of these types hold them in their arguments.
 _CONTAINERS = {"group": ("tasks",), "chain": ("tasks",), "chord": ("header", "body")}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES, describe_faults
+from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES, describe_faults
 
 # A sealed job as base64, and some more for what Celery's clients put beside it.
 MAX_MESSAGE_BYTES = MAX_SEALED_BYTES * 3 // 2

@@ -1,4 +1,4 @@
-"""Puts messages that no worker can read where an operator finds them. Who reads it: `producer.quarantine`."""
+"""Puts messages that no worker can read where an operator finds them. Who reads it: `keye.producer.quarantine`."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import keys
-from config.quarantine import MAX_MESSAGES, entry_of
+from keye.config import keys
+from keye.config.quarantine import MAX_MESSAGES, entry_of
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from celery.worker.control import Panel, control_command
 from pydantic import Field
 
-from config.job_id import is_job_id
-from worker.broker.envelope import Foreign, Name, Unreadable, parse, read_envelope, validated
+from keye.config.job_id import is_job_id
+from keye.worker.broker.envelope import Foreign, Name, Unreadable, parse, read_envelope, validated
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import dumps
 
-from config.job import Priority
-from config.topology import PRIORITY_STEPS, QUEUE, message_list
-from worker.broker.envelope import Unreadable
-from worker.broker.remote_commands import read_command
+from keye.config.job import Priority
+from keye.config.topology import PRIORITY_STEPS, QUEUE, message_list
+from keye.worker.broker.envelope import Unreadable
+from keye.worker.broker.remote_commands import read_command
 
 log = logging.getLogger(__name__)
 

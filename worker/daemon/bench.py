@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from config.settings import Settings
-from worker.daemon.loading import load_configured_model
-from worker.engine.cache_sizing import measure_cache_bytes
-from worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from worker.engine.step_plan import StepLimits
-from worker.engine.throughput import (
+from keye.config.settings import Settings
+from keye.worker.daemon.loading import load_configured_model
+from keye.worker.engine.cache_sizing import measure_cache_bytes
+from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.engine.throughput import (
     answer,
     as_table,
     check_agreement,
@@ -19,10 +19,10 @@ from worker.engine.throughput import (
     measure_engine,
     measure_generate,
 )
-from worker.model.device import name_device
-from worker.model.precision import PrecisionUnavailable
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.model.visual_input import Image
+from keye.worker.model.device import name_device
+from keye.worker.model.precision import PrecisionUnavailable
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.model.visual_input import Image
 
 IMAGE_SIZE = (1120, 896)  # 1,280 visual tokens, where the checkpoint lets an image have as many
 NEW_TOKENS = 128

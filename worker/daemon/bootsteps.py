@@ -14,32 +14,32 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
-from config.outcome import WorkerIdentity
-from config.settings import Settings
-from producer.client import Client
-from producer.errors import JobNotFound, QueueUnavailable
-from worker.broker.remote_commands import guard_commands
-from worker.daemon.celery_options import check_celery, check_transport
-from worker.daemon.exit_codes import ExitCode
-from worker.daemon.findings import Severity, as_message, select
-from worker.daemon.watch import STDERR, Watch
-from worker.leases.cancel_listener import CancelListener
-from worker.leases.connection import connect
-from worker.leases.job_lease import LeaseStore
-from worker.leases.reaper import Reaper
-from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
-from worker.results.event_writer import EventWriter
-from worker.results.outbox import Outbox
-from worker.results.settlement import Settlement
-from worker.results.spool import Spool
-from worker.tasks.analyze import Analyst
-from worker.tasks.attempt import Workbench
-from worker.tasks.stranded import StrandedJobs
-from worker.telemetry.presence import Announcer, Presence, WorkerState
+from keye.config.outcome import WorkerIdentity
+from keye.config.settings import Settings
+from keye.producer.client import Client
+from keye.producer.errors import JobNotFound, QueueUnavailable
+from keye.worker.broker.remote_commands import guard_commands
+from keye.worker.daemon.celery_options import check_celery, check_transport
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.findings import Severity, as_message, select
+from keye.worker.daemon.watch import STDERR, Watch
+from keye.worker.leases.cancel_listener import CancelListener
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import LeaseStore
+from keye.worker.leases.reaper import Reaper
+from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.results.event_writer import EventWriter
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.settlement import Settlement
+from keye.worker.results.spool import Spool
+from keye.worker.tasks.analyze import Analyst
+from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.stranded import StrandedJobs
+from keye.worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:
-    from worker.daemon.loading import ServedModel
+    from keye.worker.daemon.loading import ServedModel
 
 # Celery looks for a shutdown only when its loop turns; a quiet one would sleep for up to ten seconds.
 TURN_SECONDS = 0.25
@@ -141,8 +141,8 @@ class EngineStep(bootsteps.StartStopStep):
     def load(self, settings: Settings) -> "ServedModel":
         """Raises `SystemExit` where there is nothing to serve."""
         # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
-        from worker.daemon.loading import load_served_model
-        from worker.model.load import CheckpointFault
+        from keye.worker.daemon.loading import load_served_model
+        from keye.worker.model.load import CheckpointFault
 
         try:
             return load_served_model(settings)

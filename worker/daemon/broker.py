@@ -9,7 +9,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.daemon.findings import Finding, Severity
+from keye.worker.daemon.findings import Finding, Severity
 
 # Leases go by the server's clock, deadlines by the producer's, logs by the host's.
 WARN_SKEW_SECONDS = 2.0

@@ -5,8 +5,8 @@ from typing import Any
 
 from kombu.serialization import prepare_accept_content
 
-from worker.broker.transport import SCHEME
-from worker.daemon.findings import Finding, Severity
+from keye.worker.broker.transport import SCHEME
+from keye.worker.daemon.findings import Finding, Severity
 
 PICKLE = "application/x-python-serialize"
 # Celery takes these over an app's own options.

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from importlib import import_module
 
 from celery.__main__ import main as celery
 from celery.exceptions import SecurityWarning
@@ -28,6 +29,9 @@ if __name__ == "__main__":
     # Celery warns root of pickles, which no worker of ours takes.
     warnings.simplefilter("ignore", SecurityWarning)
     # What an operator would type, less the banner; the rest is on the app.
-    app = "worker.tasks.celery_app"
+    app = "keye.worker.tasks.celery_app"
+    # Here, not by Celery, which puts the working directory first while it imports.
+    for module in (app, "keye.worker.tasks.analyze"):
+        import_module(module)
     sys.argv = ["celery", "--quiet", "-A", app, "worker", "--pool", "threads", "--loglevel", "INFO", *options]
     celery()

@@ -14,16 +14,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rich.console import Console
 
-from config.job import Content, GenerationOptions, Sampling
-from config.settings import InvalidSettings, Settings
-from config.wire import describe_faults
-from worker.daemon.doctor import examine
-from worker.daemon.exit_codes import ExitCode
-from worker.daemon.findings import Severity, as_message, as_rows, select
-from worker.daemon.gpu_pinning import visible_gpus
-from worker.daemon.preflight import check_before_start
-from worker.daemon.supervisor import Supervisor
-from worker.media.fault import MediaFault
+from keye.config.job import Content, GenerationOptions, Sampling
+from keye.config.settings import InvalidSettings, Settings
+from keye.config.wire import describe_faults
+from keye.worker.daemon.doctor import examine
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.findings import Severity, as_message, as_rows, select
+from keye.worker.daemon.gpu_pinning import visible_gpus
+from keye.worker.daemon.preflight import check_before_start
+from keye.worker.daemon.supervisor import Supervisor
+from keye.worker.media.fault import MediaFault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
 
@@ -72,10 +72,10 @@ def doctor(
 def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
     # Not among the imports above: they load torch, which the supervisor must never do.
-    from worker.daemon.bench import run_bench
-    from worker.engine.throughput import Disagreement
-    from worker.model.load import CheckpointFault
-    from worker.model.precision import PrecisionUnavailable
+    from keye.worker.daemon.bench import run_bench
+    from keye.worker.engine.throughput import Disagreement
+    from keye.worker.model.load import CheckpointFault
+    from keye.worker.model.precision import PrecisionUnavailable
 
     try:
         for line in run_bench(read_settings()):
@@ -100,8 +100,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell the frames, sizes, visual tokens and memory that files come to with KEYE_MODEL_PATH, without running it."""
-    from worker.daemon import planning
-    from worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
+    from keye.worker.daemon import planning
+    from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
 
     settings = read_settings()
     try:
@@ -130,7 +130,7 @@ def plan(
 def demo() -> None:
     """Run real jobs through a broker, an S3 server and a worker of its own, on the CPU; saves demo.png."""
     # Not among the imports above: it plays producer and media store too, which no other command needs.
-    from worker.demo.demonstration import run_demo
+    from keye.worker.demo.demonstration import run_demo
 
     raise typer.Exit(run_demo())
 

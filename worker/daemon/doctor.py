@@ -4,9 +4,9 @@ import platform
 import sys
 from collections.abc import Iterator
 
-from config.settings import Settings
-from worker.daemon.findings import Finding, Severity, select
-from worker.daemon.preflight import check_before_start, check_packages
+from keye.config.settings import Settings
+from keye.worker.daemon.findings import Finding, Severity, select
+from keye.worker.daemon.preflight import check_before_start, check_packages
 
 
 def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
@@ -18,7 +18,7 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     if select(findings, Severity.FAULT):
         yield Finding("smoke job", Severity.FAULT, "not tried", "Cure the faults above first.")
     else:
-        from worker.daemon.trials import check_smoke_job
+        from keye.worker.daemon.trials import check_smoke_job
 
         yield check_smoke_job(settings)
 
@@ -28,9 +28,9 @@ def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     yield from check_before_start(settings, gpus)
     if select(list(check_packages()), Severity.FAULT):
         return  # the trials could not even be imported
-    from worker.daemon import trials
-    from worker.model.device import torch_facts
-    from worker.model.precision import WEIGHT_SHARE
+    from keye.worker.daemon import trials
+    from keye.worker.model.device import torch_facts
+    from keye.worker.model.precision import WEIGHT_SHARE
 
     torch = torch_facts()
     yield trials.check_torch_sees_gpus(gpus, torch)

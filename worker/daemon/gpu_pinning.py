@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Mapping
 
-from config.hardware import DeviceSetting
+from keye.config.hardware import DeviceSetting
 
 
 def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from config.outcome import ModelIdentity
-from config.settings import Settings
-from worker.engine.cache_sizing import measure_cache_bytes
-from worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from worker.model.device import choose_device, leave_cores_to_decoders, name_device
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.precision import Precision, choose_precision
-from worker.model.processor import KeyeProcessor
-from worker.tasks.sampling_defaults import SamplingDefaults
-from worker.telemetry.warning_filters import tell_warnings
+from keye.config.outcome import ModelIdentity
+from keye.config.settings import Settings
+from keye.worker.engine.cache_sizing import measure_cache_bytes
+from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
+from keye.worker.model.device import choose_device, leave_cores_to_decoders, name_device
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.precision import Precision, choose_precision
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from worker.tasks.media_plan import CheckpointFacts, PlannedMedium
+from keye.worker.tasks.media_plan import CheckpointFacts, PlannedMedium
 
 # Four patches of 3 x 14 x 14 numbers, at 32 bits.
 _PATCH_BYTES = 4 * 3 * 14 * 14 * 4

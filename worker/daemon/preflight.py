@@ -10,17 +10,17 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from config.settings import Settings, VideoDecoder
-from worker.daemon.broker import check_broker
-from worker.daemon.celery_options import check_celery
-from worker.daemon.findings import Finding, Severity
-from worker.media.sandbox import can_refuse_sockets
-from worker.model.checkpoint import check_checkpoint
+from keye.config.settings import Settings, VideoDecoder
+from keye.worker.daemon.broker import check_broker
+from keye.worker.daemon.celery_options import check_celery
+from keye.worker.daemon.findings import Finding, Severity
+from keye.worker.media.sandbox import can_refuse_sockets
+from keye.worker.model.checkpoint import check_checkpoint
 
 
 def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
     # Not among the imports above: it reads the settings, and whoever calls this has told of wrong ones.
-    from worker.tasks.celery_app import celery_app
+    from keye.worker.tasks.celery_app import celery_app
 
     url = settings.redis_url.get_secret_value()
     return [

@@ -14,9 +14,9 @@ from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
 
-from worker.daemon.exit_codes import ExitCode, describe
-from worker.daemon.revival import Revival
-from worker.telemetry.presence import WorkerState, read_presence
+from keye.worker.daemon.exit_codes import ExitCode, describe
+from keye.worker.daemon.revival import Revival
+from keye.worker.telemetry.presence import WorkerState, read_presence
 
 TICK_SECONDS = 0.2
 # After the drain a child still has to put its threads to rest and close its connections.
@@ -44,7 +44,8 @@ class Child:
         # In place before anything imports torch. A pinned child must not fall back to the CPU in silence.
         pinning = {"CUDA_VISIBLE_DEVICES": self.gpu or "", "KEYE_DEVICE": "cpu" if self.gpu is None else "cuda"}
         name = "cpu" if self.gpu is None else f"gpu{self.index}"
-        command = [sys.executable, "-m", "worker.daemon.child", str(os.getpid())]
+        # -P: no module of the working directory stands in for one of ours, or of the standard library.
+        command = [sys.executable, "-P", "-m", "keye.worker.daemon.child", str(os.getpid())]
         command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
         self.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.DEVNULL, process_group=0)

@@ -10,12 +10,12 @@ import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from config.job import VideoPart
-from config.settings import Settings, VideoDecoder
-from worker.daemon.findings import Finding, Severity
-from worker.daemon.loading import load_served_model
-from worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
-from worker.model.device import TorchFacts
+from keye.config.job import VideoPart
+from keye.config.settings import Settings, VideoDecoder
+from keye.worker.daemon.findings import Finding, Severity
+from keye.worker.daemon.loading import load_served_model
+from keye.worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
+from keye.worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
 MEMORY_HEADROOM = 1.2

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from celery.worker import state
 
-from worker.daemon.exit_codes import ExitCode
-from worker.leases.renewal import LeaseRenewal
-from worker.tasks.stragglers import Stragglers
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.tasks.stragglers import Stragglers
 
 if TYPE_CHECKING:
-    from worker.engine.step_loop import Engine
+    from keye.worker.engine.step_loop import Engine
 
 LOOK_SECONDS = 0.5
 # The descriptor itself: Celery puts its log in the place of sys.stderr.

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from worker.demo.tokenizer import write_tokenizer
+from keye.worker.demo.tokenizer import write_tokenizer
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 """The trained checkpoint that ships with the project."""

@@ -16,13 +16,13 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from config.event import StageStarted
-from config.outcome import JobFailed, JobFailure, JobResult
-from producer import Client, Job
-from worker.demo.embedded_valkey import EmbeddedValkey
-from worker.demo.errands import Errand, draw_errands
-from worker.demo.local_worker import LocalWorker
-from worker.demo.poster import draw_poster
+from keye.config.event import StageStarted
+from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.producer import Client, Job
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.demo.errands import Errand, draw_errands
+from keye.worker.demo.local_worker import LocalWorker
+from keye.worker.demo.poster import draw_poster
 
 POSTER = Path("demo.png")
 _JOB_SECONDS = 60

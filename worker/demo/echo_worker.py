@@ -1,6 +1,6 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
-For chaos tests and for measuring what the rest costs: `celery -A worker.demo.echo_worker worker --pool threads`.
+For chaos tests and for measuring what the rest costs: `celery -A keye.worker.demo.echo_worker worker --pool threads`.
 A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `hang` hangs in its thread, `die`
 kills the process.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from config.outcome import ModelIdentity
-from config.settings import Settings
-from worker.daemon.bootsteps import EngineStep
-from worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
-from worker.tasks.celery_app import build_app
-from worker.tasks.sampling_defaults import SamplingDefaults
+from keye.config.outcome import ModelIdentity
+from keye.config.settings import Settings
+from keye.worker.daemon.bootsteps import EngineStep
+from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
+from keye.worker.tasks.celery_app import build_app
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
-    from worker.daemon.loading import ServedModel
+    from keye.worker.daemon.loading import ServedModel
 
 CONTEXT_TOKENS = 8192
 STEP_SECONDS = 0.01

@@ -21,7 +21,7 @@ class EmbeddedValkey:
     def __enter__(self) -> Self:
         # A session of its own: Ctrl-C is for us, and the server must outlive our own cleaning up.
         self._guardian = subprocess.Popen(
-            [sys.executable, "-m", "worker.demo.embedded_valkey"],
+            [sys.executable, "-P", "-m", "keye.worker.demo.embedded_valkey"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -9,10 +9,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from config.error_codes import ErrorCode
-from config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
-from worker.demo.questions import Question
-from worker.demo.scenes import VideoScene, draw_image_scene, draw_video_scene
+from keye.config.error_codes import ErrorCode
+from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
+from keye.worker.demo.questions import Question
+from keye.worker.demo.scenes import VideoScene, draw_image_scene, draw_video_scene
 
 Upload = Callable[[Path], str]
 """Puts a file into the demo's bucket and gives its `s3://` address."""

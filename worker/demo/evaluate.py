@@ -1,4 +1,4 @@
-"""Measures the small Keye: `python -m worker.demo.evaluate`. Exits 1 where fewer than 95 % of its replies are right.
+"""Measures the small Keye: `python -m keye.worker.demo.evaluate`. Exits 1 below 95 % right replies.
 
 Scenes come from seeds that training never saw, about half of them worn as files are, and go through the real processor
 and `generate` in left-padded batches. A reply is right if its whole text is: answer, thoughts and tags, to the letter.
@@ -14,16 +14,16 @@ from typing import get_args
 import numpy as np
 import torch
 
-from config.hardware import PrecisionSetting
-from worker.demo.checkpoint_folder import CHECKPOINT
-from worker.demo.questions import Question, Thinking
-from worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene
-from worker.demo.wear import draw_wear
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.precision import choose_precision
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image, Video
+from keye.config.hardware import PrecisionSetting
+from keye.worker.demo.checkpoint_folder import CHECKPOINT
+from keye.worker.demo.questions import Question, Thinking
+from keye.worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene
+from keye.worker.demo.wear import draw_wear
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.precision import choose_precision
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image, Video
 
 FIRST_SEED = 1_000_000
 REQUIRED_SHARE = 0.95

@@ -11,7 +11,7 @@ from typing import Self
 
 from redis import Redis
 
-from worker.telemetry.presence import WorkerState, list_present
+from keye.worker.telemetry.presence import WorkerState, list_present
 
 _READY_SECONDS = 60.0
 
@@ -23,6 +23,8 @@ class LocalWorker:
 
     Its log goes to `log`, what it downloads into a folder beside that; it reads no `.env` but one that lies there.
     """
+
+    module = "keye.worker.daemon.cli"
 
     def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
         """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
@@ -40,7 +42,7 @@ class LocalWorker:
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as output:
-            command = [sys.executable, "-m", "worker.daemon.cli", "run"]
+            command = [sys.executable, "-P", "-m", self.module, "run"]
             self.process = subprocess.Popen(
                 command, env=self._environment, cwd=self._folder, stdout=output, stderr=subprocess.STDOUT
             )

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from worker.demo.shapes import COLOURS, Colour, Shape
+from keye.worker.demo.shapes import COLOURS, Colour, Shape
 
 T = TypeVar("T")
 Thinking = Literal["auto", "think", "no_think"]

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from worker.demo.questions import (
+from keye.worker.demo.questions import (
     CELLS,
     DIRECTIONS,
     Cell,
@@ -23,7 +23,7 @@ from worker.demo.questions import (
     images_questions,
     video_questions,
 )
-from worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, RGB, RGB_OF, Background, Colour, Shape
+from keye.worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, RGB, RGB_OF, Background, Colour, Shape
 
 Size = tuple[int, int]
 """Width and height in pixels."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from worker.demo.questions import CHINESE, Question, Thinking
-from worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
+from keye.worker.demo.questions import CHINESE, Question, Thinking
+from keye.worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
 
 ADDED_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",

@@ -1,4 +1,4 @@
-"""Trains the small Keye: `python -m worker.demo.train [--out DIR]`. Lessons are drawn in `lessons.py`.
+"""Trains the small Keye: `python -m keye.worker.demo.train [--out DIR]`. Lessons are drawn in `lessons.py`.
 
 Fixed seeds, step counts and threads, so that a run can be repeated. The tower first learns to name what each visual
 token shows, through a head that is thrown away; without that the decoder reads noise for most of the run.
@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worker.demo.checkpoint_folder import CHECKPOINT, write_folder
-from worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
-from worker.demo.packing import Batch, Packer
-from worker.demo.tokenizer import train_tokenizer
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.image_processing import ImageProcessor
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.padded_attention import PaddedAttention
+from keye.worker.demo.checkpoint_folder import CHECKPOINT, write_folder
+from keye.worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
+from keye.worker.demo.packing import Batch, Packer
+from keye.worker.demo.tokenizer import train_tokenizer
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.image_processing import ImageProcessor
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.padded_attention import PaddedAttention
 
 SEED = 2026
 NUM_THREADS = 2

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.sequence import Sequence
-from worker.engine.step_plan import Chunk
-from worker.model.paged_attention import Span
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.step_plan import Chunk
+from keye.worker.model.paged_attention import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ import logging
 
 import torch
 
-from worker.engine.step_plan import StepLimits
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.padded_attention import PaddedAttention
-from worker.model.processor import KeyeProcessor
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.processor import KeyeProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.sequence import Sequence
+from keye.worker.engine.sequence import Sequence
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Token ids, positions and lengths int32 [n], block tables int32 [n, width] to logits [n, V]."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from config.error_codes import ErrorCode
+from keye.config.error_codes import ErrorCode
 
 if TYPE_CHECKING:
-    from worker.model.processor import PreparedPrompt
+    from keye.worker.model.processor import PreparedPrompt
 
 FinishReason = Literal["stop", "length", "abandoned", "deadline"]
 

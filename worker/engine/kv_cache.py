@@ -2,7 +2,7 @@
 
 import torch
 
-from worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.configuration_keye import KeyeConfig
 
 
 def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:

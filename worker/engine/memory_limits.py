@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from worker.engine.step_plan import StepLimits
+from keye.worker.engine.step_plan import StepLimits
 
 logger = logging.getLogger(__name__)
 

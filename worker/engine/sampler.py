@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.sequence import Sequence
+from keye.worker.engine.sequence import Sequence
 
 _NOT_A_NUMBER = -1
 

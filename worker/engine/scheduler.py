@@ -4,9 +4,9 @@ from bisect import insort
 from collections.abc import Iterator
 from itertools import chain
 
-from worker.engine.block_pool import BlockPool
-from worker.engine.sequence import Sequence
-from worker.engine.step_plan import StepLimits, StepPlan, plan_step
+from keye.worker.engine.block_pool import BlockPool
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.step_plan import StepLimits, StepPlan, plan_step
 
 
 class Scheduler:

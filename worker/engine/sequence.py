@@ -3,9 +3,9 @@
 import random
 from dataclasses import dataclass, field
 
-from worker.engine.detokenizer import Detokenizer
-from worker.engine.inbox import FinishReason, Generated, PendingGeneration
-from worker.engine.stop_rules import StopRules, StopStrings
+from keye.worker.engine.detokenizer import Detokenizer
+from keye.worker.engine.inbox import FinishReason, Generated, PendingGeneration
+from keye.worker.engine.stop_rules import StopRules, StopStrings
 
 SECONDS_A_PRIORITY = 10
 

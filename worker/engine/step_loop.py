@@ -13,23 +13,23 @@ from typing import TypeVar
 import torch
 from PIL.Image import new as draw_blank
 
-from config.error_codes import ErrorCode
-from worker.engine.block_pool import BlockPool
-from worker.engine.detokenizer import Detokenizer, TokenBytes
-from worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions
-from worker.engine.kv_cache import KVCache, block_bytes
-from worker.engine.memory_limits import MemoryLimits, is_out_of_memory
-from worker.engine.model_runner import ModelRunner
-from worker.engine.sampler import Sampler
-from worker.engine.scheduler import Scheduler
-from worker.engine.sequence import Sequence
-from worker.engine.step_plan import Chunk, StepLimits
-from worker.engine.stop_rules import StopRules, StopStrings
-from worker.model.attention_forms import choose_attention
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image
-from worker.telemetry.warning_filters import tell_warnings
+from keye.config.error_codes import ErrorCode
+from keye.worker.engine.block_pool import BlockPool
+from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions
+from keye.worker.engine.kv_cache import KVCache, block_bytes
+from keye.worker.engine.memory_limits import MemoryLimits, is_out_of_memory
+from keye.worker.engine.model_runner import ModelRunner
+from keye.worker.engine.sampler import Sampler
+from keye.worker.engine.scheduler import Scheduler
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.step_plan import Chunk, StepLimits
+from keye.worker.engine.stop_rules import StopRules, StopStrings
+from keye.worker.model.attention_forms import choose_attention
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image
+from keye.worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)
 

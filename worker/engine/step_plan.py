@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
-from worker.engine.block_pool import BlockPool
-from worker.engine.sequence import Sequence
+from keye.worker.engine.block_pool import BlockPool
+from keye.worker.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from worker.engine.inbox import Generated, SamplingOptions
-from worker.engine.step_loop import Engine
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.processor import PreparedPrompt
+from keye.worker.engine.inbox import Generated, SamplingOptions
+from keye.worker.engine.step_loop import Engine
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.processor import PreparedPrompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worker.model.positions import PlaceholderMismatch
+from keye.worker.model.positions import PlaceholderMismatch
 
 
 class VisualRows:

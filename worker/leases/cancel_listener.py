@@ -8,7 +8,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from config import keys
+from keye.config import keys
 
 log = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from pydantic import Field
 from redis import Redis
 
-from config import keys
-from config.argument_limit import check_arguments
-from config.event import Stage
-from config.job import Priority
-from config.outcome import OUTCOME, JobFailure, JobResult
-from config.outline import Outline
-from config.topology import message, message_list
-from config.wire import SealedJob
-from worker.leases.connection import Patience
-from worker.leases.lua import load_script
+from keye.config import keys
+from keye.config.argument_limit import check_arguments
+from keye.config.event import Stage
+from keye.config.job import Priority
+from keye.config.outcome import OUTCOME, JobFailure, JobResult
+from keye.config.outline import Outline
+from keye.config.topology import message, message_list
+from keye.config.wire import SealedJob
+from keye.worker.leases.connection import Patience
+from keye.worker.leases.lua import load_script
 
 T = TypeVar("T")
 

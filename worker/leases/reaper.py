@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from config import keys
-from worker.leases.connection import passes
-from worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
+from keye.config import keys
+from keye.worker.leases.connection import passes
+from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 
 log = logging.getLogger(__name__)
 

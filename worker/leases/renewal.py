@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from worker.leases.job_lease import Claimed, Interruption, LeaseStore
+from keye.worker.leases.job_lease import Claimed, Interruption, LeaseStore
 
 log = logging.getLogger(__name__)
 

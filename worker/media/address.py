@@ -3,8 +3,8 @@
 import ipaddress
 import socket
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(

@@ -10,13 +10,13 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from config.error_codes import ErrorCode
-from worker.media.container import find_video_stream, open_container
-from worker.media.decoded import Size
-from worker.media.fault import MediaFault
-from worker.media.packet_index import PacketIndex, index_packets
-from worker.media.signature import recognise_format
-from worker.media.size_limit import check_pixels
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.container import find_video_stream, open_container
+from keye.worker.media.decoded import Size
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.packet_index import PacketIndex, index_packets
+from keye.worker.media.signature import recognise_format
+from keye.worker.media.size_limit import check_pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
 
 _BUFFER_BYTES = 256 * 2**10
 

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from config.error_codes import ErrorCode
-from worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
-from worker.media.fault import MediaFault
-from worker.media.resize import resize
-from worker.media.signature import recognise_format
-from worker.media.size_limit import check_decoded_bytes, check_pixels
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.resize import resize
+from keye.worker.media.signature import recognise_format
+from keye.worker.media.size_limit import check_decoded_bytes, check_pixels
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from typing import BinaryIO
 
 import av
 
-from config.job import VideoPart
-from config.settings import VideoDecoder
-from worker.media import decode_decord, decode_pyav, decode_torchcodec
-from worker.media.clip import damaged, examine_clip
-from worker.media.decoded import DecodedVideo, FitFrame, NewPixels, own_pixels
-from worker.media.frames_read import OnFrame
-from worker.media.size_limit import check_decoded_bytes
-from worker.media.video_plan import plan_video
+from keye.config.job import VideoPart
+from keye.config.settings import VideoDecoder
+from keye.worker.media import decode_decord, decode_pyav, decode_torchcodec
+from keye.worker.media.clip import damaged, examine_clip
+from keye.worker.media.decoded import DecodedVideo, FitFrame, NewPixels, own_pixels
+from keye.worker.media.frames_read import OnFrame
+from keye.worker.media.size_limit import check_decoded_bytes
+from keye.worker.media.video_plan import plan_video
 
 _CHOSEN = {"torchcodec": decode_torchcodec.read_frames, "decord": decode_decord.read_frames}
 

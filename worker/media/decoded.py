@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from config.job import ImagePart, VideoPart
+from keye.config.job import ImagePart, VideoPart
 
 Size = tuple[int, int]  # height, width in pixels
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart, VideoPart
-from config.settings import VideoDecoder
-from worker.media.channel import Channel, Message
-from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from worker.media.fault import MediaFault
-from worker.media.sandbox import MAX_CPU_SECONDS
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import VideoDecoder
+from keye.worker.media.channel import Channel, Message
+from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.sandbox import MAX_CPU_SECONDS
 
 _TICK_SECONDS = 0.1
 
@@ -73,7 +73,7 @@ class Decoder:
         ours.settimeout(silence_seconds)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.media.decoder_child", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", "keye.worker.media.decoder_child", str(theirs.fileno()), str(os.getpid())],
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

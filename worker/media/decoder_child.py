@@ -15,15 +15,15 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart, VideoPart
-from worker.media.channel import Channel, Message
-from worker.media.decode_image import decode_image
-from worker.media.decode_video import decode_video
-from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
-from worker.media.fault import MediaFault
-from worker.media.sandbox import allow, confine
-from worker.telemetry.warning_filters import tell_warnings
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.channel import Channel, Message
+from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.sandbox import allow, confine
+from keye.worker.telemetry.warning_filters import tell_warnings
 
 NICENESS = 5
 

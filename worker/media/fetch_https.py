@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
-from config.error_codes import ErrorCode
-from worker.media.address import resolve_public
-from worker.media.fault import MediaFault
-from worker.media.media_cache import MediaCache
-from worker.media.retry_after import read_retry_after
-from worker.media.size_limit import check_size
-from worker.media.transfer import Transfer
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.address import resolve_public
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.media_cache import MediaCache
+from keye.worker.media.retry_after import read_retry_after
+from keye.worker.media.size_limit import check_size
+from keye.worker.media.transfer import Transfer
 
 _MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 2**10

@@ -5,11 +5,11 @@ import os
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from config.error_codes import ErrorCode
-from config.job import MAX_INLINE_BYTES
-from worker.media.fault import MediaFault
-from worker.media.medium_name import name_medium
-from worker.media.size_limit import check_size
+from keye.config.error_codes import ErrorCode
+from keye.config.job import MAX_INLINE_BYTES
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.medium_name import name_medium
+from keye.worker.media.size_limit import check_size
 
 
 def open_inline(uri: str, max_bytes: int) -> BinaryIO:

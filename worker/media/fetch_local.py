@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
-from worker.media.guard import open_inside
-from worker.media.medium_name import name_medium
-from worker.media.size_limit import check_size
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.guard import open_inside
+from keye.worker.media.medium_name import name_medium
+from keye.worker.media.size_limit import check_size
 
 
 def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:

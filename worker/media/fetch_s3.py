@@ -17,14 +17,14 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
-from worker.media.limits import MediaLimits
-from worker.media.media_cache import MediaCache
-from worker.media.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
-from worker.media.retry_after import read_retry_after
-from worker.media.size_limit import check_size
-from worker.media.transfer import Transfer
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.limits import MediaLimits
+from keye.worker.media.media_cache import MediaCache
+from keye.worker.media.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
+from keye.worker.media.retry_after import read_retry_after
+from keye.worker.media.size_limit import check_size
+from keye.worker.media.transfer import Transfer
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -11,10 +11,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from config.error_codes import ErrorCode
-from worker.media.container import DEMUX_FAULTS, find_video_stream, open_container
-from worker.media.fault import MediaFault
-from worker.media.packet_index import PacketIndex, presentation_time
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.container import DEMUX_FAULTS, find_video_stream, open_container
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.packet_index import PacketIndex, presentation_time
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
 _MIN_FRAMES_SKIPPED = 16

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
 
 
 def open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:

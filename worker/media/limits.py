@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from config.settings import Settings, VideoDecoder
+from keye.config.settings import Settings, VideoDecoder
 
 
 @dataclass(frozen=True, slots=True)

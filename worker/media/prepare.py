@@ -7,21 +7,21 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart, VideoPart
-from worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from worker.media.decoder import DecodingOrder
-from worker.media.decoder_pool import DecoderPool
-from worker.media.fault import MediaFault
-from worker.media.fetch_https import fetch_web
-from worker.media.fetch_inline import open_inline
-from worker.media.fetch_local import open_local
-from worker.media.fetch_s3 import fetch_object
-from worker.media.limits import MediaLimits
-from worker.media.media_cache import MediaCache
-from worker.media.medium_name import name_medium
-from worker.media.side_by_side import do_side_by_side
-from worker.media.transfer import Transfer
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.decoder import DecodingOrder
+from keye.worker.media.decoder_pool import DecoderPool
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.fetch_https import fetch_web
+from keye.worker.media.fetch_inline import open_inline
+from keye.worker.media.fetch_local import open_local
+from keye.worker.media.fetch_s3 import fetch_object
+from keye.worker.media.limits import MediaLimits
+from keye.worker.media.media_cache import MediaCache
+from keye.worker.media.medium_name import name_medium
+from keye.worker.media.side_by_side import do_side_by_side
+from keye.worker.media.transfer import Transfer
 
 __all__ = [
     "DecodedImage",

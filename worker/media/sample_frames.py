@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from config.error_codes import ErrorCode
-from config.job import Content, VideoPart
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.config.job import Content, VideoPart
+from keye.worker.media.fault import MediaFault
 
 # What the model was trained with: 2 frames a second, from the first frame to the last, at least 4, at most 768.
 DEFAULT_FPS = 2.0

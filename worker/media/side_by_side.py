@@ -7,7 +7,7 @@ from functools import partial
 from threading import Event, Thread
 from typing import TypeVar
 
-from worker.media.fault import MediaFault
+from keye.worker.media.fault import MediaFault
 
 Made = TypeVar("Made")
 

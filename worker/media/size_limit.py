@@ -1,7 +1,7 @@
 """The limits on bytes and pixels, each checked before what it limits is read or made."""
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
 
 
 def check_size(num_bytes: int, max_bytes: int, name: str) -> None:

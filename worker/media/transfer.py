@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from config.error_codes import ErrorCode
-from worker.media.fault import MediaFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.fault import MediaFault
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from config.job import Sampling, VideoPart
-from worker.media.decoded import FitFrame, Size, VideoPlan
-from worker.media.packet_index import PacketIndex
-from worker.media.sample_frames import MAX_FRAMES, find_stretch, num_asked, rate_asked, spread_frames
+from keye.config.job import Sampling, VideoPart
+from keye.worker.media.decoded import FitFrame, Size, VideoPlan
+from keye.worker.media.packet_index import PacketIndex
+from keye.worker.media.sample_frames import MAX_FRAMES, find_stretch, num_asked, rate_asked, spread_frames
 
 
 def plan_video(index: PacketIndex, part: VideoPart, fit_frame: FitFrame, original_size: Size, name: str) -> VideoPlan:

@@ -2,11 +2,11 @@
 
 import torch
 
-from worker.model.device import has_packed_kernels
-from worker.model.flex_decoding import FlexForm
-from worker.model.gathered_attention import GatheredForm
-from worker.model.paged_attention import AttentionForm
-from worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
+from keye.worker.model.device import has_packed_kernels
+from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.gathered_attention import GatheredForm
+from keye.worker.model.paged_attention import AttentionForm
+from keye.worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int, max_tokens: int) -> AttentionForm:

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from worker.model.chat_template import load_chat_template
-from worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
+from keye.worker.model.chat_template import load_chat_template
+from keye.worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
 
 MODEL_TYPES = ("Keye", "KeyeVL1_5")
 INDEX_FILE = "model.safetensors.index.json"

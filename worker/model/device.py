@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from config.hardware import DeviceSetting
+from keye.config.hardware import DeviceSetting
 
 
 def choose_device(asked: DeviceSetting) -> torch.device:

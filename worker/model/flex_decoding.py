@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
-from worker.model.varlen_attention import GatheredPrompts, num_single_queries
+from keye.worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
+from keye.worker.model.varlen_attention import GatheredPrompts, num_single_queries
 
 
 @cache

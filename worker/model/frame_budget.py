@@ -6,9 +6,9 @@ the tokens that the job's context leaves. `fit_video` and `fit_slow_fast_video` 
 
 from typing import NamedTuple
 
-from config.job import Content, VideoPart
-from worker.model.image_processing import ImageProcessor, fit_size
-from worker.model.visual_input import Size
+from keye.config.job import Content, VideoPart
+from keye.worker.model.image_processing import ImageProcessor, fit_size
+from keye.worker.model.visual_input import Size
 
 # The limits of the official utilities, in pixels a frame; a token is 28 x 28 of them.
 MIN_FRAME_PIXELS = 128 * 28 * 28

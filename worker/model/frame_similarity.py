@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from worker.model.frame_budget import MIN_FRAME_TOKENS
-from worker.model.image_processing import fit_size
+from keye.worker.model.frame_budget import MIN_FRAME_TOKENS
+from keye.worker.model.image_processing import fit_size
 
 # Frames compared in one call, each as 2.4 MB of floats at most.
 _WINDOW = 64

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
+from keye.worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
 
 
 class GatheredForm:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from worker.media.resize import resize
-from worker.model.visual_input import Image, Size, Video
+from keye.worker.media.resize import resize
+from keye.worker.model.visual_input import Image, Size, Video
 
 MAX_ASPECT_RATIO = 200
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from worker.model.checkpoint import check_checkpoint
-from worker.model.configuration_keye import KeyeVL1_5Config
-from worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
-from worker.model.precision import Quantization
+from keye.worker.model.checkpoint import check_checkpoint
+from keye.worker.model.configuration_keye import KeyeVL1_5Config
+from keye.worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
+from keye.worker.model.precision import Quantization
 
 
 class CheckpointFault(Exception):

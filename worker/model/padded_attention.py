@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from worker.model.text_decoder import KeyeDecoderLayer, KeyeTextModel
+from keye.worker.model.text_decoder import KeyeDecoderLayer, KeyeTextModel
 
 
 class PaddedAttention:

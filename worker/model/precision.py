@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from config.extras import install_command
-from config.hardware import PrecisionSetting
+from keye.config.extras import install_command
+from keye.config.hardware import PrecisionSetting
 
 Quantization = TorchAoConfig | BitsAndBytesConfig
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Qwen2Tokenizer
 
-from worker.model.chat_template import IMAGE_PAD
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.image_processing import ImageProcessor, Patches, UnusableImage, frame_types
-from worker.model.positions import position_ids
-from worker.model.prompt import (
+from keye.worker.model.chat_template import IMAGE_PAD
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.image_processing import ImageProcessor, Patches, UnusableImage, frame_types
+from keye.worker.model.positions import position_ids
+from keye.worker.model.prompt import (
     VIDEO_PAD,
     Message,
     PromptFormat,
@@ -24,7 +24,7 @@ from worker.model.prompt import (
     readable,
     slow_fast_filler,
 )
-from worker.model.visual_input import Image, Video
+from keye.worker.model.visual_input import Image, Video
 
 
 @dataclass(frozen=True, eq=False)

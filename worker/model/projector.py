@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.configuration_keye import KeyeConfig
 
 NORM_EPS = 1e-5  # of this norm alone; no field of the config holds it
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers import Qwen2Tokenizer
 
-from worker.model.chat_template import IMAGE_PAD, load_chat_template
-from worker.model.positions import PlaceholderMismatch
+from keye.worker.model.chat_template import IMAGE_PAD, load_chat_template
+from keye.worker.model.positions import PlaceholderMismatch
 
 Thinking = Literal["auto", "think", "no_think"]
 Message = dict[str, Any]

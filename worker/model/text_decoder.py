@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedModel
 
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.rotary import rotate, text_rotation
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.rotary import rotate, text_rotation
 
 
 class Attend(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from worker.model.paged_attention import AttentionCall, PagedCache, Span, all_slots, as_table
+from keye.worker.model.paged_attention import AttentionCall, PagedCache, Span, all_slots, as_table
 
 HAS_BLOCK_TABLES = "block_table" in signature(varlen_attn).parameters
 

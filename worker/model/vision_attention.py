@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.model.device import has_packed_kernels
+from keye.worker.model.device import has_packed_kernels
 
 ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from worker.model.configuration_keye import KeyeVisionConfig
-from worker.model.rotary import rotate, vision_rotation
-from worker.model.vision_attention import ItemAttention, item_attention
+from keye.worker.model.configuration_keye import KeyeVisionConfig
+from keye.worker.model.rotary import rotate, vision_rotation
+from keye.worker.model.vision_attention import ItemAttention, item_attention
 
 
 class VisionEmbeddings(nn.Module):

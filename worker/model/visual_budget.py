@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config.job import ImagePart, VideoPart
-from worker.model.image_processing import ImageProcessor, fit_size
-from worker.model.visual_input import Size
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.model.image_processing import ImageProcessor, fit_size
+from keye.worker.model.visual_input import Size
 
 
 @dataclass(frozen=True, slots=True)

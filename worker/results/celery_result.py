@@ -6,7 +6,7 @@ Celery would read before it writes, and write after the job has ended; settled w
 import json
 from datetime import UTC, datetime
 
-from config.outcome import JobFailed, JobFailure, JobResult
+from keye.config.outcome import JobFailed, JobFailure, JobResult
 
 
 def result_key(task_id: str) -> str:

@@ -2,9 +2,9 @@
 
 import time
 
-from config.event import Channel
-from worker.results.event_writer import AttemptEvents
-from worker.results.thinking import Piece, ThinkingSplitter
+from keye.config.event import Channel
+from keye.worker.results.event_writer import AttemptEvents
+from keye.worker.results.thinking import Piece, ThinkingSplitter
 
 MAX_WAIT_SECONDS = 0.1
 MAX_WAITING_TOKENS = 32

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import keys
-from config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
-from config.event import Channel, FramesDecoded, Stage, StageStarted, TextGenerated
-from worker.leases.job_lease import Claimed
+from keye.config import keys
+from keye.config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
+from keye.config.event import Channel, FramesDecoded, Stage, StageStarted, TextGenerated
+from keye.worker.leases.job_lease import Claimed
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
-from config.outcome import JobFailure, JobResult
-from worker.leases.connection import PATIENCE_SECONDS, Patience, passes
-from worker.leases.job_lease import Claimed
-from worker.results.outcome_size import OutcomeTooLarge
-from worker.results.settlement import Settlement
-from worker.results.spool import Spool, Verdict
+from keye.config.outcome import JobFailure, JobResult
+from keye.worker.leases.connection import PATIENCE_SECONDS, Patience, passes
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.results.outcome_size import OutcomeTooLarge
+from keye.worker.results.settlement import Settlement
+from keye.worker.results.spool import Spool, Verdict
 
 log = logging.getLogger(__name__)
 

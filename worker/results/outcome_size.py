@@ -2,11 +2,11 @@
 
 import json
 
-from config.argument_limit import ArgumentTooLarge
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.job import MAX_METADATA_BYTES
-from config.outcome import JobFailure, JobResult
+from keye.config.argument_limit import ArgumentTooLarge
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.job import MAX_METADATA_BYTES
+from keye.config.outcome import JobFailure, JobResult
 
 MAX_MESSAGE_CHARS = 4096
 

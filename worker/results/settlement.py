@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 from redis import Redis
 
-from config import keys
-from config.argument_limit import ArgumentTooLarge, check_arguments
-from config.outcome import JobFailure, JobResult
-from config.outline import JobOutline
-from config.topology import UNACKED, UNACKED_INDEX
-from worker.leases.job_lease import Claimed
-from worker.leases.lua import load_script
-from worker.results.celery_result import result_key, result_message
-from worker.results.event_writer import MAX_EVENTS, without_oversized
-from worker.results.outcome_size import OutcomeTooLarge, in_brief
+from keye.config import keys
+from keye.config.argument_limit import ArgumentTooLarge, check_arguments
+from keye.config.outcome import JobFailure, JobResult
+from keye.config.outline import JobOutline
+from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.lua import load_script
+from keye.worker.results.celery_result import result_key, result_message
+from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
+from keye.worker.results.outcome_size import OutcomeTooLarge, in_brief
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0

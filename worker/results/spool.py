@@ -10,9 +10,9 @@ from typing import Self
 from pydantic import ValidationError
 from redis import Redis
 
-from config.contract import Report
-from config.outcome import Outcome
-from worker.leases.job_lease import Claimed
+from keye.config.contract import Report
+from keye.config.outcome import Outcome
+from keye.worker.leases.job_lease import Claimed
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from config.event import Channel
+from keye.config.event import Channel
 
 _TAG = re.compile("(</?(?:analysis|think|answer)>)")
 _LONGEST_TAG = len("</analysis>")

@@ -13,27 +13,34 @@ from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from config.argument_limit import ArgumentTooLarge
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailed, JobFailure, JobResult
-from config.outline import Outline
-from config.topology import ANALYZE_TASK
-from config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
-from worker.broker.asked import NOTHING_ASKED, Asked
-from worker.broker.canvas import Canvas
-from worker.broker.transport import IS_ACKNOWLEDGED
-from worker.leases.connection import passes
-from worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
-from worker.leases.renewal import LeaseRenewal
-from worker.results.outbox import Outbox
-from worker.results.settlement import Settlement
-from worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
-from worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, JobFault, explain, failure_of
-from worker.tasks.isolation import Isolation
-from worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
-from worker.tasks.stragglers import Stragglers
-from worker.telemetry.warning_filters import tell_warnings
+from keye.config.argument_limit import ArgumentTooLarge
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.config.outline import Outline
+from keye.config.topology import ANALYZE_TASK
+from keye.config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
+from keye.worker.broker.asked import NOTHING_ASKED, Asked
+from keye.worker.broker.canvas import Canvas
+from keye.worker.broker.transport import IS_ACKNOWLEDGED
+from keye.worker.leases.connection import passes
+from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
+from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.settlement import Settlement
+from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
+from keye.worker.tasks.fault import (
+    ANOTHERS_ID,
+    CANCELLED_BEFORE,
+    CANCELLED_WHILE_RUNNING,
+    JobFault,
+    explain,
+    failure_of,
+)
+from keye.worker.tasks.isolation import Isolation
+from keye.worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
+from keye.worker.tasks.stragglers import Stragglers
+from keye.worker.telemetry.warning_filters import tell_warnings
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +68,15 @@ class Answer:
     acks_late=True,
     ignore_result=True,
     throws=(JobFailed,),
-    Request="worker.broker.request:JobRequest",
+    Request="keye.worker.broker.request:JobRequest",
     # What a message may say is known to the door, not to this signature; a job may follow another in a canvas.
     typing=False,
 )
 def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> None:
     """One delivery. Its Celery result is the outcome's JSON, or `JobFailed` for a job that failed.
 
-    The arguments are what `worker.broker.admission` made of the message; `written` is JSON of what else it may ask.
+    The arguments are what `keye.worker.broker.admission` made of the message; `written` is JSON of what else
+    it may ask.
     """
     analyst: Analyst = delivery.app.analyst
     asked = NOTHING_ASKED

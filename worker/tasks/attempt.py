@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.job import AnalysisJob, ImagePart, TextPart, VideoPart
-from config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
-from config.topology import PRIORITY_STEPS
-from worker.engine.inbox import Generated, Inbox, PendingGeneration
-from worker.leases.job_lease import Claimed, Interruption
-from worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
-from worker.model.visual_budget import VisualBudget, share_context
-from worker.results.coalescer import Coalescer
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.thinking import part_text
-from worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault
-from worker.tasks.media_seen import media_seen, thinning_warnings
-from worker.tasks.sampling_defaults import SamplingDefaults
-from worker.tasks.time_limit import TimeLimit
-from worker.tasks.visual_inputs import frame_fitter, visual_inputs
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.job import AnalysisJob, ImagePart, TextPart, VideoPart
+from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
+from keye.config.topology import PRIORITY_STEPS
+from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
+from keye.worker.leases.job_lease import Claimed, Interruption
+from keye.worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.model.visual_budget import VisualBudget, share_context
+from keye.worker.results.coalescer import Coalescer
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.thinking import part_text
+from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault
+from keye.worker.tasks.media_seen import media_seen, thinning_warnings
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.tasks.time_limit import TimeLimit
+from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
 if TYPE_CHECKING:
-    from worker.model.processor import KeyeProcessor, PreparedPrompt
+    from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 FRAMES_TOLD_EVERY_SECONDS = 0.5
 # A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.

@@ -1,25 +1,25 @@
-"""The Celery app of a worker; `celery -A worker.tasks.celery_app worker` starts it without our supervisor."""
+"""The Celery app of a worker; `celery -A keye.worker.tasks.celery_app worker` starts it without our supervisor."""
 
 from ssl import CERT_REQUIRED
 
 from celery import Celery
 
-from config.settings import Settings
-from config.topology import celery_options
-from worker.broker.admission import Admission
-from worker.broker.quarantine import Quarantine
-from worker.broker.transport import SCHEME
-from worker.leases.connection import connect
-from worker.telemetry.warning_filters import tell_warnings
+from keye.config.settings import Settings
+from keye.config.topology import celery_options
+from keye.worker.broker.admission import Admission
+from keye.worker.broker.quarantine import Quarantine
+from keye.worker.broker.transport import SCHEME
+from keye.worker.leases.connection import connect
+from keye.worker.telemetry.warning_filters import tell_warnings
 
 
 def build_app(settings: Settings) -> Celery:
     """An app that consumes jobs; what answers them is put on it, as `analyst`, before it starts to.
 
-    Messages pass its `quarantine`'s door first, see `worker.broker`.
+    Messages pass its `quarantine`'s door first, see `keye.worker.broker`.
     """
     url = settings.redis_url.get_secret_value()
-    app = Celery("keye", include=["worker.tasks.analyze"])
+    app = Celery("keye", include=["keye.worker.tasks.analyze"])
     redis = connect(url)
     app.quarantine = Quarantine(redis)
     # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
@@ -36,7 +36,7 @@ def build_app(settings: Settings) -> Celery:
         broker_use_ssl={"ssl_cert_reqs": CERT_REQUIRED} if url.startswith("rediss://") else None,
         worker_pool="threads",
         worker_concurrency=settings.concurrency,
-        worker_consumer="worker.tasks.quiet_consumer:QuietConsumer",
+        worker_consumer="keye.worker.tasks.quiet_consumer:QuietConsumer",
         worker_send_task_events=settings.celery_events,
     )
     return app
@@ -46,4 +46,4 @@ def build_app(settings: Settings) -> Celery:
 tell_warnings()
 celery_app = build_app(Settings())
 # By name: the daemon imports this room, never the other way round.
-celery_app.steps["worker"].add("worker.daemon.bootsteps:EngineStep")
+celery_app.steps["worker"].add("keye.worker.daemon.bootsteps:EngineStep")

@@ -1,15 +1,15 @@
 """From whatever was raised under a job to the code and the sentence its caller reads."""
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.job import AnalysisJob
-from config.outcome import JobFailure, PartialText
-from config.outline import JobOutline
-from worker.engine.inbox import GenerationFault, TooLongForEngine
-from worker.leases.job_lease import Claimed
-from worker.media.prepare import MediaFault
-from worker.model.image_processing import UnusableImage
-from worker.results.outcome_size import OutcomeTooLarge
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobFailure, PartialText
+from keye.config.outline import JobOutline
+from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.media.prepare import MediaFault
+from keye.worker.model.image_processing import UnusableImage
+from keye.worker.results.outcome_size import OutcomeTooLarge
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 CANCELLED_BEFORE = "The caller cancelled the job before it ran."

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from config.job import ImagePart, VideoPart
-from worker.media.clip import examine_clip
-from worker.media.decode_image import decode_image
-from worker.media.decoded import Size
-from worker.media.signature import recognise_format
-from worker.media.video_plan import plan_video, tell_thinning
-from worker.model.frame_budget import MARK_TOKENS, fit_slow_fast, fit_slow_fast_video, fit_video
-from worker.model.image_processing import ImageProcessor
-from worker.model.visual_budget import VisualBudget, fit_image, share_context
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.clip import examine_clip
+from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decoded import Size
+from keye.worker.media.signature import recognise_format
+from keye.worker.media.video_plan import plan_video, tell_thinning
+from keye.worker.model.frame_budget import MARK_TOKENS, fit_slow_fast, fit_slow_fast_video, fit_video
+from keye.worker.model.image_processing import ImageProcessor
+from keye.worker.model.visual_budget import VisualBudget, fit_image, share_context
 
 # Limits of who looks at files of their own.
 _MAX_PIXELS = 10**9

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from config.outcome import MediaSeen
-from worker.media.prepare import DecodedImage, DecodedVideo
-from worker.media.video_plan import tell_thinning
-from worker.model.image_processing import ImageProcessor
+from keye.config.outcome import MediaSeen
+from keye.worker.media.prepare import DecodedImage, DecodedVideo
+from keye.worker.media.video_plan import tell_thinning
+from keye.worker.model.image_processing import ImageProcessor
 
 if TYPE_CHECKING:
-    from worker.model.processor import PreparedPrompt
+    from keye.worker.model.processor import PreparedPrompt
 
 
 def media_seen(

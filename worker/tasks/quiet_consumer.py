@@ -9,8 +9,8 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from redis.exceptions import RedisError
 
-from config.topology import ANALYZE_TASK
-from worker.leases.connection import passes
+from keye.config.topology import ANALYZE_TASK
+from keye.worker.leases.connection import passes
 
 # Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second.
 SILENCE = {"without_gossip": True, "without_mingle": True}
@@ -18,8 +18,8 @@ TALKATIVE = (
     "celery.worker.consumer.consumer",
     "kombu.asynchronous.hub",
     "kombu.transport.redis",
-    "worker.broker.admission",
-    "worker.broker.transport",
+    "keye.worker.broker.admission",
+    "keye.worker.broker.transport",
 )
 REPEAT_SECONDS = 10.0
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from config.error_codes import ErrorCode
-from worker.tasks.fault import JobFault
+from keye.config.error_codes import ErrorCode
+from keye.worker.tasks.fault import JobFault
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
 _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)

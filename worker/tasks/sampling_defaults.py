@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from config.job import GenerationOptions
-from worker.engine.inbox import SamplingOptions
+from keye.config.job import GenerationOptions
+from keye.worker.engine.inbox import SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from config.job import AnalysisJob
-from worker.leases.job_lease import Claimed
-from worker.results.settlement import Settlement
-from worker.tasks.attempt import Attempt
-from worker.tasks.fault import failure_of
+from keye.config.job import AnalysisJob
+from keye.worker.leases.job_lease import Claimed
+from keye.worker.results.settlement import Settlement
+from keye.worker.tasks.attempt import Attempt
+from keye.worker.tasks.fault import failure_of
 
 log = logging.getLogger(__name__)
 

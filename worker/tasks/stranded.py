@@ -4,13 +4,13 @@ import json
 import logging
 from dataclasses import replace
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailure
-from config.outline import JobOutline, Outline
-from worker.leases.job_lease import LateJob, TakenOver
-from worker.results.settlement import Settlement
-from worker.tasks.fault import JobFault, failure_of
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailure
+from keye.config.outline import JobOutline, Outline
+from keye.worker.leases.job_lease import LateJob, TakenOver
+from keye.worker.results.settlement import Settlement
+from keye.worker.tasks.fault import JobFault, failure_of
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from worker.tasks.fault import JobFault
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.worker.tasks.fault import JobFault
 
 
 class TimeLimit(NamedTuple):

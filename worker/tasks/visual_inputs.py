@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Resampling
 
-from config.job import ImagePart, VideoPart
-from worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
-from worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
-from worker.model.frame_similarity import tell_slow_from_fast
-from worker.model.visual_budget import VisualBudget, fit_image
-from worker.model.visual_input import Image, Size, Video
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
+from keye.worker.model.frame_similarity import tell_slow_from_fast
+from keye.worker.model.visual_budget import VisualBudget, fit_image
+from keye.worker.model.visual_input import Image, Size, Video
 
 if TYPE_CHECKING:
-    from worker.model.processor import KeyeProcessor
+    from keye.worker.model.processor import KeyeProcessor
 
 
 def frame_fitter(processor: "KeyeProcessor", budget: VisualBudget) -> FitFrame:

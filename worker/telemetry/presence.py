@@ -5,10 +5,10 @@ import threading
 
 from redis import Redis, RedisError
 
-from config import keys
-from config.contract import Report
-from config.open_enum import OpenEnum
-from config.outcome import ModelIdentity, WorkerIdentity
+from keye.config import keys
+from keye.config.contract import Report
+from keye.config.open_enum import OpenEnum
+from keye.config.outcome import ModelIdentity, WorkerIdentity
 
 RENEW_EVERY_SECONDS = 5.0
 EXPIRY_SECONDS = 20

@@ -8,9 +8,21 @@ from celery.contrib.testing.worker import start_worker
 from PIL import Image
 from pydantic import SecretStr
 
-from config.outcome import ModelIdentity, WorkerIdentity
-from config.settings import Settings
-from producer import Client
+from keye.config.outcome import ModelIdentity, WorkerIdentity
+from keye.config.settings import Settings
+from keye.producer import Client
+from keye.worker.engine.step_loop import Engine
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import LeaseStore
+from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.model.load import load_model
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.spool import Spool
+from keye.worker.tasks.analyze import Analyst
+from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.celery_app import build_app
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
 from tests.integration.analyze.plant import (
     CHECKPOINT,
     CONCURRENCY,
@@ -22,18 +34,6 @@ from tests.integration.analyze.plant import (
     Plant,
 )
 from tests.zoo import encode_clip, steady_times
-from worker.engine.step_loop import Engine
-from worker.leases.connection import connect
-from worker.leases.job_lease import LeaseStore
-from worker.leases.renewal import LeaseRenewal
-from worker.media.prepare import DecoderPool, MediaCache, MediaLimits
-from worker.model.load import load_model
-from worker.results.outbox import Outbox
-from worker.results.spool import Spool
-from worker.tasks.analyze import Analyst
-from worker.tasks.attempt import Workbench
-from worker.tasks.celery_app import build_app
-from worker.tasks.sampling_defaults import SamplingDefaults
 
 
 @pytest.fixture(scope="module")

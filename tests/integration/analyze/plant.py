@@ -13,24 +13,24 @@ from celery import Celery
 from celery.result import AsyncResult
 from redis import Redis
 
-from config import keys
-from config.event import Stage
-from config.job import AnalysisJob
-from config.outcome import JobFailed, JobResult
-from config.topology import ANALYZE_TASK, QUEUE
-from config.wire import SealedJob
-from producer import Client, Job
-from worker.engine.inbox import Inbox, PendingGeneration
-from worker.engine.step_loop import Engine
-from worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
-from worker.leases.reaper import Reaper
-from worker.leases.renewal import LeaseRenewal
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.results.event_writer import EventWriter
-from worker.results.outbox import Outbox
-from worker.results.settlement import Settlement
-from worker.tasks.attempt import Workbench
-from worker.tasks.stranded import StrandedJobs
+from keye.config import keys
+from keye.config.event import Stage
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobFailed, JobResult
+from keye.config.topology import ANALYZE_TASK, QUEUE
+from keye.config.wire import SealedJob
+from keye.producer import Client, Job
+from keye.worker.engine.inbox import Inbox, PendingGeneration
+from keye.worker.engine.step_loop import Engine
+from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.reaper import Reaper
+from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.results.event_writer import EventWriter
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.settlement import Settlement
+from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.stranded import StrandedJobs
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4

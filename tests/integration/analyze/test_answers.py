@@ -2,10 +2,10 @@
 
 import pytest
 
-from config.event import JobEnded, Stage, StageStarted
-from config.outcome import JobResult
-from config.state import JobState
-from config.wire import SealedJob, seal
+from keye.config.event import JobEnded, Stage, StageStarted
+from keye.config.outcome import JobResult
+from keye.config.state import JobState
+from keye.config.wire import SealedJob, seal
 from tests.integration.analyze.plant import Plant, a_job, briefly
 from tests.zoo import encode_clip, steady_times
 

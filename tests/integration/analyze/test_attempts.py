@@ -5,14 +5,16 @@ import json
 import pytest
 from PIL import Image
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.history import FailedAttempt
-from config.job import Priority
-from config.outcome import JobFailed, JobResult
-from config.state import JobState
-from config.topology import QUEUE, UNACKED, message_list
-from config.wire import seal
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.history import FailedAttempt
+from keye.config.job import Priority
+from keye.config.outcome import JobFailed, JobResult
+from keye.config.state import JobState
+from keye.config.topology import QUEUE, UNACKED, message_list
+from keye.config.wire import seal
+from keye.worker.engine.inbox import GenerationFault
+from keye.worker.media.prepare import MediaFault
 from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     FaultyInbox,
@@ -24,8 +26,6 @@ from tests.integration.analyze.plant import (
     finish_with_reaper,
     reaping,
 )
-from worker.engine.inbox import GenerationFault
-from worker.media.prepare import MediaFault
 
 
 def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:

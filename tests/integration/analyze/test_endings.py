@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import EVENT, Stage
-from config.outcome import JobFailed
-from config.state import JobState
-from config.topology import UNACKED, UNACKED_INDEX
-from config.wire import seal
-from producer import Cancellation
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import EVENT, Stage
+from keye.config.outcome import JobFailed
+from keye.config.state import JobState
+from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.config.wire import seal
+from keye.producer import Cancellation
+from keye.worker.media.prepare import MediaFault
+from keye.worker.tasks import stragglers
+from keye.worker.tasks.analyze import Analyst
 from tests.conditions import eventually
 from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_reaper, endlessly, generating
-from worker.media.prepare import MediaFault
-from worker.tasks import stragglers
-from worker.tasks.analyze import Analyst
 
 
 def test_who_sees_a_job_ended_finds_its_message_acknowledged(plant: Plant) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from config import keys, wire
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.outcome import JobFailed
-from config.state import JobState
-from config.topology import UNACKED
-from config.wire import SCHEMA_VERSION, SealedJob, seal
-from producer import Cancellation
+from keye.config import keys, wire
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.outcome import JobFailed
+from keye.config.state import JobState
+from keye.config.topology import UNACKED
+from keye.config.wire import SCHEMA_VERSION, SealedJob, seal
+from keye.producer import Cancellation
+from keye.worker.engine.model_runner import ModelRunner
+from keye.worker.model.processor import KeyeProcessor
 from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     CONCURRENCY,
@@ -32,12 +34,10 @@ from tests.integration.analyze.plant import (
     endlessly,
     reaping,
 )
-from worker.engine.model_runner import ModelRunner
-from worker.model.processor import KeyeProcessor
 
 
 def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="worker.tasks.analyze")
+    caplog.set_level("INFO", logger="keye.worker.tasks.analyze")
     failed = plant.fail(plant.client.submit(prompt="what?", media=[str(plant.media / "no\nthing.jpg")]))
     begins = f"job {failed.failure.job_id}: FAILED"
     eventually(lambda: any(line.startswith(begins) for line in caplog.messages))

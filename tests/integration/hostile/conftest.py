@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from tests.integration.hostile.echo_host import ECHO, EchoHost
-from worker.demo.embedded_valkey import EmbeddedValkey
 
 
 @pytest.fixture(scope="module")

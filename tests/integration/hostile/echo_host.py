@@ -15,18 +15,18 @@ from celery import Celery
 from pydantic import SecretStr
 from redis import Redis
 
-from config import keys
-from config.job import Priority
-from config.outcome import JobFailed, JobFailure
-from config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
-from config.settings import Settings
-from config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
-from producer import Client, Job
+from keye.config import keys
+from keye.config.job import Priority
+from keye.config.outcome import JobFailed, JobFailure
+from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
+from keye.config.settings import Settings
+from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
+from keye.producer import Client, Job
+from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.conditions import eventually
-from worker.telemetry.presence import WorkerState, list_present
 
 LEASE_SECONDS = 3
-ECHO = "worker.demo.echo_worker"
+ECHO = "keye.worker.demo.echo_worker"
 OPTIONS = ("worker", "--pool", "threads", "--loglevel", "INFO")
 BROADCASTS = "/0.celery.pidbox"
 MESSAGES = message_list(Priority.NORMAL)

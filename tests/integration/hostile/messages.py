@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
-from config.topology import ANALYZE_TASK, QUEUE
+from keye.config.topology import ANALYZE_TASK, QUEUE
 
 ABSENT = object()
 # Stands in the body of every message here, as a signed URL would.

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 from redis.exceptions import NoPermissionError
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.job import Priority
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.job import Priority
 from tests.conditions import eventually
 from tests.integration.hostile.echo_host import BROADCASTS, MESSAGES, EchoHost
 from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, NO_TASK_OF_OURS, REPORT, TASKS, UNCALLABLE

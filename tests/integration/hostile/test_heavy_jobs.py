@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.job import MAX_INLINE_URI_CHARS, MAX_MEDIA, MAX_TEXT_BYTES
-from producer import GenerationOptions, ImagePart, JobFailed
+from keye.config.job import MAX_INLINE_URI_CHARS, MAX_MEDIA, MAX_TEXT_BYTES
+from keye.producer import GenerationOptions, ImagePart, JobFailed
+from keye.worker.demo.local_worker import SMALL_KEYE
 from tests.integration.hostile.echo_host import EchoHost
-from worker.demo.local_worker import SMALL_KEYE
 
-APP = "worker.tasks.celery_app"
+APP = "keye.worker.tasks.celery_app"
 SETTINGS = {"KEYE_MODEL_PATH": str(SMALL_KEYE), "KEYE_DEVICE": "cpu"}
 BRIEFLY = GenerationOptions(max_new_tokens=4, temperature=0)
 

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from config.error_codes import ErrorCode
-from producer import InvalidJob
+from keye.config.error_codes import ErrorCode
+from keye.producer import InvalidJob
+from keye.worker.broker.envelope import MAX_MESSAGE_BYTES
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.messages import ABSENT, as_body, message, sealed_job
-from worker.broker.envelope import MAX_MESSAGE_BYTES
 
 MAX_GROWTH_BYTES = 100 * 10**6
 # Of a message as large as any may be, which is read, taken apart and put together.

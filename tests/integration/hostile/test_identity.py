@@ -7,12 +7,12 @@ from uuid import uuid4
 
 import pytest
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.job import Priority
-from config.state import JobState
-from config.topology import QUEUE, message_list
-from producer import Job
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.job import Priority
+from keye.config.state import JobState
+from keye.config.topology import QUEUE, message_list
+from keye.producer import Job
 from tests.conditions import eventually
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.errands import ALLOWED, REPORT

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.quarantine import MAX_KEPT_BYTES
-from config.topology import QUEUE, message_lists
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.quarantine import MAX_KEPT_BYTES
+from keye.config.topology import QUEUE, message_lists
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.messages import (
     FORGED,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from config.topology import ANALYZE_TASK
+from keye.config.topology import ANALYZE_TASK
 from tests.integration.hostile.messages import (
     ABSENT,
     LINE_BREAK,

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import EVENT, Stage
-from config.job import AnalysisJob, Priority
-from config.outcome import JobFailure
-from config.topology import message_list
-from config.wire import SealedJob, seal
-from worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
-from worker.leases.reaper import Reaper
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import EVENT, Stage
+from keye.config.job import AnalysisJob, Priority
+from keye.config.outcome import JobFailure
+from keye.config.topology import message_list
+from keye.config.wire import SealedJob, seal
+from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
+from keye.worker.leases.reaper import Reaper
 
 TTL = 3600
 DEAD_LETTER_TTL = 9000

@@ -7,13 +7,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from config import keys
-from config.event import Stage
-from config.state import JobState
-from config.wire import SealedJob
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
-from worker.leases.job_lease import (
+from keye.config import keys
+from keye.config.event import Stage
+from keye.config.state import JobState
+from keye.config.wire import SealedJob
+from keye.worker.leases.job_lease import (
     AlreadySettled,
     Claimed,
     HeldElsewhere,
@@ -23,7 +21,9 @@ from worker.leases.job_lease import (
     Suspect,
     TakenOver,
 )
-from worker.results.settlement import Settlement
+from keye.worker.results.settlement import Settlement
+from tests.conditions import eventually
+from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
 
 
 def test_first_claim_of_a_job_without_record_writes_the_record(store: LeaseStore, redis: Redis) -> None:

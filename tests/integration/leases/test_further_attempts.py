@@ -2,19 +2,19 @@
 
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.history import FailedAttempt
-from config.job import Priority
-from config.state import JobState
-from config.topology import message, message_list
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.history import FailedAttempt
+from keye.config.job import Priority
+from keye.config.state import JobState
+from keye.config.topology import message, message_list
+from keye.worker.leases.connection import connect
+from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.settlement import Settlement
 from tests.conditions import eventually
 from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, record
-from worker.leases.connection import connect
-from worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.settlement import Settlement
 
 
 def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:

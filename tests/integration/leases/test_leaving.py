@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from config import keys
-from config.job import AnalysisJob
-from config.outcome import JobFailure
-from config.outline import Outline
-from config.wire import seal
-from producer import Client
+from keye.config import keys
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobFailure
+from keye.config.outline import Outline
+from keye.config.wire import seal
+from keye.producer import Client
+from keye.worker.leases.job_lease import LeaseStore, QueuedJob
+from keye.worker.results.settlement import Settlement
+from keye.worker.tasks.analyze import open_delivery
+from keye.worker.tasks.stranded import StrandedJobs
 from tests.integration.leases.jobs import a_job, claim, messages, record
-from worker.leases.job_lease import LeaseStore, QueuedJob
-from worker.results.settlement import Settlement
-from worker.tasks.analyze import open_delivery
-from worker.tasks.stranded import StrandedJobs
 
 NOT_KNOWN: list[dict[str, Any]] = [{"planted": 1}, {"thinking": "briefly"}, {"media": [{"type": "audio"}]}]
 

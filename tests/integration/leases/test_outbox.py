@@ -9,17 +9,17 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from config import keys
-from config.outcome import JobFailure
-from config.state import JobState
+from keye.config import keys
+from keye.config.outcome import JobFailure
+from keye.config.state import JobState
+from keye.worker.leases.connection import Patience
+from keye.worker.leases.job_lease import Claimed, LeaseStore
+from keye.worker.leases.reaper import Reaper
+from keye.worker.results.outbox import Outbox
+from keye.worker.results.settlement import Settlement
+from keye.worker.results.spool import Spool, Verdict
 from tests.conditions import eventually
 from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
-from worker.leases.connection import Patience
-from worker.leases.job_lease import Claimed, LeaseStore
-from worker.leases.reaper import Reaper
-from worker.results.outbox import Outbox
-from worker.results.settlement import Settlement
-from worker.results.spool import Spool, Verdict
 
 
 @pytest.fixture

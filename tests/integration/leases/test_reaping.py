@@ -7,18 +7,18 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import Stage
-from config.history import FailedAttempt
-from config.job import Priority
-from config.state import JobState
-from config.topology import message, message_list
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import Stage
+from keye.config.history import FailedAttempt
+from keye.config.job import Priority
+from keye.config.state import JobState
+from keye.config.topology import message, message_list
+from keye.worker.leases.job_lease import LeaseStore, Requeued, TakenOver
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.settlement import Settlement
 from tests.conditions import eventually
 from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, publish, record
-from worker.leases.job_lease import LeaseStore, Requeued, TakenOver
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.settlement import Settlement
 
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:

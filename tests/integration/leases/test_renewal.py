@@ -2,11 +2,11 @@
 
 from redis import Redis
 
-from config import keys
+from keye.config import keys
+from keye.worker.leases.job_lease import LeaseStore, Renewal
+from keye.worker.leases.renewal import LeaseRenewal
 from tests.conditions import eventually
 from tests.integration.leases.jobs import a_job, claim
-from worker.leases.job_lease import LeaseStore, Renewal
-from worker.leases.renewal import LeaseRenewal
 
 
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:

@@ -7,13 +7,18 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from config import keys
-from config.error_codes import ErrorCode
-from config.event import JobEnded, Stage
-from config.outcome import OUTCOME, JobFailure
-from config.state import JobState
-from config.topology import UNACKED, UNACKED_INDEX
-from config.wire import SealedJob
+from keye.config import keys
+from keye.config.error_codes import ErrorCode
+from keye.config.event import JobEnded, Stage
+from keye.config.outcome import OUTCOME, JobFailure
+from keye.config.state import JobState
+from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.config.wire import SealedJob
+from keye.worker.broker.asked import Asked
+from keye.worker.broker.canvas import Canvas
+from keye.worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
+from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.settlement import Settlement
 from tests.conditions import eventually
 from tests.integration.leases.jobs import (
     DEAD_LETTER_TTL,
@@ -27,11 +32,6 @@ from tests.integration.leases.jobs import (
     publish,
     record,
 )
-from worker.broker.asked import Asked
-from worker.broker.canvas import Canvas
-from worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
-from worker.results.event_writer import AttemptEvents, EventWriter
-from worker.results.settlement import Settlement
 
 
 def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(

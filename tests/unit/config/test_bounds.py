@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config.job import (
+from keye.config.job import (
     MAX_INLINE_URI_CHARS,
     MAX_MEDIA,
     MAX_METADATA_BYTES,
@@ -14,9 +14,9 @@ from config.job import (
     MAX_URI_BYTES,
     AnalysisJob,
 )
-from config.job_id import is_job_id
-from config.wire import MAX_SEALED_BYTES, InvalidJob, SealedJob, open_sealed, seal
-from producer.client import build_job
+from keye.config.job_id import is_job_id
+from keye.config.wire import MAX_SEALED_BYTES, InvalidJob, SealedJob, open_sealed, seal
+from keye.producer.client import build_job
 
 Fields = dict[str, Any]
 MAX_ONE_URI_CHARS = 4 * 2**20

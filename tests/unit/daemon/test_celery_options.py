@@ -3,8 +3,8 @@
 import pytest
 from celery import Celery
 
-from worker.daemon.celery_options import check_celery
-from worker.daemon.findings import Severity
+from keye.worker.daemon.celery_options import check_celery
+from keye.worker.daemon.findings import Severity
 
 
 def test_json_from_our_own_server_is_right() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from worker.daemon.cli import app
-from worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.cli import app
+from keye.worker.daemon.exit_codes import ExitCode
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "golden" / "preview" / "checkpoint"
 

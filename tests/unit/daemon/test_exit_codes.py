@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.daemon.exit_codes import ExitCode, describe
+from keye.worker.daemon.exit_codes import ExitCode, describe
 
 OPERATIONS = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Settings
-from worker.daemon.findings import Finding, Severity, as_message, select
-from worker.daemon.gpu_pinning import visible_gpus
-from worker.daemon.preflight import (
+from keye.config.settings import Settings
+from keye.worker.daemon.findings import Finding, Severity, as_message, select
+from keye.worker.daemon.gpu_pinning import visible_gpus
+from keye.worker.daemon.preflight import (
     check_before_start,
     check_device,
     check_media_cache,
@@ -112,8 +112,9 @@ def test_a_spool_folder_that_cannot_be_had_is_warned_about(tmp_path: Path) -> No
 def test_checking_never_loads_torch(redis_url: str) -> None:
     """CUDA that was touched in the parent cannot be pinned, nor used, in its children."""
     code = (
-        "import os, sys; from config.settings import Settings;"
-        "from worker.daemon.preflight import check_before_start; from worker.daemon.gpu_pinning import visible_gpus;"
+        "import os, sys; from keye.config.settings import Settings;"
+        "from keye.worker.daemon.preflight import check_before_start;"
+        "from keye.worker.daemon.gpu_pinning import visible_gpus;"
         f"settings = Settings(redis_url={redis_url!r}, model_path={str(CHECKPOINT)!r});"
         "check_before_start(settings, visible_gpus('auto', os.environ));"
         "print('torch' in sys.modules)"

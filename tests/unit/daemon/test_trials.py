@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.daemon.findings import Severity
-from worker.daemon.trials import check_decoders, check_gpu_memory, check_s3, check_torch_sees_gpus
-from worker.model.device import TorchFacts, torch_facts
+from keye.worker.daemon.findings import Severity
+from keye.worker.daemon.trials import check_decoders, check_gpu_memory, check_s3, check_torch_sees_gpus
+from keye.worker.model.device import TorchFacts, torch_facts
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from worker.demo.checkpoint_folder import write_folder
-from worker.demo.lessons import IGNORED, Item, Lesson
-from worker.demo.packing import Batch, Packer
-from worker.demo.questions import Question, Thinking
-from worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
-from worker.demo.tokenizer import train_tokenizer
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.padded_attention import PaddedAttention
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image, Video
+from keye.worker.demo.checkpoint_folder import write_folder
+from keye.worker.demo.lessons import IGNORED, Item, Lesson
+from keye.worker.demo.packing import Batch, Packer
+from keye.worker.demo.questions import Question, Thinking
+from keye.worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
+from keye.worker.demo.tokenizer import train_tokenizer
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image, Video
 
 MODES: tuple[Thinking, ...] = ("auto", "think", "no_think")
 Media = tuple[list[Image], list[Video], Sequence[Question]]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from worker.demo.questions import CELLS, ORDINALS
-from worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
-from worker.demo.shapes import BACKGROUNDS, COLOURS, RGB_OF
+from keye.worker.demo.questions import CELLS, ORDINALS
+from keye.worker.demo.scenes import IMAGE_SIZE, draw_image_scene, draw_images, draw_video_scene
+from keye.worker.demo.shapes import BACKGROUNDS, COLOURS, RGB_OF
 
 SEEDS = range(200)
 

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
-from worker.demo.scenes import draw_image_scene, draw_video_scene
-from worker.demo.tokenizer import ADDED_TOKENS, SUFFIXES, train_tokenizer, write_tokenizer
+from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
+from keye.worker.demo.tokenizer import ADDED_TOKENS, SUFFIXES, train_tokenizer, write_tokenizer
 
 
 @pytest.fixture(scope="module")

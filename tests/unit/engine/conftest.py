@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine.detokenizer import Detokenizer, TokenBytes
-from worker.engine.inbox import PendingGeneration, SamplingOptions
-from worker.engine.sequence import Sequence
-from worker.engine.stop_rules import StopRules, StopStrings
-from worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.stop_rules import StopRules, StopStrings
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 torch.set_num_threads(1)
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine.cache_sizing import run_largest_step
-from worker.engine.step_plan import StepLimits
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
+from keye.worker.engine.cache_sizing import run_largest_step
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.engine.graph_capture import DecodeGraphs, Replay
-from worker.engine.inbox import SamplingOptions
-from worker.engine.sequence import Sequence
-from worker.engine.step_loop import Engine
-from worker.engine.step_plan import StepLimits
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
+from keye.worker.engine.graph_capture import DecodeGraphs, Replay
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
 
 MakeSequence = Callable[..., Sequence]
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"

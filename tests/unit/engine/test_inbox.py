@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from config.error_codes import ErrorCode
-from worker.engine.inbox import (
+from keye.config.error_codes import ErrorCode
+from keye.worker.engine.inbox import (
     OVERRUN_SECONDS,
     Generated,
     GenerationFault,
@@ -17,7 +17,7 @@ from worker.engine.inbox import (
     TextDelta,
     TooLongForEngine,
 )
-from worker.model.processor import PreparedPrompt
+from keye.worker.model.processor import PreparedPrompt
 
 MakePrompt = Callable[[list[int]], PreparedPrompt]
 OPTIONS = SamplingOptions(10, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)

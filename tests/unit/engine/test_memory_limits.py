@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from worker.engine.memory_limits import FIRST_REST, MemoryLimits, is_out_of_memory
-from worker.engine.step_plan import StepLimits
+from keye.worker.engine.memory_limits import FIRST_REST, MemoryLimits, is_out_of_memory
+from keye.worker.engine.step_plan import StepLimits
 
 
 def more_than_there_is() -> BaseException:

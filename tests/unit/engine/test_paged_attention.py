@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.engine.kv_cache import KVCache
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.flex_decoding import FlexForm
-from worker.model.gathered_attention import GatheredForm
-from worker.model.paged_attention import AttentionForm, PagedBatch, Span
-from worker.model.varlen_attention import VarlenForm
+from keye.worker.engine.kv_cache import KVCache
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.gathered_attention import GatheredForm
+from keye.worker.model.paged_attention import AttentionForm, PagedBatch, Span
+from keye.worker.model.varlen_attention import VarlenForm
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 8, 4
 SCALING = HEAD_DIM**-0.5
@@ -82,7 +82,7 @@ FORMS = {"gathered": GatheredForm(), "varlen": VarlenForm(64 * 256), "flex": Fle
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[AttentionForm]:
     """Forms for CUDA run without their kernels: FlexAttention uncompiled, `varlen_attn` as documented."""
-    monkeypatch.setattr("worker.model.varlen_attention.varlen_attn", varlen_on_paper)
+    monkeypatch.setattr("keye.worker.model.varlen_attention.varlen_attn", varlen_on_paper)
     with torch.compiler.set_stance("force_eager"):
         yield FORMS[request.param]
 

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.engine.sampler import Sampler
-from worker.engine.sequence import Sequence
+from keye.worker.engine.sampler import Sampler
+from keye.worker.engine.sequence import Sequence
 
 MakeSequence = Callable[..., Sequence]
 VOCAB = 50

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.block_pool import BlockPool
-from worker.engine.scheduler import Scheduler
-from worker.engine.sequence import Sequence
-from worker.engine.step_plan import StepLimits, StepPlan
+from keye.worker.engine.block_pool import BlockPool
+from keye.worker.engine.scheduler import Scheduler
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.step_plan import StepLimits, StepPlan
 
 MakeSequence = Callable[..., Sequence]
 BLOCK_SIZE = 4

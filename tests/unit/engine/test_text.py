@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.detokenizer import Detokenizer, TokenBytes
-from worker.engine.sequence import Sequence
-from worker.engine.stop_rules import StopRules, StopStrings
+from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.stop_rules import StopRules, StopStrings
 
 
 @settings(max_examples=300, deadline=None)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from worker.engine.visual_rows import VisualRows
-from worker.model.positions import PlaceholderMismatch
+from keye.worker.engine.visual_rows import VisualRows
+from keye.worker.model.positions import PlaceholderMismatch
 
 GRIDS = torch.tensor([[1, 2, 4], [1, 2, 2], [2, 2, 2]])  # 2, 1 and 2 rows of four patches
 COLUMNS = torch.tensor([3, 4, 7, 9, 12])  # the last item is a video whose frames have text between them

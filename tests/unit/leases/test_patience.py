@@ -8,9 +8,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from worker.leases.connection import Patience, connect
-from worker.leases.job_lease import LeaseStore, QueuedJob
-from worker.leases.renewal import LeaseRenewal
+from keye.worker.leases.connection import Patience, connect
+from keye.worker.leases.job_lease import LeaseStore, QueuedJob
+from keye.worker.leases.renewal import LeaseRenewal
 
 
 class Away:

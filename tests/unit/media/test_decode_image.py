@@ -11,12 +11,12 @@ import pytest
 import skimage
 from PIL import ExifTags, Image, features
 
-from config.error_codes import ErrorCode
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decoded import DecodedImage
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.resize import resize
 from tests.zoo import draw_quarters, read_quarters
-from worker.media.decode_image import decode_image
-from worker.media.decoded import DecodedImage
-from worker.media.fault import MediaFault
-from worker.media.resize import resize
 
 RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"
 

@@ -14,13 +14,12 @@ from threading import Barrier, Thread
 import pytest
 from PIL import Image
 
-from config.error_codes import ErrorCode
-from config.job import ImagePart, VideoPart
-from config.settings import Settings
-from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
-from worker.media.decoded import Size
-from worker.media.medium_name import name_medium
-from worker.media.prepare import (
+from keye.config.error_codes import ErrorCode
+from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import Settings
+from keye.worker.media.decoded import Size
+from keye.worker.media.medium_name import name_medium
+from keye.worker.media.prepare import (
     DecodedImage,
     DecodedVideo,
     DecoderPool,
@@ -30,6 +29,7 @@ from worker.media.prepare import (
     decode,
     fetch,
 )
+from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from config.error_codes import ErrorCode
-from config.job import Content, VideoPart
-from worker.media.fault import MediaFault
-from worker.media.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
+from keye.config.error_codes import ErrorCode
+from keye.config.job import Content, VideoPart
+from keye.worker.media.fault import MediaFault
+from keye.worker.media.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 
 
 def part(**asked: object) -> VideoPart:

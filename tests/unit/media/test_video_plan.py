@@ -4,10 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from config.job import VideoPart
-from worker.media.decoded import FitFrame, Size, VideoPlan
-from worker.media.packet_index import PacketIndex
-from worker.media.video_plan import plan_video, tell_thinning
+from keye.config.job import VideoPart
+from keye.worker.media.decoded import FitFrame, Size, VideoPlan
+from keye.worker.media.packet_index import PacketIndex
+from keye.worker.media.video_plan import plan_video, tell_thinning
 
 HD = (1080, 1920)
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.media.resize import resize
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor, PreparedPrompt
-from worker.model.visual_input import Image, Video
+from keye.worker.media.resize import resize
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.model.visual_input import Image, Video
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 torch.set_num_threads(2)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from config.job import VideoPart
-from worker.model.frame_budget import fit_frame, fit_slow_fast, fit_slow_fast_video, fit_video
-from worker.model.image_processing import ImageProcessor
+from keye.config.job import VideoPart
+from keye.worker.model.frame_budget import fit_frame, fit_slow_fast, fit_slow_fast_video, fit_video
+from keye.worker.model.image_processing import ImageProcessor
 
 TOKEN = 28 * 28
 

@@ -7,10 +7,10 @@ from keye_vl_utils import process_vision_info
 from keye_vl_utils.vision_process import extract_slow_fast_frames
 from torch import from_numpy
 
-from config.job import VideoPart
-from worker.model.frame_budget import fit_slow_fast
-from worker.model.frame_similarity import tell_slow_from_fast
-from worker.model.image_processing import ImageProcessor
+from keye.config.job import VideoPart
+from keye.worker.model.frame_budget import fit_slow_fast
+from keye.worker.model.frame_similarity import tell_slow_from_fast
+from keye.worker.model.image_processing import ImageProcessor
 
 IMAGES = ImageProcessor(
     min_pixels=4 * 784,

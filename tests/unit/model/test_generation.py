@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from worker.model import padded_attention
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image
+from keye.worker.model import padded_attention
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine.inbox import SamplingOptions
-from worker.engine.step_loop import Engine
-from worker.engine.step_plan import StepLimits
-from worker.model import padded_attention
-from worker.model.load import load_model
-from worker.model.processor import KeyeProcessor
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model import padded_attention
+from keye.worker.model.load import load_model
+from keye.worker.model.processor import KeyeProcessor
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.model.image_processing import ImageProcessor, UnusableImage, fit_size
-from worker.model.visual_input import Image, Video
+from keye.worker.model.image_processing import ImageProcessor, UnusableImage, fit_size
+from keye.worker.model.visual_input import Image, Video
 
 FACTOR = 28
 RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"

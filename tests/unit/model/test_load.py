@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from worker.model.checkpoint import check_checkpoint
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
-from worker.model.load import CheckpointFault, load_model
-from worker.model.processor import KeyeProcessor
-from worker.model.weight_names import tensor_shapes
+from keye.worker.model.checkpoint import check_checkpoint
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
+from keye.worker.model.load import CheckpointFault, load_model
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.weight_names import tensor_shapes
 
 WEIGHTS = "model.safetensors"
 
@@ -207,7 +207,7 @@ def test_rotary_settings_the_model_does_not_have_are_refused(scaling: dict[str, 
 
 def test_checking_a_checkpoint_loads_no_torch(preview: Path) -> None:
     code = (
-        "import sys; from worker.model.checkpoint import check_checkpoint; "
+        "import sys; from keye.worker.model.checkpoint import check_checkpoint; "
         f"assert check_checkpoint({str(preview)!r}) == []; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

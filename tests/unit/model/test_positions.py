@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from worker.model.positions import PlaceholderMismatch, position_ids
+from keye.worker.model.positions import PlaceholderMismatch, position_ids
 
 TEXT, IMAGE, VIDEO = 1, 7, 8
 

@@ -9,14 +9,14 @@ from typing import get_args
 import pytest
 import torch
 
-from config.hardware import PrecisionSetting
-from config.settings import Settings
-from worker.model import precision
-from worker.model.configuration_keye import KeyeConfig
-from worker.model.keye import KeyeForConditionalGeneration
-from worker.model.load import load_model
-from worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choose_precision
-from worker.model.weight_names import tensor_shapes
+from keye.config.hardware import PrecisionSetting
+from keye.config.settings import Settings
+from keye.worker.model import precision
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.load import load_model
+from keye.worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choose_precision
+from keye.worker.model.weight_names import tensor_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -77,7 +77,7 @@ def test_four_bits_never_come_with_code_from_a_hub(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('code was asked for')\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels, torch;"
-        "from worker.model.precision import choose_precision;"
+        "from keye.worker.model.precision import choose_precision;"
         "choose_precision('int4', torch.device('cpu'));"
         "assert 'bitsandbytes' in sys.modules and sys.modules['kernels'] is kernels"
     )

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worker.model.chat_template import load_chat_template
-from worker.model.positions import PlaceholderMismatch
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_input import Image, Video
+from keye.worker.model.chat_template import load_chat_template
+from keye.worker.model.positions import PlaceholderMismatch
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_input import Image, Video
 
 
 def user(content: Any) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Media share what the context leaves: equal shares, and what images cannot use goes to the videos."""
 
-from config.job import ImagePart, VideoPart
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.model.visual_budget import VisualBudget, share_context
 from tests.unit.model.test_frame_budget import TOKEN, processor
-from worker.model.visual_budget import VisualBudget, share_context
 
 IMAGE, VIDEO = ImagePart(uri="/image.png"), VideoPart(uri="/clip.mp4")
 

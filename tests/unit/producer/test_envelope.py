@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from config.job import AnalysisJob, VideoPart
-from config.wire import open_sealed
-from producer.envelope import enclose
+from keye.config.job import AnalysisJob, VideoPart
+from keye.config.wire import open_sealed
+from keye.producer.envelope import enclose
 
 JOB = AnalysisJob(prompt="Who waves?", media=(VideoPart(uri="s3://clips/wave.mp4", fps=2),), metadata={"a": 1, "b": 2})
 

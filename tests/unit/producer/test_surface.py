@@ -1,4 +1,4 @@
-"""What `import producer` offers, and what it costs."""
+"""What `import keye.producer` offers, and what it costs."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import producer
+from keye import producer
 
 HEAVY = {"torch", "transformers", "numpy", "PIL", "av", "boto3", "worker", "typer", "rich"}
 
@@ -26,7 +26,9 @@ def test_the_public_surface_is_exactly_this() -> None:
 
 
 def test_importing_the_producer_loads_nothing_heavy() -> None:
-    listing = "import sys, producer; print(*{name.partition('.')[0] for name in sys.modules})"
+    listing = (
+        "import sys, keye; keye.Client; print(*{name.removeprefix('keye.').partition('.')[0] for name in sys.modules})"
+    )
     loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
     assert "producer" in loaded
     assert HEAVY.isdisjoint(loaded)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
-from config.settings import Settings
-from config.wire import InvalidJob
-from producer.client import Client, build_job
-from producer.errors import UploadFailed
-from producer.upload import reference_of, references_of
+from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
+from keye.config.settings import Settings
+from keye.config.wire import InvalidJob
+from keye.producer.client import Client, build_job
+from keye.producer.errors import UploadFailed
+from keye.producer.upload import reference_of, references_of
 
 
 def inline(medium: Any) -> tuple[str, str, bytes]:
@@ -110,7 +110,7 @@ def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 def test_bytes_travel_without_pillow_and_boto3() -> None:
     code = (
-        "import sys; from producer.upload import reference_of; from config.settings import Settings;"
+        "import sys; from keye.producer.upload import reference_of; from keye.config.settings import Settings;"
         r"reference_of(b'\xff\xd8\xff', 0, Settings()); print({'PIL', 'boto3'} & set(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

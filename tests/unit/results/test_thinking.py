@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.results.thinking import ThinkingSplitter, part_text
+from keye.worker.results.thinking import ThinkingSplitter, part_text
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import sys
 
 from pydantic import SecretStr
 
-from config.settings import Settings
-from worker.tasks.celery_app import build_app
+from keye.config.settings import Settings
+from keye.worker.tasks.celery_app import build_app
 
 
 def test_message_outlives_its_worker_as_long_as_the_lease() -> None:
@@ -20,8 +20,8 @@ def test_message_outlives_its_worker_as_long_as_the_lease() -> None:
 def test_importing_the_app_and_its_task_loads_no_torch() -> None:
     """Celery imports them before it says anything; a wrong command line must not take seconds to be told."""
     code = (
-        "import sys, worker.tasks.celery_app, worker.tasks.analyze;"
-        "sys.exit({'torch', 'transformers', 'worker.daemon'} & sys.modules.keys() or 0)"
+        "import sys, keye.worker.tasks.celery_app, keye.worker.tasks.analyze;"
+        "sys.exit({'torch', 'transformers', 'keye.worker.daemon'} & sys.modules.keys() or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

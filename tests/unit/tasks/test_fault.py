@@ -2,11 +2,11 @@
 
 import pytest
 
-from config.error_codes import ErrorCode
-from worker.engine.inbox import GenerationFault, TooLongForEngine
-from worker.media.prepare import MediaFault
-from worker.model.image_processing import UnusableImage
-from worker.tasks.fault import JobFault, explain
+from keye.config.error_codes import ErrorCode
+from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
+from keye.worker.media.prepare import MediaFault
+from keye.worker.model.image_processing import UnusableImage
+from keye.worker.tasks.fault import JobFault, explain
 
 
 def media_fault() -> MediaFault:

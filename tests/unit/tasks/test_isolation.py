@@ -3,8 +3,8 @@
 import threading
 import time
 
+from keye.worker.tasks.isolation import Isolation
 from tests.conditions import eventually
-from worker.tasks.isolation import Isolation
 
 
 class Jobs:

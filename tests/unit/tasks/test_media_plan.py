@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from keye.worker.daemon.cli import app
+from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decode_video import decode_video
+from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.visual_budget import share_context
+from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
+from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
 from tests.zoo import draw_quarters, encode_clip, steady_times
-from worker.daemon.cli import app
-from worker.media.decode_image import decode_image
-from worker.media.decode_video import decode_video
-from worker.model.processor import KeyeProcessor
-from worker.model.visual_budget import share_context
-from worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
-from worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PREVIEW, V1_5 = GOLDEN / "preview" / "checkpoint", GOLDEN / "v1_5" / "checkpoint"

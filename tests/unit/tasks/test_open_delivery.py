@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from config.error_codes import ErrorCode
-from config.job import AnalysisJob, Priority
-from config.wire import SealedJob, seal
-from worker.tasks.analyze import open_delivery
-from worker.tasks.fault import JobFault
+from keye.config.error_codes import ErrorCode
+from keye.config.job import AnalysisJob, Priority
+from keye.config.wire import SealedJob, seal
+from keye.worker.tasks.analyze import open_delivery
+from keye.worker.tasks.fault import JobFault
 
 
 def test_good_message_gives_the_job_and_what_its_record_needs() -> None:

@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.error_codes import ErrorCode
-from worker.media.retry_after import read_retry_after
-from worker.tasks.fault import JobFault
-from worker.tasks.retry_policy import MAX_PAUSE_SECONDS, MAX_RETRY_AFTER_SECONDS, FailedTry, RetryDecision, decide_retry
+from keye.config.error_codes import ErrorCode
+from keye.worker.media.retry_after import read_retry_after
+from keye.worker.tasks.fault import JobFault
+from keye.worker.tasks.retry_policy import (
+    MAX_PAUSE_SECONDS,
+    MAX_RETRY_AFTER_SECONDS,
+    FailedTry,
+    RetryDecision,
+    decide_retry,
+)
 
 PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from config.job import GenerationOptions
-from worker.tasks.sampling_defaults import SamplingDefaults
+from keye.config.job import GenerationOptions
+from keye.worker.tasks.sampling_defaults import SamplingDefaults
 
 
 def defaults_of(folder: Path, **written: object) -> SamplingDefaults:

@@ -7,10 +7,10 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from config import keys
-from config.outcome import ModelIdentity, WorkerIdentity
+from keye.config import keys
+from keye.config.outcome import ModelIdentity, WorkerIdentity
+from keye.worker.telemetry.presence import EXPIRY_SECONDS, Announcer, Presence, WorkerState, list_present, read_presence
 from tests.conditions import eventually
-from worker.telemetry.presence import EXPIRY_SECONDS, Announcer, Presence, WorkerState, list_present, read_presence
 
 LOADING = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
 READY = LOADING.model_copy(
@@ -68,7 +68,7 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
 
 def test_a_redis_that_is_away_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
     announcer = Announcer(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), READY)
-    with caplog.at_level(logging.WARNING, logger="worker.telemetry.presence"):
+    with caplog.at_level(logging.WARNING, logger="keye.worker.telemetry.presence"):
         announcer.start()
         announcer.stop()
     assert "Connection refused" in caplog.text

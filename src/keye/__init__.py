@@ -1,0 +1,22 @@
+"""Ask Keye-VL about images and videos: `from keye import Client, ImagePart`. Nothing is loaded before it is used.
+
+`keye.producer` is the asking side and offers all of these names, `keye.worker` answers, `keye.config` is what both
+agree on.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keye.producer import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    # A worker, and a decoder child above all, should not pay for the producer.
+    if name.startswith("_") or name not in (offered := import_module("keye.producer")).__all__:
+        raise AttributeError(f"module 'keye' has no attribute {name!r}")
+    return getattr(offered, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("keye.producer").__all__})
