@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from keye.worker.daemon.bench import check_agreement
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.scenes import draw_image_scene
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
-from keye.worker.engine.throughput import check_agreement
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt

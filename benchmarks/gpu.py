@@ -12,10 +12,7 @@ import torch
 
 from benchmarks.roofline import Floors, measure_ceilings
 from benchmarks.synthetic_keye import Size, make_model, make_processor, make_prompt, real_size, tiny_size
-from keye.worker.engine.cache_sizing import measure_cache_bytes
-from keye.worker.engine.inbox import SamplingOptions
-from keye.worker.engine.step_loop import Engine
-from keye.worker.engine.throughput import (
+from keye.worker.daemon.bench import (
     answer,
     as_table,
     check_agreement,
@@ -24,6 +21,9 @@ from keye.worker.engine.throughput import (
     measure_engine,
     measure_generate,
 )
+from keye.worker.engine.inbox import SamplingOptions
+from keye.worker.engine.kv_cache import measure_cache_bytes
+from keye.worker.engine.step_loop import Engine
 from keye.worker.model.device import choose_device, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import PrecisionUnavailable, choose_precision

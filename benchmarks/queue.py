@@ -24,7 +24,7 @@ from keye.config.topology import UNACKED
 from keye.config.wire import seal
 from keye.producer import Client, Job
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
-from keye.worker.results.celery_result import result_key
+from keye.worker.results.settlement import result_key
 from keye.worker.telemetry.presence import WorkerState, list_present
 
 ROUNDS = 5

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.synthetic_keye import NUM_TEXT_TOKENS, Size
+from keye.worker.daemon.bench import wait_for
 from keye.worker.engine.kv_cache import block_bytes
-from keye.worker.engine.throughput import wait_for
 from keye.worker.model.keye import KeyeForConditionalGeneration
 
 

@@ -1,6 +1,10 @@
-"""How strict every model that crosses the queue is, and how each may grow while releases run side by side."""
+"""How strict every model that crosses the queue is, and how each may grow while releases run side by side.
 
-from typing import Any, TypeVar
+Words of what workers report, to which later releases may add. The engine reads it, and knows no pydantic.
+"""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -50,3 +54,27 @@ def version_needed(value: Any) -> int:
 def _added_in(field: FieldInfo) -> int:
     extra = field.json_schema_extra
     return int(str(extra["added_in"])) if isinstance(extra, dict) and "added_in" in extra else 1
+
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
+
+
+class OpenEnum(StrEnum):
+    """A word that this release does not know is kept as it was said, and equals none that it does."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_ = word._value_ = value
+        return word
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
+        schema = handler(core_schema)
+        known = handler.resolve_ref_schema(schema)
+        known["examples"] = known.pop("enum")
+        return schema

@@ -5,17 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from keye.config.contract import Report
-from keye.config.open_enum import OpenEnum
-from keye.config.state import JobState
-
-
-class Stage(OpenEnum):
-    QUEUED = "queued"
-    OPEN = "open"
-    FETCH = "fetch"
-    DECODE = "decode"
-    PREPARE = "prepare"
-    GENERATE = "generate"
+from keye.config.outcome import JobState, Stage
 
 
 class StageStarted(Report):

@@ -5,8 +5,7 @@ import secrets
 from base64 import b64encode
 from typing import Any
 
-from keye.config.job import Priority
-from keye.config.job_id import is_job_id
+from keye.config.job import Priority, is_job_id
 
 ANALYZE_TASK = "keye.analyze"
 QUEUE = "keye.jobs"

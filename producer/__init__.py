@@ -1,7 +1,6 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import FramesDecoded, JobEnded, JobEvent, Stage, StageStarted, TextGenerated
+from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.job import (
     AnalysisJob,
     ChatMessage,
@@ -14,9 +13,8 @@ from keye.config.job import (
     Thinking,
     VideoPart,
 )
-from keye.config.outcome import JobFailed, JobFailure, JobResult, PartialText
+from keye.config.outcome import ErrorCode, JobFailed, JobFailure, JobResult, JobState, PartialText, Stage
 from keye.config.settings import Settings
-from keye.config.state import JobState
 from keye.config.wire import InvalidJob
 from keye.producer.client import Client
 from keye.producer.errors import (

@@ -8,16 +8,14 @@ from typing import Any, Self
 
 from pydantic import SecretStr, ValidationError
 
+from keye.config.formats import media_type_of
 from keye.config.job import AnalysisJob
 from keye.config.settings import Settings
 from keye.config.wire import InvalidJob, describe_faults
-from keye.producer.dead_letters import DeadLetters
-from keye.producer.envelope import Envelope, enclose
+from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.errors import JobNotFound, Refusal, UploadFailed
 from keye.producer.job import Job
-from keye.producer.media_type import media_type_of
-from keye.producer.quarantine import Quarantine
-from keye.producer.transport import Transport, reaching_redis
+from keye.producer.transport import Envelope, Transport, enclose, reaching_redis
 from keye.producer.upload import references_of
 from keye.producer.verify import Irregularity, Ledger, verify
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter, describe_job

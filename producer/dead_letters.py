@@ -1,6 +1,10 @@
-"""Jobs that failed for good: what each asked for, what went wrong in every attempt, and sending it once more."""
+"""Jobs that failed for good: what each asked for, what went wrong in every attempt, and sending it once more.
+
+Messages that no worker could read: finding them, and throwing them away. How one looks: `keye.config.quarantine`.
+"""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,13 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from keye.config.error_codes import ErrorCode
-from keye.config.history import FailedAttempt
 from keye.config.job import AnalysisJob
-from keye.config.outcome import OUTCOME, JobFailure
-from keye.config.outline import Outline
-from keye.config.wire import InvalidJob, UnknownSchemaVersion, describe_faults, open_sealed
-from keye.producer.errors import DeadLetterNotFound
+from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
+from keye.config.quarantine import QuarantinedMessage
+from keye.config.wire import InvalidJob, Outline, UnknownSchemaVersion, describe_faults, open_sealed
+from keye.producer.errors import DeadLetterNotFound, MessageNotFound
 from keye.producer.job import Job
 from keye.producer.transport import Transport
 
@@ -139,3 +141,32 @@ def _letter(job_id: str, record: Mapping[str, str]) -> DeadLetter:
     )
     attempts = tuple(told[number] for number in sorted(told))
     return DeadLetter(job_id, json.loads(record["sealed"]), failure, attempts, ended_at)
+
+
+# Redis takes other texts for ids too, some of them for a range.
+_MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+
+
+class Quarantine:
+    """The quarantined messages of one Redis, the newest `keye.config.quarantine.MAX_MESSAGES`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def find(self, message_id: str) -> QuarantinedMessage:
+        """Raises `MessageNotFound`, for what cannot be an id too."""
+        is_id = _MESSAGE_ID.fullmatch(message_id) is not None
+        fields = self._transport.read_quarantined(message_id) if is_id else None
+        if fields is None:
+            raise MessageNotFound(message_id)
+        return QuarantinedMessage.of(message_id, fields)
+
+    def select(self, since_seconds: float | None = None) -> Iterator[QuarantinedMessage]:
+        """Oldest first: those that were put there within the last `since_seconds`; read bit by bit."""
+        since = 0.0 if since_seconds is None else time.time() - since_seconds
+        for message_id, fields in self._transport.list_quarantined(since):
+            yield QuarantinedMessage.of(message_id, fields)
+
+    def purge(self, message_ids: Iterable[str]) -> None:
+        """Forget them; passes over what is gone already."""
+        self._transport.purge_quarantined([each for each in message_ids if _MESSAGE_ID.fullmatch(each)])

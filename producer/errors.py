@@ -14,8 +14,8 @@ JobFailed                                   from `keye.config.outcome`: carries 
 
 from redis.exceptions import OutOfMemoryError
 
+from keye.config.outcome import JobState
 from keye.config.quarantine import MAX_MESSAGES
-from keye.config.state import JobState
 from keye.config.wire import InvalidJob
 
 

@@ -6,11 +6,9 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import JobEnded, JobEvent, Stage
-from keye.config.outcome import OUTCOME, JobFailed, JobFailure, JobResult
-from keye.config.outline import Outline
-from keye.config.state import JobState
+from keye.config.event import JobEnded, JobEvent
+from keye.config.outcome import OUTCOME, ErrorCode, JobFailed, JobFailure, JobResult, JobState, Stage
+from keye.config.wire import Outline
 from keye.producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
 from keye.producer.transport import Transport
 

@@ -1,7 +1,13 @@
-"""How the producer talks to Redis: records, messages, events and the quarantine. Media: `upload`."""
+"""How the producer talks to Redis: records, messages, events and the quarantine. Media: `upload`.
 
+From a job to what is stored and published. Pure: no clock but the seal's, no I/O.
+"""
+
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +18,12 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from keye.config import keys
-from keye.config.argument_limit import ArgumentTooLarge, check_arguments
+from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.event import JobEvent, read_event
-from keye.config.outline import JobOutline
+from keye.config.job import AnalysisJob
 from keye.config.settings import Settings
-from keye.config.topology import message_list
-from keye.config.wire import InvalidJob
-from keye.producer.envelope import Envelope
+from keye.config.topology import message, message_list
+from keye.config.wire import InvalidJob, JobOutline, SealedJob, seal
 from keye.producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
 
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -26,6 +31,30 @@ SOCKET_TIMEOUT_SECONDS = 5.0
 ENTRIES_PER_ROUND_TRIP = 50
 
 SCRIPTS = Path(__file__).parent / "scripts"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One submission: `fingerprint` tells whether two jobs ask for the same thing."""
+
+    sealed: SealedJob
+    fingerprint: str
+
+    @property
+    def job_id(self) -> str:
+        return self.sealed.job_id
+
+    @property
+    def message(self) -> str:
+        """What lies in the queue."""
+        return message(self.job_id, self.sealed.model_dump(mode="json"), self.sealed.job.priority)
+
+
+def enclose(job: AnalysisJob) -> Envelope:
+    """Seal a job under a new id, ready to be submitted. Raises `InvalidJob` where it cannot be sent."""
+    sealed = seal(job)
+    canonical = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    return Envelope(sealed, hashlib.sha256(canonical.encode()).hexdigest())
 
 
 class Transport:

@@ -11,11 +11,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.extras import install_command
+from keye.config.formats import ContentType, content_type_of
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from keye.config.settings import Settings
 from keye.config.wire import InvalidJob
 from keye.producer.errors import UploadFailed
-from keye.producer.media_type import ContentType, content_type_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

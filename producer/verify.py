@@ -15,8 +15,7 @@ from redis.client import NEVER_DECODE
 
 from keye.config import keys
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME
-from keye.config.state import JobState
+from keye.config.outcome import OUTCOME, JobState
 from keye.config.topology import QUEUE, UNACKED, job_named_by, message_lists
 from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
 from keye.producer.transport import SCRIPTS

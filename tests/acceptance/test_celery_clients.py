@@ -25,9 +25,7 @@ from PIL import Image
 from redis import Redis
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.outcome import JobFailed
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobFailed, JobState
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode

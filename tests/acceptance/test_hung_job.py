@@ -3,10 +3,7 @@
 import pytest
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.outcome import JobFailed
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import ROOT, Start

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from keye.config.job import GenerationOptions, ImagePart
-from keye.config.outcome import JobFailed
-from keye.config.state import JobState
+from keye.config.outcome import JobFailed, JobState
 from keye.producer import Client, JobNotEnded
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, faulty_engine

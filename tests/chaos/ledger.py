@@ -7,8 +7,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobFailure, JobResult
-from keye.config.state import JobState
+from keye.config.outcome import OUTCOME, JobFailure, JobResult, JobState
 from keye.config.topology import UNACKED, message_list
 from keye.producer import Client, Job
 from tests.conditions import eventually

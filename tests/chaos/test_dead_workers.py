@@ -7,9 +7,7 @@ from itertools import chain
 import pytest
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.outcome import JobFailure, JobResult
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState
 from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

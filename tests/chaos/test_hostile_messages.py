@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from keye.config import keys
 from keye.config.job import Priority
+from keye.config.outcome import JobState
 from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
-from keye.config.state import JobState
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.producer import Client, Job
-from keye.worker.results.celery_result import result_key
+from keye.worker.results.settlement import result_key
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorker, EchoWorkers

@@ -3,8 +3,7 @@
 import pytest
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.outcome import JobFailed
+from keye.config.outcome import ErrorCode, JobFailed
 from keye.producer import Client
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
-from keye.config.outcome import JobFailed
+from keye.config.outcome import ErrorCode, JobFailed
 from keye.producer import Client, Job
 from keye.producer.transport import Transport
 from tests.chaos.broker import Broker

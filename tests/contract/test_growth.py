@@ -10,30 +10,29 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from keye.config import wire
 from keye.config.contract import Report, added_in, version_needed
-from keye.config.error_codes import ErrorCode
-from keye.config.event import EVENT, FramesDecoded, JobEnded, Stage, StageStarted, TextGenerated, read_event
-from keye.config.history import FailedAttempt
+from keye.config.event import EVENT, FramesDecoded, JobEnded, StageStarted, TextGenerated, read_event
 from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
+    ErrorCode,
+    FailedAttempt,
     JobFailed,
     JobFailure,
     JobResult,
+    JobState,
     MediaSeen,
     ModelIdentity,
     PartialText,
+    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,
 )
-from keye.config.outline import JobOutline, Outline
 from keye.config.quarantine import QuarantinedMessage
-from keye.config.state import JobState
-from keye.config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed, seal
-from keye.worker.broker.asked import Asked
-from keye.worker.broker.canvas import Canvas
+from keye.config.wire import InvalidJob, JobOutline, Outline, SealedJob, UnknownSchemaVersion, open_sealed, seal
+from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.results.spool import Verdict
+from keye.worker.results.outbox import Verdict
 from keye.worker.telemetry.presence import Presence, WorkerState
 
 MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from keye.worker.engine.cache_sizing import measure_cache_bytes
 from keye.worker.engine.inbox import SamplingOptions
-from keye.worker.engine.kv_cache import KVCache
+from keye.worker.engine.kv_cache import KVCache, measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.configuration_keye import KeyeConfig

@@ -13,32 +13,30 @@ from pydantic import SecretStr
 from redis import Redis
 
 from keye.config import keys
-from keye.config.argument_limit import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
-from keye.config.error_codes import ErrorCode
-from keye.config.event import JobEnded, Stage, StageStarted, TextGenerated
+from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, Patience, check_arguments, connect
+from keye.config.event import JobEnded, StageStarted, TextGenerated
 from keye.config.outcome import (
     OUTCOME,
+    ErrorCode,
     JobFailure,
     JobResult,
+    JobState,
     ModelIdentity,
     PartialText,
+    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,
 )
 from keye.config.settings import Settings
-from keye.config.state import JobState
 from keye.config.topology import QUEUE, UNACKED, celery_options
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
-from keye.producer.envelope import enclose
-from keye.producer.transport import Transport
-from keye.worker.leases.connection import Patience, connect
+from keye.producer.transport import Transport, enclose
 from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
-from keye.worker.results.outbox import Outbox
+from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.outcome_size import OutcomeTooLarge
 from keye.worker.results.settlement import Settlement
-from keye.worker.results.spool import Spool, Verdict
 from keye.worker.tasks.fault import explain, failure_of
 from tests.conditions import eventually
 from tests.integration.leases.jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record

@@ -7,9 +7,8 @@ import pytest
 from torch import Tensor
 
 from keye.config.settings import Settings
-from keye.worker.daemon.bench import run_bench
+from keye.worker.daemon.bench import Disagreement, run_bench
 from keye.worker.engine.model_runner import ModelRunner
-from keye.worker.engine.throughput import Disagreement
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 

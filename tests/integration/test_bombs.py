@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.decoder import DecodingOrder
 from keye.worker.media.decoder_pool import DecoderPool
 from keye.worker.media.fault import MediaFault

@@ -6,14 +6,13 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
-from keye.config.event import EVENT, Stage, TextGenerated
+from keye.config.connection import connect
+from keye.config.event import EVENT, TextGenerated
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobFailure
+from keye.config.outcome import JobFailure, Stage
 from keye.config.wire import seal
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
-from keye.worker.results.coalescer import MAX_WAITING_TOKENS, Coalescer
-from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.event_writer import MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.conditions import eventually
 

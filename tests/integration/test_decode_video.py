@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.clip import examine_clip
 from keye.worker.media.decode_video import decode_video
 from keye.worker.media.decoded import DecodedVideo, FitFrame, Size

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media import decoder_pool
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.decoder import Decoder, DecodingOrder

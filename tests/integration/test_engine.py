@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits

@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart
+from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media import fetch_https
 from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch

@@ -21,8 +21,8 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart
+from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 

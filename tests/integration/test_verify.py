@@ -9,15 +9,13 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.outcome import JobFailure
+from keye.config.connection import connect
+from keye.config.outcome import ErrorCode, JobFailure, Stage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import SealedJob
 from keye.producer import Client, Job, Priority
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
 

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError
 
-from keye.config.argument_limit import ArgumentTooLarge, check_arguments
-from keye.config.job import Priority
-from keye.config.job_id import RULE, is_job_id
+from keye.config.connection import ArgumentTooLarge, check_arguments
+from keye.config.job import RULE, Priority, is_job_id
 from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
-from keye.worker.broker.asked import NOTHING_ASKED, Asked
-from keye.worker.broker.canvas import Canvas
+from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
 from keye.worker.broker.quarantine import Quarantine
 

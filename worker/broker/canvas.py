@@ -1,8 +1,11 @@
-"""What a Celery message asks to be called once its job has ended: `link`, `link_error`, and its place in a canvas."""
+"""What a Celery message asks to be called once its job has ended: `link`, `link_error`, and its place in a canvas.
 
-from collections.abc import Iterator, Sequence
+What a message asks beside its job.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Annotated, Any
 
 from celery import Celery, signature
 from celery.app.task import Context
@@ -10,7 +13,7 @@ from pydantic import Field
 
 from keye.config.contract import Report
 from keye.config.outcome import JobFailed, JobFailure, JobResult
-from keye.worker.broker.envelope import Foreign, Headers, Name, Unreadable, validated
+from keye.worker.broker.envelope import MAX_REASON_CHARS, Foreign, Headers, Name, Unreadable, validated
 
 # What a canvas is made of in the end is tasks; signatures of these types hold them in their arguments.
 _CONTAINERS = {"group": ("tasks",), "chain": ("tasks",), "chord": ("header", "body")}
@@ -105,3 +108,26 @@ def _tasks(signatures: Any) -> Iterator[tuple[str, str]]:
         for option in ("link", "link_error", "chain", "chord"):
             if called.options.get(option):
                 yield from _tasks(called.options[option])
+
+
+class Asked(Report):
+    """Times are Unix seconds of the caller's clock. `refused` says why the job is to be ended unseen."""
+
+    refused: Annotated[str, Field(max_length=2 * MAX_REASON_CHARS)] | None = None
+    not_before: float | None = None
+    expires_at: float | None = None
+    canvas: Canvas | None = None
+
+    def written_into(self, record: Mapping[str, str]) -> dict[str, str]:
+        """The fields of a new job's record with these in it."""
+        written = dict(record)
+        if self.not_before is not None:
+            written["due_at"] = repr(self.not_before)
+        if self.expires_at is not None:
+            written["deadline_at"] = repr(min(self.expires_at, float(written["deadline_at"] or "inf")))
+        if self.canvas is not None:
+            written["canvas"] = self.canvas.model_dump_json(exclude_none=True)
+        return written
+
+
+NOTHING_ASKED = Asked()

@@ -1,4 +1,4 @@
-"""Puts messages that no worker can read where an operator finds them. Who reads it: `keye.producer.quarantine`."""
+"""Puts messages that no worker can read where an operator finds them. Who reads it: `keye.producer.dead_letters`."""
 
 import logging
 import os

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from celery.worker.control import Panel, control_command
 from pydantic import Field
 
-from keye.config.job_id import is_job_id
+from keye.config.job import is_job_id
 from keye.worker.broker.envelope import Foreign, Name, Unreadable, parse, read_envelope, validated
 
 log = logging.getLogger(__name__)

@@ -1,25 +1,25 @@
-"""`keye-worker bench`: how fast this machine answers with this checkpoint, as the table people compare with."""
+"""`keye-worker bench`: how fast this machine answers with this checkpoint, as the table people compare with.
 
+Images a second and memory: the engine and plain `generate` on the same prompts, once both answer them alike.
+"""
+
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from keye.config.settings import Settings
 from keye.worker.daemon.loading import load_configured_model
-from keye.worker.engine.cache_sizing import measure_cache_bytes
+from keye.worker.engine.inbox import Generated, SamplingOptions
+from keye.worker.engine.kv_cache import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
-from keye.worker.engine.throughput import (
-    answer,
-    as_table,
-    check_agreement,
-    decode_seconds,
-    encode_seconds,
-    measure_engine,
-    measure_generate,
-)
 from keye.worker.model.device import name_device
+from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import PrecisionUnavailable
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.model.visual_input import Image
@@ -87,3 +87,186 @@ def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
     noise = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8)
     content = [{"type": "image"}, {"type": "text", "text": "Describe this image."}]
     return processor.prepare([{"role": "user", "content": content}], images=[Image(noise)])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`seconds` for `num_images` images, and the most memory torch had allocated meanwhile (None on a CPU)."""
+
+    name: str
+    seconds: float
+    num_images: int
+    peak_bytes: int | None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_images / self.seconds
+
+
+class Disagreement(Exception):
+    """Engine and `generate` answer the same prompt differently: one is wrong, and their speeds compare nothing."""
+
+
+# Two sums of the same numbers in another order differ by about so many of a precision's smallest steps. In float32
+# kernels round too, to what tensor cores multiply.
+TIE_STEPS = 4
+FINEST_STEP = 2.0**-12
+
+
+def check_agreement(
+    engine: Engine, model: KeyeForConditionalGeneration, prompt: PreparedPrompt, new_tokens: int
+) -> int:
+    """How many tokens engine and `generate` say alike: all, or up to where two are as good as each other to the model.
+
+    Raises `Disagreement` where they part although the model prefers one.
+    """
+    ours = answer(engine, prompt, new_tokens).token_ids
+    output = _generate(model, [prompt], new_tokens, return_dict_in_generate=True, output_logits=True)
+    theirs = output.sequences[0, -new_tokens:].tolist()
+    for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our == their:
+            continue
+        logits = output.logits[place][0].float()
+        step = max(torch.finfo(model.dtype).eps, FINEST_STEP)
+        # Turned round, so that numbers that are none do not pass for a tie.
+        if not logits[their] - logits[our] <= TIE_STEPS * step * logits.abs().max():
+            raise Disagreement(
+                f"the engine's answer parts from that of `generate` at token {place + 1} of {new_tokens}: {our} where "
+                f"the model prefers {their} by {logits[their] - logits[our]:.3g}. Their speeds cannot be compared"
+            )
+        return place
+    return new_tokens
+
+
+def measure_generate(
+    name: str,
+    model: KeyeForConditionalGeneration,
+    prompts: Sequence[PreparedPrompt],
+    new_tokens: int,
+    *,
+    batch_size: int = 1,
+    attention: str = "sdpa",
+) -> Row:
+    """The plain approach: `generate` on one batch after the other. Prompts must be of equal length."""
+    model.set_attn_implementation(attention)
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+
+    def run() -> None:
+        for batch in batches:
+            _generate(model, batch, new_tokens)
+
+    _generate(model, batches[0], 2)  # first calls load kernels
+    return _measured(name, run, len(prompts), model.device)
+
+
+def measure_engine(
+    name: str,
+    engine: Engine,
+    prompts: Sequence[PreparedPrompt],
+    new_tokens: int,
+    num_running: int,
+    device: torch.device,
+) -> Row:
+    """As many threads as jobs run at once, each handing in its next job when its last has ended."""
+    remaining = iter(prompts)
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                prompt = next(remaining, None)
+            if prompt is None:
+                return
+            answer(engine, prompt, new_tokens)
+
+    def run() -> None:
+        threads = [threading.Thread(target=work) for _ in range(num_running)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return _measured(name, run, len(prompts), device)
+
+
+def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
+    """One greedy generation. An engine whose processor has no end tokens writes exactly `new_tokens`."""
+    greedy = SamplingOptions(new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+    pending = engine.inbox.submit(prompt, greedy)
+    for _ in pending.deltas():
+        pass
+    return pending.generated
+
+
+def decode_seconds(generated: Generated) -> float:
+    """Seconds a step, of a generation that ran alone."""
+    assert generated.first_token_seconds is not None
+    decoding = generated.queued_seconds + generated.generate_seconds - generated.first_token_seconds
+    return decoding / (len(generated.token_ids) - 1)
+
+
+@torch.inference_mode()
+def encode_seconds(model: KeyeForConditionalGeneration, prompt: PreparedPrompt) -> float:
+    """Of the prompt's images, through tower and projector, the second time: first calls load kernels."""
+    assert prompt.pixel_values is not None
+    assert prompt.image_grid_thw is not None
+    for _ in range(2):
+        wait_for(model.device)
+        began = time.perf_counter()
+        model.get_image_features(prompt.pixel_values.to(model.device), prompt.image_grid_thw)
+        wait_for(model.device)
+    return time.perf_counter() - began
+
+
+def as_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of a Markdown table; the ratio is to the second row, half precision one image at a time."""
+    plain = rows[1].images_per_second
+    yield "| | s/image | images/s | ratio | memory |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f} GiB"
+        speed = row.images_per_second
+        yield f"| {row.name} | {1 / speed:.3f} | {speed:.2f} | {speed / plain:.2f} | {memory} |"
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measured(name: str, run: Callable[[], None], num_images: int, device: torch.device) -> Row:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    wait_for(device)
+    began = time.perf_counter()
+    run()
+    wait_for(device)
+    seconds = time.perf_counter() - began
+    peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Row(name, seconds, num_images, peak_bytes)
+
+
+def _generate(
+    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **told: bool
+) -> Any:
+    """Greedy, exactly `new_tokens`, by the rules of `answer`: nothing that the checkpoint's own options say."""
+    batch: dict[str, Any] = {
+        "input_ids": torch.stack([prompt.input_ids for prompt in prompts]),
+        "position_ids": torch.stack([prompt.position_ids for prompt in prompts], dim=1),
+        "pixel_values": torch.cat([prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]),
+        "image_grid_thw": torch.cat([prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]),
+    }
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    return model.generate(
+        **batch,
+        attention_mask=torch.ones_like(batch["input_ids"]),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        eos_token_id=None,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+        **told,
+    )

@@ -14,25 +14,24 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
+from keye.config.connection import connect
 from keye.config.outcome import WorkerIdentity
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.producer.errors import JobNotFound, QueueUnavailable
 from keye.worker.broker.remote_commands import guard_commands
-from keye.worker.daemon.celery_options import check_celery, check_transport
+from keye.worker.daemon.broker import check_celery, check_transport
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, select
 from keye.worker.daemon.watch import STDERR, Watch
 from keye.worker.leases.cancel_listener import CancelListener
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.results.outbox import Outbox
+from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement
-from keye.worker.results.spool import Spool
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stranded import StrandedJobs

@@ -20,9 +20,8 @@ from keye.config.wire import describe_faults
 from keye.worker.daemon.doctor import examine
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
-from keye.worker.daemon.gpu_pinning import visible_gpus
 from keye.worker.daemon.preflight import check_before_start
-from keye.worker.daemon.supervisor import Supervisor
+from keye.worker.daemon.supervisor import Supervisor, visible_gpus
 from keye.worker.media.fault import MediaFault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
@@ -72,8 +71,7 @@ def doctor(
 def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
     # Not among the imports above: they load torch, which the supervisor must never do.
-    from keye.worker.daemon.bench import run_bench
-    from keye.worker.engine.throughput import Disagreement
+    from keye.worker.daemon.bench import Disagreement, run_bench
     from keye.worker.model.load import CheckpointFault
     from keye.worker.model.precision import PrecisionUnavailable
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from keye.config.settings import Settings, VideoDecoder
-from keye.worker.daemon.broker import check_broker
-from keye.worker.daemon.celery_options import check_celery
+from keye.worker.daemon.broker import check_broker, check_celery
 from keye.worker.daemon.findings import Finding, Severity
 from keye.worker.media.sandbox import can_refuse_sockets
 from keye.worker.model.checkpoint import check_checkpoint

@@ -1,4 +1,9 @@
-"""Starts one Celery child per GPU, watches them, ends them. Never imports torch; decides no pauses (`revival`)."""
+"""Starts one Celery child per GPU, watches them, ends them. Never imports torch; decides no pauses (`revival`).
+
+Decides when a dead child is started again, and when to give up. Pure: starts nothing, reads no clock.
+
+Which GPUs get a worker each, found without CUDA: a parent that touched it would spoil its children's pinning.
+"""
 
 import logging
 import os
@@ -7,15 +12,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
 
+from keye.config.hardware import DeviceSetting
 from keye.worker.daemon.exit_codes import ExitCode, describe
-from keye.worker.daemon.revival import Revival
 from keye.worker.telemetry.presence import WorkerState, read_presence
 
 TICK_SECONDS = 0.2
@@ -23,6 +28,37 @@ TICK_SECONDS = 0.2
 KILL_MARGIN_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
+
+
+# Long enough that a child which dies of its load (a poison job, memory that fills) still meets growing pauses.
+STEADY_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 60.0
+MAX_DEATHS_BEFORE_READY = 5
+
+
+@dataclass(slots=True)
+class Revival:
+    """One child's history: how often it died in a row, and how often of these before it was ever ready."""
+
+    deaths: int = 0
+    deaths_before_ready: int = 0
+
+    def pause_after_death(self, ready_seconds: float | None) -> float | None:
+        """Seconds to wait before the next start (1, 2, 4 .. 60), or None to give up.
+
+        `ready_seconds` is how long this run had been ready for, None if it never was. A run that was ready for
+        `STEADY_SECONDS` clears the history.
+        """
+        if ready_seconds is None:
+            self.deaths_before_ready += 1
+            if self.deaths_before_ready >= MAX_DEATHS_BEFORE_READY:
+                return None
+        else:
+            self.deaths_before_ready = 0
+            if ready_seconds >= STEADY_SECONDS:
+                self.deaths = 0
+        self.deaths += 1
+        return min(2.0 ** (self.deaths - 1), MAX_PAUSE_SECONDS)
 
 
 @dataclass(slots=True)
@@ -151,3 +187,29 @@ def _arrived(signals: "SimpleQueue[int]") -> bool:
     except Empty:
         return False
     return True
+
+
+def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:
+    """Values for the children's CUDA_VISIBLE_DEVICES, one a child; empty means one child on the CPU.
+
+    An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every GPU that nvidia-smi lists.
+    """
+    if device == "cpu":
+        return []
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return _listed_by_driver()
+    # As CUDA reads it: a negative index ends the list.
+    gpus = [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
+    return gpus[: next((i for i, gpu in enumerate(gpus) if gpu.startswith("-")), len(gpus))]
+
+
+def _listed_by_driver() -> list[str]:
+    """UUIDs, which stay true when a container or a reboot numbers the cards anew."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return []
+    return answer.stdout.split() if answer.returncode == 0 else []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 
 if TYPE_CHECKING:
     from keye.worker.model.processor import PreparedPrompt

@@ -6,12 +6,11 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from keye.worker.engine.batch_inputs import build_inputs
+from keye.worker.engine.batch_inputs import VisualRows, build_inputs
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.kv_cache import KVCache
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
-from keye.worker.engine.visual_rows import VisualRows
 from keye.worker.model.gathered_attention import GatheredForm
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, PagedBatch

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from PIL.Image import new as draw_blank
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.engine.block_pool import BlockPool
 from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
 from keye.worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions

@@ -10,14 +10,11 @@ from pydantic import Field
 from redis import Redis
 
 from keye.config import keys
-from keye.config.argument_limit import check_arguments
-from keye.config.event import Stage
+from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobFailure, JobResult
-from keye.config.outline import Outline
+from keye.config.outcome import OUTCOME, JobFailure, JobResult, Stage
 from keye.config.topology import message, message_list
-from keye.config.wire import SealedJob
-from keye.worker.leases.connection import Patience
+from keye.config.wire import Outline, SealedJob
 from keye.worker.leases.lua import load_script
 
 T = TypeVar("T")

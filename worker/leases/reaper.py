@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from keye.config import keys
-from keye.worker.leases.connection import passes
+from keye.config.connection import passes
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.

@@ -10,7 +10,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.container import find_video_stream, open_container
 from keye.worker.media.decoded import Size
 from keye.worker.media.fault import MediaFault

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.resize import resize

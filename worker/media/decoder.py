@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.config.settings import VideoDecoder
 from keye.worker.media.channel import Channel, Message
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.channel import Channel, Message
 from keye.worker.media.decode_image import decode_image
 from keye.worker.media.decode_video import decode_video

@@ -1,6 +1,6 @@
 """What can be wrong with a medium, told with the code the caller will read."""
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 
 
 class MediaFault(Exception):

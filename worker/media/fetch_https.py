@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.address import resolve_public
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.media_cache import MediaCache

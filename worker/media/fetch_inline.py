@@ -5,8 +5,8 @@ import os
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import MAX_INLINE_BYTES
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.medium_name import name_medium
 from keye.worker.media.size_limit import check_size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.guard import open_inside
 from keye.worker.media.medium_name import name_medium

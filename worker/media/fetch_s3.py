@@ -17,7 +17,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.limits import MediaLimits
 from keye.worker.media.media_cache import MediaCache

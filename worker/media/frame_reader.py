@@ -11,7 +11,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.container import DEMUX_FAULTS, find_video_stream, open_container
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.packet_index import PacketIndex, presentation_time

@@ -7,8 +7,8 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.decoder import DecodingOrder
 from keye.worker.media.decoder_pool import DecoderPool

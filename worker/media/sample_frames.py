@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import Content, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 
 # What the model was trained with: 2 frames a second, from the first frame to the last, at least 4, at most 768.

@@ -1,6 +1,6 @@
 """The limits on bytes and pixels, each checked before what it limits is read or made."""
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 
 

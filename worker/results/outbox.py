@@ -1,18 +1,104 @@
-"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does."""
+"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does.
 
+Outcomes on disk that Redis could not take when they were reached. Writing them to Redis is `outbox`'s.
+"""
+
+import hashlib
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
 
+from pydantic import ValidationError
+from redis import Redis
 from redis.exceptions import RedisError
 
-from keye.config.outcome import JobFailure, JobResult
-from keye.worker.leases.connection import PATIENCE_SECONDS, Patience, passes
+from keye.config.connection import PATIENCE_SECONDS, Patience, passes
+from keye.config.contract import Report
+from keye.config.outcome import JobFailure, JobResult, Outcome
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outcome_size import OutcomeTooLarge
 from keye.worker.results.settlement import Settlement
-from keye.worker.results.spool import Spool, Verdict
 
 log = logging.getLogger(__name__)
+
+
+MAX_FILES = 10_000
+MAX_BYTES = 2**28
+
+
+class Verdict(Report):
+    """An outcome, the claim that it was reached under, and the events (JSON) that go before the last."""
+
+    lease: Claimed
+    outcome: Outcome
+    last_events: tuple[str, ...] = ()
+
+
+class Spool:
+    """A file for each outcome, named by its claim's token, shared by all workers of a host that have the same Redis.
+
+    It is bounded, and its disk may fail: what it does not take stays in memory, and the log says so.
+    """
+
+    def __init__(self, folder: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
+        self._folder = folder
+        self._max_files = max_files
+        self._max_bytes = max_bytes
+
+    @classmethod
+    def of(cls, redis: Redis, folder: Path) -> Self:
+        """The part of `folder` that is for this Redis: another one would refuse every outcome."""
+        options = redis.connection_pool.connection_kwargs
+        address = repr([options.get(name) for name in ("host", "port", "path", "db")])
+        return cls(folder / hashlib.sha256(address.encode()).hexdigest()[:16])
+
+    def keep(self, verdict: Verdict) -> None:
+        """In one step: a process that dies in the middle leaves nothing that is read."""
+        content = verdict.model_dump_json().encode()
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._folder.stat().st_uid != os.geteuid():
+                raise PermissionError(f"{self._folder} belongs to another user, set KEYE_SPOOL_FOLDER")
+            sizes = [entry.stat().st_size for entry in os.scandir(self._folder)]
+            if len(sizes) >= self._max_files or sum(sizes) + len(content) > self._max_bytes:
+                raise OSError(
+                    f"{self._folder} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
+                    f"{self._max_files} and {self._max_bytes}"
+                )
+            self._write(verdict.lease.token, content)
+        except OSError as fault:
+            log.warning("job %s: outcome is kept in memory only: %s", verdict.lease.job_id, fault)
+
+    def _write(self, token: str, content: bytes) -> None:
+        partial = self._folder / f"{token}.partial"
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self._path(token))
+
+    def waiting(self) -> Iterator[Verdict]:
+        """All that is kept; what cannot be read is told of and dropped, and its job runs again."""
+        for path in self._folder.glob("*.json"):
+            try:
+                yield Verdict.model_validate_json(path.read_bytes())
+            except FileNotFoundError:
+                # Delivered by another worker meanwhile.
+                continue
+            except (OSError, ValidationError) as fault:
+                log.error("%s is no outcome of this release, dropped: %s", path, fault)
+                self.drop(path.stem)
+
+    def drop(self, token: str) -> None:
+        try:
+            self._path(token).unlink(missing_ok=True)
+        except OSError as fault:
+            log.warning("an outcome stays on disk, where it does no harm: %s", fault)
+
+    def _path(self, token: str) -> Path:
+        return self._folder / f"{token}.json"
 
 
 class Outbox:

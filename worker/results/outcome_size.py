@@ -2,11 +2,9 @@
 
 import json
 
-from keye.config.argument_limit import ArgumentTooLarge
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
+from keye.config.connection import ArgumentTooLarge
 from keye.config.job import MAX_METADATA_BYTES
-from keye.config.outcome import JobFailure, JobResult
+from keye.config.outcome import ErrorCode, JobFailure, JobResult, Stage
 
 MAX_MESSAGE_CHARS = 4096
 

@@ -1,18 +1,24 @@
 """Writes how a job ended: outcome, last event, state, expiry, Celery's result and its message's acknowledgement in one
-move of the lease holder."""
+move of the lease holder.
 
+The outcome as plain Celery readers (`AsyncResult.get`) find it: Celery's own format, written by the settlement.
+
+Celery would read before it writes, and write after the job has ended; settled with the outcome it costs no round trip.
+"""
+
+import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from redis import Redis
 
 from keye.config import keys
-from keye.config.argument_limit import ArgumentTooLarge, check_arguments
-from keye.config.outcome import JobFailure, JobResult
-from keye.config.outline import JobOutline
+from keye.config.connection import ArgumentTooLarge, check_arguments
+from keye.config.outcome import JobFailed, JobFailure, JobResult
 from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.leases.lua import load_script
-from keye.worker.results.celery_result import result_key, result_message
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
 from keye.worker.results.outcome_size import OutcomeTooLarge, in_brief
 
@@ -78,3 +84,22 @@ class Settlement:
             outcome_json = outcome.model_dump_json()
             told = result_message(task_id, outcome, outcome_json)
         return outcome_json, told
+
+
+def result_key(task_id: str) -> str:
+    """String that Celery's Redis backend reads, and the channel on which it waits for it."""
+    return f"celery-task-meta-{task_id}"
+
+
+def result_message(task_id: str, outcome: JobResult | JobFailure, outcome_json: str) -> str:
+    """What stands under that key; the result of a job that failed is the exception `JobFailed`."""
+    if isinstance(outcome, JobResult):
+        status, result = "SUCCESS", outcome_json
+    else:
+        failed = JobFailed.of(outcome)
+        told = {"exc_type": "JobFailed", "exc_message": failed.args, "exc_module": JobFailed.__module__}
+        status, result = "FAILURE", json.dumps(told)
+    done_at = datetime.now(UTC).isoformat()
+    meta = json.dumps({"status": status, "traceback": None, "children": [], "date_done": done_at, "task_id": task_id})
+    # The outcome is JSON already.
+    return f'{meta[:-1]}, "result": {result}}}'

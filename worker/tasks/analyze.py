@@ -1,9 +1,14 @@
-"""The Celery task, and the analyst behind it: open, claim, attempt, settle. The attempt itself lives next door."""
+"""The Celery task, and the analyst behind it: open, claim, attempt, settle. The attempt itself lives next door.
+
+Which jobs of a process may run at the same time: all, but one that may have killed a worker runs alone.
+"""
 
 import json
 import logging
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,17 +18,12 @@ from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from keye.config.argument_limit import ArgumentTooLarge
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.outcome import JobFailed, JobFailure, JobResult
-from keye.config.outline import Outline
+from keye.config.connection import ArgumentTooLarge, passes
+from keye.config.outcome import ErrorCode, JobFailed, JobFailure, JobResult, Stage
 from keye.config.topology import ANALYZE_TASK
-from keye.config.wire import InvalidJob, SealedJob, UnknownSchemaVersion, open_sealed
-from keye.worker.broker.asked import NOTHING_ASKED, Asked
-from keye.worker.broker.canvas import Canvas
+from keye.config.wire import InvalidJob, Outline, SealedJob, UnknownSchemaVersion, open_sealed
+from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
-from keye.worker.leases.connection import passes
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
@@ -37,7 +37,6 @@ from keye.worker.tasks.fault import (
     explain,
     failure_of,
 )
-from keye.worker.tasks.isolation import Isolation
 from keye.worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.telemetry.warning_filters import tell_warnings
@@ -68,7 +67,7 @@ class Answer:
     acks_late=True,
     ignore_result=True,
     throws=(JobFailed,),
-    Request="keye.worker.broker.request:JobRequest",
+    Request="keye.worker.tasks.quiet_consumer:JobRequest",
     # What a message may say is known to the door, not to this signature; a job may follow another in a canvas.
     typing=False,
 )
@@ -354,3 +353,44 @@ def _is_same(stored: str, payload: Any, opened: SealedJob | JobFault) -> bool:
         return bool(recorded == payload or (isinstance(opened, SealedJob) and open_sealed(recorded) == opened))
     except ValueError:
         return False
+
+
+class Isolation:
+    """A lock with room for any number of ordinary jobs, or for one suspect. Suspects go first, or they never would."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_running = 0
+        self._suspects: set[str] = set()
+        self._is_one_alone = False
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Waits while a suspect waits or runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._suspects)
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, job_id: str) -> Iterator[bool]:
+        """Waits until nothing runs; False, at once, where the same job waits here already by another delivery."""
+        with self._changed:
+            is_first = job_id not in self._suspects
+            if is_first:
+                self._suspects.add(job_id)
+                self._changed.wait_for(lambda: not self._num_running and not self._is_one_alone)
+                self._is_one_alone = True
+        try:
+            yield is_first
+        finally:
+            if is_first:
+                with self._changed:
+                    self._is_one_alone = False
+                    self._suspects.remove(job_id)
+                    self._changed.notify_all()

@@ -1,28 +1,36 @@
-"""One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
+"""One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome.
+
+How long an operator lets an attempt or its generation take, and what its job is told then.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
 from keye.config.job import AnalysisJob, ImagePart, TextPart, VideoPart
-from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
+from keye.config.outcome import (
+    ErrorCode,
+    JobResult,
+    ModelIdentity,
+    PartialText,
+    Stage,
+    StageTimings,
+    TokenUsage,
+    WorkerIdentity,
+)
 from keye.config.topology import PRIORITY_STEPS
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
 from keye.worker.leases.job_lease import Claimed, Interruption
 from keye.worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.visual_budget import VisualBudget, share_context
-from keye.worker.results.coalescer import Coalescer
-from keye.worker.results.event_writer import AttemptEvents, EventWriter
+from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.thinking import part_text
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault
 from keye.worker.tasks.media_seen import media_seen, thinning_warnings
 from keye.worker.tasks.sampling_defaults import SamplingDefaults
-from keye.worker.tasks.time_limit import TimeLimit
 from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
 
 if TYPE_CHECKING:
@@ -304,3 +312,23 @@ def _messages(job: AnalysisJob) -> list[dict[str, Any]]:
         }
         for message in job.conversation()
     ]
+
+
+class TimeLimit(NamedTuple):
+    """`seconds` from `began_at`, a time.monotonic(), as `setting` has it."""
+
+    setting: str
+    seconds: float
+    began_at: float
+
+    @property
+    def ends_at(self) -> float:
+        return self.began_at + self.seconds
+
+    def fault(self, stage: Stage, now: float) -> JobFault:
+        """Of an attempt that is in `stage` still."""
+        return JobFault(
+            ErrorCode.TIME_LIMIT_EXCEEDED,
+            f"The job was stopped in stage {stage.value} after {now - self.began_at:.1f} s, the limit is "
+            f"{self.seconds:g} s ({self.setting}). Ask for less (max_new_tokens, media, frames), or raise the limit.",
+        )

@@ -1,10 +1,8 @@
 """From whatever was raised under a job to the code and the sentence its caller reads."""
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobFailure, PartialText
-from keye.config.outline import JobOutline
+from keye.config.outcome import ErrorCode, JobFailure, PartialText, Stage
+from keye.config.wire import JobOutline
 from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.media.prepare import MediaFault

@@ -1,4 +1,7 @@
-"""Celery's consumer without chatter, and without tasks but ours, however the worker is started."""
+"""Celery's consumer without chatter, and without tasks but ours, however the worker is started.
+
+Celery's request of our task, as it is told of to others.
+"""
 
 import logging
 import warnings
@@ -7,10 +10,11 @@ from typing import Any
 from billiard.exceptions import RestartFreqExceeded
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
+from celery.worker.request import Request
 from redis.exceptions import RedisError
 
+from keye.config.connection import passes
 from keye.config.topology import ANALYZE_TASK
-from keye.worker.leases.connection import passes
 
 # Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second.
 SILENCE = {"without_gossip": True, "without_mingle": True}
@@ -61,3 +65,10 @@ class QuietConsumer(Consumer):
         # Who looks at a worker's events wants to hear of its heart, too.
         silence = {**SILENCE, "without_heartbeat": not app.conf.worker_send_task_events}
         super().__init__(*args, worker_options={**(worker_options or {}), **silence}, **kwargs)
+
+
+class JobRequest(Request):
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What `inspect active` and Flower show: without the job itself, which may hold signed URLs."""
+        told: dict[str, Any] = super().info(safe=True)
+        return told

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.tasks.fault import JobFault
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.

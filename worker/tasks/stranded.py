@@ -4,10 +4,8 @@ import json
 import logging
 from dataclasses import replace
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.outcome import JobFailure
-from keye.config.outline import JobOutline, Outline
+from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.wire import JobOutline, Outline
 from keye.worker.leases.job_lease import LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.fault import JobFault, failure_of

@@ -6,8 +6,7 @@ import threading
 from redis import Redis, RedisError
 
 from keye.config import keys
-from keye.config.contract import Report
-from keye.config.open_enum import OpenEnum
+from keye.config.contract import OpenEnum, Report
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 
 RENEW_EVERY_SECONDS = 5.0

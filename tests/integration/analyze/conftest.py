@@ -8,17 +8,16 @@ from celery.contrib.testing.worker import start_worker
 from PIL import Image
 from pydantic import SecretStr
 
+from keye.config.connection import connect
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
 from keye.producer import Client
 from keye.worker.engine.step_loop import Engine
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
-from keye.worker.results.outbox import Outbox
-from keye.worker.results.spool import Spool
+from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.celery_app import build_app

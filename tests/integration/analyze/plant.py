@@ -14,9 +14,8 @@ from celery.result import AsyncResult
 from redis import Redis
 
 from keye.config import keys
-from keye.config.event import Stage
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobFailed, JobResult
+from keye.config.outcome import JobFailed, JobResult, Stage
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.config.wire import SealedJob
 from keye.producer import Client, Job

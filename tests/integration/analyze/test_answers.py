@@ -2,9 +2,8 @@
 
 import pytest
 
-from keye.config.event import JobEnded, Stage, StageStarted
-from keye.config.outcome import JobResult
-from keye.config.state import JobState
+from keye.config.event import JobEnded, StageStarted
+from keye.config.outcome import JobResult, JobState, Stage
 from keye.config.wire import SealedJob, seal
 from tests.integration.analyze.plant import Plant, a_job, briefly
 from tests.zoo import encode_clip, steady_times

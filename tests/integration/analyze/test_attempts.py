@@ -5,12 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.history import FailedAttempt
 from keye.config.job import Priority
-from keye.config.outcome import JobFailed, JobResult
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, FailedAttempt, JobFailed, JobResult, JobState, Stage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
 from keye.worker.engine.inbox import GenerationFault

@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import EVENT, Stage
-from keye.config.outcome import JobFailed
-from keye.config.state import JobState
+from keye.config.event import EVENT
+from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import seal
 from keye.producer import Cancellation

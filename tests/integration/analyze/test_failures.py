@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 
 from keye.config import keys, wire
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.outcome import JobFailed
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
 from keye.config.topology import UNACKED
 from keye.config.wire import SCHEMA_VERSION, SealedJob, seal
 from keye.producer import Cancellation

@@ -6,8 +6,7 @@ import uuid
 import pytest
 from celery import Celery
 
-from keye.config.error_codes import ErrorCode
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobState
 from tests.conditions import eventually
 from tests.integration.hostile.broadcasts import BROADCASTS, CHANGES
 from tests.integration.hostile.echo_host import EchoHost

@@ -8,9 +8,8 @@ from uuid import uuid4
 import pytest
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
 from keye.config.job import Priority
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, JobState
 from keye.config.topology import QUEUE, message_list
 from keye.producer import Job
 from tests.conditions import eventually

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from keye.worker.leases.connection import connect
+from keye.config.connection import connect
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.integration.leases.jobs import BRIEF_LEASE_SECONDS, DEAD_LETTER_TTL, TTL

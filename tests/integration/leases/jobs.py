@@ -7,10 +7,9 @@ from collections.abc import Callable
 from redis import Redis
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import EVENT, Stage
+from keye.config.event import EVENT
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import JobFailure
+from keye.config.outcome import ErrorCode, JobFailure, Stage
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob

@@ -8,8 +8,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from keye.config import keys
-from keye.config.event import Stage
-from keye.config.state import JobState
+from keye.config.outcome import JobState, Stage
 from keye.config.wire import SealedJob
 from keye.worker.leases.job_lease import (
     AlreadySettled,

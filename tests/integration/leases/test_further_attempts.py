@@ -3,13 +3,10 @@
 from redis import Redis
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import Stage
-from keye.config.history import FailedAttempt
+from keye.config.connection import connect
 from keye.config.job import Priority
-from keye.config.state import JobState
+from keye.config.outcome import ErrorCode, FailedAttempt, JobState, Stage
 from keye.config.topology import message, message_list
-from keye.worker.leases.connection import connect
 from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement

@@ -9,8 +9,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
-from keye.config.outline import Outline
-from keye.config.wire import seal
+from keye.config.wire import Outline, seal
 from keye.producer import Client
 from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement

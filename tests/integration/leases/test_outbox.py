@@ -10,14 +10,12 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from keye.config import keys
-from keye.config.outcome import JobFailure
-from keye.config.state import JobState
-from keye.worker.leases.connection import Patience
+from keye.config.connection import Patience
+from keye.config.outcome import JobFailure, JobState
 from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.leases.reaper import Reaper
-from keye.worker.results.outbox import Outbox
+from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
-from keye.worker.results.spool import Spool, Verdict
 from tests.conditions import eventually
 from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
 

@@ -8,14 +8,11 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
-from keye.config.error_codes import ErrorCode
-from keye.config.event import JobEnded, Stage
-from keye.config.outcome import OUTCOME, JobFailure
-from keye.config.state import JobState
+from keye.config.event import JobEnded
+from keye.config.outcome import OUTCOME, ErrorCode, JobFailure, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import SealedJob
-from keye.worker.broker.asked import Asked
-from keye.worker.broker.canvas import Canvas
+from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement

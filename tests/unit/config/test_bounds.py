@@ -13,8 +13,8 @@ from keye.config.job import (
     MAX_TEXT_BYTES,
     MAX_URI_BYTES,
     AnalysisJob,
+    is_job_id,
 )
-from keye.config.job_id import is_job_id
 from keye.config.wire import MAX_SEALED_BYTES, InvalidJob, SealedJob, open_sealed, seal
 from keye.producer.client import build_job
 

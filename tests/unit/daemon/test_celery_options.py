@@ -3,7 +3,7 @@
 import pytest
 from celery import Celery
 
-from keye.worker.daemon.celery_options import check_celery
+from keye.worker.daemon.broker import check_celery
 from keye.worker.daemon.findings import Severity
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from keye.worker.daemon.gpu_pinning import visible_gpus
+from keye.worker.daemon.supervisor import visible_gpus
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """When a dead child is started again."""
 
-from keye.worker.daemon.revival import MAX_DEATHS_BEFORE_READY, STEADY_SECONDS, Revival
+from keye.worker.daemon.supervisor import MAX_DEATHS_BEFORE_READY, STEADY_SECONDS, Revival
 
 
 def test_pauses_grow_from_one_second_to_a_minute_and_no_further() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import (
     OVERRUN_SECONDS,
     Generated,

@@ -8,7 +8,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from keye.worker.leases.connection import Patience, connect
+from keye.config.connection import Patience, connect
 from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.leases.renewal import LeaseRenewal
 

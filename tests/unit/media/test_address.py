@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart
+from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.address import is_public
 from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch

@@ -11,7 +11,7 @@ import pytest
 import skimage
 from PIL import ExifTags, Image, features
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.decode_image import decode_image
 from keye.worker.media.decoded import DecodedImage
 from keye.worker.media.fault import MediaFault

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch_local import open_local
 

@@ -14,8 +14,8 @@ from threading import Barrier, Thread
 import pytest
 from PIL import Image
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import ImagePart, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.decoded import Size
 from keye.worker.media.medium_name import name_medium

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import Content, VideoPart
+from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 

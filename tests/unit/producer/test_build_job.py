@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from keye.config.formats import media_type_of
 from keye.config.job import ImagePart, VideoPart
 from keye.config.wire import InvalidJob
 from keye.producer.client import Client, build_job
-from keye.producer.media_type import media_type_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from keye.config.job import AnalysisJob, VideoPart
 from keye.config.wire import open_sealed
-from keye.producer.envelope import enclose
+from keye.producer.transport import enclose
 
 JOB = AnalysisJob(prompt="Who waves?", media=(VideoPart(uri="s3://clips/wave.mp4", fps=2),), metadata={"a": 1, "b": 2})
 

@@ -2,9 +2,9 @@
 
 import re
 
-from keye.config.event import Channel, FramesDecoded, JobEnded, JobEvent, Stage, StageStarted, TextGenerated
-from keye.config.state import JobState
-from keye.producer.transcript import Transcript
+from keye.config.event import Channel, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.outcome import JobState, Stage
+from keye.producer.cli import Transcript
 
 
 def stage(stage: Stage, attempt: int = 1) -> StageStarted:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
+from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
 from keye.worker.media.prepare import MediaFault
 from keye.worker.model.image_processing import UnusableImage

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from keye.worker.tasks.isolation import Isolation
+from keye.worker.tasks.analyze import Isolation
 from tests.conditions import eventually
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from keye.config.error_codes import ErrorCode
 from keye.config.job import AnalysisJob, Priority
+from keye.config.outcome import ErrorCode
 from keye.config.wire import SealedJob, seal
 from keye.worker.tasks.analyze import open_delivery
 from keye.worker.tasks.fault import JobFault
