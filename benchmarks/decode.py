@@ -32,7 +32,7 @@ def run() -> str:
 
 def ours(clip: str) -> Callable[[], object]:
     from keye.config.job import VideoPart
-    from keye.worker.media.decode_video import decode_video
+    from keye.worker.media.frames.video import decode_video
 
     part = VideoPart(uri=clip, max_frames=NUM_FRAMES)
 

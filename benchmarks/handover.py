@@ -11,9 +11,9 @@ import av
 import numpy as np
 
 from keye.config.job import VideoPart
+from keye.worker.media.decode.decoder import DecodingOrder
+from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedVideo
-from keye.worker.media.decoder import DecodingOrder
-from keye.worker.media.decoder_pool import DecoderPool
 
 NUM_FRAMES, HEIGHT, WIDTH = 64, 364, 420
 ROUNDS = 15

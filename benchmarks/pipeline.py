@@ -17,8 +17,8 @@ from keye.config.settings import Settings
 from keye.producer import Client
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
-from keye.worker.media.decode_image import decode_image
-from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decode.image import decode_image
+from keye.worker.media.frames.video import decode_video
 from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
 from keye.worker.model.frame_budget import fit_video
 from keye.worker.model.load import load_model

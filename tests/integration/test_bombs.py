@@ -14,8 +14,8 @@ from PIL import Image
 
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.decoder import DecodingOrder
-from keye.worker.media.decoder_pool import DecoderPool
+from keye.worker.media.decode.decoder import DecodingOrder
+from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.fault import MediaFault
 from tests.zoo import encode_clip, steady_times
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from keye.config.job import VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.clip import examine_clip
-from keye.worker.media.decode_video import decode_video
 from keye.worker.media.decoded import DecodedVideo, FitFrame, Size
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.frame_reader import FrameReader
+from keye.worker.media.frames.clip import examine_clip
+from keye.worker.media.frames.frame_reader import FrameReader
+from keye.worker.media.frames.video import decode_video
 from tests.zoo import (
     CLIP_SIZE,
     CLIPS,

@@ -19,11 +19,11 @@ from PIL import Image
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media import decoder_pool
+from keye.worker.media.decode.decoder import Decoder, DecodingOrder
+from keye.worker.media.decode.pixel_budget import PixelShare
+from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from keye.worker.media.decoder import Decoder, DecodingOrder
-from keye.worker.media.decoder_pool import DecoderPool
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.pixel_budget import PixelShare
 from tests.conditions import eventually
 from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
@@ -37,7 +37,7 @@ def children_of(pid: int) -> set[int]:
         # Threads and children may end while they are listed.
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in (task / "children").read_text().split():
-                if b"keye.worker.media.decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"keye.worker.media.decode.child" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.add(int(child))
     return found
 
@@ -306,7 +306,7 @@ def test_no_user_reaches_the_network_from_the_sandbox() -> None:
     """Not even with system calls that name sockets by other numbers."""
     code = """
 import ctypes, os, platform, socket, sys
-from keye.worker.media.sandbox import confine
+from keye.worker.media.decode.sandbox import confine
 if os.geteuid() == 0:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
@@ -332,14 +332,14 @@ print(other.recv(100).decode())
 
 
 def test_decoding_modules_import_no_torch() -> None:
-    code = "import sys, keye.worker.media.decoder_child; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, keye.worker.media.decode.child; print({'torch', 'transformers'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
 
 
 def test_memory_of_a_child_ends_at_its_limit() -> None:
     code = """
-from keye.worker.media.sandbox import WORKING_BYTES, allow
+from keye.worker.media.decode.sandbox import WORKING_BYTES, allow
 allow(pixel_bytes=0)
 try:
     bytearray(WORKING_BYTES)
@@ -353,7 +353,7 @@ except MemoryError:
 def test_children_die_with_their_worker() -> None:
     code = """
 import time
-from keye.worker.media.decoder_pool import DecoderPool
+from keye.worker.media.decode.pool import DecoderPool
 DecoderPool(2, 60, 2**20).start()
 time.sleep(60)
 """

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
-from keye.worker.media import fetch_https
+from keye.worker.media.fetch import https
 from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
@@ -151,13 +151,13 @@ def web(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         monkeypatch.setattr(socket, "create_connection", dial)
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        fetch_https._tls.cache_clear()
+        https._tls.cache_clear()
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
         thread.join()
-        fetch_https._tls.cache_clear()
+        https._tls.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.broker import check_broker, check_celery
 from keye.worker.daemon.findings import Finding, Severity
-from keye.worker.media.sandbox import can_refuse_sockets
+from keye.worker.media.decode.sandbox import can_refuse_sockets
 from keye.worker.model.checkpoint import check_checkpoint
 
 

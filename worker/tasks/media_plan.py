@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Self
 
 from keye.config.job import ImagePart, VideoPart
-from keye.worker.media.clip import examine_clip
-from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import Size
+from keye.worker.media.frames.clip import examine_clip
+from keye.worker.media.frames.video_plan import plan_video, tell_thinning
 from keye.worker.media.signature import recognise_format
-from keye.worker.media.video_plan import plan_video, tell_thinning
 from keye.worker.model.frame_budget import MARK_TOKENS, fit_slow_fast, fit_slow_fast_video, fit_video
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.visual_budget import VisualBudget, fit_image, share_context

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from keye.config.outcome import MediaSeen
+from keye.worker.media.frames.video_plan import tell_thinning
 from keye.worker.media.prepare import DecodedImage, DecodedVideo
-from keye.worker.media.video_plan import tell_thinning
 from keye.worker.model.image_processing import ImageProcessor
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
-from keye.worker.media.address import is_public
+from keye.worker.media.fetch.address import is_public
 from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
@@ -159,7 +159,7 @@ def test_the_same_address_is_reached_where_nothing_guards_it(
     listener: socket.socket, tmp_path: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else the table above would prove nothing."""
-    monkeypatch.setattr("keye.worker.media.address.is_public", lambda _: True)
+    monkeypatch.setattr("keye.worker.media.fetch.address.is_public", lambda _: True)
     port = listener.getsockname()[1]
     before = attempts_on(port)
     fault_of(spelling.format(port=port), tmp_path)

@@ -12,7 +12,7 @@ import skimage
 from PIL import ExifTags, Image, features
 
 from keye.config.outcome import ErrorCode
-from keye.worker.media.decode_image import decode_image
+from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import DecodedImage
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.resize import resize

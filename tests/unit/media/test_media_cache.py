@@ -14,7 +14,7 @@ from threading import Event, Lock
 
 import pytest
 
-from keye.worker.media.media_cache import MediaCache
+from keye.worker.media.fetch.media_cache import MediaCache
 
 
 class Origin:
@@ -196,7 +196,7 @@ def test_smaller_limit_holds_from_the_start(origin: Origin, tmp_path: Path) -> N
 KILLED = """
 import os, sys
 from pathlib import Path
-from keye.worker.media.media_cache import MediaCache
+from keye.worker.media.fetch.media_cache import MediaCache
 
 def hang(handle):
     os.pwrite(handle, b"half", 0)

@@ -6,7 +6,7 @@ import pytest
 from keye.config.job import Content, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
+from keye.worker.media.frames.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 
 
 def part(**asked: object) -> VideoPart:

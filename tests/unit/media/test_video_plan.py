@@ -6,8 +6,8 @@ import numpy as np
 
 from keye.config.job import VideoPart
 from keye.worker.media.decoded import FitFrame, Size, VideoPlan
-from keye.worker.media.packet_index import PacketIndex
-from keye.worker.media.video_plan import plan_video, tell_thinning
+from keye.worker.media.frames.packet_index import PacketIndex
+from keye.worker.media.frames.video_plan import plan_video, tell_thinning
 
 HD = (1080, 1920)
 

@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from keye.worker.daemon.cli import app
-from keye.worker.media.decode_image import decode_image
-from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decode.image import decode_image
+from keye.worker.media.frames.video import decode_video
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_budget import share_context
 from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keye.config.outcome import ErrorCode
-from keye.worker.media.retry_after import read_retry_after
+from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.fault import JobFault
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,

@@ -11,12 +11,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from keye.config.outcome import ErrorCode
-from keye.worker.media.container import find_video_stream, open_container
 from keye.worker.media.decoded import Size
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.packet_index import PacketIndex, index_packets
+from keye.worker.media.frames.container import find_video_stream, open_container
+from keye.worker.media.frames.packet_index import PacketIndex, index_packets
+from keye.worker.media.limits import check_pixels
 from keye.worker.media.signature import recognise_format
-from keye.worker.media.size_limit import check_pixels
 
 
 @dataclass(frozen=True, slots=True)

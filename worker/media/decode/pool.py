@@ -12,10 +12,10 @@ from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
 
+from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
+from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo
-from keye.worker.media.decoder import Decoder, DecodingOrder, NoRoom
-from keye.worker.media.pixel_budget import PixelBudget, PixelShare
-from keye.worker.media.size_limit import check_decoded_bytes
+from keye.worker.media.limits import check_decoded_bytes
 
 # What libraries leak is given back with the process.
 MAX_MEDIA_A_CHILD = 500

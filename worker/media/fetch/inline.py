@@ -8,8 +8,8 @@ from urllib.parse import unquote_to_bytes
 from keye.config.job import MAX_INLINE_BYTES
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
+from keye.worker.media.limits import check_size
 from keye.worker.media.medium_name import name_medium
-from keye.worker.media.size_limit import check_size
 
 
 def open_inline(uri: str, max_bytes: int) -> BinaryIO:

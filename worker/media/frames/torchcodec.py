@@ -6,9 +6,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from keye.worker.media.clip import Clip
 from keye.worker.media.decoded import VideoPlan
-from keye.worker.media.frames_read import FramesRead, OnFrame, Pixels
+from keye.worker.media.frames.clip import Clip
+from keye.worker.media.frames.video_plan import FramesRead, OnFrame, Pixels
 
 # Frames decoded in one call; between two calls there is news of how far it got.
 _BATCH = 16

@@ -4,9 +4,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from keye.worker.media.clip import Clip
 from keye.worker.media.decoded import VideoPlan
-from keye.worker.media.frames_read import FramesRead, OnFrame, Pixels
+from keye.worker.media.frames.clip import Clip
+from keye.worker.media.frames.video_plan import FramesRead, OnFrame, Pixels
 
 # It gives wrong frames of MPEG-TS and HEVC while their times look right, and cannot open AV1.
 _WRONG_CONTAINERS = ("mpegts", "mpeg")

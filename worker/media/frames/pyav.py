@@ -5,10 +5,10 @@ from typing import BinaryIO
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from keye.worker.media.clip import Clip
 from keye.worker.media.decoded import VideoPlan
-from keye.worker.media.frame_reader import FrameReader
-from keye.worker.media.frames_read import FramesRead, OnFrame, Pixels
+from keye.worker.media.frames.clip import Clip
+from keye.worker.media.frames.frame_reader import FrameReader
+from keye.worker.media.frames.video_plan import FramesRead, OnFrame, Pixels
 
 # As the model's own tools resize; where it shrinks, swscale widens the kernel, so nothing aliases.
 _BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
+from keye.worker.media.fetch.transfer import Transfer
 from keye.worker.media.side_by_side import cancel_calls, start_calls
-from keye.worker.media.transfer import Transfer
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody

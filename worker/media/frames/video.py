@@ -6,14 +6,13 @@ import av
 
 from keye.config.job import VideoPart
 from keye.config.settings import VideoDecoder
-from keye.worker.media import decode_decord, decode_pyav, decode_torchcodec
-from keye.worker.media.clip import damaged, examine_clip
 from keye.worker.media.decoded import DecodedVideo, FitFrame, NewPixels, own_pixels
-from keye.worker.media.frames_read import OnFrame
-from keye.worker.media.size_limit import check_decoded_bytes
-from keye.worker.media.video_plan import plan_video
+from keye.worker.media.frames import decord, pyav, torchcodec
+from keye.worker.media.frames.clip import damaged, examine_clip
+from keye.worker.media.frames.video_plan import OnFrame, plan_video
+from keye.worker.media.limits import check_decoded_bytes
 
-_CHOSEN = {"torchcodec": decode_torchcodec.read_frames, "decord": decode_decord.read_frames}
+_CHOSEN = {"torchcodec": torchcodec.read_frames, "decord": decord.read_frames}
 
 
 def _tell_nobody(done: int, total: int) -> None: ...
@@ -51,7 +50,7 @@ def decode_video(
     read = _CHOSEN[decoder](file, clip, plan, pixels, tell) if decoder in _CHOSEN else None
     if read is None:
         try:
-            read = decode_pyav.read_frames(file, clip, plan, pixels, tell, max_frame_pixels, num_threads)
+            read = pyav.read_frames(file, clip, plan, pixels, tell, max_frame_pixels, num_threads)
         except av.FFmpegError as error:
             raise damaged(name, clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)

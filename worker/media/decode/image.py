@@ -12,9 +12,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
 from keye.worker.media.fault import MediaFault
+from keye.worker.media.limits import check_decoded_bytes, check_pixels
 from keye.worker.media.resize import resize
 from keye.worker.media.signature import recognise_format
-from keye.worker.media.size_limit import check_decoded_bytes, check_pixels
 
 log = logging.getLogger(__name__)
 

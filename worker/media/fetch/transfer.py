@@ -1,8 +1,12 @@
-"""What one download may take, wherever it comes from: bytes, time, and the patience of the job it is for."""
+"""What one download may take, wherever it comes from: bytes, time, and the patience of the job it is for.
+
+The Retry-After header: how long a store asks to be left alone.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
@@ -35,3 +39,15 @@ class Transfer:
             f"{self.name}: had not come whole after {self.max_seconds:g} s (KEYE_MAX_FETCH_SECONDS). "
             "Send a smaller one, or keep it nearer to the worker.",
         )
+
+
+def read_retry_after(header: str | None) -> float | None:
+    """Seconds from now, as told in seconds or as an HTTP date (RFC 9110, 10.2.3); None where it tells neither."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -10,7 +10,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from keye.worker.media.container import DEMUX_FAULTS
+from keye.worker.media.frames.container import DEMUX_FAULTS
 
 
 @dataclass(frozen=True, slots=True)

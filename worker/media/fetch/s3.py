@@ -19,12 +19,10 @@ from botocore.exceptions import (
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.limits import MediaLimits
-from keye.worker.media.media_cache import MediaCache
-from keye.worker.media.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
-from keye.worker.media.retry_after import read_retry_after
-from keye.worker.media.size_limit import check_size
-from keye.worker.media.transfer import Transfer
+from keye.worker.media.fetch.media_cache import MediaCache
+from keye.worker.media.fetch.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
+from keye.worker.media.fetch.transfer import Transfer, read_retry_after
+from keye.worker.media.limits import MediaLimits, check_size
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

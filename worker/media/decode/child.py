@@ -17,12 +17,12 @@ from pydantic_core import to_jsonable_python
 
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.channel import Channel, Message
-from keye.worker.media.decode_image import decode_image
-from keye.worker.media.decode_video import decode_video
+from keye.worker.media.decode.channel import Channel, Message
+from keye.worker.media.decode.image import decode_image
+from keye.worker.media.decode.sandbox import allow, confine
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.sandbox import allow, confine
+from keye.worker.media.frames.video import decode_video
 from keye.worker.telemetry.warning_filters import tell_warnings
 
 NICENESS = 5

@@ -8,9 +8,9 @@ from urllib.parse import unquote, urlsplit
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.guard import open_inside
+from keye.worker.media.fetch.guard import open_inside
+from keye.worker.media.limits import check_size
 from keye.worker.media.medium_name import name_medium
-from keye.worker.media.size_limit import check_size
 
 
 def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:

@@ -14,12 +14,11 @@ from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 from keye.config.outcome import ErrorCode
-from keye.worker.media.address import resolve_public
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.media_cache import MediaCache
-from keye.worker.media.retry_after import read_retry_after
-from keye.worker.media.size_limit import check_size
-from keye.worker.media.transfer import Transfer
+from keye.worker.media.fetch.address import resolve_public
+from keye.worker.media.fetch.media_cache import MediaCache
+from keye.worker.media.fetch.transfer import Transfer, read_retry_after
+from keye.worker.media.limits import check_size
 
 _MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 2**10

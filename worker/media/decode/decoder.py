@@ -20,10 +20,10 @@ from pydantic import TypeAdapter
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import VideoDecoder
-from keye.worker.media.channel import Channel, Message
+from keye.worker.media.decode.channel import Channel, Message
+from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.sandbox import MAX_CPU_SECONDS
 
 _TICK_SECONDS = 0.1
 
@@ -73,7 +73,7 @@ class Decoder:
         ours.settimeout(silence_seconds)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "keye.worker.media.decoder_child", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", "keye.worker.media.decode.child", str(theirs.fileno()), str(os.getpid())],
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -1,0 +1,1 @@
+"""From bytes to pixels, in processes of their own. What the frames of a video are: `frames`."""

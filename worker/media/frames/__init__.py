@@ -1,0 +1,1 @@
+"""Of a video: its packets, which frames are read, and reading them."""
