@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from keye.worker.broker.transport import SCHEME
-from keye.worker.daemon.findings import Finding, Severity
+from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
 
 # Leases go by the server's clock, deadlines by the producer's, logs by the host's.
 WARN_SKEW_SECONDS = 2.0
@@ -30,28 +30,27 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
         connection = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
     except ValueError:
         cure = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
-        yield Finding("broker", Severity.FAULT, "KEYE_REDIS_URL cannot be read", cure)
+        yield fault("broker", "KEYE_REDIS_URL cannot be read", cure)
         return
     try:
         with connection as redis:
             facts = redis.info()
             skew = measure_skew(redis)
     except RedisError as error:
-        cure = "Start it, or correct KEYE_REDIS_URL."
-        yield Finding("broker", Severity.FAULT, f"{shown} cannot be used: {error}", cure)
+        yield fault("broker", f"{shown} cannot be used: {error}", "Start it, or correct KEYE_REDIS_URL.")
         return
     server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
-    yield Finding("broker", Severity.OK, f"{server} at {shown}")
+    yield ok("broker", f"{server} at {shown}")
 
     policy = facts.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
-        yield Finding("broker eviction", Severity.OK, policy)
+        yield ok("broker eviction", policy)
     else:
         cure = "Set it to noeviction: any other drops waiting jobs or results when memory is full."
-        yield Finding("broker eviction", Severity.FAULT, f"maxmemory-policy is {policy}", cure)
+        yield fault("broker eviction", f"maxmemory-policy is {policy}", cure)
 
     if facts.get("aof_enabled"):
-        yield Finding("broker persistence", Severity.OK, "append-only file")
+        yield ok("broker persistence", "append-only file")
     else:
         cure = "Set appendonly yes: without it a crash of the broker loses accepted jobs."
         severity = Severity.FAULT if require_durable else Severity.WARNING
@@ -79,20 +78,20 @@ def check_skew(skew_seconds: float, lease_seconds: float) -> Finding:
     cure = "Set both by NTP (timedatectl, chronyc tracking)."
     if abs(skew_seconds) > lease_seconds / 3:
         found += f", more than a third of the lease of {lease_seconds:g} s (KEYE_LEASE_SECONDS)"
-        return Finding("clock", Severity.FAULT, found, cure)
+        return fault("clock", found, cure)
     if abs(skew_seconds) > WARN_SKEW_SECONDS:
-        return Finding("clock", Severity.WARNING, found, cure)
-    return Finding("clock", Severity.OK, found)
+        return warning("clock", found, cure)
+    return ok("clock", found)
 
 
 def check_password(url: str) -> Finding:
     address = urlsplit(url)
     if address.password:
-        return Finding("broker password", Severity.OK, "set")
+        return ok("broker password", "set")
     if address.scheme == "unix" or _is_loopback(address.hostname or "localhost"):
-        return Finding("broker password", Severity.OK, "none, but only this host gets in")
+        return ok("broker password", "none, but only this host gets in")
     cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
-    return Finding("broker password", Severity.WARNING, f"{address.hostname} is used without a password", cure)
+    return warning("broker password", f"{address.hostname} is used without a password", cure)
 
 
 def _is_loopback(host: str) -> bool:
@@ -110,20 +109,19 @@ OVERRIDES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE
 def check_celery(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
     """`conf` is the app's."""
     faults = [
-        Finding("Celery", Severity.FAULT, f"{option} takes pickle", "Leave it at json: a pickle runs what it likes.")
+        fault("Celery", f"{option} takes pickle", "Leave it at json: a pickle runs what it likes.")
         for option in ("accept_content", "result_accept_content")
         if PICKLE in (prepare_accept_content(conf[option]) or ())
     ]
     for name in OVERRIDES:
         if environ.get(name):
             cure = "Unset it: jobs would wait in one server and be looked for in another."
-            faults.append(Finding("Celery", Severity.FAULT, f"{name} takes the place of KEYE_REDIS_URL", cure))
-    yield from faults or [Finding("Celery", Severity.OK, "reads json only, from KEYE_REDIS_URL")]
+            faults.append(fault("Celery", f"{name} takes the place of KEYE_REDIS_URL", cure))
+    yield from faults or [ok("Celery", "reads json only, from KEYE_REDIS_URL")]
 
 
 def check_transport(conf: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether messages are read before Celery reads them."""
     if conf["broker_transport"] != SCHEME:
         found = f"broker_transport is {conf['broker_transport']!r}"
-        cure = f"Leave it at {SCHEME}: by any other, one malformed message ends every worker."
-        yield Finding("Celery", Severity.FAULT, found, cure)
+        yield fault("Celery", found, f"Leave it at {SCHEME}: by any other, one malformed message ends every worker.")

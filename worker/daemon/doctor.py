@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from keye.config.settings import Settings
-from keye.worker.daemon.findings import Finding, Severity, select
+from keye.worker.daemon.findings import Finding, Severity, fault, ok, select
 from keye.worker.daemon.preflight import check_before_start, check_packages
 
 
@@ -16,7 +16,7 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
         findings.append(finding)
         yield finding
     if select(findings, Severity.FAULT):
-        yield Finding("smoke job", Severity.FAULT, "not tried", "Cure the faults above first.")
+        yield fault("smoke job", "not tried", "Cure the faults above first.")
     else:
         from keye.worker.daemon.trials import check_smoke_job
 
@@ -24,7 +24,7 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
 
 
 def _checks(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
-    yield Finding("Python", Severity.OK, f"{platform.python_version()} ({sys.executable})")
+    yield ok("Python", f"{platform.python_version()} ({sys.executable})")
     yield from check_before_start(settings, gpus)
     if select(list(check_packages()), Severity.FAULT):
         return  # the trials could not even be imported

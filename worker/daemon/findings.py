@@ -33,6 +33,18 @@ class Finding:
         return f"{self.subject}: {self.found.rstrip('.')}. {self.cure}".rstrip()
 
 
+def ok(subject: str, found: str) -> Finding:
+    return Finding(subject, Severity.OK, found)
+
+
+def warning(subject: str, found: str, cure: str) -> Finding:
+    return Finding(subject, Severity.WARNING, found, cure)
+
+
+def fault(subject: str, found: str, cure: str) -> Finding:
+    return Finding(subject, Severity.FAULT, found, cure)
+
+
 def select(findings: Sequence[Finding], severity: Severity) -> list[Finding]:
     return [finding for finding in findings if finding.severity is severity]
 

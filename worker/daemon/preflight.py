@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.broker import check_broker, check_celery
-from keye.worker.daemon.findings import Finding, Severity
+from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.media.decode.sandbox import can_refuse_sockets
 from keye.worker.model.checkpoint import check_checkpoint
 
@@ -49,13 +49,13 @@ def check_packages() -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("packages", Severity.FAULT, f"{requirement.name} is not installed, {wanted}", cure)
+            yield fault("packages", f"{requirement.name} is not installed, {wanted}", cure)
             continue
         if requirement.specifier.contains(version, prereleases=True):
             right.append(f"{requirement.name} {version}")
         else:
-            yield Finding("packages", Severity.WARNING, f"{requirement.name} is {version}, {wanted}", cure)
-    yield Finding("packages", Severity.OK, ", ".join(right))
+            yield warning("packages", f"{requirement.name} is {version}, {wanted}", cure)
+    yield ok("packages", ", ".join(right))
 
 
 def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
@@ -65,55 +65,53 @@ def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
         if name.upper().startswith("KEYE_") and name.upper() not in known:
             cure = "".join(f"Did you mean {near}?" for near in get_close_matches(name, known, 1))
             found = f"{name} is no setting and changes nothing"
-            yield Finding("settings", Severity.WARNING, found, cure or "Unset it; README.md lists every setting.")
+            yield warning("settings", found, cure or "Unset it; README.md lists every setting.")
 
 
 def check_model_files(path: Path | None) -> Finding:
     if path is None:
-        return Finding(
-            "checkpoint", Severity.FAULT, "KEYE_MODEL_PATH is not set", "Set it to a Keye-VL checkpoint folder."
-        )
+        return fault("checkpoint", "KEYE_MODEL_PATH is not set", "Set it to a Keye-VL checkpoint folder.")
     if faults := check_checkpoint(path):
-        return Finding("checkpoint", Severity.FAULT, "; ".join(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
-    return Finding("checkpoint", Severity.OK, str(path))
+        return fault("checkpoint", "; ".join(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
+    return ok("checkpoint", str(path))
 
 
 def check_device(device: str, gpus: Sequence[str]) -> Finding:
     if gpus:
-        return Finding("device", Severity.OK, f"{len(gpus)} GPU: {', '.join(gpus)}")
+        return ok("device", f"{len(gpus)} GPU: {', '.join(gpus)}")
     if device == "cuda":
         cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=auto to run on the CPU."
-        return Finding("device", Severity.FAULT, "KEYE_DEVICE is cuda and no GPU is visible", cure)
+        return fault("device", "KEYE_DEVICE is cuda and no GPU is visible", cure)
     if device == "auto" and shutil.which("nvidia-smi"):
         cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=cpu if that is meant."
-        return Finding("device", Severity.WARNING, "CPU: no GPU is visible although there is an NVIDIA driver", cure)
-    return Finding("device", Severity.OK, "CPU")
+        return warning("device", "CPU: no GPU is visible although there is an NVIDIA driver", cure)
+    return ok("device", "CPU")
 
 
 def check_video_decoder(chosen: VideoDecoder) -> Finding:
     if chosen != "pyav" and importlib.util.find_spec(chosen) is None:
         cure = f"pip install {chosen}, or take KEYE_VIDEO_DECODER out of the settings."
-        return Finding("video decoder", Severity.FAULT, f"KEYE_VIDEO_DECODER is {chosen}, which is not installed", cure)
-    return Finding("video decoder", Severity.OK, chosen)
+        return fault("video decoder", f"KEYE_VIDEO_DECODER is {chosen}, which is not installed", cure)
+    return ok("video decoder", chosen)
 
 
 def check_sandbox() -> Finding:
     if can_refuse_sockets():
-        return Finding("decoder sandbox", Severity.OK, "the kernel keeps decoders off the network")
+        return ok("decoder sandbox", "the kernel keeps decoders off the network")
     found = "decoders are not kept off the network: this kernel has no seccomp filters, or is of another machine"
     cure = "Run it on Linux on x86_64 or aarch64, or give the worker only the network it needs."
-    return Finding("decoder sandbox", Severity.WARNING, found, cure)
+    return warning("decoder sandbox", found, cure)
 
 
 def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
     if not roots:
-        yield Finding("media roots", Severity.OK, "none: no local media")
+        yield ok("media roots", "none: no local media")
     for root in roots:
         if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
-            yield Finding("media roots", Severity.OK, str(root))
+            yield ok("media roots", str(root))
         else:
             cure = "Create or mount it, or take it out of KEYE_MEDIA_ROOTS."
-            yield Finding("media roots", Severity.FAULT, f"{root} is no folder that can be read", cure)
+            yield fault("media roots", f"{root} is no folder that can be read", cure)
 
 
 def check_media_cache(folder: Path, max_bytes: int) -> Finding:
@@ -122,20 +120,19 @@ def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     is_ours = there != folder or folder.stat().st_uid == os.geteuid()
     if not (is_ours and _can_write(there)):
         cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
-        return Finding("media cache", Severity.FAULT, f"{folder} cannot be written by this user", cure)
+        return fault("media cache", f"{folder} cannot be written by this user", cure)
     room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
     if room < max_bytes:
         found = f"{folder} has room for {room / 2**30:.1f} GiB and may take {max_bytes / 2**30:.1f}"
-        return Finding("media cache", Severity.WARNING, found, "Lower KEYE_CACHE_BYTES or use another disk.")
-    return Finding("media cache", Severity.OK, f"{folder}, up to {max_bytes / 2**30:.1f} GiB")
+        return warning("media cache", found, "Lower KEYE_CACHE_BYTES or use another disk.")
+    return ok("media cache", f"{folder}, up to {max_bytes / 2**30:.1f} GiB")
 
 
 def check_spool(folder: Path) -> Finding:
     if _can_write(_nearest_place(folder)):
-        return Finding("spool", Severity.OK, str(folder))
+        return ok("spool", str(folder))
     found = f"{folder} cannot be written by this user: a worker that ends while Redis is away loses its outcomes"
-    cure = "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make."
-    return Finding("spool", Severity.WARNING, found, cure)
+    return warning("spool", found, "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make.")
 
 
 def _nearest_place(folder: Path) -> Path:

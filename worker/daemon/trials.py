@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
-from keye.worker.daemon.findings import Finding, Severity
+from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
 from keye.worker.model.device import TorchFacts
@@ -26,16 +26,16 @@ def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
     """`gpus` are those the driver lists."""
     subject = "torch and CUDA"
     if not gpus:
-        return Finding(subject, Severity.OK, f"torch {torch.version} on the CPU, {torch.num_threads} threads")
+        return ok(subject, f"torch {torch.version} on the CPU, {torch.num_threads} threads")
     if torch.cuda is None:
         cure = "Install the CUDA build: https://pytorch.org/get-started/locally/"
-        return Finding(subject, Severity.FAULT, f"torch {torch.version} is a CPU build", cure)
+        return fault(subject, f"torch {torch.version} is a CPU build", cure)
     if len(torch.gpus) < len(gpus):
         found = f"torch {torch.version} for CUDA {torch.cuda} can use {len(torch.gpus)} of {len(gpus)} GPUs"
         cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see nvidia-smi)."
-        return Finding(subject, Severity.FAULT, found, cure)
+        return fault(subject, found, cure)
     names = ", ".join(name for name, _ in torch.gpus)
-    return Finding(subject, Severity.OK, f"torch {torch.version} for CUDA {torch.cuda}: {names}")
+    return ok(subject, f"torch {torch.version} for CUDA {torch.cuda}: {names}")
 
 
 def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
@@ -43,8 +43,8 @@ def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
     least = min((num_bytes for _, num_bytes in torch.gpus), default=0)
     found = f"{least / 2**30:.1f} GiB, the model wants {needed / 2**30:.1f} GiB"
     if least < needed:
-        return Finding("GPU memory", Severity.FAULT, found, "Use a GPU with more memory or a smaller checkpoint.")
-    return Finding("GPU memory", Severity.OK, found)
+        return fault("GPU memory", found, "Use a GPU with more memory or a smaller checkpoint.")
+    return ok("GPU memory", found)
 
 
 def check_decoders(chosen: VideoDecoder) -> Finding:
@@ -60,15 +60,15 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
                 (video,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
         except (MediaFault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
-            return Finding("decoders", Severity.FAULT, f"a clip made here cannot be read back: {error}", cure)
+            return fault("decoders", f"a clip made here cannot be read back: {error}", cure)
     assert isinstance(video, DecodedVideo)
     if video.decoder != chosen:
         cure = (
             "torchcodec needs the shared libraries of FFmpeg 4 to 9: apt install ffmpeg. Or unset KEYE_VIDEO_DECODER."
         )
-        return Finding("decoders", Severity.FAULT, f"{chosen} cannot read a clip made here, PyAV stepped in", cure)
+        return fault("decoders", f"{chosen} cannot read a clip made here, PyAV stepped in", cure)
     library = ".".join(map(str, av.library_versions["libavcodec"]))
-    return Finding("decoders", Severity.OK, f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")
+    return ok("decoders", f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")
 
 
 def _encode_clip(path: Path) -> None:
@@ -85,7 +85,7 @@ def check_s3(endpoint_url: str | None) -> Finding:
     session = boto3.Session()
     if (credentials := session.get_credentials()) is None:
         cure = "For s3:// media give boto3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
-        return Finding("S3", Severity.WARNING, "no credentials", cure)
+        return warning("S3", "no credentials", cure)
     shown = f"credentials from {credentials.method}, {endpoint_url or 'AWS'}"
     try:
         config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
@@ -93,11 +93,11 @@ def check_s3(endpoint_url: str | None) -> Finding:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         if code in ("AccessDenied", "403"):
-            return Finding("S3", Severity.OK, f"{shown} (may not list buckets)")
-        return Finding("S3", Severity.WARNING, f"{shown}: {code}", "Correct the AWS credentials.")
+            return ok("S3", f"{shown} (may not list buckets)")
+        return warning("S3", f"{shown}: {code}", "Correct the AWS credentials.")
     except BotoCoreError as error:
-        return Finding("S3", Severity.WARNING, f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL or the network.")
-    return Finding("S3", Severity.OK, shown)
+        return warning("S3", f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL or the network.")
+    return ok("S3", shown)
 
 
 def check_smoke_job(settings: Settings) -> Finding:
@@ -108,6 +108,6 @@ def check_smoke_job(settings: Settings) -> Finding:
         served.engine.stop()
     except Exception as error:  # whatever it is, it is a finding
         cure = "`keye-worker run` would end with MODEL_LOAD_FAILED; see docs/operations.md."
-        return Finding("smoke job", Severity.FAULT, f"{type(error).__name__}: {error}", cure)
+        return fault("smoke job", f"{type(error).__name__}: {error}", cure)
     found = f"{served.model.name} in {served.model.precision} on {served.device}, loaded and answered"
-    return Finding("smoke job", Severity.OK, f"{found} after {time.monotonic() - started:.1f} s")
+    return ok("smoke job", f"{found} after {time.monotonic() - started:.1f} s")
