@@ -6,7 +6,7 @@ Needs the base install only, and `KEYE_REDIS_URL` where Redis is not on this mac
 import sys
 from pathlib import Path
 
-from keye.producer import Client, JobFailed, StageStarted, TextGenerated
+from keye import Client, JobFailed, StageStarted, TextGenerated
 
 
 def main(question: str, *media: str) -> None:

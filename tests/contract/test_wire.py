@@ -94,7 +94,7 @@ def test_a_refusal_does_not_repeat_what_the_caller_sent() -> None:
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_the_published_schemas_are_the_ones_in_force(name: str) -> None:
     published = json.loads((SCHEMA_FOLDER / f"{name}.json").read_text())
-    assert published == schemas()[name], "run `keye schema --write docs/schemas` and name the change in the README"
+    assert published == schemas()[name], "run `keye schema --write docs/schemas` and name the change in CHANGELOG.md"
 
 
 def test_no_schema_is_published_that_is_not_in_force() -> None:

@@ -65,7 +65,7 @@ def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
         if name.upper().startswith("KEYE_") and name.upper() not in known:
             cure = "".join(f"Did you mean {near}?" for near in get_close_matches(name, known, 1))
             found = f"{name} is no setting and changes nothing"
-            yield warning("settings", found, cure or "Unset it; README.md lists every setting.")
+            yield warning("settings", found, cure or "Unset it; docs/reference.md lists every setting.")
 
 
 def check_model_files(path: Path | None) -> Finding:

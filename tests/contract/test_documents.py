@@ -1,0 +1,80 @@
+"""What is written for people is true: the reference equals the code, links lead somewhere, what is named exists."""
+
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from keye.config.outcome import ErrorCode
+from keye.config.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def rows(heading: str) -> list[list[str]]:
+    section = REFERENCE.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_error_code_table_equals_the_enum() -> None:
+    expected = [
+        [code.value, code.facts.blame, "yes" if code.facts.retryable else "no", code.facts.meaning]
+        for code in ErrorCode
+    ]
+    assert rows("Error codes") == expected
+
+
+def test_settings_table_names_every_setting_and_no_other() -> None:
+    assert [row[0] for row in rows("Settings")] == [f"KEYE_{name.upper()}" for name in Settings.model_fields]
+
+
+def test_the_reference_is_the_one_made_from_the_code() -> None:
+    made = runpy.run_path(str(ROOT / "tools" / "reference.py"))["reference"]()
+    assert made == REFERENCE, "run `python tools/reference.py`"
+
+
+@every_page
+def test_no_page_names_a_setting_that_does_not_exist(page: Path) -> None:
+    known = {f"KEYE_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"KEYE_[A-Z0-9_]+[A-Z0-9]", page.read_text())) <= known
+
+
+def test_the_readme_is_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@every_page
+def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{link}: there is no {name}"
+            assert not anchor or anchor in anchors(target), f"{link}: {target.name} has no such heading"
+
+
+@every_page
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # It tells of what was, too.
+    folders = r"\.ci|benchmarks|config|docs|examples|producer|src|tests|tools|worker"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", prose(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> Iterator[str]:
+    """Those that GitHub gives a page's headings: lower case, spaces as hyphens, no other marks."""
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        yield re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
