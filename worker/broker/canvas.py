@@ -1,6 +1,5 @@
-"""What a Celery message asks to be called once its job has ended: `link`, `link_error`, and its place in a canvas.
-
-What a message asks beside its job.
+"""What a Celery message asks to be called once its job has ended: `link`, `link_error`, and its place in a canvas;
+and what else it asks beside its job.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,20 +58,20 @@ class Canvas(Report):
 
     def call(self, app: Celery, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Send what follows; each is given the outcome as a dict, in front of its own arguments."""
-        told = outcome.model_dump(mode="json")
+        as_json = outcome.model_dump(mode="json")
         lineage = {"root_id": self.root_id or task_id, "parent_id": task_id}
         is_result = isinstance(outcome, JobResult)
         for each in (self.callbacks if is_result else self.errbacks) or ():
-            signature(each, app=app).apply_async((told,), **lineage)
+            signature(each, app=app).apply_async((as_json,), **lineage)
         if is_result and self.chain:
             *rest, following = self.chain
-            signature(following, app=app).apply_async((told,), chain=rest, **lineage)
+            signature(following, app=app).apply_async((as_json,), chain=rest, **lineage)
         if self.chord is not None:
             request = Context(id=task_id, group=self.group, group_index=self.group_index, chord=self.chord, **lineage)
             if isinstance(outcome, JobFailure):
                 app.backend.on_chord_part_return(request, "FAILURE", JobFailed.of(outcome))
             else:
-                app.backend.on_chord_part_return(request, "SUCCESS", told)
+                app.backend.on_chord_part_return(request, "SUCCESS", as_json)
 
 
 class _Signature(Foreign):

@@ -27,9 +27,9 @@ class Unreadable(ValueError):
     def __init__(self, reason: str) -> None:
         # It may name what somebody else has named, line breaks and all.
         brief = reason[:MAX_REASON_CHARS]
-        told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in brief)
-        is_whole = len(reason) <= MAX_REASON_CHARS and len(told) <= MAX_REASON_CHARS
-        super().__init__(told if is_whole else f"{told[:MAX_REASON_CHARS]} ...")
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in brief)
+        is_whole = len(reason) <= MAX_REASON_CHARS and len(printable) <= MAX_REASON_CHARS
+        super().__init__(printable if is_whole else f"{printable[:MAX_REASON_CHARS]} ...")
 
 
 class Foreign(BaseModel):

@@ -1,7 +1,4 @@
-"""What must be true of Redis or Valkey before a worker starts. Changes nothing there.
-
-Whether Celery's options still are those that jobs rely on, whatever an app or the environment made of them.
-"""
+"""What must be true of Redis or Valkey before a worker starts, and of how Celery uses it. Changes nothing there."""
 
 import time
 from collections.abc import Iterator, Mapping

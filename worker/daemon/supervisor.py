@@ -1,8 +1,6 @@
-"""Starts one Celery child per GPU, watches them, ends them. Never imports torch; decides no pauses (`revival`).
+"""Starts one Celery child per GPU, starts dead ones again after growing pauses, ends them.
 
-Decides when a dead child is started again, and when to give up. Pure: starts nothing, reads no clock.
-
-Which GPUs get a worker each, found without CUDA: a parent that touched it would spoil its children's pinning.
+Never imports torch: a parent that touched CUDA would spoil its children's pinning.
 """
 
 import logging
@@ -28,7 +26,6 @@ TICK_SECONDS = 0.2
 KILL_MARGIN_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
-
 
 # Long enough that a child which dies of its load (a poison job, memory that fills) still meets growing pauses.
 STEADY_SECONDS = 60.0
@@ -190,7 +187,7 @@ def _arrived(signals: "SimpleQueue[int]") -> bool:
 
 
 def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:
-    """Values for the children's CUDA_VISIBLE_DEVICES, one a child; empty means one child on the CPU.
+    """One value of CUDA_VISIBLE_DEVICES for each child: which GPUs get a worker. Empty means one child on the CPU.
 
     An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every GPU that nvidia-smi lists.
     """

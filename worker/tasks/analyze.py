@@ -1,6 +1,6 @@
 """The Celery task, and the analyst behind it: open, claim, attempt, settle. The attempt itself lives next door.
 
-Which jobs of a process may run at the same time: all, but one that may have killed a worker runs alone.
+Jobs of a process run side by side; one that may have killed a worker runs alone.
 """
 
 import json
@@ -296,8 +296,8 @@ class Analyst:
                 )
                 return None
             case "cancelled":
-                told = {"code": ErrorCode.CANCELLED, "message": CANCELLED_WHILE_RUNNING, "retryable": False}
-                return self._settle(lease, failure.model_copy(update=told))
+                cancelled = {"code": ErrorCode.CANCELLED, "message": CANCELLED_WHILE_RUNNING, "retryable": False}
+                return self._settle(lease, failure.model_copy(update=cancelled))
             case _:
                 log.warning("job %s: lease lost before it could be queued again", lease.job_id)
                 return None

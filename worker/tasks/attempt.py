@@ -1,7 +1,4 @@
-"""One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome.
-
-How long an operator lets an attempt or its generation take, and what its job is told then.
-"""
+"""One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""Celery's consumer without chatter, and without tasks but ours, however the worker is started.
-
-Celery's request of our task, as it is told of to others.
-"""
+"""Celery's consumer without chatter, and its requests without what they hold, however the worker is started."""
 
 import logging
 import warnings
@@ -70,5 +67,5 @@ class QuietConsumer(Consumer):
 class JobRequest(Request):
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `inspect active` and Flower show: without the job itself, which may hold signed URLs."""
-        told: dict[str, Any] = super().info(safe=True)
-        return told
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown

@@ -63,6 +63,6 @@ class Stragglers:
             return
         failure = failure_of(fault, watched.attempt.stage, watched.lease, watched.job)
         if self._settlement.settle(watched.lease, failure):
-            told = (failure.stage, failure.code, failure.message)
-            log.error("job %s: hangs in %s: %s: %r", watched.lease.job_id, *told)
+            why = (failure.stage, failure.code, failure.message)
+            log.error("job %s: hangs in %s: %s: %r", watched.lease.job_id, *why)
         watched.is_ended = True
