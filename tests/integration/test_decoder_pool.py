@@ -18,10 +18,9 @@ from PIL import Image
 
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media import decoder_pool
+from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
-from keye.worker.media.decode.pixel_budget import PixelShare
-from keye.worker.media.decode.pool import DecoderPool
+from keye.worker.media.decode.pool import DecoderPool, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.fault import MediaFault
 from tests.conditions import eventually
@@ -230,7 +229,7 @@ def test_job_that_is_over_takes_its_child_with_it_at_once(bench: Bench) -> None:
 
 
 def test_child_is_replaced_after_so_many_media(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_pool, "MAX_MEDIA_A_CHILD", 2)
+    monkeypatch.setattr(pool, "MAX_MEDIA_A_CHILD", 2)
     bench.assert_works()
     first = bench.child
     bench.assert_works()

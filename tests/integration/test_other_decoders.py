@@ -9,8 +9,7 @@ import pytest
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, Size
-from keye.worker.media.frames.video import decode_video
-from keye.worker.media.frames.video_plan import OnFrame
+from keye.worker.media.frames.video import OnFrame, decode_video
 from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from tests.zoo import CLIP_SIZE, CLIPS, Zoo, encode_clip, number_shown_at, shown_by_plain_decoding, upright_numbers
 

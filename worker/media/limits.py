@@ -1,7 +1,4 @@
-"""How much of a medium is read and decoded, and from where.
-
-The limits on bytes and pixels, each checked before what it limits is read or made.
-"""
+"""How much of a medium is read and decoded, and from where; each limit is checked before anything is read or made."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -14,13 +14,11 @@ from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.https import fetch_web
-from keye.worker.media.fetch.inline import open_inline
-from keye.worker.media.fetch.local import open_local
+from keye.worker.media.fetch.local import open_inline, open_local
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.s3 import fetch_object
-from keye.worker.media.fetch.transfer import Transfer
+from keye.worker.media.fetch.transfer import Transfer, name_medium
 from keye.worker.media.limits import MediaLimits
-from keye.worker.media.medium_name import name_medium
 from keye.worker.media.side_by_side import do_side_by_side
 
 __all__ = [

@@ -94,7 +94,7 @@ def test_path_that_turns_into_a_way_out_after_the_check_is_still_refused(
         return real_open(path, flags)
 
     real_open = os.open
-    monkeypatch.setattr("keye.worker.media.fetch.guard.os.open", swap_then_open)
+    monkeypatch.setattr("keye.worker.media.fetch.local.os.open", swap_then_open)
     assert code_of_refusal(root / "clip.mp4", root) is ErrorCode.MEDIA_FORBIDDEN
 
 

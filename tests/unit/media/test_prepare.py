@@ -18,7 +18,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.decoded import Size
-from keye.worker.media.medium_name import name_medium
+from keye.worker.media.fetch.transfer import name_medium
 from keye.worker.media.prepare import (
     DecodedImage,
     DecodedVideo,

@@ -6,7 +6,7 @@ import numpy as np
 
 from keye.config.job import VideoPart
 from keye.worker.media.decoded import FitFrame, Size, VideoPlan
-from keye.worker.media.frames.packet_index import PacketIndex
+from keye.worker.media.frames.clip import PacketIndex
 from keye.worker.media.frames.video_plan import plan_video, tell_thinning
 
 HD = (1080, 1920)

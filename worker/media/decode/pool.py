@@ -1,8 +1,10 @@
 """The decoder children of a worker: lends them to jobs, replaces those that end, bounds the pixels of all jobs."""
 
+import fcntl
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -13,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
-from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo
 from keye.worker.media.limits import check_decoded_bytes
 
@@ -24,6 +25,65 @@ _TICK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class PixelShare:
+    """The pixels of one job; see `PixelBudget`."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.is_decoding = True
+
+
+class PixelBudget:
+    """Grants memory while all jobs together stay below `max_bytes`; more than that only to the job that began first.
+
+    So the eldest always gets on, whoever else holds what, and then the next: nobody waits for ever. Memory counts
+    until nothing refers to it any more.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = Lock()
+        self._shares: list[PixelShare] = []
+        # Finalizers put into it: they run in any thread at any moment, where a lock could be held already.
+        self._freed: SimpleQueue[tuple[PixelShare, int]] = SimpleQueue()
+
+    @contextmanager
+    def share(self) -> Iterator[PixelShare]:
+        """A job's share, in use while the job decodes and while its pixels live."""
+        share = PixelShare()
+        with self._lock:
+            self._shares.append(share)
+        try:
+            yield share
+        finally:
+            share.is_decoding = False
+
+    def has_room(self, share: PixelShare, num_bytes: int) -> bool:
+        with self._lock:
+            return self._has_room(share, num_bytes)
+
+    def allocate(self, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
+        """Memory and a handle of it to send and close; None where there is no room now."""
+        with self._lock:
+            if not self._has_room(share, num_bytes):
+                return None
+            # Counted only once it is there: where handles run out, nothing would ever give the bytes back.
+            memory, handle = _new_memory(num_bytes)
+            share.num_bytes += num_bytes
+        weakref.finalize(memory, self._freed.put, (share, num_bytes)).atexit = False
+        return memory, handle
+
+    def _has_room(self, share: PixelShare, num_bytes: int) -> bool:
+        while True:
+            try:
+                freed, num_freed = self._freed.get_nowait()
+            except Empty:
+                break
+            freed.num_bytes -= num_freed
+        self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
+        return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
 
 
 class DecoderPool:
@@ -121,3 +181,15 @@ class DecoderPool:
                 logger.error("A decoder child cannot be started (%s); trying again in %g s", error, _RETRY_SECONDS)
                 time.sleep(_RETRY_SECONDS)
                 self._vacancies.put(True)
+
+
+def _new_memory(num_bytes: int) -> tuple[mmap, int]:
+    handle = os.memfd_create("keye-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(handle, num_bytes)
+        # A child that shrank it would end the worker with SIGBUS.
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return mmap(handle, num_bytes), handle
+    except OSError:
+        os.close(handle)
+        raise

@@ -1,9 +1,12 @@
-"""Objects of S3 and its like, by way of the cache. Credentials as boto3 does; the download itself lives next door."""
+"""Objects of S3 and its like, by way of the cache: in parts side by side, each taken up where it broke off."""
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from concurrent.futures import as_completed, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
@@ -12,6 +15,8 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
@@ -20,12 +25,14 @@ from botocore.exceptions import (
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.media_cache import MediaCache
-from keye.worker.media.fetch.ranged_download import ObjectChanged, ObjectVersion, RangedDownload
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size
+from keye.worker.media.side_by_side import cancel_calls, start_calls
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import GetObjectRequestTypeDef
 
 
 class _AskedVersion(TypedDict, total=False):
@@ -38,6 +45,29 @@ _MAX_TRIES = 3
 # InvalidArgument: no versionId looks like that.
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName", "InvalidArgument", "404"}
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "TooManyRequests", "InternalError"}
+
+_MAX_CONNECTIONS = 8
+
+_PART_BYTES = 8 * 2**20
+_CHUNK_BYTES = 64 * 2**10
+
+# How often one part may break off; refused connections and answers such as 503 botocore tries again by itself.
+_MAX_BREAKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _ObjectVersion:
+    """`version_id` is "" where the caller asked for none; `etag` pins the version all the same."""
+
+    bucket: str
+    key: str
+    version_id: str
+    etag: str
+    num_bytes: int
+
+
+class _ObjectChanged(Exception):
+    """The object was replaced since its `_ObjectVersion` was read."""
 
 
 def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
@@ -55,9 +85,9 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
             check_size(found.num_bytes, transfer.max_bytes, name)
             identity = (limits.s3_endpoint_url or "s3", bucket, key, version_id, found.etag, str(found.num_bytes))
             try:
-                download = RangedDownload(client, found, transfer)
+                download = _RangedDownload(client, found, transfer)
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
-            except ObjectChanged:
+            except _ObjectChanged:
                 continue
     raise MediaFault(
         ErrorCode.MEDIA_UNREACHABLE,
@@ -73,7 +103,7 @@ def _parse(uri: str, name: str) -> tuple[str, str, str]:
     return bucket, key, version_id
 
 
-def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) -> ObjectVersion:
+def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) -> _ObjectVersion:
     version: _AskedVersion = {"VersionId": version_id} if version_id else {}
     try:
         head = client.head_object(Bucket=bucket, Key=key, **version)
@@ -82,7 +112,7 @@ def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) ->
             # An answer to HEAD has no body, and so no reason. Whoever asks for a byte is told.
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **version)["Body"].close()
         raise
-    return ObjectVersion(bucket, key, version_id, head["ETag"], head["ContentLength"])
+    return _ObjectVersion(bucket, key, version_id, head["ETag"], head["ContentLength"])
 
 
 @contextmanager
@@ -139,3 +169,70 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+
+
+class _RangedDownload:
+    """Called with a file's handle, it writes the whole object there.
+
+    Raises `_ObjectChanged`, what `transfer.go_on` raises, or botocore's own errors.
+    """
+
+    def __init__(self, client: "S3Client", version: _ObjectVersion, transfer: Transfer) -> None:
+        self._client = client
+        self._version = version
+        self._transfer = transfer
+        self._given_up = threading.Event()
+
+    def __call__(self, handle: int) -> None:
+        num_bytes = self._version.num_bytes
+        starts = range(0, num_bytes, _PART_BYTES)
+        calls = [partial(self._fetch, handle, start, min(start + _PART_BYTES, num_bytes)) for start in starts]
+        parts = start_calls(calls, _MAX_CONNECTIONS)
+        try:
+            for part in as_completed(parts):
+                part.result()
+        except BaseException:
+            self._given_up.set()
+            cancel_calls(parts)
+            wait(parts)  # they write to the handle
+            raise
+
+    def _fetch(self, handle: int, start: int, end: int) -> None:
+        num_breaks = 0
+        while start < end:
+            try:
+                with closing(self._ask(start, end)) as body:
+                    for chunk in body.iter_chunks(_CHUNK_BYTES):
+                        num_written = os.pwrite(handle, chunk, start)
+                        start += num_written
+                        if self._given_up.is_set():
+                            return
+                        self._transfer.go_on()
+                        if num_written < len(chunk):
+                            break  # the disk is full, and says so at the next write
+            except (HTTPClientError, IncompleteReadError):
+                num_breaks += 1
+                if num_breaks == _MAX_BREAKS:
+                    raise
+
+    def _ask(self, start: int, end: int) -> "StreamingBody":
+        asked = self._version
+        request: GetObjectRequestTypeDef = {
+            "Bucket": asked.bucket,
+            "Key": asked.key,
+            "IfMatch": asked.etag,
+            "Range": f"bytes={start}-{end - 1}",
+        }
+        if asked.version_id:
+            request["VersionId"] = asked.version_id
+        try:
+            response = self._client.get_object(**request)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.PRECONDITION_FAILED:
+                raise _ObjectChanged from None
+            raise
+        if response["ETag"] != asked.etag or response["ContentLength"] != end - start:
+            # It went on with another version, or sends all of it: a store that knows neither If-Match nor Range.
+            response["Body"].close()
+            raise _ObjectChanged
+        return response["Body"]

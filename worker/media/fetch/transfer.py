@@ -1,8 +1,6 @@
-"""What one download may take, wherever it comes from: bytes, time, and the patience of the job it is for.
+"""What one download may take, wherever it comes from: bytes, time, the patience of its job; and what it is called."""
 
-The Retry-After header: how long a store asks to be left alone.
-"""
-
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,3 +49,19 @@ def read_retry_after(header: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return None
+
+
+_MAX_LENGTH = 160
+_INLINE_TYPE = re.compile(r"data:([\w.+-]{1,40}/[\w.+-]{1,40})?", re.IGNORECASE)
+_WEB = re.compile(r"https:/*(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
+
+
+def name_medium(uri: str) -> str:
+    """The reference without query, credentials or inline bytes: signed URLs carry their secrets there."""
+    if inline := _INLINE_TYPE.match(uri):
+        return f"inline {inline[1] or 'data'}"
+    if web := _WEB.match(uri):
+        uri = f"https://{web[1]}"
+    elif uri[:3].lower() == "s3:":
+        uri = uri.partition("?")[0]
+    return uri if len(uri) <= _MAX_LENGTH else f"{uri[: _MAX_LENGTH // 2]}...{uri[-_MAX_LENGTH // 2 :]}"

@@ -1,22 +1,107 @@
-"""What is learnt of a video file before it is planned: its packets, and from one frame its upright size."""
+"""A video file before it is planned: opened, its packets indexed, and from one frame its upright size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import Size
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.frames.container import find_video_stream, open_container
-from keye.worker.media.frames.packet_index import PacketIndex, index_packets
 from keye.worker.media.limits import check_pixels
 from keye.worker.media.signature import recognise_format
+
+_BUFFER_BYTES = 256 * 2**10
+
+# What demuxing a damaged file may raise. IndexError: PyAV meets a stream that the damage makes appear midway.
+DEMUX_FAULTS = (av.FFmpegError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketIndex:
+    """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends.
+
+    `hides_frames` when an edit list cuts frames away that are in the file, `has_open_groups` when some frames are shown
+    before the keyframe that they follow in the file.
+    """
+
+    pts: npt.NDArray[np.int64]
+    keyframe_pts: npt.NDArray[np.int64]
+    end: int
+    time_base: Fraction
+    hides_frames: bool
+    has_open_groups: bool
+
+    @property
+    def shown_at(self) -> npt.NDArray[np.float64]:
+        """Seconds from the first frame."""
+        return (self.pts - self.pts[0]) * float(self.time_base)
+
+    @property
+    def duration_seconds(self) -> float:
+        return (self.end - int(self.pts[0])) * float(self.time_base)
+
+    def keyframe_before(self, pts: int) -> int:
+        """The latest keyframe shown at or before `pts`, or the first frame where there is none."""
+        position = int(np.searchsorted(self.keyframe_pts, pts, side="right"))
+        return int(self.keyframe_pts[position - 1] if position else self.pts[0])
+
+    def num_between(self, earlier: int, later: int) -> int:
+        """How many frames are shown after `earlier` and before `later`."""
+        return int(np.searchsorted(self.pts, later) - np.searchsorted(self.pts, earlier, side="right"))
+
+
+def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction) -> PacketIndex | None:
+    """Read all packets of a stream; None where it has no frame. A file that breaks off is indexed up to there.
+
+    Headers are not asked: their frame counts and rates are wrong for variable rates, edit lists and cut-off files.
+    """
+    durations: dict[int, int] = {}
+    keyframes: list[int] = []
+    hides_frames = has_open_groups = False
+    try:
+        for packet in packets:
+            pts = presentation_time(packet)
+            # An edit list cuts away what it marks as discarded: needed to decode, never shown.
+            hides_frames |= packet.is_discard
+            if pts is None or packet.size == 0 or packet.is_discard:
+                continue
+            durations[pts] = packet.duration or 0
+            if packet.is_keyframe:
+                keyframes.append(pts)
+            has_open_groups |= bool(keyframes) and pts < keyframes[-1]
+    except DEMUX_FAULTS:
+        pass  # cut off or overwritten here; the decoder meets the same place and counts it
+    if not durations:
+        return None
+    pts_of_frames = np.array(sorted(durations), np.int64)
+    last = int(pts_of_frames[-1])
+    return PacketIndex(
+        pts=pts_of_frames,
+        keyframe_pts=np.array(sorted(keyframes), np.int64),
+        end=last + (durations[last] or _usual_step(pts_of_frames)),
+        time_base=time_base,
+        hides_frames=hides_frames,
+        has_open_groups=has_open_groups,
+    )
+
+
+def presentation_time(timed: "Packet[VideoStream] | VideoFrame") -> int | None:
+    """The pts, or where the container stores none (AVI) the dts, which is the same unless frames are reordered."""
+    return timed.pts if timed.pts is not None else timed.dts
+
+
+def _usual_step(pts: npt.NDArray[np.int64]) -> int:
+    return int(np.median(np.diff(pts))) if len(pts) > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +188,25 @@ class _FirstFrame:
         finally:
             self._codec.flush_buffers()
         return next(iter(frames), None)
+
+
+def open_container(file: BinaryIO, demuxer: str, name: str) -> InputContainer:
+    """Open `file` from its start with exactly this FFmpeg demuxer; raises `av.FFmpegError` where that fails."""
+
+    def refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: refers to another file, and only one file is read.")
+
+    file.seek(0)
+    # The file's own titles and remarks may be in any encoding.
+    return av.open(file, "r", format=demuxer, io_open=refuse, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
+
+
+def find_video_stream(container: InputContainer, name: str) -> VideoStream:
+    """The first stream of moving pictures that can be decoded; the cover of a song is none."""
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not moving:
+        raise MediaFault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: has no video stream. Send a file with moving pictures.")
+    stream = next((s for s in moving if s.codec_context is not None), None)
+    if stream is None:
+        raise MediaFault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: its codec is not decoded here. Send H.264, VP9 or AV1.")
+    return stream

@@ -13,8 +13,13 @@ from av.video.stream import VideoStream
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.frames.container import DEMUX_FAULTS, find_video_stream, open_container
-from keye.worker.media.frames.packet_index import PacketIndex, presentation_time
+from keye.worker.media.frames.clip import (
+    DEMUX_FAULTS,
+    PacketIndex,
+    find_video_stream,
+    open_container,
+    presentation_time,
+)
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
 _MIN_FRAMES_SKIPPED = 16

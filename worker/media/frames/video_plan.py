@@ -1,30 +1,11 @@
 """How much of a video is read and how large, solved before anything is decoded. Pure; which frames: `sample_frames`."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 
 from keye.config.job import Sampling, VideoPart
 from keye.worker.media.decoded import FitFrame, Size, VideoPlan
-from keye.worker.media.frames.packet_index import PacketIndex
+from keye.worker.media.frames.clip import PacketIndex
 from keye.worker.media.frames.sample_frames import MAX_FRAMES, find_stretch, num_asked, rate_asked, spread_frames
-
-# Between `decode_video` and the decoders, whichever was chosen.
-# uint8 [T, H, W, 3] of the plan's size, to be filled with upright frames.
-Pixels = npt.NDArray[np.uint8]
-
-# Told the frames done and the frames in all.
-OnFrame = Callable[[int, int], None]
-
-
-class FramesRead(NamedTuple):
-    """`pts` are those that the frames really have, in ticks."""
-
-    decoder: str
-    pts: Sequence[int]
-    num_damaged: int
 
 
 def plan_video(index: PacketIndex, part: VideoPart, fit_frame: FitFrame, original_size: Size, name: str) -> VideoPlan:
