@@ -1,52 +1,139 @@
-"""Whether a medium is an image or a video, told by a reference's suffix or by the first bytes. Opens nothing."""
+"""The one table of formats: what tells each of them, by suffix or by first bytes, and what may open it.
 
+Producers and workers read the same rows, so that what one side announces the other decodes.
+"""
+
+import binascii
 import re
-from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal, NamedTuple
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 MediaType = Literal["image", "video"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+# Enough for every pattern below.
+HEAD_BYTES = 768
 
 
-class ContentType(NamedTuple):
-    media_type: MediaType
-    mime: str
-    suffix: str
+class Format(NamedTuple):
+    """`name` is for people, and Pillow's for an image; `demuxer` is FFmpeg's for the one that may open it as a video.
+
+    What has no `media_type` is known only to say what somebody sent instead. A GIF is an image unless a `VideoPart`
+    asks for its motion.
+    """
+
+    name: str
+    begins: bytes
+    media_type: MediaType | None = None
+    mime: str = ""
+    suffixes: tuple[str, ...] = ()
+    demuxer: str | None = None
 
 
-# The first that matches wins. Workers look for themselves, and closer.
-_SIGNATURES: tuple[tuple[re.Pattern[bytes], ContentType], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), content_type)
-    for pattern, content_type in (
-        (rb"\xff\xd8\xff", ContentType("image", "image/jpeg", ".jpg")),
-        (rb"\x89PNG\r\n\x1a\n", ContentType("image", "image/png", ".png")),
-        (rb"GIF8[79]a", ContentType("image", "image/gif", ".gif")),
-        (rb"RIFF....WEBP", ContentType("image", "image/webp", ".webp")),
-        (rb"II\*\0|MM\0\*", ContentType("image", "image/tiff", ".tiff")),
-        (rb"BM.{4}\0\0\0\0", ContentType("image", "image/bmp", ".bmp")),
-        (rb".{4}ftyp(avif|avis)", ContentType("image", "image/avif", ".avif")),
-        (rb".{4}ftyp(heic|heix|mif1|msf1)", ContentType("image", "image/heic", ".heic")),
-        (rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide)", ContentType("video", "video/mp4", ".mp4")),
-        (rb"\x1aE\xdf\xa3", ContentType("video", "video/webm", ".webm")),
-        (rb"RIFF....AVI ", ContentType("video", "video/x-msvideo", ".avi")),
-        (rb"\x47.{187}\x47", ContentType("video", "video/mp2t", ".ts")),
-    )
+# The first whose bytes match wins. Sources: the formats' own specifications, and https://mp4ra.org for the brands.
+FORMATS = (
+    Format("JPEG", rb"\xff\xd8\xff", "image", "image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif")),
+    Format("PNG", rb"\x89PNG\r\n\x1a\n", "image", "image/png", (".png", ".apng")),
+    Format("GIF", rb"GIF8[79]a", "image", "image/gif", (".gif",), demuxer="gif"),
+    Format("WEBP", rb"RIFF....WEBP", "image", "image/webp", (".webp",)),
+    Format("TIFF", rb"II\*\0|MM\0\*", "image", "image/tiff", (".tiff", ".tif")),
+    Format("BMP", rb"BM.{4}\0\0\0\0", "image", "image/bmp", (".bmp",)),
+    # Brands of the container alone (mif1, msf1, miaf) leave it to those beside them what is in it.
+    Format("AVIF", rb".{4}ftyp(avif|avis|(mif1|msf1|miaf).{4}(.{4}){0,9}avi[fs])", "image", "image/avif", (".avif",)),
+    Format(
+        "HEIF",
+        rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|mif2|msf1|miaf)",
+        "image",
+        "image/heic",
+        (".heic", ".heif", ".hif"),
+    ),
+    Format(
+        "MP4",
+        rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide|pnot)",
+        "video",
+        "video/mp4",
+        (".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
+        "mov",
+    ),
+    Format("Matroska or WebM", rb"\x1aE\xdf\xa3", "video", "video/webm", (".webm", ".mkv"), "matroska"),
+    Format("AVI", rb"RIFF....AVI ", "video", "video/x-msvideo", (".avi",), "avi"),
+    # Its packets have 188 bytes, on disks and cameras (M2TS) four more before each.
+    Format(
+        "MPEG-TS",
+        rb"\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
+        "video",
+        "video/mp2t",
+        (".ts", ".mts", ".m2ts", ".m2t"),
+        "mpegts",
+    ),
+    Format("MPEG-PS", rb"\0\0\x01\xba", "video", "video/mpeg", (".mpg", ".mpeg", ".vob", ".m2p"), "mpeg"),
+    Format("FLV", rb"FLV\x01", "video", "video/x-flv", (".flv",), "flv"),
+    # An .ogg is mostly a song, so that suffix tells nothing.
+    Format("Ogg", rb"OggS", "video", "video/ogg", (".ogv",), "ogg"),
+    Format("WMV", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video", "video/x-ms-wmv", (".wmv", ".asf"), "asf"),
+    # Manifests make readers open further files and addresses, so they have a name but no demuxer.
+    Format("a playlist", rb"\s*(#EXTM3U|ffconcat|\[playlist\]|<\?xml|<MPD|<SmoothStreamingMedia)"),
+    Format("a PDF", rb"%PDF"),
+    Format("a ZIP archive", rb"PK\x03\x04"),
+    Format("text", rb"[\t\n\r\x20-\x7e]+\Z"),
 )
+_UNKNOWN = Format("something unknown", b"")
+_BEGINS = [re.compile(row.begins, re.DOTALL) for row in FORMATS]
+
+_BY_SUFFIX = {suffix: row.media_type for row in FORMATS for suffix in row.suffixes}
+_ALSO_TYPESCRIPT = (".ts", ".mts")
+_SAID: dict[str, MediaType] = {"image/": "image", "video/": "video"}
+
+
+def format_of(content: bytes) -> Format:
+    """What a file is whose first bytes, or all of whose bytes, these are. Names that callers give are not believed."""
+    head = content[:HEAD_BYTES]
+    return next((row for row, begins in zip(FORMATS, _BEGINS, strict=True) if begins.match(head)), _UNKNOWN)
+
+
+def format_of_file(file: BinaryIO) -> Format:
+    """As `format_of`; leaves the seekable `file` at its start."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return format_of(head)
 
 
 def media_type_of(uri: str) -> MediaType | None:
-    """`s3://bucket/cat.jpg` is an image, `/clips/1.mp4` a video; None where the reference does not tell."""
-    if uri.startswith("data:image/"):
-        return "image"
-    if uri.startswith("data:video/"):
-        return "video"
+    """`s3://bucket/cat.jpg` is an image, `/clips/1.mp4` a video; None where a VideoPart or an ImagePart must tell.
+
+    The bytes of a `data:` URI are believed before what it says of itself. A file of this machine is looked at only
+    where its suffix does not tell.
+    """
+    if uri[:5].lower() == "data:":
+        return format_of(_inline_head(uri)).media_type or _SAID.get(uri[5:11].lower())
     suffix = PurePosixPath(uri.partition("?")[0]).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return "image"
-    return "video" if suffix in VIDEO_SUFFIXES else None
+    media_type = _BY_SUFFIX.get(suffix)
+    if media_type is None or suffix in _ALSO_TYPESCRIPT:
+        head = _local_head(uri)
+        return media_type if head is None else format_of(head).media_type
+    return media_type
 
 
-def content_type_of(content: bytes) -> ContentType | None:
-    return next((content_type for pattern, content_type in _SIGNATURES if pattern.match(content)), None)
+def _inline_head(uri: str) -> bytes:
+    kind, _, payload = uri.partition(",")
+    head = unquote_to_bytes(payload[: 4 * HEAD_BYTES])
+    if not kind.lower().endswith(";base64"):
+        return head
+    try:
+        return binascii.a2b_base64(head[: HEAD_BYTES // 3 * 4])
+    except binascii.Error:
+        return b""
+
+
+def _local_head(uri: str) -> bytes | None:
+    if not uri.startswith(("/", "file:")):
+        return None
+    path = Path(uri if uri.startswith("/") else unquote(urlsplit(uri).path))
+    try:
+        # A pipe would keep us waiting.
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except (OSError, ValueError):
+        return None

@@ -41,8 +41,9 @@ class Client:
     def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
-        Among `fields`, a medium may be a string or a path when its suffix tells an image from a video, or bytes of a
-        file, or a PIL image: up to 1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says.
+        Among `fields`, a medium may be a string or a path whose suffix tells an image from a video, or whose first
+        bytes do, where the file is here; or bytes of a file, or a PIL image: up to 1 MiB travels inside the job, more
+        is uploaded to where KEYE_UPLOAD_PREFIX says.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),
@@ -137,6 +138,7 @@ def typed_part(index: int, uri: str) -> dict[str, str]:
     media_type = media_type_of(uri)
     if media_type is None:
         raise InvalidJob(
-            f"1 fault: media.{index}: its suffix tells neither image nor video. Give an ImagePart or a VideoPart."
+            f"1 fault: media.{index}: neither its suffix nor bytes that could be read here tell image from video. "
+            "Give an ImagePart or a VideoPart."
         )
     return {"type": media_type, "uri": uri}

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.extras import install_command
-from keye.config.formats import ContentType, content_type_of
+from keye.config.formats import Format, format_of
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from keye.config.settings import Settings
 from keye.config.wire import InvalidJob
@@ -50,23 +50,23 @@ def reference_of(medium: Any, index: int, settings: Settings, room: int = MAX_IN
         content = bytes(medium)
     else:
         return medium
-    content_type = content_type_of(content)
-    if content_type is None:
+    content_format = format_of(content)
+    if content_format.media_type is None:
         raise InvalidJob(
             f"1 fault: media.{index}: begins like no image or video that is known. Give its URI in a part."
         )
-    head = f"data:{content_type.mime};base64,"
+    head = f"data:{content_format.mime};base64,"
     if len(content) <= MAX_INLINE_BYTES and len(head) + 4 * -(-len(content) // 3) <= room:
         uri = head + base64.b64encode(content).decode()
     elif settings.upload_prefix:
-        uri = _upload(content, content_type, index, settings.upload_prefix, settings.s3_endpoint_url)
+        uri = _upload(content, content_format, index, settings.upload_prefix, settings.s3_endpoint_url)
     else:
         raise InvalidJob(
             f"1 fault: media.{index}: has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media "
             f"together {MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
             "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
         )
-    return {"type": content_type.media_type, "uri": uri}
+    return {"type": content_format.media_type, "uri": uri}
 
 
 def _is_picture(medium: Any) -> "TypeGuard[Image]":
@@ -88,7 +88,7 @@ def _encode(picture: "Image") -> bytes:
     return file.getvalue()
 
 
-def _upload(content: bytes, content_type: ContentType, index: int, prefix: str, endpoint_url: str | None) -> str:
+def _upload(content: bytes, content_format: Format, index: int, prefix: str, endpoint_url: str | None) -> str:
     try:
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -96,10 +96,10 @@ def _upload(content: bytes, content_type: ContentType, index: int, prefix: str, 
     except ImportError:
         raise UploadFailed(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
     bucket, _, folder = prefix.removeprefix("s3://").partition("/")
-    name = hashlib.sha256(content).hexdigest() + content_type.suffix
+    name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
     key = "/".join(filter(None, (folder.strip("/"), name)))
     try:
-        client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": content_type.mime})
+        client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": content_format.mime})
     except ClientError as error:
         raise UploadFailed(index, prefix, error.response.get("Error", {}).get("Code", "unknown")) from None
     except BotoCoreError as error:

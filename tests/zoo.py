@@ -25,6 +25,7 @@ CLIP_SIZE = (96, 160)
 _QUIET_AND_QUICK = {
     "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=1:bframes=3"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "8", "crf": "20"},
     "mpeg4": {},

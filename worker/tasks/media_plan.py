@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from keye.config.formats import format_of_file
 from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import Size
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.video_plan import plan_video, tell_thinning
-from keye.worker.media.signature import recognise_format
 from keye.worker.model.frame_budget import MARK_TOKENS, fit_slow_fast, fit_slow_fast_video, fit_video
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.visual_budget import VisualBudget, fit_image, share_context
@@ -66,8 +66,8 @@ class PlannedMedium:
 def part_of(path: Path, **asked: object) -> ImagePart | VideoPart:
     """A part for the file, by its first bytes; `asked` are fields of `VideoPart`, of which an image takes its own."""
     with path.open("rb") as file:
-        file_format = recognise_format(file)
-    kind = ImagePart if file_format.demuxer in (None, "gif") else VideoPart
+        file_format = format_of_file(file)
+    kind = VideoPart if file_format.media_type == "video" else ImagePart
     fields = {name: value for name, value in asked.items() if value is not None and name in kind.model_fields}
     return kind.model_validate({"uri": str(path.absolute()), **fields})
 

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from keye.config.formats import FORMATS, format_of_file
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.limits import check_decoded_bytes, check_pixels
 from keye.worker.media.resize import resize
-from keye.worker.media.signature import recognise_format
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,8 @@ if _HAS_HEIF:
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False)
 
 # Everything else Pillow can read is rare, or leads to other programs (EPS) and files.
-_FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"),
-    *(("AVIF",) if features.check("avif") else ()),
-    *(("HEIF",) if _HAS_HEIF else ()),
-)
+_IS_MISSING = {"AVIF": not features.check("avif"), "HEIF": not _HAS_HEIF}
+_FORMATS = [row.name for row in FORMATS if row.media_type == "image" and not _IS_MISSING.get(row.name)]
 
 # Pillow only warns where we refuse, and where we allow more it would refuse: the one limit is ours, checked below.
 Image.MAX_IMAGE_PIXELS = None
@@ -65,7 +62,7 @@ def decode_image(
     Without `fit` it keeps its size. A JPEG that is to be much smaller is decoded at a half, a quarter or an eighth,
     which saves most of the work on a large photo.
     """
-    file_format = recognise_format(file)
+    file_format = format_of_file(file)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             check_pixels(image.width, image.height, name, max_pixels)

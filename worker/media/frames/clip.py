@@ -14,11 +14,11 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from keye.config.formats import format_of_file
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import Size
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.limits import check_pixels
-from keye.worker.media.signature import recognise_format
 
 _BUFFER_BYTES = 256 * 2**10
 
@@ -126,7 +126,7 @@ class Clip:
 
 def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
     """Raises `MediaFault` for what is no video, holds no frame, or has frames beyond the limit."""
-    file_format = recognise_format(file)
+    file_format = format_of_file(file)
     if file_format.demuxer is None:
         raise MediaFault(
             ErrorCode.MEDIA_UNSUPPORTED,
