@@ -51,10 +51,6 @@ class DecodedImage:
     pixels: npt.NDArray[np.uint8]
     original_size: Size
 
-    @property
-    def num_bytes(self) -> int:
-        return self.pixels.nbytes
-
 
 @dataclass(frozen=True, slots=True)
 class DecodedVideo:
@@ -77,7 +73,3 @@ class DecodedVideo:
     def fps(self) -> float:
         """Frames read per second of the stretch that was asked for."""
         return self.plan.fps
-
-    @property
-    def num_bytes(self) -> int:
-        return self.frames.nbytes

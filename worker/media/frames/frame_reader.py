@@ -13,13 +13,7 @@ from av.video.stream import VideoStream
 
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fault import MediaFault
-from keye.worker.media.frames.clip import (
-    DEMUX_FAULTS,
-    PacketIndex,
-    find_video_stream,
-    open_container,
-    presentation_time,
-)
+from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
 _MIN_FRAMES_SKIPPED = 16
@@ -51,22 +45,14 @@ class FrameReader:
     _position: int
 
     def __init__(
-        self,
-        file: BinaryIO,
-        demuxer: str,
-        name: str,
-        index: PacketIndex,
-        wanted: Sequence[int],
-        max_pixels: int,
-        num_threads: int = 0,
+        self, file: BinaryIO, clip: Clip, wanted: Sequence[int], max_pixels: int, num_threads: int = 0
     ) -> None:
         self.damaged: set[int | None] = set()
         self._wanted = frozenset(wanted)
         # Keyframes need no other frame: what lies between them is handed to the decoder only if none of them is whole.
-        self._reads_keyframes_only = self._wanted <= frozenset(index.keyframe_pts.tolist())
-        self._file, self._demuxer, self._name, self._max_pixels = file, demuxer, name, max_pixels
-        self._num_threads = num_threads
-        self._index = index
+        self._reads_keyframes_only = self._wanted <= frozenset(clip.index.keyframe_pts.tolist())
+        self._file, self._clip, self._index = file, clip, clip.index
+        self._max_pixels, self._num_threads = max_pixels, num_threads
         self._before: TimedFrame | None = None
         self._newest: TimedFrame | None = None
         self._start()
@@ -95,12 +81,12 @@ class FrameReader:
             self._start()
             return self.read(pts)
         if shown is None:
-            raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{self._name}: none of its frames can be decoded.")
+            raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{self._clip.name}: none of its frames can be decoded.")
         return shown
 
     def _start(self) -> None:
-        self._container = open_container(self._file, self._demuxer, self._name)
-        self._stream = find_video_stream(self._container, self._name)
+        self._container = open_container(self._file, self._clip.demuxer, self._clip.name)
+        self._stream = find_video_stream(self._container, self._clip.name)
         self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
@@ -133,7 +119,7 @@ class FrameReader:
 
     def _decode(self, packets: "Iterable[Packet[VideoStream] | None]") -> Iterator[TimedFrame]:
         codec = self._stream.codec_context
-        can_leave_out = self._demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
+        can_leave_out = self._clip.demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
         for packet in packets:
             is_wanted = packet is None or not packet.size or presentation_time(packet) in self._wanted
             if self._reads_keyframes_only and not is_wanted:

@@ -110,8 +110,7 @@ def _read_by_pyav(
     height, width = clip.turn(plan.size)
     times = []
     reformatter = VideoReformatter()
-    order = clip.index, plan.wanted, max_frame_pixels, num_threads
-    with FrameReader(file, clip.demuxer, clip.name, *order) as reader:
+    with FrameReader(file, clip, plan.wanted, max_frame_pixels, num_threads) as reader:
         for position, pts in enumerate(plan.wanted):
             shown = reader.read(pts)
             # One thread: the cores belong to the jobs beside this one.
