@@ -35,8 +35,8 @@ class Refused(BaseException):
     """The worker wants no more of this medium, for now or at all. No `Exception`: it is no fault of the file."""
 
 
-class Worker:
-    """What the child asks of the process it works for."""
+class Parent:
+    """What the child asks of the worker that started it."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -69,7 +69,7 @@ class Worker:
 
 def serve(channel: Channel) -> None:
     """Decode what comes until the worker closes its end."""
-    worker = Worker(channel)
+    parent = Parent(channel)
     gc.freeze()  # what is imported is never garbage
     while True:
         # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
@@ -84,7 +84,7 @@ def serve(channel: Channel) -> None:
         with os.fdopen(handle, "rb") as file:
             file.seek(0)  # a child that was refused room before may have read from it
             try:
-                answer = _decode(request, file, worker)
+                answer = _decode(request, file, parent)
             except Refused:
                 continue
             except MediaFault as fault:
@@ -95,22 +95,22 @@ def serve(channel: Channel) -> None:
         channel.send(answer)
 
 
-def _decode(request: Message, file: BinaryIO, worker: Worker) -> Message:
+def _decode(request: Message, file: BinaryIO, parent: Parent) -> Message:
     # Where it came from is not the child's business, and may be a secret.
     part = _PARTS[request["part"]["type"]].model_validate_json(json.dumps({**request["part"], "uri": "file:"}))
     name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
     if isinstance(part, ImagePart):
-        image = decode_image(file, name, max_pixels, max_bytes, worker.new_pixels, worker.fit_image)
+        image = decode_image(file, name, max_pixels, max_bytes, parent.new_pixels, parent.fit_image)
         return {"image": _facts(image), "shape": image.pixels.shape}
     video = decode_video(
         file,
         name,
         part,
-        worker.fit_frame,
+        parent.fit_frame,
         max_pixels,
         max_bytes,
-        worker.on_frame,
-        worker.new_pixels,
+        parent.on_frame,
+        parent.new_pixels,
         request["video_decoder"],
         request["num_threads"],
     )
