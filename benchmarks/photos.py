@@ -12,7 +12,7 @@ from benchmarks.pictures import draw_photo
 from benchmarks.side_by_side import compare, measure_alone
 from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
-from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.image_processing import fit_size
 
 NUM_READS, NUM_PHOTOS, PHOTO_SIZE, MODEL_PIXELS = 1000, 10, (3000, 4000), 1280 * 28 * 28

@@ -19,7 +19,7 @@ from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
-from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 from keye.worker.model.frame_budget import fit_video
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from redis import Redis
 
-    from keye.worker.media.prepare import DecoderPool
+    from keye.worker.media.job_media import DecoderPool
     from tests.zoo import Zoo
 
 
@@ -70,7 +70,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
 
 @pytest.fixture(scope="session")
 def decoders() -> "Iterator[DecoderPool]":
-    from keye.worker.media.prepare import DecoderPool
+    from keye.worker.media.job_media import DecoderPool
 
     with DecoderPool(num_decoders=2, silence_seconds=60, max_decoded_bytes=2**30) as pool:
         yield pool

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
         "keye.worker.media.frames",
         "keye.worker.telemetry",
     },
-    "keye.worker.media.prepare": {
+    "keye.worker.media.job_media": {
         "keye.config",
         "keye.worker.media",
         "keye.worker.media.decode",

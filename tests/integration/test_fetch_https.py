@@ -24,7 +24,7 @@ from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.fetch import https
-from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)

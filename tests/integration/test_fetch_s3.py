@@ -24,7 +24,7 @@ import pytest
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
-from keye.worker.media.prepare import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -378,7 +378,7 @@ import sys
 from pathlib import Path
 from keye.config.job import ImagePart
 from keye.config.settings import Settings
-from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 def end():
     if Path(sys.argv[1], "asked").exists():
         sys.exit(7)

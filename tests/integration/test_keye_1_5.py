@@ -18,7 +18,7 @@ from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
 from keye.worker.engine.step_loop import Engine
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt

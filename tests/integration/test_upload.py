@@ -16,7 +16,7 @@ from keye.config import keys
 from keye.config.settings import Settings
 from keye.config.wire import open_sealed
 from keye.producer import Client, ImagePart, Job, UploadFailed
-from keye.worker.media.prepare import MediaCache, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -14,7 +14,7 @@ from keye.config.outcome import JobResult, ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
 from keye.worker.engine.step_loop import Engine
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter

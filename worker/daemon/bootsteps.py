@@ -28,7 +28,7 @@ from keye.worker.leases.cancel_listener import CancelListener
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import LeaseRenewal
-from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement

@@ -14,7 +14,7 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
-from keye.worker.media.prepare import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
+from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
 from keye.worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.

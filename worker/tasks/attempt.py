@@ -21,7 +21,7 @@ from keye.config.outcome import (
 from keye.config.topology import PRIORITY_STEPS
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
 from keye.worker.leases.job_lease import Claimed, Interruption
-from keye.worker.media.prepare import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.media.job_media import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.visual_budget import VisualBudget, share_context
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.thinking import part_text

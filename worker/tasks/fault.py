@@ -5,7 +5,7 @@ from keye.config.outcome import ErrorCode, JobFailure, PartialText, Stage
 from keye.config.wire import JobOutline
 from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.media.prepare import MediaFault
+from keye.worker.media.job_media import MediaFault
 from keye.worker.model.image_processing import UnusableImage
 from keye.worker.results.outcome_size import OutcomeTooLarge
 

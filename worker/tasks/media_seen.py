@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from keye.config.outcome import MediaSeen
 from keye.worker.media.frames.video_plan import tell_thinning
-from keye.worker.media.prepare import DecodedImage, DecodedVideo
+from keye.worker.media.job_media import DecodedImage, DecodedVideo
 from keye.worker.model.image_processing import ImageProcessor
 
 if TYPE_CHECKING:

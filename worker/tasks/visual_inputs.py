@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from PIL.Image import Resampling
 
 from keye.config.job import ImagePart, VideoPart
-from keye.worker.media.prepare import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.job_media import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.model.frame_budget import fit_slow_fast, fit_slow_fast_video, fit_video
 from keye.worker.model.frame_similarity import tell_slow_from_fast
 from keye.worker.model.visual_budget import VisualBudget, fit_image

@@ -15,7 +15,7 @@ from keye.producer import Client
 from keye.worker.engine.step_loop import Engine
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.renewal import LeaseRenewal
-from keye.worker.media.prepare import DecoderPool, MediaCache, MediaLimits
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst

@@ -10,7 +10,7 @@ from keye.config.outcome import ErrorCode, FailedAttempt, JobFailed, JobResult, 
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
 from keye.worker.engine.inbox import GenerationFault
-from keye.worker.media.prepare import MediaFault
+from keye.worker.media.job_media import MediaFault
 from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     FaultyInbox,

@@ -12,7 +12,7 @@ from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import seal
 from keye.producer import Cancellation
-from keye.worker.media.prepare import MediaFault
+from keye.worker.media.job_media import MediaFault
 from keye.worker.tasks import stragglers
 from keye.worker.tasks.analyze import Analyst
 from tests.conditions import eventually

@@ -4,7 +4,7 @@ import pytest
 
 from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import GenerationFault, TooLongForEngine
-from keye.worker.media.prepare import MediaFault
+from keye.worker.media.job_media import MediaFault
 from keye.worker.model.image_processing import UnusableImage
 from keye.worker.tasks.fault import JobFault, explain
 

@@ -1,4 +1,4 @@
-"""Which internet addresses may be dialled: public ones, looked up once. Dialling itself lives in `fetch_https`."""
+"""Which internet addresses may be dialled: public ones, looked up once. Dialling itself lives in `https`."""
 
 import ipaddress
 import socket

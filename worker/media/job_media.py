@@ -1,4 +1,4 @@
-"""The front door of media: references in, pixels out. Fetching and decoding themselves live next door."""
+"""The front door of media: those of one job, from references to pixels. How one is had or decoded is next door."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait

@@ -19,7 +19,7 @@ from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.decoded import Size
 from keye.worker.media.fetch.transfer import name_medium
-from keye.worker.media.prepare import (
+from keye.worker.media.job_media import (
     DecodedImage,
     DecodedVideo,
     DecoderPool,
