@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from redis import Redis
 
+    from keye.producer import Client
     from keye.worker.media.job_media import DecoderPool
     from tests.zoo import Zoo
 
@@ -59,6 +60,14 @@ def redis(valkey_url: str) -> "Iterator[Redis]":
 def redis_url(redis: "Redis", valkey_url: str) -> str:
     """The emptied server's URL."""
     return valkey_url
+
+
+@pytest.fixture
+def client(redis_url: str) -> "Iterator[Client]":
+    from keye.producer import Client
+
+    with Client(redis_url) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from keye.producer import Client
 from keye.worker.telemetry.presence import Presence, WorkerState, list_present
 from tests.conditions import eventually
 
@@ -157,9 +156,3 @@ def slow_store() -> Iterator[SlowStore]:
         store.may_go_on.set()
         store.shutdown()
         thread.join()
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client

@@ -66,12 +66,6 @@ def setting(redis: Redis, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
 def connection(redis_url: str) -> Iterator[Redis]:
     with connect(redis_url) as connection:
         yield connection

@@ -30,12 +30,6 @@ def worker(redis_url: str) -> Iterator[Redis]:
         yield connection
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
 def run(worker: Redis, job: Job) -> Claimed:
     sealed = open_sealed(json.loads(worker.hget(keys.record(job.id), "sealed")))
     claimed = LeaseStore(worker, lease_seconds=30).claim(QueuedJob.of(sealed), "gpu-1:7")

