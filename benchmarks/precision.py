@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from keye.config.hardware import PrecisionSetting
-from keye.worker.demo.checkpoint_folder import CHECKPOINT
-from keye.worker.demo.evaluate import Exam, draw_exams, evaluate, share_right
+from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import choose_precision
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from tools.small_keye.evaluate import Exam, draw_exams, evaluate, share_right
 
 PRECISIONS: tuple[PrecisionSetting, ...] = ("float32", "bfloat16", "int8", "int4")
 NUM_SCENES = 200
@@ -24,7 +24,7 @@ _GREEDY = SamplingOptions(96, temperature=0, top_p=1, top_k=0, repetition_penalt
 
 
 def run() -> str:
-    processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
+    processor = KeyeProcessor.from_checkpoint(SMALL_KEYE)
     exams = [exam for seed in range(FIRST_SEED, FIRST_SEED + NUM_TOGETHER) for exam in draw_exams(seed)]
     prompts = [_prepare(processor, exam) for exam in exams if exam.thinking == "think"]
     rows = [_measure(precision, processor, prompts) for precision in PRECISIONS]
@@ -40,7 +40,7 @@ def run() -> str:
 
 def _measure(precision: PrecisionSetting, processor: KeyeProcessor, prompts: Sequence[PreparedPrompt]) -> str:
     chosen = choose_precision(precision, torch.device("cpu"))
-    model = load_model(CHECKPOINT, dtype=chosen.dtype, quantization=chosen.quantization)
+    model = load_model(SMALL_KEYE, dtype=chosen.dtype, quantization=chosen.quantization)
     weights = sum(_num_bytes(parameter) for parameter in model.parameters())
     engine = Engine(model, processor, kv_cache_bytes=2**28)
     engine.start()
@@ -50,7 +50,7 @@ def _measure(precision: PrecisionSetting, processor: KeyeProcessor, prompts: Seq
         together = statistics.median(_tokens_per_second(engine, prompts) for _ in range(ROUNDS))
     finally:
         engine.stop()
-    right = share_right(evaluate(CHECKPOINT, NUM_SCENES, FIRST_SEED, precision))
+    right = share_right(evaluate(SMALL_KEYE, NUM_SCENES, FIRST_SEED, precision))
     return f"| {precision} | {right:.1%} | {weights / 1e6:.1f} MB | {alone:.0f} | {together:.0f} |"
 
 

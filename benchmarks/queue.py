@@ -36,7 +36,7 @@ NUM_WORKERS = (1, 2, 4, 8)
 SCALING_CONCURRENCY, SCALING_SECONDS = 4, 6
 
 QUESTION = AnalysisJob(prompt="Hello")
-ECHO, PLAIN = "keye.worker.demo.echo_worker", "benchmarks.plain_celery"
+ECHO, PLAIN = "tests.support.echo_worker", "benchmarks.plain_celery"
 SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 

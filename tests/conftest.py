@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from keye.producer import Client
     from keye.worker.media.job_media import DecoderPool
-    from tests.zoo import Zoo
+    from tests.support.zoo import Zoo
 
 
 _warned_in: list[str] = []
@@ -72,7 +72,7 @@ def client(redis_url: str) -> "Iterator[Client]":
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
-    from tests.zoo import Zoo
+    from tests.support.zoo import Zoo
 
     return Zoo(tmp_path_factory.mktemp("zoo"))
 

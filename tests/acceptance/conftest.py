@@ -18,9 +18,9 @@ from PIL import Image
 from redis import Redis
 
 from keye.worker.telemetry.presence import Presence, WorkerState, list_present
-from tests.conditions import eventually
+from tests.support.checkout import PYTHONPATH, ROOT
+from tests.support.conditions import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]
 
 
@@ -67,7 +67,7 @@ def faulty_engine(fault: Path) -> dict[str, str]:
     """Settings for a worker whose engine does what the file says; see there."""
     # Celery's own way to have a worker import a module.
     include = "tests.acceptance.faulty_engine"
-    return {"CELERY_WORKER_INCLUDE": include, "KEYE_TEST_FAULT": str(fault), "PYTHONPATH": str(ROOT)}
+    return {"CELERY_WORKER_INCLUDE": include, "KEYE_TEST_FAULT": str(fault)}
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
 
     def run(*command: str, **settings: str) -> Started:
         environ = os.environ | {
+            "PYTHONPATH": PYTHONPATH,
             "KEYE_REDIS_URL": redis_url,
             "KEYE_MODEL_PATH": str(checkpoint),
             "KEYE_MEDIA_ROOTS": str(tmp_path),

@@ -30,11 +30,11 @@ from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, Started
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
 PRINTED_URL = "redis://127.0.0.1:6379/0"
-ECHO = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
+ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
 OWN = ("celery", "-A", "results", "worker", "--pool", "solo", "--loglevel", "INFO", "-n", "results@%h")
 OTHERS_PYTHON = f"""
 import sys

@@ -6,11 +6,11 @@ from keye.config import keys
 from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
-from tests.acceptance.conftest import ROOT, Start
-from tests.conditions import eventually
+from tests.acceptance.conftest import Start
+from tests.support.conditions import eventually
 
-ECHO = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO")
-INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch", "PYTHONPATH": str(ROOT)}
+ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--loglevel", "INFO")
+INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch"}
 
 
 def test_a_hung_job_is_ended_and_its_process_too_once_its_neighbours_are_done_or_given_back(

@@ -12,7 +12,7 @@ from keye.config.outcome import JobFailed, JobState
 from keye.producer import Client, JobNotEnded
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, faulty_engine
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 CELERY = ("celery", "-A", "keye.worker.tasks.celery_app", "worker", "--loglevel", "INFO")
 
@@ -75,7 +75,7 @@ def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> No
 def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_process(
     start: Start, client: Client
 ) -> None:
-    worker = start("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO")
+    worker = start("celery", "-A", "tests.support.echo_worker", "worker", "--loglevel", "INFO")
     worker.wait_until_ready()
     running = client.submit(prompt="wait 600")
     eventually(lambda: running.state is JobState.RUNNING, within_seconds=10)

@@ -12,7 +12,7 @@ from keye.producer import Client, Job
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 RUN = ("keye.worker.daemon.cli", "run")
 

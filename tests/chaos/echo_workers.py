@@ -14,9 +14,9 @@ from redis import Redis
 from keye.config import keys
 from keye.config.outcome import JobState
 from keye.worker.telemetry.presence import WorkerState, read_presence
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
-COMMAND = ("celery", "-A", "keye.worker.demo.echo_worker", "worker", "--loglevel", "INFO", "-n")
+COMMAND = ("celery", "-A", "tests.support.echo_worker", "worker", "--loglevel", "INFO", "-n")
 # All that a worker imports before it reads its settings. Forked from a process that has it a worker is up in 0.3 s, and
 # a thousand of them cost a few minutes.
 _forking = get_context("forkserver")

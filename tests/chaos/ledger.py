@@ -10,7 +10,7 @@ from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobFailure, JobResult, JobState
 from keye.config.topology import UNACKED, message_list
 from keye.producer import Client, Job
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 
 def wait_for_all(redis: Redis, jobs: list[Job], within_seconds: float) -> float:

@@ -13,7 +13,7 @@ from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, count_ended, wait_for_all
 from tests.chaos.scale import SCALE
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 AllIsWell = Callable[[list[Job]], None]
 

@@ -14,7 +14,7 @@ from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, outcome_of, wait_for_all
 from tests.chaos.scale import SCALE, SHORT
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 BACKLOG = 200
 # As many as there may be: what is counted is lost jobs, and few are given up.

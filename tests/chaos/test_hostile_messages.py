@@ -17,7 +17,7 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorker, EchoWorkers
 from tests.chaos.hostile_messages import hostile_messages
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 NUM_MESSAGES = int(os.environ.get("HOSTILE_MESSAGES", 2000))
 # So few that the quarantine holds them all.

@@ -17,7 +17,7 @@ from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.hosts import Host, Network
 from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left, outcome_of, wait_for_all, workers_of
 from tests.chaos.scale import SCALE
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 can_make_hosts = (
     os.geteuid() == 0

@@ -13,8 +13,8 @@ from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, wait_for_all
 from tests.chaos.scale import LONG
-from tests.chaos.silent_proxy import SilentProxy
-from tests.conditions import eventually
+from tests.support.conditions import eventually
+from tests.support.silent_proxy import SilentProxy
 
 DEAF_SECONDS = 15.0
 

@@ -19,7 +19,7 @@ from keye.config.wire import SCHEMA_VERSION, schemas, seal
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.demo.scenes import draw_image_scene
 from tests.compat.release import TAG, unpack_release
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 # Runs under either release: what a backend does with the producer, told as JSON.
 SCENARIO = """

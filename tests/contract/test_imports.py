@@ -50,10 +50,10 @@ ALLOWED: dict[str, set[str]] = {
         "keye.worker.telemetry",
     },
     "keye.worker.daemon": {"keye.config", "keye.producer", "keye.worker.*"},
-    # The demo plays every part: it draws, trains, submits and works.
+    # The demo plays every part: it draws, submits and works.
     "keye.worker.demo": {"keye.config", "keye.producer", "keye.worker.*"},
 }
-MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.daemon.bench", "keye.worker.demo")
+MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.daemon.bench")
 ENGINE_WITHOUT_TORCH = tuple(
     f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "block_pool", "scheduler", "step_plan", "stop_rules")
 )

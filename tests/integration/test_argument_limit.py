@@ -38,8 +38,8 @@ from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.outcome_size import OutcomeTooLarge
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.fault import explain, failure_of
-from tests.conditions import eventually
-from tests.integration.leases.jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
 
 SETTINGS = ("proto-max-bulk-len", "client-query-buffer-limit")
 PICTURE = b"\x89PNG\r\n\x1a\n" + os.urandom(900_000)

@@ -17,7 +17,7 @@ from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.fault import MediaFault
-from tests.zoo import encode_clip, steady_times
+from tests.support.zoo import encode_clip, steady_times
 
 MAX_PIXELS = 100_000_000
 MAX_SECONDS = 5.0

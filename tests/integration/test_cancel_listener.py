@@ -8,7 +8,7 @@ from redis import Redis
 from keye.config import keys
 from keye.worker.leases import cancel_listener
 from keye.worker.leases.cancel_listener import CancelListener
-from tests.chaos.silent_proxy import SilentProxy
+from tests.support.silent_proxy import SilentProxy
 
 
 def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from keye.config.wire import seal
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.event_writer import MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 Told = Callable[[], list[tuple[str, str, int, int]]]
 

@@ -16,7 +16,7 @@ from keye.config.outcome import JobFailed
 from keye.producer import Client, Job
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.telemetry.presence import list_present
-from tests.damage import CLIPS, make_good_files, spoil
+from tests.support.damage import CLIPS, make_good_files, spoil
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 NUM_FILES = int(os.environ.get("DAMAGED_FILES", "60"))

@@ -15,7 +15,7 @@ from keye.worker.media.fault import MediaFault
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.video import decode_video
-from tests.zoo import (
+from tests.support.zoo import (
     CLIP_SIZE,
     CLIPS,
     NUM_FRAMES,

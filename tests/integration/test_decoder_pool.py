@@ -23,8 +23,8 @@ from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
 from keye.worker.media.fault import MediaFault
-from tests.conditions import eventually
-from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from tests.support.conditions import eventually
+from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 CLIP_BYTES = 30 * 96 * 160 * 3
 

@@ -9,7 +9,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 OWNER = """
 import signal, time

@@ -21,7 +21,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.model.visual_input import Image, Video
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 GREEDY = SamplingOptions(16, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)

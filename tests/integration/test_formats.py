@@ -18,7 +18,7 @@ from keye.producer.upload import reference_of
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
 from keye.worker.tasks.media_plan import part_of
-from tests.zoo import CLIP_SIZE, draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from tests.support.zoo import CLIP_SIZE, draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 SUFFIXES = [pytest.param(row, suffix, id=suffix) for row in FORMATS for suffix in row.suffixes]
 CODECS = {"AVI": "mpeg4", "MPEG-PS": "mpeg2video", "Ogg": "libvpx", "WMV": "mpeg4", ".webm": "libvpx-vp9"}

@@ -10,8 +10,17 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, Size
 from keye.worker.media.frames.video import OnFrame, decode_video
+from keye.worker.media.frames.video_plan import OnFrame
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
-from tests.zoo import CLIP_SIZE, CLIPS, Zoo, encode_clip, number_shown_at, shown_by_plain_decoding, upright_numbers
+from tests.support.zoo import (
+    CLIP_SIZE,
+    CLIPS,
+    Zoo,
+    encode_clip,
+    number_shown_at,
+    shown_by_plain_decoding,
+    upright_numbers,
+)
 
 SMALL = [name for name in CLIPS if "4k" not in name]
 

@@ -10,8 +10,8 @@ from redis import Redis
 
 from keye.config.outcome import ErrorCode, JobState
 from keye.producer import Client, JobFailed, QueueUnavailable, transport
-from tests.chaos.silent_proxy import SilentProxy
-from tests.conditions import eventually
+from tests.support.conditions import eventually
+from tests.support.silent_proxy import SilentProxy
 
 NOTICED_SECONDS = 15.0
 

@@ -9,23 +9,23 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from keye.worker.demo.checkpoint_folder import CHECKPOINT
-from keye.worker.demo.evaluate import REQUIRED_SHARE, Exam, ask, evaluate, share_right
+from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_input import Image, Video
+from tools.small_keye.evaluate import REQUIRED_SHARE, Exam, ask, evaluate, share_right
 
 
 @pytest.fixture(scope="module")
 def model() -> KeyeForConditionalGeneration:
-    return load_model(CHECKPOINT, dtype=torch.float32)
+    return load_model(SMALL_KEYE, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def processor() -> KeyeProcessor:
-    return KeyeProcessor.from_checkpoint(CHECKPOINT)
+    return KeyeProcessor.from_checkpoint(SMALL_KEYE)
 
 
 def encoded_clip(frames: np.ndarray, codec: str, fps: int) -> list[np.ndarray]:
@@ -44,11 +44,11 @@ def encoded_clip(frames: np.ndarray, codec: str, fps: int) -> list[np.ndarray]:
 
 
 def test_it_is_small_enough_to_ship() -> None:
-    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 8_000_000
+    assert sum(file.stat().st_size for file in SMALL_KEYE.iterdir()) <= 8_000_000
 
 
 def test_scenes_it_never_saw_are_answered_right_in_every_thinking_mode() -> None:
-    results = evaluate(CHECKPOINT, num_scenes=60, first_seed=2_000_000)
+    results = evaluate(SMALL_KEYE, num_scenes=60, first_seed=2_000_000)
     assert {exam.thinking for exam, _ in results} == {"auto", "think", "no_think"}
     wrong = [(exam.question.text, said, exam.expected) for exam, said in results if said != exam.expected]
     assert share_right(results) >= REQUIRED_SHARE, wrong

@@ -31,7 +31,7 @@ from keye.producer import (
 from keye.producer.cli import app
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
-from tests.zoo import encode_clip, steady_times
+from tests.support.zoo import encode_clip, steady_times
 
 ROOT = Path(__file__).resolve().parents[2]
 RANDOM_WEIGHTS = ROOT / "tests" / "golden" / "preview" / "checkpoint"

@@ -20,7 +20,7 @@ from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.tasks.attempt import Attempt, Workbench
 from keye.worker.tasks.sampling_defaults import SamplingDefaults
-from tests.zoo import encode_clip
+from tests.support.zoo import encode_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP_SECONDS = 400

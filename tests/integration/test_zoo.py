@@ -9,7 +9,7 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings
 from keye.worker.media.decoded import Size
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
-from tests.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
+from tests.support.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
 
 
 def fit_clip(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:

@@ -15,7 +15,8 @@ from keye.worker.telemetry.presence import WorkerState, list_present
 
 _READY_SECONDS = 60.0
 
-SMALL_KEYE = Path(__file__).parent / "checkpoint"
+SMALL_KEYE = Path(__file__).with_name("checkpoint")
+"""The trained checkpoint that ships with the project."""
 
 
 class LocalWorker:

@@ -32,7 +32,7 @@ from tests.integration.analyze.plant import (
     FaultySettlement,
     Plant,
 )
-from tests.zoo import encode_clip, steady_times
+from tests.support.zoo import encode_clip, steady_times
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from keye.config.event import JobEnded, StageStarted
 from keye.config.outcome import JobResult, JobState, Stage
 from keye.config.wire import SealedJob, seal
 from tests.integration.analyze.plant import Plant, a_job, briefly
-from tests.zoo import encode_clip, steady_times
+from tests.support.zoo import encode_clip, steady_times
 
 
 def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant, picture: str) -> None:

@@ -11,7 +11,6 @@ from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
 from keye.worker.engine.inbox import GenerationFault
 from keye.worker.media.job_media import MediaFault
-from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     FaultyInbox,
     FaultyProcessor,
@@ -22,6 +21,7 @@ from tests.integration.analyze.plant import (
     finish_with_reaper,
     reaping,
 )
+from tests.support.conditions import eventually
 
 
 def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:

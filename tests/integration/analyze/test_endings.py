@@ -15,8 +15,8 @@ from keye.producer import Cancellation
 from keye.worker.media.job_media import MediaFault
 from keye.worker.tasks import stragglers
 from keye.worker.tasks.analyze import Analyst
-from tests.conditions import eventually
 from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_reaper, endlessly, generating
+from tests.support.conditions import eventually
 
 
 def test_who_sees_a_job_ended_finds_its_message_acknowledged(plant: Plant) -> None:

@@ -18,7 +18,6 @@ from keye.config.wire import SCHEMA_VERSION, SealedJob, seal
 from keye.producer import Cancellation
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.model.processor import KeyeProcessor
-from tests.conditions import eventually
 from tests.integration.analyze.plant import (
     CONCURRENCY,
     FAULTS,
@@ -31,6 +30,7 @@ from tests.integration.analyze.plant import (
     endlessly,
     reaping,
 )
+from tests.support.conditions import eventually
 
 
 def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,10 +23,11 @@ from keye.config.settings import Settings
 from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
 from keye.producer import Client, Job
 from keye.worker.telemetry.presence import WorkerState, list_present
-from tests.conditions import eventually
+from tests.support.checkout import PYTHONPATH
+from tests.support.conditions import eventually
 
 LEASE_SECONDS = 3
-ECHO = "keye.worker.demo.echo_worker"
+ECHO = "tests.support.echo_worker"
 OPTIONS = ("worker", "--pool", "threads", "--loglevel", "INFO")
 BROADCASTS = "/0.celery.pidbox"
 MESSAGES = message_list(Priority.NORMAL)
@@ -48,6 +49,7 @@ class EchoHost:
         self.client = Client(Settings(redis_url=SecretStr(url), lease_seconds=LEASE_SECONDS))
         self._log_file = folder / "worker.log"
         chosen = {
+            "PYTHONPATH": PYTHONPATH,
             "KEYE_REDIS_URL": url,
             "KEYE_LEASE_SECONDS": str(LEASE_SECONDS),
             "KEYE_DECODERS": "1",

@@ -7,10 +7,10 @@ import pytest
 from celery import Celery
 
 from keye.config.outcome import ErrorCode, JobState
-from tests.conditions import eventually
 from tests.integration.hostile.broadcasts import BROADCASTS, CHANGES
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.messages import SECRET, SIGNED, command, message, sealed_job
+from tests.support.conditions import eventually
 
 MAX_GROWTH_BYTES = 100 * 10**6
 

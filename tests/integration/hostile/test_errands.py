@@ -10,10 +10,10 @@ from redis.exceptions import NoPermissionError
 from keye.config import keys
 from keye.config.job import Priority
 from keye.config.outcome import ErrorCode
-from tests.conditions import eventually
 from tests.integration.hostile.echo_host import BROADCASTS, MESSAGES, EchoHost
 from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, NO_TASK_OF_OURS, REPORT, TASKS, UNCALLABLE
 from tests.integration.hostile.messages import ABSENT, as_body, errand, message, sealed_job
+from tests.support.conditions import eventually
 
 SETTINGS = {"KEYE_CELERY_CANVAS": ALLOWED}
 

@@ -12,10 +12,10 @@ from keye.config.job import Priority
 from keye.config.outcome import ErrorCode, JobState
 from keye.config.topology import QUEUE, message_list
 from keye.producer import Job
-from tests.conditions import eventually
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.errands import ALLOWED, REPORT
 from tests.integration.hostile.messages import NAN, as_body, message, sealed_job
+from tests.support.conditions import eventually
 
 SETTINGS = {"KEYE_CELERY_CANVAS": ALLOWED}
 CONFIDENTIAL = "what tenant A wants to know"

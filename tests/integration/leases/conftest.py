@@ -8,7 +8,7 @@ from redis import Redis
 from keye.config.connection import connect
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
-from tests.integration.leases.jobs import BRIEF_LEASE_SECONDS, DEAD_LETTER_TTL, TTL
+from tests.support.leased_jobs import BRIEF_LEASE_SECONDS, DEAD_LETTER_TTL, TTL
 
 
 @pytest.fixture

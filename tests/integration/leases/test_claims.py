@@ -21,8 +21,8 @@ from keye.worker.leases.job_lease import (
     TakenOver,
 )
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import a_failure, a_job, claim, events, record
 
 
 def test_first_claim_of_a_job_without_record_writes_the_record(store: LeaseStore, redis: Redis) -> None:

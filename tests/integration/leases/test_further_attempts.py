@@ -10,8 +10,8 @@ from keye.config.topology import message, message_list
 from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, record
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events, messages, record
 
 
 def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:

@@ -15,7 +15,7 @@ from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
 from keye.worker.tasks.stranded import StrandedJobs
-from tests.integration.leases.jobs import a_job, claim, messages, record
+from tests.support.leased_jobs import a_job, claim, messages, record
 
 NOT_KNOWN: list[dict[str, Any]] = [{"planted": 1}, {"thinking": "briefly"}, {"media": [{"type": "audio"}]}]
 

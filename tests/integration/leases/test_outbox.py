@@ -16,8 +16,8 @@ from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_failure, a_job, claim, events, record
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import a_failure, a_job, claim, events, record
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from keye.config.topology import message, message_list
 from keye.worker.leases.job_lease import LeaseStore, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_failure, a_job, a_reaper, claim, events, messages, publish, record
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events, messages, publish, record
 
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:

@@ -5,8 +5,8 @@ from redis import Redis
 from keye.config import keys
 from keye.worker.leases.job_lease import LeaseStore, Renewal
 from keye.worker.leases.renewal import LeaseRenewal
-from tests.conditions import eventually
-from tests.integration.leases.jobs import a_job, claim
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import a_job, claim
 
 
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:

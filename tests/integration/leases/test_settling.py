@@ -16,8 +16,8 @@ from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
-from tests.conditions import eventually
-from tests.integration.leases.jobs import (
+from tests.support.conditions import eventually
+from tests.support.leased_jobs import (
     DEAD_LETTER_TTL,
     TTL,
     a_failure,

@@ -16,7 +16,7 @@ from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import DecodedImage
 from keye.worker.media.fault import MediaFault
 from keye.worker.media.resize import resize
-from tests.zoo import draw_quarters, read_quarters
+from tests.support.zoo import draw_quarters, read_quarters
 
 RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"
 

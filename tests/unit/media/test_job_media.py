@@ -29,7 +29,7 @@ from keye.worker.media.job_media import (
     decode,
     fetch,
 )
-from tests.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
+from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 
 @pytest.fixture

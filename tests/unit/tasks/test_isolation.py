@@ -4,7 +4,7 @@ import threading
 import time
 
 from keye.worker.tasks.analyze import Isolation
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 
 class Jobs:

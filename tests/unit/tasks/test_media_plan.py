@@ -14,7 +14,7 @@ from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_budget import share_context
 from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
 from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
-from tests.zoo import draw_quarters, encode_clip, steady_times
+from tests.support.zoo import draw_quarters, encode_clip, steady_times
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PREVIEW, V1_5 = GOLDEN / "preview" / "checkpoint", GOLDEN / "v1_5" / "checkpoint"

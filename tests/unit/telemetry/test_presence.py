@@ -10,7 +10,7 @@ from redis.retry import Retry
 from keye.config import keys
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.worker.telemetry.presence import EXPIRY_SECONDS, Announcer, Presence, WorkerState, list_present, read_presence
-from tests.conditions import eventually
+from tests.support.conditions import eventually
 
 LOADING = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
 READY = LOADING.model_copy(

@@ -6,10 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from keye.worker.demo.tokenizer import write_tokenizer
-
-CHECKPOINT = Path(__file__).with_name("checkpoint")
-"""The trained checkpoint that ships with the project."""
+from tools.small_keye.tokenizer import write_tokenizer
 
 CONTEXT_TOKENS = 4096
 MIN_PIXELS = 84 * 84

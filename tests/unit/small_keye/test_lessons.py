@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keye.worker.demo.checkpoint_folder import write_folder
-from keye.worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, Lesson, Teacher
 from keye.worker.demo.shapes import BACKGROUNDS, RGB_OF
-from keye.worker.demo.tokenizer import train_tokenizer
 from keye.worker.model.image_processing import ImageProcessor
+from tools.small_keye.checkpoint_folder import write_folder
+from tools.small_keye.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, Lesson, Teacher
+from tools.small_keye.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Trains the small Keye: `python -m keye.worker.demo.train [--out DIR]`. Lessons are drawn in `lessons.py`.
+"""Trains the small Keye: `python -m tools.small_keye.train [--out DIR]`. Lessons are drawn in `lessons.py`.
 
 Fixed seeds, step counts and threads, so that a run can be repeated. The tower first learns to name what each visual
 token shows, through a head that is thrown away; without that the decoder reads noise for most of the run.
@@ -19,14 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keye.worker.demo.checkpoint_folder import CHECKPOINT, write_folder
-from keye.worker.demo.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
-from keye.worker.demo.packing import Batch, Packer
-from keye.worker.demo.tokenizer import train_tokenizer
+from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.padded_attention import PaddedAttention
+from tools.small_keye.checkpoint_folder import write_folder
+from tools.small_keye.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
+from tools.small_keye.packing import Batch, Packer
+from tools.small_keye.tokenizer import train_tokenizer
 
 SEED = 2026
 NUM_THREADS = 2
@@ -229,5 +230,5 @@ def _start_positions(table: Tensor) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the small Keye that the demo and the tests use.")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="checkpoint folder to write")
+    parser.add_argument("--out", type=Path, default=SMALL_KEYE, help="checkpoint folder to write")
     train(parser.parse_args().out)

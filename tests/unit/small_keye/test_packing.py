@@ -8,17 +8,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from keye.worker.demo.checkpoint_folder import write_folder
-from keye.worker.demo.lessons import IGNORED, Item, Lesson
-from keye.worker.demo.packing import Batch, Packer
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
-from keye.worker.demo.tokenizer import train_tokenizer
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.padded_attention import PaddedAttention
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_input import Image, Video
+from tools.small_keye.checkpoint_folder import write_folder
+from tools.small_keye.lessons import IGNORED, Item, Lesson
+from tools.small_keye.packing import Batch, Packer
+from tools.small_keye.tokenizer import train_tokenizer
 
 MODES: tuple[Thinking, ...] = ("auto", "think", "no_think")
 Media = tuple[list[Image], list[Video], Sequence[Question]]

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from keye.worker.demo.lessons import IGNORED, Item, Lesson
-from keye.worker.demo.tokenizer import SUFFIXES
 from keye.worker.model.positions import position_ids
+from tools.small_keye.lessons import IGNORED, Item, Lesson
+from tools.small_keye.tokenizer import SUFFIXES
 
 _PREFIX = 1  # the block that every question of a row sees; padding is block 0, which none does
 

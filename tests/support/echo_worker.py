@@ -1,6 +1,6 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
-For chaos tests and for measuring what the rest costs: `celery -A keye.worker.demo.echo_worker worker --pool threads`.
+For chaos tests and for measuring what the rest costs: `celery -A tests.support.echo_worker worker --pool threads`.
 A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `hang` hangs in its thread, `die`
 kills the process.
 """

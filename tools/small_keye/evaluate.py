@@ -1,4 +1,4 @@
-"""Measures the small Keye: `python -m keye.worker.demo.evaluate`. Exits 1 below 95 % right replies.
+"""Measures the small Keye: `python -m tools.small_keye.evaluate`. Exits 1 below 95 % right replies.
 
 Scenes come from seeds that training never saw, about half of them worn as files are, and go through the real processor
 and `generate` in left-padded batches. A reply is right if its whole text is: answer, thoughts and tags, to the letter.
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from keye.config.hardware import PrecisionSetting
-from keye.worker.demo.checkpoint_folder import CHECKPOINT
+from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene
-from keye.worker.demo.wear import draw_wear
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import choose_precision
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_input import Image, Video
+from tools.small_keye.wear import draw_wear
 
 FIRST_SEED = 1_000_000
 REQUIRED_SHARE = 0.95
@@ -116,7 +116,7 @@ def _print_table(results: Sequence[tuple[Exam, str]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the small Keye on scenes it has never seen.")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=SMALL_KEYE)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="seed of the first scene")
     parser.add_argument("--precision", choices=get_args(PrecisionSetting), default="float32")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
 from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
-from keye.worker.demo.tokenizer import ADDED_TOKENS, SUFFIXES, train_tokenizer, write_tokenizer
+from tools.small_keye.tokenizer import ADDED_TOKENS, SUFFIXES, train_tokenizer, write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.zoo import draw_quarters, encode_clip, steady_times
+from tests.support.zoo import draw_quarters, encode_clip, steady_times
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 CLIPS = {
