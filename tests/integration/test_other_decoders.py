@@ -10,7 +10,6 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, Size
 from keye.worker.media.frames.video import OnFrame, decode_video
-from keye.worker.media.frames.video_plan import OnFrame
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from tests.support.zoo import (
     CLIP_SIZE,
