@@ -92,7 +92,7 @@ def hostile(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _write_enemy(path: Path) -> None:
     # A decoder may not write, and many an error is caught.
-    path.write_text("open(__file__ + '.was-run', 'x').close()\nraise SystemExit(f'{__name__} was hijacked')\n")
+    path.write_text("open(__file__ + '.was-run', 'w').close()\nraise SystemExit(f'{__name__} was hijacked')\n")
 
 
 def run(command: tuple[str | Path, ...], folder: Path, environment: dict[str, str]) -> str:
