@@ -7,7 +7,7 @@ UV := .venv-uv/bin/uv
 # Of a registry that takes its time with a large file.
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo test lint bench damage chaos soak lock newest lowest
+.PHONY: demo test lint bench soak lock newest lowest
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -23,16 +23,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-damage: $(INSTALLED)
-	DAMAGED_FILES=500 $(BIN)/pytest -q -s tests/integration/test_damage.py
-
-# Mostly waiting, so all gates run side by side; every one has a server of its own.
-chaos: $(INSTALLED)
-	CHAOS=long $(BIN)/pytest -q -n 16 --dist worksteal --timeout 7200 tests/chaos
-
-# Messages that nobody should send, a hundred times as many as in `make test`.
+# Faults, hostile messages, damaged files and orders of events in the numbers of tests/support/scale.py: a few hours. One
+# after another, since they measure how soon something is over.
 soak: $(INSTALLED)
-	HOSTILE_MESSAGES=200000 $(BIN)/pytest -q tests/chaos/test_hostile_messages.py
+	SOAK=1 $(BIN)/pytest -q -s --timeout 7200 tests/chaos tests/integration/test_damage.py \
+		tests/integration/test_states_machine.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -12,7 +12,7 @@ from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left
-from tests.chaos.scale import SCALE
+from tests.support.scale import SCALE
 
 
 class Gate(Protocol):

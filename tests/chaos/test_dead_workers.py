@@ -13,8 +13,8 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, outcome_of, wait_for_all
-from tests.chaos.scale import SCALE, SHORT
 from tests.support.conditions import eventually
+from tests.support.scale import SCALE, SHORT
 
 BACKLOG = 200
 # As many as there may be: what is counted is lost jobs, and few are given up.

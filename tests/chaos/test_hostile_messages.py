@@ -18,8 +18,8 @@ from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorker, EchoWorkers
 from tests.chaos.hostile_messages import hostile_messages
 from tests.support.conditions import eventually
+from tests.support.scale import SCALE
 
-NUM_MESSAGES = int(os.environ.get("HOSTILE_MESSAGES", 2000))
 # So few that the quarantine holds them all.
 BATCH = 500
 BROADCASTS = "/0.celery.pidbox"
@@ -68,7 +68,7 @@ def test_no_message_ends_a_worker_or_gets_lost(
         send()
         return sent
 
-    for number in range(NUM_MESSAGES // BATCH):
+    for number in range(SCALE.num_hostile_messages // BATCH):
         sent = send_batch(number)
         eventually(lambda: worker.is_ready and not any(redis.llen(name) for name in LISTS), within_seconds=120)
         # Once a message behind them is taken, each of them is known to be taken.
@@ -98,7 +98,7 @@ def test_no_message_ends_a_worker_or_gets_lost(
     assert all(redis.type(message_list(priority)) in ("list", "none") for priority in Priority)
     _, irregularities = client.verify()
     assert irregularities == []
-    gate("hostile messages, deaths", f"{NUM_MESSAGES}, {num_quarantined} quarantined, 0", "0")
+    gate("hostile messages, deaths", f"{SCALE.num_hostile_messages}, {num_quarantined} quarantined, 0", "0")
     # The first batch is still new to it.
     growth = sizes[-1] / sizes[1]
     gate("its memory after all of them, by that after 1,000", f"{growth:.2f} x", f"{MAX_GROWTH} x")

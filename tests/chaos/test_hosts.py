@@ -16,8 +16,8 @@ from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.hosts import Host, Network
 from tests.chaos.ledger import assert_each_succeeded_once, assert_nothing_is_left, outcome_of, wait_for_all, workers_of
-from tests.chaos.scale import SCALE
 from tests.support.conditions import eventually
+from tests.support.scale import SCALE
 
 can_make_hosts = (
     os.geteuid() == 0

@@ -12,7 +12,7 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, wait_for_all
-from tests.chaos.scale import SCALE
+from tests.support.scale import SCALE
 
 # Of the lease; a third is where a worker refuses to start.
 SKEW = 0.25

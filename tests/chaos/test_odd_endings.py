@@ -9,7 +9,7 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import assert_nothing_is_left, wait_for_all
-from tests.chaos.scale import SCALE
+from tests.support.scale import SCALE
 
 ODD = ["SystemExit", "MemoryError", "KeyboardInterrupt"]
 LIMIT_SECONDS = 1.0

@@ -12,8 +12,8 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import attempts_of, wait_for_all
-from tests.chaos.scale import LONG
 from tests.support.conditions import eventually
+from tests.support.scale import LONG
 from tests.support.silent_proxy import SilentProxy
 
 DEAF_SECONDS = 15.0

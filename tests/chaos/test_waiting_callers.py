@@ -14,7 +14,7 @@ from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorkers
 from tests.chaos.ledger import assert_nothing_is_left
-from tests.chaos.scale import SCALE
+from tests.support.scale import SCALE
 
 AFTER_DEADLINE_SECONDS = 60.0
 

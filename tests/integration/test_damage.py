@@ -1,7 +1,4 @@
-"""Randomly damaged files through a real worker: it lives, it never hangs, every job ends, its memory stays.
-
-`make damage` sends 500 of them; DAMAGED_FILES says how many.
-"""
+"""Randomly damaged files through a real worker: it lives, it never hangs, every job ends, its memory stays."""
 
 import os
 from collections import Counter
@@ -17,9 +14,10 @@ from keye.producer import Client, Job
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.telemetry.presence import list_present
 from tests.support.damage import CLIPS, make_good_files, spoil
+from tests.support.scale import SCALE
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
-NUM_FILES = int(os.environ.get("DAMAGED_FILES", "60"))
+NUM_FILES = SCALE.num_damaged_files
 SEED = 20260
 MAX_GROWTH_BYTES = 64 * 2**20
 MAX_DECODER_BYTES = 256 * 2**20

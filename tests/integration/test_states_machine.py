@@ -40,6 +40,7 @@ from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.stranded import StrandedJobs
+from tests.support.scale import SCALE, SHORT
 
 LEASE_SECONDS = 30
 
@@ -301,10 +302,10 @@ def test_no_order_of_events_breaks_a_promise(redis_url: str, tmp_path: Path) -> 
     run_state_machine_as_test(
         JobsOfThisServer,
         settings=settings(
-            max_examples=40,
+            max_examples=SCALE.num_histories,
             stateful_step_count=40,
             deadline=None,
-            derandomize=True,
+            derandomize=SCALE is SHORT,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

@@ -1,4 +1,4 @@
-"""How many faults and how long: the short form runs with all tests, the long one (`CHAOS=long`) by `make chaos`."""
+"""How many faults and how long: the short form runs with all tests, the long one (`SOAK=1`) by `make soak`."""
 
 import os
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ class Scale:
     refusal_seconds: float
     cut_off_seconds: float
     deadline_seconds: float
+    num_hostile_messages: int
+    num_damaged_files: int
+    num_histories: int
 
     @property
     def restart_seconds(self) -> float:
@@ -34,6 +37,9 @@ SHORT = Scale(
     refusal_seconds=5,
     cut_off_seconds=6,
     deadline_seconds=12,
+    num_hostile_messages=2000,
+    num_damaged_files=60,
+    num_histories=40,
 )
 LONG = Scale(
     lease_seconds=30,
@@ -46,5 +52,8 @@ LONG = Scale(
     refusal_seconds=60,
     cut_off_seconds=60,
     deadline_seconds=90,
+    num_hostile_messages=200_000,
+    num_damaged_files=500,
+    num_histories=2000,
 )
-SCALE = LONG if os.environ.get("CHAOS") == "long" else SHORT
+SCALE = LONG if os.environ.get("SOAK") else SHORT
