@@ -93,9 +93,6 @@ _ROOM_BYTES = 1024
 class ArgumentTooLarge(ValueError):
     """Redis would close the connection on this command, now and whenever it is sent again."""
 
-    def __init__(self, size: int, limit: int, setting: str) -> None:
-        super().__init__(f"{size:,} bytes in one piece, this Redis takes {limit:,} ({setting})")
-
 
 def check_arguments(redis: Redis, arguments: Iterable[object]) -> None:
     """Raises `ArgumentTooLarge` for the largest of a command's arguments, and Redis' own fault where it is away.
@@ -107,7 +104,7 @@ def check_arguments(redis: Redis, arguments: Iterable[object]) -> None:
         return
     limit, setting = min((_read_limit(redis, setting), setting) for setting in _DEFAULTS)
     if size > limit:
-        raise ArgumentTooLarge(size, limit, setting)
+        raise ArgumentTooLarge(f"{size:,} bytes in one piece, this Redis takes {limit:,} ({setting})")
 
 
 def _read_limit(redis: Redis, setting: str) -> int:

@@ -248,23 +248,3 @@ class JobFailure(Report):
 
 Outcome = Annotated[JobResult | JobFailure, Field(discriminator="kind")]
 OUTCOME: TypeAdapter[JobResult | JobFailure] = TypeAdapter(Outcome)
-
-
-class JobFailed(Exception):
-    """The job ended without an answer. Raised by `Job.result`; also what a plain Celery `AsyncResult.get` raises."""
-
-    def __init__(self, code: str, message: str, failure_json: str) -> None:
-        # Celery rebuilds exceptions from their args through JSON, so the args are plain strings.
-        super().__init__(code, message, failure_json)
-        self.code = ErrorCode(code)
-
-    @classmethod
-    def of(cls, failure: JobFailure) -> "JobFailed":
-        return cls(failure.code.value, failure.message, failure.model_dump_json())
-
-    @property
-    def failure(self) -> JobFailure:
-        return JobFailure.model_validate_json(self.args[2])
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.args[1]}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from keye.config.faults import InvalidSettings
 from keye.config.hardware import DeviceSetting, PrecisionSetting
 
 
@@ -18,14 +19,6 @@ def _decoders() -> int:
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
-
-
-class InvalidSettings(ValueError):
-    """Every setting that is wrong, by the name an operator knows it by. Values are left out: some are secrets."""
-
-    def __init__(self, error: ValidationError) -> None:
-        faults = [f"KEYE_{str(f['loc'][0]).upper()}: {f['msg']}" for f in error.errors(include_input=False)]
-        super().__init__("; ".join(faults))
 
 
 class Settings(BaseSettings):
@@ -138,7 +131,8 @@ class Settings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise InvalidSettings(error) from None
+            faults = [f"KEYE_{str(f['loc'][0]).upper()}: {f['msg']}" for f in error.errors(include_input=False)]
+            raise InvalidSettings("; ".join(faults)) from None
 
     @field_validator("media_roots", mode="before")
     @classmethod

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from keye.config.contract import Contract, Report, version_needed
 from keye.config.event import EVENT
+from keye.config.faults import InvalidJob, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, JobId, Priority
 from keye.config.outcome import OUTCOME, JobState
 
@@ -52,20 +53,6 @@ class SealedJob(Contract):
         return record_of(self.job, self.submitted_at, self.model_dump_json())
 
 
-class UnknownSchemaVersion(ValueError):
-    """The payload says a schema version that this release does not read; `is_newer` where a later one may."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(
-            f"The job has schema version {version}, this release reads up to {SCHEMA_VERSION}. Upgrade the older side."
-        )
-        self.is_newer = version > SCHEMA_VERSION
-
-
-class InvalidJob(ValueError):
-    """The payload does not fit the schema; the message lists every fault."""
-
-
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
     sealed = SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
@@ -80,7 +67,10 @@ def open_sealed(payload: Any) -> SealedJob:
     """
     version = payload.get("schema_version") if isinstance(payload, dict) else None
     if isinstance(version, int) and not 1 <= version <= SCHEMA_VERSION:
-        raise UnknownSchemaVersion(version)
+        raise UnknownSchemaVersion(
+            f"The job has schema version {version}, this release reads up to {SCHEMA_VERSION}. Upgrade the older side.",
+            version > SCHEMA_VERSION,
+        )
     text = _as_json(payload)
     _check_size(text)
     try:

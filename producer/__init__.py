@@ -1,6 +1,21 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.faults import (
+    DeadLetterNotFound,
+    IdempotencyConflict,
+    InvalidJob,
+    InvalidSettings,
+    JobFailed,
+    JobNotEnded,
+    JobNotFound,
+    KeyeError,
+    MessageNotFound,
+    QueueUnavailable,
+    Refusal,
+    UnknownSchemaVersion,
+    UploadFailed,
+)
 from keye.config.job import (
     AnalysisJob,
     ChatMessage,
@@ -13,19 +28,9 @@ from keye.config.job import (
     Thinking,
     VideoPart,
 )
-from keye.config.outcome import ErrorCode, JobFailed, JobFailure, JobResult, JobState, PartialText, Stage
+from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState, PartialText, Stage
 from keye.config.settings import Settings
-from keye.config.wire import InvalidJob
 from keye.producer.client import Client
-from keye.producer.errors import (
-    IdempotencyConflict,
-    JobNotEnded,
-    JobNotFound,
-    KeyeError,
-    QueueUnavailable,
-    Refusal,
-    UploadFailed,
-)
 from keye.producer.job import Cancellation, Job
 
 __all__ = [
@@ -34,12 +39,14 @@ __all__ = [
     "ChatMessage",
     "Client",
     "Content",
+    "DeadLetterNotFound",
     "ErrorCode",
     "FramesDecoded",
     "GenerationOptions",
     "IdempotencyConflict",
     "ImagePart",
     "InvalidJob",
+    "InvalidSettings",
     "Job",
     "JobEnded",
     "JobEvent",
@@ -50,6 +57,7 @@ __all__ = [
     "JobResult",
     "JobState",
     "KeyeError",
+    "MessageNotFound",
     "PartialText",
     "Priority",
     "QueueUnavailable",
@@ -61,6 +69,7 @@ __all__ = [
     "TextGenerated",
     "TextPart",
     "Thinking",
+    "UnknownSchemaVersion",
     "UploadFailed",
     "VideoPart",
 ]

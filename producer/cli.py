@@ -15,9 +15,9 @@ import typer
 
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.extras import install_command
+from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.job import AnalysisJob, Priority, Thinking
-from keye.config.outcome import JobFailed
-from keye.config.wire import InvalidJob, schemas
+from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.client import build_job
 from keye.producer.job import Cancellation, Job
@@ -96,11 +96,10 @@ def submit_many(
         answers = iter(client.submit_many(job for job in read if isinstance(job, AnalysisJob)))
         for number, job in enumerate(read, 1):
             answer = next(answers) if isinstance(job, AnalysisJob) else job
-            job_id = answer.id if isinstance(answer, Job) else None
-            if not isinstance(answer, Job):
+            if isinstance(answer, Refusal):
                 refusals.append(answer)
                 typer.echo(f"line {number}: {answer}", err=True)
-            typer.echo(json.dumps({"line": number, "job_id": job_id}) if as_json else job_id or "")
+            typer.echo(json.dumps({"line": number, "job_id": answer.id}) if as_json else answer.id or "")
     if refusals:
         raise typer.Exit(exit_code_of(refusals[0]))
 
@@ -123,11 +122,7 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
                 typer.echo(event.model_dump_json())
             else:
                 typer.echo(transcript.show(event), nl=False)
-        try:
-            result = job.result(timeout)
-        except JobFailed as failed:
-            typer.echo(str(failed), err=True)
-            raise typer.Exit(ExitCode.JOB_FAILED) from None
+        result = job.result(timeout)
         if not as_json:
             typer.echo(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
 
@@ -183,7 +178,9 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
     try:
         answer = job.result(timeout)
     except JobFailed as failed:
-        typer.echo(failed.failure.model_dump_json(indent=2) if as_json else str(failed), err=not as_json)
+        if not as_json:
+            raise
+        typer.echo(failed.failure.model_dump_json(indent=2))
         raise typer.Exit(ExitCode.JOB_FAILED) from None
     typer.echo(answer.model_dump_json(indent=2) if as_json else answer.answer)
 

@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from pydantic import SecretStr, ValidationError
 
+from keye.config.faults import InvalidJob, JobNotFound, Refusal
 from keye.config.formats import media_type_of
 from keye.config.job import AnalysisJob
 from keye.config.settings import Settings
-from keye.config.wire import InvalidJob, describe_faults
+from keye.config.wire import describe_faults
 from keye.producer.dead_letters import DeadLetters, Quarantine
-from keye.producer.errors import JobNotFound, Refusal, UploadFailed
 from keye.producer.job import Job
 from keye.producer.transport import Envelope, Transport, enclose, reaching_redis
 from keye.producer.upload import references_of
@@ -59,8 +59,8 @@ class Client:
     def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any]]) -> list[Job | Refusal]:
         """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
 
-        Returns in their order each job's handle, or the error that `submit` would have raised: it is of that job, and
-        costs its neighbours nothing.
+        Returns in their order each job's handle, or the error that `submit` would have raised, which costs its
+        neighbours nothing: a `Refusal` has a job's verbs, so that its `result()` raises it.
         """
         waiting = iter(jobs)
         answers: list[Job | Refusal] = []
@@ -73,7 +73,7 @@ class Client:
         for job in jobs:
             try:
                 sealed.append(self._enclose(job))
-            except (InvalidJob, UploadFailed) as refusal:
+            except Refusal as refusal:
                 sealed.append(refusal)
         answers = iter(self._transport.submit_many([e for e in sealed if isinstance(e, Envelope)]))
         for envelope in sealed:
@@ -93,7 +93,7 @@ class Client:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
         (state,) = self._transport.read_record(job_id, "state")
         if state is None:
-            raise JobNotFound(job_id)
+            raise JobNotFound.of(job_id)
         return Job(job_id, self._transport)
 
     @property

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from keye.config.faults import DeadLetterNotFound, MessageNotFound
 from keye.config.outcome import ErrorCode
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter, describe_job
-from keye.producer.errors import DeadLetterNotFound, MessageNotFound
 from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected, escaped
 
 app = typer.Typer(

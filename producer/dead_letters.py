@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
 from keye.config.quarantine import QuarantinedMessage
-from keye.config.wire import InvalidJob, Outline, UnknownSchemaVersion, describe_faults, open_sealed
-from keye.producer.errors import DeadLetterNotFound, MessageNotFound
+from keye.config.wire import Outline, describe_faults, open_sealed
 from keye.producer.job import Job
 from keye.producer.transport import Transport
 
@@ -51,7 +51,7 @@ class DeadLetters:
         """Raises `DeadLetterNotFound`."""
         record = self._transport.read_dead_letter(job_id)
         if record is None:
-            raise DeadLetterNotFound(job_id)
+            raise DeadLetterNotFound.of(job_id)
         return _letter(job_id, record)
 
     def select(self, codes: Iterable[ErrorCode] = (), since_seconds: float | None = None) -> Iterator[DeadLetter]:
@@ -158,7 +158,7 @@ class Quarantine:
         is_id = _MESSAGE_ID.fullmatch(message_id) is not None
         fields = self._transport.read_quarantined(message_id) if is_id else None
         if fields is None:
-            raise MessageNotFound(message_id)
+            raise MessageNotFound.of(message_id)
         return QuarantinedMessage.of(message_id, fields)
 
     def select(self, since_seconds: float | None = None) -> Iterator[QuarantinedMessage]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from keye.config.event import JobEnded, JobEvent
-from keye.config.outcome import OUTCOME, ErrorCode, JobFailed, JobFailure, JobResult, JobState, Stage
+from keye.config.faults import JobFailed, JobNotEnded, JobNotFound, QueueUnavailable
+from keye.config.outcome import OUTCOME, ErrorCode, JobFailure, JobResult, JobState, Stage
 from keye.config.wire import Outline
-from keye.producer.errors import JobNotEnded, JobNotFound, QueueUnavailable
 from keye.producer.transport import Transport
 
 # One blocking read; well below the socket's timeout, so that silence is not taken for a dead connection.
@@ -68,7 +68,7 @@ class Job:
                         # The job ended after the read: its last events are there by now.
                         entries = self._transport.read_events(self.id, seen, None)
                     elif time.time() > deadline_at + OVERDUE_SECONDS:
-                        raise JobNotEnded(self.id, state, "although its deadline has passed", "No worker is alive.")
+                        raise JobNotEnded.of(self.id, state, "although its deadline has passed", "No worker is alive.")
                 answered_at = time.monotonic()
             except QueueUnavailable:
                 if remaining <= 0 or time.monotonic() - answered_at > OUTAGE_SECONDS:
@@ -90,7 +90,7 @@ class Job:
             if ended:
                 return
             if remaining <= 0:
-                raise JobNotEnded(self.id, self.state, f"after {timeout or 0:g} s of waiting")
+                raise JobNotEnded.of(self.id, self.state, f"after {timeout or 0:g} s of waiting")
 
     def result(self, timeout: float | None = None) -> JobResult:
         """The job's result, waited for without polling.
@@ -112,7 +112,7 @@ class Job:
                     raise
                 time.sleep(OUTAGE_PAUSE_SECONDS)
         if outcome_json is None:
-            raise JobNotFound(self.id)
+            raise JobNotFound.of(self.id)
         outcome = OUTCOME.validate_json(outcome_json)
         if isinstance(outcome, JobFailure):
             raise JobFailed.of(outcome)
@@ -122,7 +122,7 @@ class Job:
         """The state now, and the deadline: Unix seconds of the submitter's clock, infinite where there is none."""
         state, deadline_at = self._transport.read_record(self.id, "state", "deadline_at")
         if state is None:
-            raise JobNotFound(self.id)
+            raise JobNotFound.of(self.id)
         return JobState(state), float(deadline_at or math.inf)
 
     def cancel(self) -> Cancellation:
@@ -134,7 +134,7 @@ class Job:
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         if sealed_json is None:
-            raise JobNotFound(self.id)
+            raise JobNotFound.of(self.id)
         job = Outline.of(json.loads(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,
@@ -147,7 +147,7 @@ class Job:
         )
         match self._transport.cancel(self.id, job, failure.model_dump_json()):
             case None:
-                raise JobNotFound(self.id)
+                raise JobNotFound.of(self.id)
             # A job that was cancelled before is cancelled: asking twice, or a reply that was lost, is no news.
             case JobState.QUEUED | JobState.CANCELLED:
                 return Cancellation.CANCELLED

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from keye.producer.client import Client
-from keye.producer.errors import (
+from keye.config.faults import (
     DeadLetterNotFound,
     IdempotencyConflict,
+    JobFailed,
     JobNotEnded,
     JobNotFound,
     KeyeError,
     MessageNotFound,
     QueueUnavailable,
 )
+from keye.producer.client import Client
 
 
 class ExitCode(IntEnum):
@@ -47,7 +48,7 @@ def connected(redis_url: str | None) -> Iterator[Client]:
     try:
         with Client(redis_url) as client:
             yield client
-    # ValueError: an invalid job, an odd Redis URL, a KEYE_* setting out of range.
+    # ValueError: a record that somebody else has written into.
     except (KeyeError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(exit_code_of(error)) from None
@@ -60,6 +61,8 @@ def escaped(text: str) -> str:
 
 def exit_code_of(error: Exception) -> ExitCode:
     match error:
+        case JobFailed():
+            return ExitCode.JOB_FAILED
         case JobNotEnded():
             return ExitCode.NOT_ENDED
         case JobNotFound() | DeadLetterNotFound() | MessageNotFound():

@@ -14,17 +14,17 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.event import JobEvent, read_event
+from keye.config.faults import IdempotencyConflict, InvalidJob, InvalidSettings, QueueUnavailable, Refusal
 from keye.config.job import AnalysisJob
 from keye.config.settings import Settings
 from keye.config.topology import message, message_list
-from keye.config.wire import InvalidJob, JobOutline, SealedJob, seal
-from keye.producer.errors import IdempotencyConflict, QueueUnavailable, Refusal
+from keye.config.wire import JobOutline, SealedJob, seal
 
 SOCKET_TIMEOUT_SECONDS = 5.0
 # Of the quarantine; together up to 4 MiB.
@@ -206,7 +206,7 @@ def connect(url: str) -> Redis:
         )
     except ValueError:
         # Without its words: they may quote the password.
-        raise ValueError(
+        raise InvalidSettings(
             "The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://:password@host:6379/0, with %40 for an @ "
             "in the password, %23 for a #, %2F for a /."
         ) from None
@@ -224,23 +224,30 @@ def _owner(envelope: Envelope, answer: list[str]) -> str:
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")
     if fingerprint != envelope.fingerprint:
-        raise IdempotencyConflict(job.idempotency_key or "")
+        raise IdempotencyConflict.of(job.idempotency_key or "")
     return job_id
 
 
 def _owner_or_refusal(envelope: Envelope, answer: list[str] | RedisError) -> str | Refusal:
     if isinstance(answer, RedisError):
-        return QueueUnavailable("queue the job", answer)
+        return unavailable("queue the job", answer)
     try:
         return _owner(envelope, answer)
-    except (InvalidJob, IdempotencyConflict) as refusal:
+    except Refusal as refusal:
         return refusal
 
 
 @contextmanager
 def reaching_redis(action: str) -> Iterator[None]:
-    """Redis' errors become ours; `action` completes "Redis could not ..."."""
+    """Redis' errors become `QueueUnavailable`; `action` completes "Redis could not ..."."""
     try:
         yield
     except RedisError as error:
-        raise QueueUnavailable(action, error) from error
+        raise unavailable(action, error) from error
+
+
+def unavailable(action: str, cause: RedisError) -> QueueUnavailable:
+    remedy = "Check KEYE_REDIS_URL and that the server runs."
+    if isinstance(cause, OutOfMemoryError):
+        remedy = "It is full: give it more memory, or keep results for less long (KEYE_RESULT_TTL_SECONDS)."
+    return QueueUnavailable(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")

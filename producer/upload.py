@@ -11,11 +11,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.extras import install_command
+from keye.config.faults import InvalidJob, UploadFailed
 from keye.config.formats import Format, format_of
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from keye.config.settings import Settings
-from keye.config.wire import InvalidJob
-from keye.producer.errors import UploadFailed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,16 +93,16 @@ def _upload(content: bytes, content_format: Format, index: int, prefix: str, end
 
         client = _client(os.getpid(), endpoint_url)
     except ImportError:
-        raise UploadFailed(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
+        raise UploadFailed.of(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
     bucket, _, folder = prefix.removeprefix("s3://").partition("/")
     name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
     key = "/".join(filter(None, (folder.strip("/"), name)))
     try:
         client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": content_format.mime})
     except ClientError as error:
-        raise UploadFailed(index, prefix, error.response.get("Error", {}).get("Code", "unknown")) from None
+        raise UploadFailed.of(index, prefix, error.response.get("Error", {}).get("Code", "unknown")) from None
     except BotoCoreError as error:
-        raise UploadFailed(index, prefix, type(error).__name__) from None
+        raise UploadFailed.of(index, prefix, type(error).__name__) from None
     return f"s3://{bucket}/{key}"
 
 

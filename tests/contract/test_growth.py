@@ -11,12 +11,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from keye.config import wire
 from keye.config.contract import Report, added_in, version_needed
 from keye.config.event import EVENT, FramesDecoded, JobEnded, StageStarted, TextGenerated, read_event
+from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
     ErrorCode,
     FailedAttempt,
-    JobFailed,
     JobFailure,
     JobResult,
     JobState,
@@ -29,7 +29,7 @@ from keye.config.outcome import (
     WorkerIdentity,
 )
 from keye.config.quarantine import QuarantinedMessage
-from keye.config.wire import InvalidJob, JobOutline, Outline, SealedJob, UnknownSchemaVersion, open_sealed, seal
+from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, seal
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outbox import Verdict

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from keye.config.faults import InvalidJob, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, VideoPart
-from keye.config.wire import SCHEMA_VERSION, InvalidJob, UnknownSchemaVersion, open_sealed, schemas, seal
+from keye.config.wire import SCHEMA_VERSION, open_sealed, schemas, seal
 
 SCHEMA_FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from keye.config.faults import JobFailed
 from keye.config.job import AnalysisJob, ImagePart, VideoPart
-from keye.config.outcome import JobFailed
 from keye.producer import Client, Job
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.telemetry.presence import list_present

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from keye.config import keys
 from keye.config.connection import connect
+from keye.config.faults import DeadLetterNotFound
 from keye.config.outcome import ErrorCode, JobFailure, Stage
 from keye.config.wire import open_sealed
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
 from keye.producer.cli import app
 from keye.producer.dead_letters import DeadLetter, change_media
-from keye.producer.errors import DeadLetterNotFound
 from keye.producer.shell import ExitCode
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement

@@ -10,12 +10,12 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
+from keye.config.faults import MessageNotFound
 from keye.config.outcome import JobFailure, Stage
 from keye.config.quarantine import MAX_KEPT_BYTES, entry_of
 from keye.config.topology import QUEUE, UNACKED, message_list, message_lists
 from keye.producer import Client, Priority
 from keye.producer.cli import app
-from keye.producer.errors import MessageNotFound
 from keye.producer.shell import ExitCode
 
 Keye = Callable[..., tuple[int, str]]

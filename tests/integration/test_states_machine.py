@@ -26,13 +26,13 @@ from pydantic import SecretStr
 from keye.config import keys
 from keye.config.connection import connect
 from keye.config.event import EVENT, JobEnded
+from keye.config.faults import DeadLetterNotFound
 from keye.config.job import AnalysisJob, Priority
 from keye.config.outcome import LEGAL_MOVES, ErrorCode, FailedAttempt, JobFailure, JobState, Stage
 from keye.config.settings import Settings
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.producer import Client, Job
-from keye.producer.errors import DeadLetterNotFound
 from keye.producer.transport import Transport
 from keye.producer.verify import judge, read_ledger
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect

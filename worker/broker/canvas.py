@@ -11,7 +11,8 @@ from celery.app.task import Context
 from pydantic import Field
 
 from keye.config.contract import Report
-from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.config.faults import JobFailed
+from keye.config.outcome import JobFailure, JobResult
 from keye.worker.broker.envelope import MAX_REASON_CHARS, Foreign, Headers, Name, Unreadable, validated
 
 # What a canvas is made of in the end is tasks; signatures of these types hold them in their arguments.

@@ -15,10 +15,10 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from keye.config.connection import connect
+from keye.config.faults import JobNotFound, QueueUnavailable
 from keye.config.outcome import WorkerIdentity
 from keye.config.settings import Settings
 from keye.producer.client import Client
-from keye.producer.errors import JobNotFound, QueueUnavailable
 from keye.worker.broker.remote_commands import guard_commands
 from keye.worker.daemon.broker import check_celery, check_transport
 from keye.worker.daemon.exit_codes import ExitCode

@@ -14,8 +14,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rich.console import Console
 
+from keye.config.faults import InvalidSettings
 from keye.config.job import Content, GenerationOptions, Sampling
-from keye.config.settings import InvalidSettings, Settings
+from keye.config.settings import Settings
 from keye.config.wire import describe_faults
 from keye.worker.daemon.doctor import examine
 from keye.worker.daemon.exit_codes import ExitCode

@@ -17,7 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from keye.config.event import StageStarted
-from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.config.faults import JobFailed
+from keye.config.outcome import JobFailure, JobResult
 from keye.producer import Client, Job
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.errands import Errand, draw_errands

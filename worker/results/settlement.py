@@ -14,7 +14,8 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
-from keye.config.outcome import JobFailed, JobFailure, JobResult
+from keye.config.faults import JobFailed
+from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed

@@ -19,9 +19,10 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from keye.config.connection import ArgumentTooLarge, passes
-from keye.config.outcome import ErrorCode, JobFailed, JobFailure, JobResult, Stage
+from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
+from keye.config.outcome import ErrorCode, JobFailure, JobResult, Stage
 from keye.config.topology import ANALYZE_TASK
-from keye.config.wire import InvalidJob, Outline, SealedJob, UnknownSchemaVersion, open_sealed
+from keye.config.wire import Outline, SealedJob, open_sealed
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect

@@ -14,8 +14,9 @@ from celery.result import AsyncResult
 from redis import Redis
 
 from keye.config import keys
+from keye.config.faults import JobFailed
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobFailed, JobResult, Stage
+from keye.config.outcome import JobResult, Stage
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.config.wire import SealedJob
 from keye.producer import Client, Job

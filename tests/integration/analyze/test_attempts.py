@@ -5,8 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from keye.config.faults import JobFailed
 from keye.config.job import Priority
-from keye.config.outcome import ErrorCode, FailedAttempt, JobFailed, JobResult, JobState, Stage
+from keye.config.outcome import ErrorCode, FailedAttempt, JobResult, JobState, Stage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
 from keye.worker.engine.inbox import GenerationFault

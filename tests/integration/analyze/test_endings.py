@@ -8,7 +8,8 @@ import pytest
 
 from keye.config import keys
 from keye.config.event import EVENT
-from keye.config.outcome import ErrorCode, JobFailed, JobState, Stage
+from keye.config.faults import JobFailed
+from keye.config.outcome import ErrorCode, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import seal
 from keye.producer import Cancellation

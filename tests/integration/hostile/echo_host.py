@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from redis import Redis
 
 from keye.config import keys
+from keye.config.faults import JobFailed
 from keye.config.job import Priority
-from keye.config.outcome import JobFailed, JobFailure
+from keye.config.outcome import JobFailure
 from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
 from keye.config.settings import Settings
 from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list

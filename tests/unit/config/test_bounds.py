@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from keye.config.faults import InvalidJob
 from keye.config.job import (
     MAX_INLINE_URI_CHARS,
     MAX_MEDIA,
@@ -15,7 +16,7 @@ from keye.config.job import (
     AnalysisJob,
     is_job_id,
 )
-from keye.config.wire import MAX_SEALED_BYTES, InvalidJob, SealedJob, open_sealed, seal
+from keye.config.wire import MAX_SEALED_BYTES, SealedJob, open_sealed, seal
 from keye.producer.client import build_job
 
 Fields = dict[str, Any]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from keye.config.faults import InvalidJob
 from keye.config.formats import media_type_of
 from keye.config.job import ImagePart, VideoPart
-from keye.config.wire import InvalidJob
 from keye.producer.client import Client, build_job
 
 

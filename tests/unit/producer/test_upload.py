@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
+from keye.config.faults import InvalidJob, UploadFailed
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
 from keye.config.settings import Settings
-from keye.config.wire import InvalidJob
 from keye.producer.client import Client, build_job
-from keye.producer.errors import UploadFailed
 from keye.producer.upload import reference_of, references_of
 
 

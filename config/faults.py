@@ -1,0 +1,191 @@
+"""What can go wrong: what a caller meets is a `KeyeError`, what ends a job inside its worker a `Fault`.
+
+KeyeError
+├── Refusal                                 a job was not accepted; `Client.submit_many` puts it in the job's place
+│   ├── InvalidJob           (ValueError)       it does not fit the schema; all faults listed
+│   ├── UploadFailed         (ConnectionError)  a medium could not be put where KEYE_UPLOAD_PREFIX says
+│   ├── IdempotencyConflict                     the key was used before, for another job
+│   └── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses; not only of new jobs
+├── JobFailed                               the job ended without an answer; carries the `JobFailure`
+├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
+├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
+├── DeadLetterNotFound   (LookupError)      the job is unknown or did not fail, or its dead letter is gone
+├── MessageNotFound      (LookupError)      no such message in quarantine: it never was, or it was purged or pushed out
+├── UnknownSchemaVersion (ValueError)       the job was sealed by a release that this one cannot read
+└── InvalidSettings      (ValueError)       KEYE_* settings are wrong; all faults listed
+"""
+
+from typing import NoReturn, Self
+
+from keye.config.outcome import ErrorCode, JobFailure, JobState, PartialText
+from keye.config.quarantine import MAX_MESSAGES
+
+
+class KeyeError(Exception):
+    """Root of all that a caller can meet. The first of its arguments, all of them plain, says what happened.
+
+    pickle, `copy` and Celery's results make an error anew from its arguments, so none takes others to be made.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class Refusal(KeyeError):
+    """Why a job was not accepted. In the job's place it has a `Job`'s verbs, and each of them raises it."""
+
+    id: None = None
+
+    @property
+    def error(self) -> Self:
+        return self
+
+    @property
+    def state(self) -> NoReturn:
+        self._refuse()
+
+    def events(self, timeout: float | None = None) -> NoReturn:
+        self._refuse()
+
+    def result(self, timeout: float | None = None) -> NoReturn:
+        self._refuse()
+
+    def cancel(self) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        # Where it was raised before is no news to who raises it now, and would keep alive what was in those frames.
+        raise self.with_traceback(None)
+
+
+class InvalidJob(Refusal, ValueError):
+    """The job does not fit the schema; the message lists every fault."""
+
+
+class UploadFailed(Refusal, ConnectionError):
+    @classmethod
+    def of(cls, index: int, prefix: str, reason: str) -> Self:
+        return cls(
+            f"media.{index} could not be uploaded to {prefix} ({reason}). Check KEYE_UPLOAD_PREFIX, "
+            "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
+        )
+
+
+class IdempotencyConflict(Refusal):
+    """It does not say whose the key is: who finds out another's key should not get at his job by it."""
+
+    @classmethod
+    def of(cls, key: str) -> Self:
+        return cls(
+            f"The idempotency key {key!r} belongs to a job that asks for something else. "
+            "Send the same job again, or use another key."
+        )
+
+
+class QueueUnavailable(Refusal, ConnectionError):
+    """Redis is away, is full, or refuses."""
+
+
+class JobFailed(KeyeError):
+    """The job ended without an answer. Raised by `Job.result`; also what a plain Celery `AsyncResult.get` raises."""
+
+    def __init__(self, code: str, message: str, failure_json: str) -> None:
+        super().__init__(code, message, failure_json)
+        self.code = ErrorCode(code)
+
+    @classmethod
+    def of(cls, failure: JobFailure) -> Self:
+        return cls(failure.code.value, failure.message, failure.model_dump_json())
+
+    @property
+    def failure(self) -> JobFailure:
+        return JobFailure.model_validate_json(self.args[2])
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.args[1]}"
+
+
+class JobNotEnded(KeyeError, TimeoutError):
+    """`state` is what the job was in when the wait ended."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        # Set here: `TimeoutError` would take two of them for an errno and its meaning.
+        self.args = (message, state)
+        self.state = JobState(state)
+
+    @classmethod
+    def of(cls, job_id: str, state: JobState, when: str, why: str | None = None) -> Self:
+        why = why or ("Is a worker running?" if state is JobState.QUEUED else "It goes on; wait again or cancel it.")
+        return cls(f"Job {job_id} is {state} {when}. {why}", state.value)
+
+
+class JobNotFound(KeyeError, LookupError):
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        return cls(
+            f"There is no job {job_id!r}: it was never sent to this Redis, or its outcome has expired "
+            "(KEYE_RESULT_TTL_SECONDS after its end)."
+        )
+
+
+class DeadLetterNotFound(KeyeError, LookupError):
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        return cls(
+            f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was requeued, "
+            "purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
+        )
+
+
+class MessageNotFound(KeyeError, LookupError):
+    @classmethod
+    def of(cls, message_id: str) -> Self:
+        return cls(
+            f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed out by "
+            f"newer ones (the newest {MAX_MESSAGES:,} stay)."
+        )
+
+
+class UnknownSchemaVersion(KeyeError, ValueError):
+    """The payload says a schema version that this release does not read; `is_newer` where a later one may."""
+
+    def __init__(self, message: str, is_newer: bool) -> None:
+        super().__init__(message, is_newer)
+        self.is_newer = is_newer
+
+
+class InvalidSettings(KeyeError, ValueError):
+    """Every setting that is wrong, by the name an operator knows it by. Values are left out: some are secrets."""
+
+
+# Tracebacks, pickles and Celery's results name the place that stays.
+for _error in [each for each in vars().values() if isinstance(each, type) and issubclass(each, KeyeError)]:
+    _error.__module__ = "keye"
+
+
+class Fault(Exception):
+    """A job cannot be answered, and it is known why: the code and the sentence that its caller will read.
+
+    `message` never holds query strings, signed URLs or credentials. `media_index` is the medium to blame, counted as in
+    `AnalysisJob.all_media`, `partial` what was written of an answer, `retry_after_seconds` how long a store asked to be
+    left alone.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        media_index: int | None = None,
+        partial: PartialText | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.media_index = media_index
+        self.partial = partial
+        self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.message
