@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.engine.inbox import GenerationFault, PendingGeneration, SamplingOptions, TooLongForEngine
+from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.flex_decoding import FlexForm
@@ -192,8 +193,9 @@ def test_prompt_and_answer_larger_than_the_pool_are_refused_at_the_door(
     engine = start_engine(kv_cache_bytes=2**20)
     prompt = make_prompt(processor, 0, 0)
     limit = engine.inbox.max_tokens
-    with pytest.raises(TooLongForEngine, match=f"this worker holds {limit}"):
+    with pytest.raises(Fault, match=f"this worker holds {limit}") as refused:
         engine.inbox.submit(prompt, replace(GREEDY, max_new_tokens=limit))
+    assert refused.value.code is ErrorCode.PROMPT_TOO_LONG
     largest = replace(GREEDY, max_new_tokens=limit - len(prompt.input_ids))
     read(pending := engine.inbox.submit(prompt, largest))
     assert pending.generated.finish_reason in ("length", "stop")
@@ -222,7 +224,7 @@ def test_faulty_input_fails_its_own_sequence_only(
     good = [engine.inbox.submit(prompt, GREEDY) for prompt in good_prompts[:3]]
     bad = engine.inbox.submit(fault(make_prompt(processor, 2, 9)), GREEDY)
     good += [engine.inbox.submit(prompt, GREEDY) for prompt in good_prompts[3:]]
-    with pytest.raises(GenerationFault, match=words) as raised:
+    with pytest.raises(Fault, match=words) as raised:
         read(bad)
     assert raised.value.code is ErrorCode.INTERNAL
     for pending, prompt in zip(good, good_prompts, strict=True):
@@ -296,7 +298,7 @@ def test_job_that_does_not_fit_alone_fails_and_says_what_to_lower(
     assert small.pixel_values is not None
     assert len(small.pixel_values) <= 60 < len(large.pixel_values_videos)
     pendings = [engine.inbox.submit(prompt, GREEDY) for prompt in (small, large)]
-    with pytest.raises(GenerationFault, match=r"Lower max_pixels, max_frames or fps") as raised:
+    with pytest.raises(Fault, match=r"Lower max_pixels, max_frames or fps") as raised:
         read(pendings[1])
     assert raised.value.code is ErrorCode.OUT_OF_MEMORY
     read(pendings[0])
@@ -310,7 +312,7 @@ def test_sequence_whose_numbers_overflow_fails_and_leaves_nothing_behind(
     prompt = make_prompt(processor, 1, 0)
     assert prompt.pixel_values is not None
     poisoned = replace(prompt, pixel_values=prompt.pixel_values * torch.nan)
-    with pytest.raises(GenerationFault, match="overflowed"):
+    with pytest.raises(Fault, match="overflowed"):
         read(engine.inbox.submit(poisoned, GREEDY))
     read(after := engine.inbox.submit(prompt, GREEDY))
     assert list(after.generated.token_ids) == generate(plain_model, processor, prompt, 16)
@@ -328,10 +330,10 @@ def test_dead_step_thread_leaves_nobody_waiting(
 
     monkeypatch.setattr(engine._runner, "run", die)
     for pending in pendings:
-        with pytest.raises(GenerationFault, match="has to be restarted"):
+        with pytest.raises(Fault, match="has to be restarted"):
             read(pending)
     assert not engine.is_alive
-    with pytest.raises(GenerationFault, match="has to be restarted"):
+    with pytest.raises(Fault, match="has to be restarted"):
         engine.inbox.submit(make_prompt(processor, 0, 3), GREEDY)
 
 
@@ -342,7 +344,7 @@ def test_stopping_ends_what_runs_as_abandoned(start_engine: Callable[..., Engine
     engine.stop()
     assert first.text + read(pending) == pending.generated.text
     assert pending.generated.finish_reason == "abandoned"
-    with pytest.raises(GenerationFault, match="stopped"):
+    with pytest.raises(Fault, match="stopped"):
         engine.inbox.submit(make_prompt(processor, 0, 1), GREEDY)
 
 

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rich.console import Console
 
-from keye.config.faults import InvalidSettings
+from keye.config.faults import Fault, InvalidSettings
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
 from keye.config.wire import describe_faults
@@ -116,7 +116,7 @@ def plan(
         planned = plan_media(parts, facts, room, settings.min_frames_per_second)
     except ValidationError as error:
         raise typer.BadParameter(describe_faults(error)) from None
-    except (OSError, KeyError, ValueError, MediaFault) as error:
+    except (OSError, KeyError, ValueError, Fault, MediaFault) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
     if as_json:

@@ -58,7 +58,7 @@ def load_configured_model(settings: Settings) -> LoadedModel:
 
 
 def load_served_model(settings: Settings) -> ServedModel:
-    """Load, start and warm up. Raises `GenerationFault` too."""
+    """Load, start and warm up. Raises `Fault` too."""
     started = time.monotonic()
     leave_cores_to_decoders(choose_device(settings.device), settings.decoders)
     path, model, processor, precision = load_configured_model(settings)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 
 if TYPE_CHECKING:
@@ -19,27 +20,6 @@ REST_SECONDS = 0.02
 
 # So long after its deadline a generation has ended at a step, or the engine is in a very long one.
 OVERRUN_SECONDS = 2.0
-
-
-class TooLongForEngine(Exception):
-    """Prompt and new tokens together could never be held, however long they waited."""
-
-    def __init__(self, needed: int, limit: int) -> None:
-        super().__init__(
-            f"Prompt and max_new_tokens need {needed} tokens, this worker holds {limit} for one job. "
-            "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps."
-        )
-        self.needed = needed
-        self.limit = limit
-
-
-class GenerationFault(Exception):
-    """A generation ended without an answer."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +77,13 @@ class PendingGeneration:
         self._unread: list[str] = []
         self._num_unread_tokens = 0
         self._generated: Generated | None = None
-        self._fault: GenerationFault | None = None
+        self._fault: Fault | None = None
 
     def deltas(self) -> Iterator[TextDelta]:
         """New text as it is generated; ends with the generation. One reader only.
 
         Where the engine does not end it at its deadline it is abandoned, and this ends without waiting any longer.
-        Raises `GenerationFault` when the generation failed.
+        Raises `Fault` when the generation failed.
         """
         while True:
             with self._changed:
@@ -145,7 +125,7 @@ class PendingGeneration:
 
     @property
     def generated(self) -> Generated:
-        """What it came to. Raises `GenerationFault` when it failed and `RuntimeError` while it goes on."""
+        """What it came to. Raises `Fault` when it failed and `RuntimeError` while it goes on."""
         if self._fault is not None:
             raise self._fault
         if self._generated is None:
@@ -167,7 +147,7 @@ class PendingGeneration:
             self._generated = generated
             self._changed.notify_all()
 
-    def fail(self, fault: GenerationFault) -> None:
+    def fail(self, fault: Fault) -> None:
         """For the engine: the generation has ended without an answer."""
         with self._changed:
             self._fault = fault
@@ -181,7 +161,7 @@ class Inbox:
         self.max_tokens = max_tokens
         self._changed = threading.Condition()
         self._arrived: list[PendingGeneration] = []
-        self._closed_by: GenerationFault | None = None
+        self._closed_by: Fault | None = None
         self._is_woken = False
 
     def submit(
@@ -194,11 +174,15 @@ class Inbox:
     ) -> PendingGeneration:
         """Hand in a prepared prompt; the lower `priority` goes first, `deadline` is of `time.monotonic`.
 
-        Raises `TooLongForEngine` when it could never fit and `GenerationFault` when the engine has ended.
+        Raises `Fault` when it could never fit, however long it waited, and when the engine has ended.
         """
         needed = len(prompt.input_ids) + sampling.max_new_tokens
         if needed > self.max_tokens:
-            raise TooLongForEngine(needed, self.max_tokens)
+            raise Fault(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"Prompt and max_new_tokens need {needed} tokens, this worker holds {self.max_tokens} for one job. "
+                "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps.",
+            )
         pending = PendingGeneration(prompt, sampling, priority, deadline)
         with self._changed:
             if self._closed_by is not None:
@@ -228,7 +212,7 @@ class Inbox:
             self._is_woken = True
             self._changed.notify()
 
-    def close(self, fault: GenerationFault) -> list[PendingGeneration]:
+    def close(self, fault: Fault) -> list[PendingGeneration]:
         """For the engine: refuse what comes from now on with `fault`; gives back what has not been taken in."""
         with self._changed:
             self._closed_by = fault

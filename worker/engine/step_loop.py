@@ -13,10 +13,11 @@ from typing import TypeVar
 import torch
 from PIL.Image import new as draw_blank
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.engine.block_pool import BlockPool
 from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
-from keye.worker.engine.inbox import GenerationFault, Inbox, PendingGeneration, SamplingOptions
+from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.kv_cache import KVCache, block_bytes
 from keye.worker.engine.memory_limits import MemoryLimits, is_out_of_memory
 from keye.worker.engine.model_runner import ModelRunner
@@ -120,7 +121,7 @@ class Engine:
     def warm_up(self) -> None:
         """Generate a few tokens about a grey image, so that the first job does not pay for first times.
 
-        Raises `GenerationFault` when even that fails.
+        Raises `Fault` when even that fails.
         """
         content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
         grey = Image(draw_blank("RGB", (112, 112), "grey"))
@@ -136,7 +137,7 @@ class Engine:
         self._thread.join()
 
     def _step_until_stopped(self) -> None:
-        fault: GenerationFault | None = None
+        fault: Fault | None = None
         tell_warnings()
         try:
             with torch.inference_mode():
@@ -152,8 +153,8 @@ class Engine:
             logger.exception("the step thread died")
             self._is_alive = False
             told = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
-            fault = GenerationFault(ErrorCode.INTERNAL, told)
-        closed_by = fault or GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
+            fault = Fault(ErrorCode.INTERNAL, told)
+        closed_by = fault or Fault(ErrorCode.INTERNAL, "The engine has been stopped.")
         for pending in self.inbox.close(closed_by):
             self._take_in(pending)
         for sequence in list(self._scheduler):
@@ -264,7 +265,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._leave(sequence)
-        sequence.pending.fail(GenerationFault(code, message))
+        sequence.pending.fail(Fault(code, message))
 
     def _leave(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

@@ -69,8 +69,7 @@ def fit_frame(
     """The (height, width) that `num_frames` frames of a `height` x `width` video are resized to.
 
     The checkpoint's own pixel limits hold besides the budget, and a part's limits only ever narrow it. `max_tokens`
-    narrows it down to the least size of a frame, and no further. Raises `UnusableImage` for an aspect ratio beyond the
-    model's.
+    narrows it down to the least size of a frame, and no further. Raises `Fault` for an aspect ratio beyond the model's.
     """
     if part.resized_height is not None and part.resized_width is not None:
         height, width = part.resized_height, part.resized_width

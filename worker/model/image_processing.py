@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from keye.config.faults import Fault
+from keye.config.outcome import ErrorCode
 from keye.worker.media.resize import resize
 from keye.worker.model.visual_input import Image, Size, Video
 
@@ -17,10 +19,6 @@ MAX_ASPECT_RATIO = 200
 # Of an image, where a checkpoint does not say otherwise.
 MIN_PIXELS = 256 * 28 * 28
 MAX_PIXELS = 1280 * 28 * 28
-
-
-class UnusableImage(ValueError):
-    """The pixels cannot be shown to the model: a wrong shape, no frames, a size or aspect ratio out of bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +33,18 @@ def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixel
     """The size an image is resized to: sides are multiples of `factor`, the area stays within the two limits where
     whole factors allow it, the aspect ratio is kept as nearly as that leaves room for.
 
-    Raises `UnusableImage` when one side is more than 200 times the other.
+    Raises `Fault` when one side is more than 200 times the other.
     """
     if height < factor:
         height, width = factor, round(width * factor / height)
     if width < factor:
         height, width = round(height * factor / width), factor
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UnusableImage(
+        raise Fault(
+            ErrorCode.MEDIA_UNSUPPORTED,
             f"an image of {width}x{height} pixels has an aspect ratio of "
             f"{max(height, width) / min(height, width):.0f}, "
-            f"the limit is {MAX_ASPECT_RATIO}; crop it"
+            f"the limit is {MAX_ASPECT_RATIO}; crop it",
         )
     fitted_height, fitted_width = round(height / factor) * factor, round(width / factor) * factor
     if fitted_height * fitted_width > max_pixels:
@@ -142,7 +141,10 @@ class ImageProcessor:
             if exact is None:
                 resized = _resize(frames, fitted, self.resample)
             elif exact[0] % self.factor or exact[1] % self.factor:
-                raise UnusableImage(f"frame size {exact[1]}x{exact[0]}: both sides must be multiples of {self.factor}")
+                raise Fault(
+                    ErrorCode.MEDIA_UNSUPPORTED,
+                    f"frame size {exact[1]}x{exact[0]}: both sides must be multiples of {self.factor}",
+                )
             else:
                 resized = _interpolate(frames, exact)
             cut.append(self._cut(resized))
@@ -174,7 +176,7 @@ def frame_types(video: Video) -> tuple[int, ...]:
     """0 for each slow frame, 1 for each fast one."""
     types = video.frame_types or (0,) * len(video.frames)
     if len(types) != len(video.frames):
-        raise UnusableImage(f"{len(types)} frame types came with {len(video.frames)} frames")
+        raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{len(types)} frame types came with {len(video.frames)} frames")
     return types
 
 
@@ -209,6 +211,7 @@ def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:
 def _require_rgb(pixels: np.ndarray, ndim: int) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-1] != 3 or 0 in pixels.shape:
         expected = "[H, W, 3]" if ndim == 3 else "[T, H, W, 3]"
-        raise UnusableImage(
-            f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 {expected} with no side empty"
+        raise Fault(
+            ErrorCode.MEDIA_UNSUPPORTED,
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 {expected} with no side empty",
         )

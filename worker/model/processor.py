@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Qwen2Tokenizer
 
+from keye.config.faults import Fault
+from keye.config.outcome import ErrorCode
 from keye.worker.model.chat_template import IMAGE_PAD
 from keye.worker.model.configuration_keye import KeyeConfig
-from keye.worker.model.image_processing import ImageProcessor, Patches, UnusableImage, frame_types
+from keye.worker.model.image_processing import ImageProcessor, Patches, frame_types
 from keye.worker.model.positions import position_ids
 from keye.worker.model.prompt import (
     VIDEO_PAD,
@@ -88,8 +90,8 @@ class KeyeProcessor:
     ) -> PreparedPrompt:
         """Tensors of one conversation; images and videos are given in the order the messages name them.
 
-        Raises `PlaceholderMismatch` when messages and media differ in number, `UnusableImage` for pixels that cannot
-        be shown.
+        Raises `PlaceholderMismatch` when messages and media differ in number, `Fault` for pixels that cannot be
+        shown.
         """
         image_patches = [self.image_processor.process_image(image) for image in images]
         video_patches, fillers = self._videos(videos)
@@ -185,6 +187,8 @@ def _timestamps(video: Video) -> list[float] | None:
     if video.timestamps is None:
         return None
     if len(video.timestamps) != len(video.frames):
-        raise UnusableImage(f"{len(video.timestamps)} timestamps came with {len(video.frames)} frames")
+        raise Fault(
+            ErrorCode.MEDIA_UNSUPPORTED, f"{len(video.timestamps)} timestamps came with {len(video.frames)} frames"
+        )
     # In float32, as the model was trained: 0.25 and 0.35 round differently there.
     return np.asarray(video.timestamps, dtype=np.float32).tolist()

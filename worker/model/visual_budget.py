@@ -34,7 +34,7 @@ def share_context(images: ImageProcessor, parts: Sequence[ImagePart | VideoPart]
 def fit_image(images: ImageProcessor, max_tokens: int, part: ImagePart | VideoPart, height: int, width: int) -> Size:
     """The (height, width) that a `height` x `width` image is resized to; `max_tokens` narrows the part's own limits.
 
-    Raises `UnusableImage` for an aspect ratio beyond the model's.
+    Raises `Fault` for an aspect ratio beyond the model's.
     """
     if part.resized_height is not None and part.resized_width is not None:
         height, width = part.resized_height, part.resized_width

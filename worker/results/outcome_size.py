@@ -1,33 +1,38 @@
 """What is told in place of an outcome that is larger than what Redis takes."""
 
 import json
+from typing import Self
 
 from keye.config.connection import ArgumentTooLarge
+from keye.config.faults import Fault
 from keye.config.job import MAX_METADATA_BYTES
 from keye.config.outcome import ErrorCode, JobFailure, JobResult, Stage
 
 MAX_MESSAGE_CHARS = 4096
 
 
-class OutcomeTooLarge(Exception):
+class OutcomeTooLarge(Fault):
     """The job was answered, and its answer cannot be stored. `failure` is how it ends instead."""
 
-    code = ErrorCode.INVALID_JOB
+    failure: JobFailure
 
-    def __init__(self, result: JobResult, cause: ArgumentTooLarge) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, result: JobResult, cause: ArgumentTooLarge) -> Self:
+        fault = cls(
+            ErrorCode.INVALID_JOB,
             f"The answer of {result.usage.completion_tokens} tokens cannot be stored: {cause}. Have that setting "
-            "raised and send the job again, or ask for fewer new tokens (generation.max_new_tokens)."
+            "raised and send the job again, or ask for fewer new tokens (generation.max_new_tokens).",
         )
-        self.failure = JobFailure(
+        fault.failure = JobFailure(
             job_id=result.job_id,
-            code=self.code,
-            message=str(self),
+            code=fault.code,
+            message=fault.message,
             stage=Stage.GENERATE,
-            retryable=self.code.facts.retryable,
+            retryable=fault.code.facts.retryable,
             attempts=result.attempts,
             metadata=result.metadata,
         )
+        return fault
 
 
 def in_brief(failure: JobFailure, cause: ArgumentTooLarge) -> JobFailure:

@@ -80,7 +80,7 @@ class Settlement:
             check_arguments(self._redis, (outcome_json, told))
         except ArgumentTooLarge as fault:
             if isinstance(outcome, JobResult):
-                raise OutcomeTooLarge(outcome, fault) from None
+                raise OutcomeTooLarge.of(outcome, fault) from None
             outcome = in_brief(outcome, fault)
             outcome_json = outcome.model_dump_json()
             told = result_message(task_id, outcome, outcome_json)

@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from keye.config.connection import ArgumentTooLarge, passes
-from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
+from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.outcome import ErrorCode, JobFailure, JobResult, Stage
 from keye.config.topology import ANALYZE_TASK
 from keye.config.wire import Outline, SealedJob, open_sealed
@@ -34,7 +34,6 @@ from keye.worker.tasks.fault import (
     ANOTHERS_ID,
     CANCELLED_BEFORE,
     CANCELLED_WHILE_RUNNING,
-    JobFault,
     explain,
     failure_of,
 )
@@ -145,7 +144,7 @@ class Analyst:
             self._leases.require_room(queued)
         except ArgumentTooLarge as fault:
             queued = QueuedJob.unreadable(Outline(), queued.job_id, "null")
-            opened = JobFault(ErrorCode.INVALID_JOB, f"The job cannot be stored: it has {fault}.")
+            opened = Fault(ErrorCode.INVALID_JOB, f"The job cannot be stored: it has {fault}.")
         if queued.is_newer:
             left_seconds = self._leases.leave(queued, self._bench.newer_job_seconds)
             if left_seconds is not None:
@@ -183,17 +182,17 @@ class Analyst:
         """Nobody is to call it once more."""
         self._leases.canvas_is_called(job_id)
 
-    def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | JobFault]:
+    def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | Fault]:
         """Whose delivery it is, and what it says. A message that names another's job has nothing to do with that."""
         queued, opened = open_delivery(payload, delivery_id)
-        if isinstance(opened, JobFault) and not queued.is_newer and queued.job_id == delivery_id:
+        if isinstance(opened, Fault) and not queued.is_newer and queued.job_id == delivery_id:
             # What counts is the record, which only others may know how to read.
             recorded, in_record = open_delivery(_read(self._leases.sealed(delivery_id)), delivery_id)
             if recorded.job_id == delivery_id and (recorded.is_newer or isinstance(in_record, SealedJob)):
                 return recorded, in_record
         # One that came with a job would end another's of the same content.
         if asked.refused is not None and payload is None:
-            opened = JobFault(ErrorCode.INVALID_JOB, asked.refused)
+            opened = Fault(ErrorCode.INVALID_JOB, asked.refused)
         if asked is not NOTHING_ASKED:
             queued = replace(queued, record=asked.written_into(queued.record))
         is_its_own = queued.job_id == delivery_id
@@ -206,13 +205,13 @@ class Analyst:
         if is_same and self._leases.sealed(delivery_id) is None:
             return queued, opened
         unreadable = QueuedJob.unreadable(Outline.of(payload), delivery_id, json.dumps(payload))
-        return unreadable, JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
+        return unreadable, Fault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
 
     def _act_on(
         self,
         answer: Claimed | AlreadySettled | HeldElsewhere | Suspect,
         queued: QueuedJob,
-        opened: SealedJob | JobFault,
+        opened: SealedJob | Fault,
         delivery_id: str,
     ) -> Answer | None:
         is_acknowledged = False
@@ -228,7 +227,7 @@ class Analyst:
                 if isinstance(opened, SealedJob):
                     answer = replace(answer, idempotency_key=opened.job.idempotency_key)
                 if delivery_id in self._revoked:
-                    opened = JobFault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
+                    opened = Fault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
                 outcome = self._run(opened, answer)
                 is_told = answer.job_id == delivery_id
                 is_acknowledged = bool(answer.delivery_tag) and answer.canvas_json is None
@@ -245,8 +244,8 @@ class Analyst:
         canvas = None if answer.canvas_json is None else Canvas.model_validate_json(answer.canvas_json)
         return Answer(queued.job_id, outcome, canvas, is_acknowledged)
 
-    def _run(self, opened: SealedJob | JobFault, lease: Claimed) -> JobResult | JobFailure | None:
-        if isinstance(opened, JobFault):
+    def _run(self, opened: SealedJob | Fault, lease: Claimed) -> JobResult | JobFailure | None:
+        if isinstance(opened, Fault):
             return self._settle(lease, failure_of(opened, Stage.OPEN, lease, job=None))
         attempt = Attempt(self._bench, opened.job, lease)
         with self._renewal.holding(lease, attempt.interrupt):
@@ -317,25 +316,25 @@ class Analyst:
         return outcome
 
 
-def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob | JobFault]:
+def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob | Fault]:
     """What the message holds; one that cannot be read still names its job, by its own id where it has no other."""
     is_newer = False
     try:
         sealed = open_sealed(payload)
     except UnknownSchemaVersion as error:
-        fault, is_newer = JobFault(ErrorCode.UNKNOWN_SCHEMA_VERSION, str(error)), error.is_newer
+        fault, is_newer = Fault(ErrorCode.UNKNOWN_SCHEMA_VERSION, str(error)), error.is_newer
     except InvalidJob as error:
-        fault = JobFault(ErrorCode.INVALID_JOB, str(error))
+        fault = Fault(ErrorCode.INVALID_JOB, str(error))
     else:
         return QueuedJob.of(sealed), sealed
     outline = Outline.of(payload)
     return QueuedJob.unreadable(outline, outline.job_id or delivery_id, json.dumps(payload), is_newer), fault
 
 
-def _open_record(lease: Claimed) -> tuple[QueuedJob, SealedJob | JobFault]:
+def _open_record(lease: Claimed) -> tuple[QueuedJob, SealedJob | Fault]:
     recorded, opened = open_delivery(_read(lease.sealed_json), lease.job_id)
     if isinstance(opened, SealedJob) and opened.job_id != lease.job_id:
-        opened = JobFault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
+        opened = Fault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
     return recorded, opened
 
 
@@ -347,7 +346,7 @@ def _read(sealed_json: str | None) -> Any:
         return None
 
 
-def _is_same(stored: str, payload: Any, opened: SealedJob | JobFault) -> bool:
+def _is_same(stored: str, payload: Any, opened: SealedJob | Fault) -> bool:
     """Whether a record asks for the same as a message; both may be of a newer release."""
     try:
         recorded = json.loads(stored)

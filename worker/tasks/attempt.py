@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, ImagePart, TextPart, VideoPart
 from keye.config.outcome import (
     ErrorCode,
@@ -25,7 +26,7 @@ from keye.worker.media.job_media import DecodedImage, DecodedVideo, DecoderPool,
 from keye.worker.model.visual_budget import VisualBudget, share_context
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.thinking import part_text
-from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING, JobFault
+from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
 from keye.worker.tasks.media_seen import media_seen, thinning_warnings
 from keye.worker.tasks.sampling_defaults import SamplingDefaults
 from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
@@ -153,18 +154,18 @@ class Attempt:
             case "drained":
                 raise Drained
             case "cancelled":
-                raise JobFault(ErrorCode.CANCELLED, CANCELLED_WHILE_RUNNING, partial=self._text_so_far())
+                raise Fault(ErrorCode.CANCELLED, CANCELLED_WHILE_RUNNING, partial=self._text_so_far())
         if (fault := self.fault_of_time()) is not None:
             fault.partial = self._text_so_far()
             raise fault
 
-    def fault_of_time(self) -> JobFault | None:
+    def fault_of_time(self) -> Fault | None:
         """What the job is told where its time is over; from any thread."""
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
             given = self._job.deadline_seconds
-            return JobFault(
+            return Fault(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"The job's {'time was' if given is None else f'{given} s were'} over {where}; it was queued for "
                 f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds (Celery: expires) or add workers.",
@@ -258,7 +259,7 @@ class Attempt:
         context = self._bench.processor.config.max_position_embeddings
         num_prompt_tokens, max_new_tokens = len(prompt.input_ids), self._job.generation.max_new_tokens
         if num_prompt_tokens + max_new_tokens > context:
-            raise JobFault(
+            raise Fault(
                 ErrorCode.PROMPT_TOO_LONG,
                 f"The prompt has {num_prompt_tokens} tokens ({prompt.num_visual_tokens} of them visual) and "
                 f"max_new_tokens is {max_new_tokens}; the model's context is {context}. "
@@ -322,9 +323,9 @@ class TimeLimit(NamedTuple):
     def ends_at(self) -> float:
         return self.began_at + self.seconds
 
-    def fault(self, stage: Stage, now: float) -> JobFault:
+    def fault(self, stage: Stage, now: float) -> Fault:
         """Of an attempt that is in `stage` still."""
-        return JobFault(
+        return Fault(
             ErrorCode.TIME_LIMIT_EXCEEDED,
             f"The job was stopped in stage {stage.value} after {now - self.began_at:.1f} s, the limit is "
             f"{self.seconds:g} s ({self.setting}). Ask for less (max_new_tokens, media, frames), or raise the limit.",

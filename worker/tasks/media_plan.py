@@ -78,7 +78,7 @@ def plan_media(
     """`parts` name files of this machine; `num_tokens` is what text and answer leave of the context.
 
     Videos read at less than `min_frames_per_second` have a warning. Raises `MediaFault` for what cannot be
-    decoded, `UnusableImage` for what cannot be shown.
+    decoded, `Fault` for what cannot be shown.
     """
     budget = share_context(facts.images, parts, num_tokens)
     return [

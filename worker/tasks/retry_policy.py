@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.tasks.fault import JobFault
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
 _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)
@@ -18,7 +18,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 class FailedTry:
     """What is known of an attempt that failed: `num_visual_tokens` is 0 before the prompt was built."""
 
-    fault: JobFault
+    fault: Fault
     attempt: int
     max_attempts: int
     num_visual_tokens: int

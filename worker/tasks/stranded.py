@@ -4,11 +4,12 @@ import json
 import logging
 from dataclasses import replace
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode, JobFailure, Stage
 from keye.config.wire import JobOutline, Outline
 from keye.worker.leases.job_lease import LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
-from keye.worker.tasks.fault import JobFault, failure_of
+from keye.worker.tasks.fault import failure_of
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,9 @@ class StrandedJobs:
         job = _outline(taken.sealed_json)
         lease = replace(taken.lease, idempotency_key=job.idempotency_key)
         if taken.cancel_requested:
-            fault = JobFault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
+            fault = Fault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
         else:
-            fault = JobFault(
+            fault = Fault(
                 ErrorCode.WORKER_LOST,
                 f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
                 f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",

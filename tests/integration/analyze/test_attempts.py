@@ -5,12 +5,11 @@ import json
 import pytest
 from PIL import Image
 
-from keye.config.faults import JobFailed
+from keye.config.faults import Fault, JobFailed
 from keye.config.job import Priority
 from keye.config.outcome import ErrorCode, FailedAttempt, JobResult, JobState, Stage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
-from keye.worker.engine.inbox import GenerationFault
 from keye.worker.media.job_media import MediaFault
 from tests.integration.analyze.plant import (
     FaultyInbox,
@@ -102,7 +101,7 @@ def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant:
     path = plant.media / "large.png"
     Image.new("RGB", (560, 560), "teal").save(path)
     whole = plant.finish(plant.client.submit(prompt="what?", media=[str(path)], generation=briefly()))
-    FaultyInbox.misfortunes.append(GenerationFault(ErrorCode.OUT_OF_MEMORY, "too large"))
+    FaultyInbox.misfortunes.append(Fault(ErrorCode.OUT_OF_MEMORY, "too large"))
     job = plant.client.submit(prompt="what?", media=[str(path)], generation=briefly())
     eventually(lambda: "due_at" in plant.record(job.id))
 

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.backends.base import Backend
 
 import keye
+from keye.config.connection import ArgumentTooLarge
 from keye.config.faults import (
     DeadLetterNotFound,
     Fault,
@@ -27,10 +28,35 @@ from keye.config.faults import (
     UnknownSchemaVersion,
     UploadFailed,
 )
-from keye.config.outcome import ErrorCode, JobFailure, JobState, PartialText, Stage
+from keye.config.outcome import (
+    ErrorCode,
+    JobFailure,
+    JobResult,
+    JobState,
+    ModelIdentity,
+    PartialText,
+    Stage,
+    StageTimings,
+    TokenUsage,
+    WorkerIdentity,
+)
+from keye.worker.results.outcome_size import OutcomeTooLarge
 
 FAILURE = JobFailure(
     job_id="7", code=ErrorCode.MEDIA_CORRUPT, message="It broke.", stage=Stage.DECODE, retryable=False, attempts=1
+)
+RESULT = JobResult(
+    job_id="7",
+    answer="a red square",
+    reasoning=None,
+    raw_text="a red square",
+    finish_reason="stop",
+    usage=TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=3),
+    timings=StageTimings(total=0.5),
+    media=(),
+    model=ModelIdentity(name="keye", model_type="KeyeVL1_5", precision="float32"),
+    worker=WorkerIdentity(host="here", pid=1, device="cpu"),
+    attempts=1,
 )
 WRITTEN = PartialText(answer="a red", reasoning=None, raw_text="a red", completion_tokens=2)
 EXAMPLES = [
@@ -48,6 +74,7 @@ EXAMPLES = [
     UnknownSchemaVersion("The job has schema version 2, this release reads up to 1.", True),
     InvalidSettings("KEYE_REDIS_URL: is no URL"),
     Fault(ErrorCode.MEDIA_UNREACHABLE, "answered 503", 2, WRITTEN, retry_after_seconds=0.3),
+    OutcomeTooLarge.of(RESULT, ArgumentTooLarge("1,201,024 bytes in one piece")),
 ]
 OF_CALLERS = [error for error in EXAMPLES if isinstance(error, KeyeError)]
 

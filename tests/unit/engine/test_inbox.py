@@ -6,29 +6,28 @@ from collections.abc import Callable
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import (
     OVERRUN_SECONDS,
     Generated,
-    GenerationFault,
     Inbox,
     PendingGeneration,
     SamplingOptions,
     TextDelta,
-    TooLongForEngine,
 )
 from keye.worker.model.processor import PreparedPrompt
 
 MakePrompt = Callable[[list[int]], PreparedPrompt]
 OPTIONS = SamplingOptions(10, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
-FAULT = GenerationFault(ErrorCode.INTERNAL, "The engine has been stopped.")
+FAULT = Fault(ErrorCode.INTERNAL, "The engine has been stopped.")
 GENERATED = Generated("two", (1, 2), "stop", 1, 0.1, 0.2, 0.3)
 
 
 def test_job_that_could_never_fit_is_refused_with_the_numbers(make_prompt: MakePrompt) -> None:
-    with pytest.raises(TooLongForEngine, match="need 31 tokens, this worker holds 30") as refused:
+    with pytest.raises(Fault, match="need 31 tokens, this worker holds 30") as refused:
         Inbox(max_tokens=30).submit(make_prompt([0] * 21), OPTIONS)
-    assert (refused.value.needed, refused.value.limit) == (31, 30)
+    assert refused.value.code is ErrorCode.PROMPT_TOO_LONG
 
 
 def test_job_that_just_fits_is_taken(make_prompt: MakePrompt) -> None:
@@ -43,7 +42,7 @@ def test_closed_inbox_refuses_and_gives_back_what_nobody_took(make_prompt: MakeP
     inbox = Inbox(max_tokens=30)
     pending = inbox.submit(make_prompt([0]), OPTIONS)
     assert inbox.close(FAULT) == [pending]
-    with pytest.raises(GenerationFault, match="stopped"):
+    with pytest.raises(Fault, match="stopped"):
         inbox.submit(make_prompt([0]), OPTIONS)
 
 
@@ -76,9 +75,9 @@ def test_failed_generation_raises_after_the_text_that_came(make_prompt: MakeProm
     pending.fail(FAULT)
     deltas = pending.deltas()
     assert next(deltas) == TextDelta("so far", 2)
-    with pytest.raises(GenerationFault, match="stopped"):
+    with pytest.raises(Fault, match="stopped"):
         next(deltas)
-    with pytest.raises(GenerationFault, match="stopped"):
+    with pytest.raises(Fault, match="stopped"):
         _ = pending.generated
 
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keye.worker.model.image_processing import ImageProcessor, UnusableImage, fit_size
+from keye.config.faults import Fault
+from keye.config.outcome import ErrorCode
+from keye.worker.model.image_processing import ImageProcessor, fit_size
 from keye.worker.model.visual_input import Image, Video
 
 FACTOR = 28
@@ -39,7 +41,7 @@ def test_sizes_follow_the_rule(size: tuple[int, int], fitted: tuple[int, int]) -
 def test_fitted_size_is_whole_factors_within_the_limits(height: int, width: int) -> None:
     try:
         fitted_height, fitted_width = fit_size(height, width, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
-    except UnusableImage:
+    except Fault:
         assert max(height, width) > 100 * min(height, width)
         return
     assert fitted_height % FACTOR == fitted_width % FACTOR == 0
@@ -47,8 +49,9 @@ def test_fitted_size_is_whole_factors_within_the_limits(height: int, width: int)
 
 
 def test_extreme_aspect_ratio_is_refused_with_the_ratio() -> None:
-    with pytest.raises(UnusableImage, match=r"30x9000 pixels has an aspect ratio of 300, the limit is 200"):
+    with pytest.raises(Fault, match=r"30x9000 pixels has an aspect ratio of 300, the limit is 200") as refused:
         fit_size(9000, 30, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
+    assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> None:
@@ -94,8 +97,9 @@ def test_fast_frames_take_their_own_size_and_equal_neighbours_share_a_grid(v1_5:
 def test_pixels_of_another_shape_are_refused_with_the_shape(
     images: ImageProcessor, frames: np.ndarray, words: str
 ) -> None:
-    with pytest.raises(UnusableImage, match=words):
+    with pytest.raises(Fault, match=words) as refused:
         images.process_video(Video(frames))
+    assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_limits_saved_under_size_are_read_too(preview: Path, tmp_path: Path) -> None:

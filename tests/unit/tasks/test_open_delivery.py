@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, Priority
 from keye.config.outcome import ErrorCode
 from keye.config.wire import SealedJob, seal
 from keye.worker.tasks.analyze import open_delivery
-from keye.worker.tasks.fault import JobFault
 
 
 def test_good_message_gives_the_job_and_what_its_record_needs() -> None:
@@ -33,7 +33,7 @@ def test_good_message_gives_the_job_and_what_its_record_needs() -> None:
 )
 def test_unreadable_message_is_a_fault_under_the_deliverys_id(payload: object, code: ErrorCode, words: str) -> None:
     queued, opened = open_delivery(payload, "celery-id")
-    assert isinstance(opened, JobFault)
+    assert isinstance(opened, Fault)
     assert opened.code is code
     assert words in opened.message
     assert queued.job_id == "celery-id"
@@ -43,7 +43,7 @@ def test_unreadable_message_is_a_fault_under_the_deliverys_id(payload: object, c
 def test_unreadable_message_that_names_its_job_fails_that_job() -> None:
     queued, opened = open_delivery({"schema_version": 1, "job_id": "job-7", "job": {"prompt": ""}}, "celery-id")
     assert queued.job_id == "job-7"
-    assert isinstance(opened, JobFault)
+    assert isinstance(opened, Fault)
     assert "prompt" in opened.message
 
 

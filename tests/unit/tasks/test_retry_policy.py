@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.transfer import read_retry_after
-from keye.worker.tasks.fault import JobFault
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
@@ -21,7 +21,7 @@ PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 
 
 def failed(code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **facts: Any) -> FailedTry:
-    fault = JobFault(code, "it failed", retry_after_seconds=facts.pop("retry_after", None))
+    fault = Fault(code, "it failed", retry_after_seconds=facts.pop("retry_after", None))
     return FailedTry(
         fault, **{"attempt": 1, "max_attempts": 10, "num_visual_tokens": 1000, "seconds_to_deadline": None, **facts}
     )
