@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedVideo, FitFrame, Size
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.video import decode_video
@@ -166,14 +166,14 @@ def test_overwritten_clip_is_salvaged_and_the_damage_counted(zoo: Zoo, tmp_path:
 
 def test_clip_cut_off_before_its_index_is_corrupt(zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(zoo["h264.mp4"].read_bytes()[:5000])
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         decode(tmp_path / "cut.mp4")
     assert caught.value.code is ErrorCode.MEDIA_CORRUPT
 
 
 def test_clip_without_a_frame_says_so(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "none.mp4", [], container_options={"movflags": "empty_moov+frag_keyframe"})
-    with pytest.raises(MediaFault, match="holds no frame") as caught:
+    with pytest.raises(Fault, match="holds no frame") as caught:
         decode(path)
     assert caught.value.code is ErrorCode.MEDIA_CORRUPT
 
@@ -191,7 +191,7 @@ def test_clip_without_a_frame_says_so(tmp_path: Path) -> None:
 )
 def test_what_is_no_video_is_refused_whatever_its_name(tmp_path: Path, content: bytes, looks_like: str) -> None:
     (tmp_path / "clip.mp4").write_bytes(content)
-    with pytest.raises(MediaFault, match=looks_like) as caught:
+    with pytest.raises(Fault, match=looks_like) as caught:
         decode(tmp_path / "clip.mp4")
     assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
@@ -203,14 +203,14 @@ def test_file_with_sound_only_says_that_it_has_no_video(tmp_path: Path) -> None:
         silence.sample_rate = 16000
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
-    with pytest.raises(MediaFault, match="no video stream") as caught:
+    with pytest.raises(Fault, match="no video stream") as caught:
         decode(tmp_path / "sound.mp4")
     assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(2))
-    with path.open("rb") as file, pytest.raises(MediaFault, match="megapixels") as caught:
+    with path.open("rb") as file, pytest.raises(Fault, match="megapixels") as caught:
         decode_video(file, "the clip", VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1, 2**30)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
@@ -218,7 +218,7 @@ def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) 
 def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     asked = VideoPart(uri=str(path), fps=30)
-    with path.open("rb") as file, pytest.raises(MediaFault, match="max_frames") as caught:
+    with path.open("rb") as file, pytest.raises(Fault, match="max_frames") as caught:
         decode_video(file, "the clip", asked, all_at((2000, 2000)), 10**6, 300 * 2**20)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
@@ -234,6 +234,6 @@ def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(zoo: Zoo) -> N
             part = VideoPart(uri="/clip", max_frames=16)
             try:
                 decoded = decode_video(io.BytesIO(content), name, part, all_at(CLIP_SIZE), 10**6, 2**30)
-            except MediaFault:
+            except Fault:
                 continue
             assert decoded.frames.shape[1:] == (*CLIP_SIZE, 3)

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from keye.worker.media.fault import MediaFault
 from tests.support.conditions import eventually
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
@@ -106,8 +106,8 @@ class Bench:
         assert isinstance(video, DecodedVideo)
         return video
 
-    def blame(self, **options: object) -> MediaFault:
-        with pytest.raises(MediaFault) as caught:
+    def blame(self, **options: object) -> Fault:
+        with pytest.raises(Fault) as caught:
             self.decode_clip(**options)
         return caught.value
 
@@ -184,7 +184,7 @@ def test_fault_of_a_file_leaves_the_child_at_work(bench: Bench, tmp_path: Path) 
     bench.assert_works()
     child = bench.child
     (tmp_path / "broken.mp4").write_bytes(bench.clip.read_bytes()[:700])
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         bench.decode(tmp_path / "broken.mp4")
     assert caught.value.code is ErrorCode.MEDIA_CORRUPT
     bench.assert_works()

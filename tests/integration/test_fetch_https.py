@@ -20,11 +20,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.fetch import https
-from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)
@@ -184,8 +185,8 @@ def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
         return file.read()
 
 
-def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> MediaFault:
-    with pytest.raises(MediaFault) as caught:
+def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> Fault:
+    with pytest.raises(Fault) as caught:
         fetch_one(uri, limits, media_cache)
     assert "secret" not in caught.value.message
     return caught.value

@@ -23,7 +23,6 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
 from keye.worker.daemon.preflight import check_before_start
 from keye.worker.daemon.supervisor import Supervisor, visible_gpus
-from keye.worker.media.fault import MediaFault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
 
@@ -116,7 +115,7 @@ def plan(
         planned = plan_media(parts, facts, room, settings.min_frames_per_second)
     except ValidationError as error:
         raise typer.BadParameter(describe_faults(error)) from None
-    except (OSError, KeyError, ValueError, Fault, MediaFault) as error:
+    except (OSError, KeyError, ValueError, Fault) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
     if as_json:

@@ -10,11 +10,12 @@ import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
-from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaFault, MediaLimits, decode, fetch
+from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.device import TorchFacts
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
@@ -58,7 +59,7 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
             fetched = fetch([part], limits, MediaCache(Path(folder), max_bytes=0))
             with DecoderPool(1, silence_seconds=30, max_decoded_bytes=limits.max_decoded_bytes) as decoders:
                 (video,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
-        except (MediaFault, RuntimeError, av.FFmpegError) as error:
+        except (Fault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return fault("decoders", f"a clip made here cannot be read back: {error}", cure)
     assert isinstance(video, DecodedVideo)

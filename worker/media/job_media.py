@@ -7,12 +7,12 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.https import fetch_web
 from keye.worker.media.fetch.local import open_inline, open_local
 from keye.worker.media.fetch.media_cache import MediaCache
@@ -28,7 +28,6 @@ __all__ = [
     "FetchedMedium",
     "FitFrame",
     "MediaCache",
-    "MediaFault",
     "MediaLimits",
     "OnFrame",
     "decode",
@@ -67,7 +66,7 @@ def fetch(
 ) -> list[FetchedMedium]:
     """Open every medium; what lies on other machines is downloaded, side by side, unless `media_cache` has it.
 
-    `check` is called several times a second; what it raises ends the fetching at once, as does the `MediaFault` of the
+    `check` is called several times a second; what it raises ends the fetching at once, as does the `Fault` of the
     first medium that turns out not to be had. Hand the result to `decode`, which closes it.
     """
     opening = [partial(_open, part, limits, media_cache) for part in parts]
@@ -97,7 +96,7 @@ def decode(
 ) -> list[DecodedImage | DecodedVideo]:
     """Turn what `fetch` opened into pixels, side by side and in order, and close it.
 
-    `check` is called several times a second; what it raises ends the decoding, as does the `MediaFault` of the first
+    `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
     medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time.
     """
     telling = Lock()
@@ -149,7 +148,7 @@ def _open(
         case "https" if limits.allow_https:
             return fetch_web(part.uri, transfer, media_cache)
         case _:
-            raise MediaFault(
+            raise Fault(
                 ErrorCode.MEDIA_FORBIDDEN,
                 f"{transfer.name}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
                 "Put the file on S3 or below a media root.",

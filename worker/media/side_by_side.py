@@ -7,7 +7,7 @@ from functools import partial
 from threading import Event, Thread
 from typing import TypeVar
 
-from keye.worker.media.fault import MediaFault
+from keye.config.faults import Fault
 
 Made = TypeVar("Made")
 
@@ -24,7 +24,7 @@ def do_side_by_side(
     """What each of `calls` returns; it is given what to call often, and raises what that raises.
 
     `check` is called several times a second. What it raises, or the first call to fail, ends the others, and `leave` is
-    given them all to see to what still comes. A `MediaFault` has its call's number as `media_index`.
+    given them all to see to what still comes. The `Fault` of a medium has its call's number as `media_index`.
     """
     given_up = Event()
     futures = start_calls([partial(call, partial(_stop_if, given_up)) for call in calls], max_at_once)
@@ -78,8 +78,10 @@ def _have_all_ended(futures: Sequence[Future[Made]]) -> bool:
     for media_index in [index for index, has_ended in enumerate(have_ended) if has_ended]:
         try:
             futures[media_index].result()
-        except MediaFault as fault:
-            fault.media_index = media_index
+        except Fault as fault:
+            # No medium is to blame for the end of the job, which a call may find out too.
+            if fault.code.startswith("MEDIA_"):
+                fault.media_index = media_index
             raise
     return all(have_ended)
 

@@ -1,11 +1,12 @@
 """From whatever was raised under a job to the code and the sentence its caller reads."""
 
+from copy import copy
+
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob
 from keye.config.outcome import ErrorCode, JobFailure, Stage
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.media.job_media import MediaFault
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 CANCELLED_BEFORE = "The caller cancelled the job before it ran."
@@ -15,9 +16,8 @@ ANOTHERS_ID = "The message's job_id is that of another job. Give each job an id 
 def explain(error: BaseException) -> Fault:
     """Never the text of an unexpected error: it may hold what only the operator should read, and the log has it."""
     if isinstance(error, Fault):
-        return error
-    if isinstance(error, MediaFault):
-        return Fault(error.code, error.message, error.media_index, retry_after_seconds=error.retry_after_seconds)
+        # Without its traceback: that leads to the media of the attempt, which would live until a search for cycles.
+        return copy(error)
     return Fault(
         ErrorCode.INTERNAL,
         f"The worker failed with {type(error).__name__}. Its log has the traceback beside this job's id.",

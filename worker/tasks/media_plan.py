@@ -77,8 +77,8 @@ def plan_media(
 ) -> list[PlannedMedium]:
     """`parts` name files of this machine; `num_tokens` is what text and answer leave of the context.
 
-    Videos read at less than `min_frames_per_second` have a warning. Raises `MediaFault` for what cannot be
-    decoded, `Fault` for what cannot be shown.
+    Videos read at less than `min_frames_per_second` have a warning. Raises `Fault` for what cannot be decoded or
+    shown.
     """
     budget = share_context(facts.images, parts, num_tokens)
     return [

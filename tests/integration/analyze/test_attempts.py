@@ -10,7 +10,6 @@ from keye.config.job import Priority
 from keye.config.outcome import ErrorCode, FailedAttempt, JobResult, JobState, Stage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
-from keye.worker.media.job_media import MediaFault
 from tests.integration.analyze.plant import (
     FaultyInbox,
     FaultyProcessor,
@@ -83,7 +82,9 @@ def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> 
 
 
 def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: Plant) -> None:
-    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.", 0.3))
+    FaultyProcessor.misfortunes.append(
+        Fault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503 SlowDown.", retry_after_seconds=0.3)
+    )
     job = plant.client.submit(a_job())
     eventually(lambda: job.state is JobState.QUEUED and "due_at" in plant.record(job.id))
     told = FailedAttempt.model_validate_json(plant.record(job.id)["attempt:1"])
@@ -113,7 +114,7 @@ def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant:
 
 
 def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
-    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503."))
+    FaultyProcessor.misfortunes.append(Fault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503."))
     failed = plant.fail(plant.client.submit(a_job(max_attempts=1)))
     assert failed.code is ErrorCode.MEDIA_UNREACHABLE
     assert failed.failure.attempts == 1

@@ -8,12 +8,11 @@ import pytest
 
 from keye.config import keys
 from keye.config.event import EVENT
-from keye.config.faults import JobFailed
+from keye.config.faults import Fault, JobFailed
 from keye.config.outcome import ErrorCode, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import seal
 from keye.producer import Cancellation
-from keye.worker.media.job_media import MediaFault
 from keye.worker.tasks import stragglers
 from keye.worker.tasks.analyze import Analyst
 from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_reaper, endlessly, generating
@@ -39,7 +38,9 @@ def test_job_past_its_deadline_expires_without_running(plant: Plant) -> None:
 
 
 def test_deadline_between_two_attempts_ends_the_job_and_its_celery_result(plant: Plant) -> None:
-    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
+    FaultyProcessor.misfortunes.append(
+        Fault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", retry_after_seconds=60)
+    )
     job = plant.client.submit(a_job(deadline_seconds=600, metadata={"order": 7}))
     eventually(lambda: "due_at" in plant.record(job.id))
     plant.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
@@ -139,7 +140,9 @@ def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> N
 
 
 def test_cancelling_between_two_attempts_ends_the_job_for_good(plant: Plant) -> None:
-    FaultyProcessor.misfortunes.append(MediaFault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", 60))
+    FaultyProcessor.misfortunes.append(
+        Fault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.", retry_after_seconds=60)
+    )
     job = plant.client.submit(a_job())
     eventually(lambda: "due_at" in plant.record(job.id))
     assert job.cancel() is Cancellation.CANCELLED

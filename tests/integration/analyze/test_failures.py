@@ -103,6 +103,7 @@ def test_picture_too_narrow_for_the_model_is_the_mediums_fault(plant: Plant) -> 
     failed = plant.fail(plant.client.submit(prompt="what?", media=[str(path)]))
     assert failed.code is ErrorCode.MEDIA_UNSUPPORTED
     assert "aspect ratio" in failed.failure.message
+    assert failed.failure.media_index == 0
 
 
 def test_prompt_longer_than_the_context_names_the_numbers(plant: Plant) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.fetch.address import is_public
-from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 PUBLIC = "93.184.215.14"
 
@@ -120,9 +121,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def fault_of(uri: str, folder: Path) -> MediaFault:
+def fault_of(uri: str, folder: Path) -> Fault:
     limits = MediaLimits.of(Settings(fetch_timeout_seconds=0.2, allow_https=True))
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         fetch([ImagePart(uri=uri)], limits, MediaCache(folder, 0))
     return caught.value
 

@@ -11,10 +11,10 @@ import pytest
 import skimage
 from PIL import ExifTags, Image, features
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import DecodedImage
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.resize import resize
 from tests.support.zoo import draw_quarters, read_quarters
 
@@ -161,7 +161,7 @@ def test_cut_off_photo_is_corrupt(format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     content = encode(Image.fromarray(noise), format)
     for share in (0.02, 0.5, 0.9):
-        with pytest.raises(MediaFault) as caught:
+        with pytest.raises(Fault) as caught:
             decode(content[: int(len(content) * share) + 12])
         assert caught.value.code is ErrorCode.MEDIA_CORRUPT, share
 
@@ -171,7 +171,7 @@ def test_huge_photo_of_a_phone_is_refused_by_its_header(format: str) -> None:
     content = bytearray(encode(quarters(), format))
     at = content.index(b"ispe") + 8
     content[at : at + 8] = struct.pack(">II", 30_000, 20_000)
-    with pytest.raises(MediaFault, match=r"600\.0 megapixels, the limit is 100\.0") as caught:
+    with pytest.raises(Fault, match=r"600\.0 megapixels, the limit is 100\.0") as caught:
         decode(bytes(content), max_pixels=100_000_000)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
@@ -182,14 +182,14 @@ def test_fault_says_what_the_file_is_instead() -> None:
         (b"hello", "text"),
         (b"\0\1\2\3" * 9, "unknown"),
     ):
-        with pytest.raises(MediaFault, match=looks_like) as caught:
+        with pytest.raises(Fault, match=looks_like) as caught:
             decode(content)
         assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_bomb_is_refused_by_its_header_before_a_pixel_is_decoded() -> None:
     bomb = write_png(50_000, 50_000, b"", bit_depth=8, colour_type=2)
-    with pytest.raises(MediaFault, match=r"2500\.0 megapixels, the limit is 100\.0") as caught:
+    with pytest.raises(Fault, match=r"2500\.0 megapixels, the limit is 100\.0") as caught:
         decode(bomb, max_pixels=100_000_000)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 

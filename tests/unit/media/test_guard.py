@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.local import open_local
 
 
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def code_of_refusal(uri: str | Path, *roots: Path, max_bytes: int = 100) -> ErrorCode:
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         open_local(str(uri), roots, max_bytes)
     return caught.value.code
 
@@ -48,7 +48,7 @@ def test_dots_that_lead_up_are_forbidden_even_where_they_stay_inside(root: Path)
 
 def test_file_with_a_second_name_is_forbidden_since_that_may_lie_outside(root: Path, tmp_path: Path) -> None:
     os.link(tmp_path / "secret.txt", root / "harmless.mp4")
-    with pytest.raises(MediaFault, match=r"2 names \(hard links\).*Copy") as caught:
+    with pytest.raises(Fault, match=r"2 names \(hard links\).*Copy") as caught:
         open_local(f"{root}/harmless.mp4", [root], 100)
     assert caught.value.code is ErrorCode.MEDIA_FORBIDDEN
 
@@ -79,7 +79,7 @@ def test_ways_out_of_the_root_are_forbidden(root: Path, tmp_path: Path) -> None:
 def test_nobody_learns_which_files_exist_outside(root: Path, tmp_path: Path) -> None:
     messages = set()
     for name in ("secret.txt", "absent.txt"):
-        with pytest.raises(MediaFault) as caught:
+        with pytest.raises(Fault) as caught:
             open_local(str(tmp_path / name), [root], 100)
         messages.add(caught.value.message.replace(name, ""))
     assert len(messages) == 1

@@ -14,6 +14,7 @@ from threading import Barrier, Thread
 import pytest
 from PIL import Image
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
@@ -24,7 +25,6 @@ from keye.worker.media.job_media import (
     DecodedVideo,
     DecoderPool,
     MediaCache,
-    MediaFault,
     MediaLimits,
     decode,
     fetch,
@@ -84,12 +84,25 @@ def test_media_come_back_decoded_in_the_order_of_the_job(limits: MediaLimits, tm
 def test_fault_names_the_medium_to_blame_at_either_stage(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
     good = ImagePart(uri=as_data_uri(quarters()))
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(MediaFault) as missing:
+    with pytest.raises(Fault) as missing:
         prepare([good, good, ImagePart(uri=f"{tmp_path}/absent.png")], limits, tmp_path)
     assert (missing.value.code, missing.value.media_index) == (ErrorCode.MEDIA_NOT_FOUND, 2)
-    with pytest.raises(MediaFault) as unreadable:
+    with pytest.raises(Fault) as unreadable:
         prepare([good, ImagePart(uri=f"{tmp_path}/text.png"), good], limits, tmp_path)
     assert (unreadable.value.code, unreadable.value.media_index) == (ErrorCode.MEDIA_UNSUPPORTED, 1)
+
+
+def test_the_end_of_the_job_while_frames_are_decoded_is_no_mediums_fault(
+    limits: MediaLimits, tmp_path: Path, decoders: DecoderPool
+) -> None:
+    def end(_media_index: int, _done: int, _total: int) -> None:
+        raise Fault(ErrorCode.CANCELLED, "The caller cancelled the job while it ran.")
+
+    parts = [VideoPart(uri=str(encode_clip(tmp_path / "clip.mp4", steady_times(30))))]
+    fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
+    with pytest.raises(Fault, match="cancelled") as caught:
+        decode(parts, fetched, limits, keep_size, decoders, end)
+    assert (caught.value.code, caught.value.media_index) == (ErrorCode.CANCELLED, None)
 
 
 def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path, prepare: Prepare) -> None:
@@ -101,7 +114,7 @@ def test_no_file_stays_open_however_it_ends(limits: MediaLimits, tmp_path: Path,
     open_before = len(os.listdir("/proc/self/fd"))
     prepare(good, limits, tmp_path)
     for bad in ("absent.png", "text.png"):
-        with pytest.raises(MediaFault):
+        with pytest.raises(Fault):
             prepare([*good, ImagePart(uri=f"{tmp_path}/{bad}")], limits, tmp_path)
     # A medium that is still being opened when another one fails is closed soon after.
     while len(os.listdir("/proc/self/fd")) > open_before:
@@ -113,7 +126,7 @@ def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_p
     part = ImagePart(uri=f"{tmp_path}/photo.png")
     tight = replace(limits, max_decoded_bytes=7_000_000)
     assert len(prepare([part, part], tight, tmp_path)) == 2
-    with pytest.raises(MediaFault, match="fewer or smaller") as caught:
+    with pytest.raises(Fault, match="fewer or smaller") as caught:
         prepare([part, part, part], tight, tmp_path)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
@@ -136,13 +149,13 @@ def test_first_fault_ends_the_media_that_wait_for_room_and_keeps_no_pixels(limit
         return decode(parts, fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0)), limits, keep_size, pool)
 
     def fail() -> None:
-        with pytest.raises(MediaFault) as caught:
+        with pytest.raises(Fault) as caught:
             read(small, large, ImagePart(uri="data:,text"))
         # The fault is still held, and no search for cycles helps.
         outcome.put((caught.value, len(pixels_held())))
 
     small, large = (ImagePart(uri=as_data_uri(quarters().resize((side, side)))) for side in (10, 100))
-    outcome: SimpleQueue[tuple[MediaFault, int]] = SimpleQueue()
+    outcome: SimpleQueue[tuple[Fault, int]] = SimpleQueue()
     gc.collect()
     gc.disable()
     try:
@@ -177,7 +190,7 @@ def pixels_held() -> list[str]:
 def test_reference_that_cannot_be_read_has_its_code(
     limits: MediaLimits, tmp_path: Path, prepare: Prepare, uri: str, code: ErrorCode
 ) -> None:
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         prepare([ImagePart(uri=uri)], limits, tmp_path)
     assert caught.value.code is code
     assert len(caught.value.message) < 300

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.job import Content, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.frames.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 
 
@@ -59,7 +59,7 @@ def test_start_between_two_frames_takes_the_one_on_screen() -> None:
 
 
 def test_start_after_the_clip_is_the_callers_fault_and_says_when_it_ends() -> None:
-    with pytest.raises(MediaFault, match=r"start_seconds is 12, but the clip ends at 10\.000 s") as caught:
+    with pytest.raises(Fault, match=r"start_seconds is 12, but the clip ends at 10\.000 s") as caught:
         stretch(300, 30, start_seconds=12)
     assert caught.value.code is ErrorCode.INVALID_JOB
 

@@ -15,9 +15,12 @@ def test_an_unexpected_error_is_told_by_its_kind(raised: BaseException) -> None:
 
 
 def test_a_fault_is_told_as_it_is() -> None:
-    fault = explain(Fault(ErrorCode.MEDIA_CORRUPT, "a.jpg: is damaged.", media_index=2))
+    with pytest.raises(Fault) as raised:
+        raise Fault(ErrorCode.MEDIA_CORRUPT, "a.jpg: is damaged.", media_index=2)
+    fault = explain(raised.value)
     assert (fault.code, fault.message, fault.media_index) == (ErrorCode.MEDIA_CORRUPT, "a.jpg: is damaged.", 2)
     assert str(fault) == "a.jpg: is damaged."
+    assert fault.__traceback__ is None, "what the attempt held would live on"
 
 
 def test_text_of_an_unexpected_error_is_not_told_to_the_caller() -> None:

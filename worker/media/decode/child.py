@@ -15,13 +15,13 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.frames.video import decode_video
 from keye.worker.telemetry.warning_filters import tell_warnings
 
@@ -87,7 +87,7 @@ def serve(channel: Channel) -> None:
                 answer = _decode(request, file, parent)
             except Refused:
                 continue
-            except MediaFault as fault:
+            except Fault as fault:
                 answer = {"fault": fault.code, "message": fault.message}
             except MemoryError:
                 message = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."

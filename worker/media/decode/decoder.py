@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
 from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
-from keye.worker.media.fault import MediaFault
 
 _TICK_SECONDS = 0.1
 
@@ -60,7 +60,7 @@ class DecodingOrder:
     video_decoder: VideoDecoder = "pyav"
 
 
-# So many bytes to memory and a handle of it, or None where there is no room now. Raises `MediaFault` where there will
+# So many bytes to memory and a handle of it, or None where there is no room now. Raises `Fault` where there will
 # be none.
 Allocate = Callable[[int], tuple[mmap, int] | None]
 
@@ -95,7 +95,7 @@ class Decoder:
         self._process.wait()
 
     def decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> DecodedImage | DecodedVideo:
-        """Raises `MediaFault`, `NoRoom`, or what `order`'s callables raise."""
+        """Raises `Fault`, `NoRoom`, or what `order`'s callables raise."""
         self.is_free = False
         self.num_decoded += 1
         try:
@@ -103,7 +103,7 @@ class Decoder:
         except EOFError:
             raise self._fault_of_death(order.name) from None
         except TimeoutError:
-            raise MediaFault(
+            raise Fault(
                 ErrorCode.MEDIA_TOO_LARGE,
                 f"{order.name}: its decoder made no progress for {self._silence_seconds:g} s "
                 "(KEYE_DECODE_TIMEOUT_SECONDS). Send a smaller or an undamaged file.",
@@ -128,7 +128,7 @@ class Decoder:
                     self._grant(num_bytes, allocate)
                 case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
                     self.is_free = True
-                    raise MediaFault(ErrorCode(code), message)
+                    raise Fault(ErrorCode(code), message)
                 case {"image": facts, "shape": shape}:
                     self.is_free = True
                     return DecodedImage(self._pixels(shape), **_typed(DecodedImage, facts))
@@ -161,7 +161,7 @@ class Decoder:
         try:
             if (allocated := allocate(num_bytes)) is None:
                 raise NoRoom(num_bytes)
-        except (MediaFault, NoRoom):
+        except (Fault, NoRoom):
             self._refuse({})
             raise
         self._memory, handle = allocated
@@ -187,17 +187,17 @@ class Decoder:
         status = self._process.wait()
         match -status:
             case signal.SIGXCPU:
-                return MediaFault(
+                return Fault(
                     ErrorCode.MEDIA_TOO_LARGE,
                     f"{name}: takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch.",
                 )
             case signal.SIGKILL:
-                return MediaFault(
+                return Fault(
                     ErrorCode.MEDIA_TOO_LARGE,
                     f"{name}: its decoder was killed, most likely for want of memory. Send a smaller one.",
                 )
             case number if number > 0:
-                return MediaFault(
+                return Fault(
                     ErrorCode.MEDIA_CORRUPT,
                     f"{name}: its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file.",
                 )

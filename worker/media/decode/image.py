@@ -9,10 +9,10 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from keye.config.faults import Fault
 from keye.config.formats import FORMATS, format_of_file
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.limits import check_decoded_bytes, check_pixels
 from keye.worker.media.resize import resize
 
@@ -77,15 +77,15 @@ def decode_image(
                 image.draft(None, (width, height))
             image.load()
             rgb = _to_rgb(image)
-    except (MediaFault, MemoryError):
+    except (Fault, MemoryError):
         raise
     except UnidentifiedImageError:
         if file_format.name in _FORMATS:
-            raise MediaFault(
+            raise Fault(
                 ErrorCode.MEDIA_CORRUPT,
                 f"{name}: begins like {file_format.name}, but is damaged or of a rare kind. Send JPEG or PNG.",
             ) from None
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_UNSUPPORTED,
             f"{name}: is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}.",
         ) from None
@@ -96,7 +96,7 @@ def decode_image(
         if not is_meant:
             log.warning("%s: %s while it was decoded", name, type(error).__name__, exc_info=error)
         reason = error if is_meant else type(error).__name__
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({reason})."
         ) from error
     if orientation in _UPRIGHT:

@@ -123,7 +123,7 @@ class DecoderPool:
         return self._budget.share()
 
     def decode(self, order: DecodingOrder, share: PixelShare) -> DecodedImage | DecodedVideo:
-        """Waits for a child and for room. Raises `MediaFault`, or what `order`'s callables raise."""
+        """Waits for a child and for room. Raises `Fault`, or what `order`'s callables raise."""
         while True:
             try:
                 with self._lend(order.check) as decoder:

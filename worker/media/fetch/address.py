@@ -3,8 +3,8 @@
 import ipaddress
 import socket
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(
@@ -46,13 +46,13 @@ def resolve_public(host: str, port: int, name: str) -> list[str]:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: its host cannot be looked up now.") from None
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such host.") from None
+            raise Fault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: its host cannot be looked up now.") from None
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such host.") from None
     except (UnicodeError, ValueError):
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid host name.") from None
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid host name.") from None
     addresses = [str(answer[4][0]) for answer in answers]
     if not all(is_public(address) for address in addresses):
-        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: its host is not on the public internet.")
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: its host is not on the public internet.")
     return addresses
 
 

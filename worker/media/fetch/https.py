@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.address import resolve_public
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
@@ -50,7 +50,7 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO
                 if response.status not in _REDIRECTS:
                     return _receive(response, target, transfer, media_cache)
                 base, uri = target.url, response.getheader("Location", "")
-    raise MediaFault(
+    raise Fault(
         ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects more than {_MAX_REDIRECTS} times. Send the last address."
     )
 
@@ -76,7 +76,7 @@ def _parse(base: str, uri: str, name: str) -> _Target:
     except ValueError:
         raise _invalid(name) from None
     if url.scheme != "https" or "@" in url.netloc:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: leads to a scheme other than https, or names a user; neither is read."
         )
     # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
@@ -86,8 +86,8 @@ def _parse(base: str, uri: str, name: str) -> _Target:
     return _Target(whole.partition("#")[0], host, port, path)
 
 
-def _invalid(name: str) -> MediaFault:
-    return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
+def _invalid(name: str) -> Fault:
+    return Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
 
 
 class _PinnedConnection(http.client.HTTPSConnection):
@@ -173,11 +173,13 @@ def _check_status(response: http.client.HTTPResponse, name: str) -> None:
     if status == HTTPStatus.OK:
         return
     if status in _NOT_FOUND:
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
     if status in _PASSING or status >= 500:
         retry_after = read_retry_after(response.getheader("Retry-After"))
-        raise MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.", retry_after)
-    raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
+        raise Fault(
+            ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.", retry_after_seconds=retry_after
+        )
+    raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
 
 
 def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -> None:
@@ -204,12 +206,12 @@ def _told_as_faults(transfer: Transfer) -> Iterator[None]:
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server cannot prove who it is ({error.verify_message})."
         ) from None
     except (OSError, http.client.HTTPException) as error:
         if not transfer.seconds_left:
             raise transfer.too_slow() from None
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server did not answer or broke off ({type(error).__name__})."
         ) from None

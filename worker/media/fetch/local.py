@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from keye.config.faults import Fault
 from keye.config.job import MAX_INLINE_BYTES
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.transfer import name_medium
 from keye.worker.media.limits import check_size
 
@@ -21,7 +21,7 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
     file = _open_inside(_path_of(uri, name), roots, name)
     try:
         check_size(os.fstat(file.fileno()).st_size, max_bytes, name)
-    except MediaFault:
+    except Fault:
         file.close()
         raise
     return file
@@ -32,7 +32,7 @@ def _path_of(uri: str, name: str) -> str:
         return uri
     url = urlsplit(uri)
     if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no file URI of this host. Write file:///folder/name.")
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no file URI of this host. Write file:///folder/name.")
     return unquote(url.path)
 
 
@@ -45,12 +45,12 @@ def _open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
     name is refused: one of them may be outside.
     """
     if not roots:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN,
             f"{name}: local files are off on this worker. Set KEYE_MEDIA_ROOTS to allow them.",
         )
     if ".." in path.split("/"):
-        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: holds '..'. Write the path without it.")
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: holds '..'. Write the path without it.")
     resolved_roots = [os.path.realpath(root) for root in roots]
     try:
         # Told before anything is opened, so that nobody learns which files exist outside the roots.
@@ -58,24 +58,24 @@ def _open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
         # O_PATH names the file without opening it: a FIFO does not block, a device does not act.
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such file on this worker.") from None
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such file on this worker.") from None
     except OSError as error:
-        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: {error.strerror}.") from None
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: {error.strerror}.") from None
     try:
         itself = f"/proc/self/fd/{handle}"
         # The path may lead elsewhere by now; what the handle holds can no longer change.
         _check_inside(os.readlink(itself), resolved_roots, name)
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is no regular file, and only those are read.")
+            raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is no regular file, and only those are read.")
         if found.st_nlink > 1:
-            raise MediaFault(
+            raise Fault(
                 ErrorCode.MEDIA_FORBIDDEN,
                 f"{name}: has {found.st_nlink} names (hard links), and others may lie outside. Copy the file.",
             )
         return open(itself, "rb")
     except PermissionError:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: the worker's user may not read it. Change the file's permissions."
         ) from None
     finally:
@@ -84,7 +84,7 @@ def _open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
 
 def _check_inside(real_path: str, resolved_roots: Sequence[str], name: str) -> None:
     if not any(os.path.commonpath((root, real_path)) == root for root in resolved_roots):
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: lies outside the folders this worker may read (KEYE_MEDIA_ROOTS)."
         )
 
@@ -94,13 +94,13 @@ def open_inline(uri: str, max_bytes: int) -> BinaryIO:
     name = name_medium(uri)
     head, comma, payload = uri.partition(",")
     if not comma:
-        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: has no comma between its type and its bytes.")
+        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: has no comma between its type and its bytes.")
     try:
         content = unquote_to_bytes(payload)
         if head.lower().endswith(";base64"):
             content = binascii.a2b_base64(content, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: its bytes are not valid base64.") from None
+        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: its bytes are not valid base64.") from None
     check_size(len(content), min(max_bytes, MAX_INLINE_BYTES), name)
     file = os.fdopen(os.memfd_create("keye-inline", os.MFD_CLOEXEC), "w+b")
     file.write(content)

@@ -22,8 +22,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size
@@ -75,9 +75,7 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
     name = transfer.name
     bucket, key, version_id = _parse(uri, name)
     if limits.s3_buckets and bucket not in limits.s3_buckets:
-        raise MediaFault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS)."
-        )
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
     with _told_as_faults(name):
         client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
@@ -89,7 +87,7 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
             except _ObjectChanged:
                 continue
-    raise MediaFault(
+    raise Fault(
         ErrorCode.MEDIA_UNREACHABLE,
         f"{name}: was replaced {_MAX_TRIES} times while it was read. Send it when it rests.",
     )
@@ -99,7 +97,7 @@ def _parse(uri: str, name: str) -> tuple[str, str, str]:
     bucket, _, key = uri[len("s3://") :].partition("/")
     key, _, version_id = key.partition("?versionId=")
     if uri[:5].lower() != "s3://" or not bucket or not key:
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
     return bucket, key, version_id
 
 
@@ -122,28 +120,32 @@ def _told_as_faults(name: str) -> Iterator[None]:
     except ClientError as error:
         raise _fault_of_answer(error, name) from None
     except ParamValidationError:
-        raise MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid bucket and key.") from None
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid bucket and key.") from None
     except (NoCredentialsError, PartialCredentialsError):
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_FORBIDDEN, f"{name}: this worker has no S3 credentials. Set AWS_ACCESS_KEY_ID or a role."
         ) from None
     except BotoCoreError as error:
         # The class alone: botocore's own sentence holds the whole URL.
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store did not answer or broke off ({type(error).__name__})."
         ) from None
 
 
-def _fault_of_answer(error: ClientError, name: str) -> MediaFault:
+def _fault_of_answer(error: ClientError, name: str) -> Fault:
     reason = error.response.get("Error", {}).get("Code", "unknown")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if reason in _PASSING or status >= 500 or status == 429:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         retry_after = read_retry_after(headers.get("retry-after"))
-        return MediaFault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store answered {status} {reason}.", retry_after)
+        return Fault(
+            ErrorCode.MEDIA_UNREACHABLE,
+            f"{name}: the store answered {status} {reason}.",
+            retry_after_seconds=retry_after,
+        )
     if reason in _NOT_FOUND or status == 404:
-        return MediaFault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
-    return MediaFault(
+        return Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
+    return Fault(
         ErrorCode.MEDIA_FORBIDDEN, f"{name}: the store refused ({status} {reason}). Check the worker's credentials."
     )
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Transfer:
         if not self.seconds_left:
             raise self.too_slow()
 
-    def too_slow(self) -> MediaFault:
-        return MediaFault(
+    def too_slow(self) -> Fault:
+        return Fault(
             ErrorCode.MEDIA_UNREACHABLE,
             f"{self.name}: had not come whole after {self.max_seconds:g} s (KEYE_MAX_FETCH_SECONDS). "
             "Send a smaller one, or keep it nearer to the worker.",

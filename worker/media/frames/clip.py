@@ -14,10 +14,10 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from keye.config.faults import Fault
 from keye.config.formats import format_of_file
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import Size
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.limits import check_pixels
 
 _BUFFER_BYTES = 256 * 2**10
@@ -125,10 +125,10 @@ class Clip:
 
 
 def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
-    """Raises `MediaFault` for what is no video, holds no frame, or has frames beyond the limit."""
+    """Raises `Fault` for what is no video, holds no frame, or has frames beyond the limit."""
     file_format = format_of_file(file)
     if file_format.demuxer is None:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.MEDIA_UNSUPPORTED,
             f"{name}: is no video that is decoded here; it looks like {file_format.name}. Send MP4 or WebM.",
         )
@@ -143,26 +143,24 @@ def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
     except av.FFmpegError as error:
         raise damaged(name, file_format.name, error) from None
     if index is None:
-        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
+        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
     num_turns = 0
     if first.frame is None and 0 in size:
-        raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: none of its frames can be decoded.")
+        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: none of its frames can be decoded.")
     if first.frame is not None:
         size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
     if 0 in size:
-        raise MediaFault(
-            ErrorCode.MEDIA_CORRUPT, f"{name}: tells no size that can be, and none of its frames is whole."
-        )
+        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: tells no size that can be, and none of its frames is whole.")
     return Clip(name, file_format.name, file_format.demuxer, codec, index, size, num_turns)
 
 
-def damaged(name: str, format_name: str, error: av.FFmpegError) -> MediaFault:
+def damaged(name: str, format_name: str, error: av.FFmpegError) -> Fault:
     if isinstance(error, MemoryError):
-        return MediaFault(
+        return Fault(
             ErrorCode.MEDIA_TOO_LARGE,
             f"{name}: takes more memory to decode than a decoder may have. Send a smaller one.",
         )
-    return MediaFault(ErrorCode.MEDIA_CORRUPT, f"{name}: the {format_name} video is damaged ({error.strerror}).")
+    return Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: the {format_name} video is damaged ({error.strerror}).")
 
 
 class _FirstFrame:
@@ -194,7 +192,7 @@ def open_container(file: BinaryIO, demuxer: str, name: str) -> InputContainer:
     """Open `file` from its start with exactly this FFmpeg demuxer; raises `av.FFmpegError` where that fails."""
 
     def refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-        raise MediaFault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: refers to another file, and only one file is read.")
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: refers to another file, and only one file is read.")
 
     file.seek(0)
     # The file's own titles and remarks may be in any encoding.
@@ -205,8 +203,8 @@ def find_video_stream(container: InputContainer, name: str) -> VideoStream:
     """The first stream of moving pictures that can be decoded; the cover of a song is none."""
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not moving:
-        raise MediaFault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: has no video stream. Send a file with moving pictures.")
+        raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: has no video stream. Send a file with moving pictures.")
     stream = next((s for s in moving if s.codec_context is not None), None)
     if stream is None:
-        raise MediaFault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: its codec is not decoded here. Send H.264, VP9 or AV1.")
+        raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: its codec is not decoded here. Send H.264, VP9 or AV1.")
     return stream

@@ -11,8 +11,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
@@ -81,7 +81,7 @@ class FrameReader:
             self._start()
             return self.read(pts)
         if shown is None:
-            raise MediaFault(ErrorCode.MEDIA_CORRUPT, f"{self._clip.name}: none of its frames can be decoded.")
+            raise Fault(ErrorCode.MEDIA_CORRUPT, f"{self._clip.name}: none of its frames can be decoded.")
         return shown
 
     def _start(self) -> None:

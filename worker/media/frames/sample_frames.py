@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from keye.config.faults import Fault
 from keye.config.job import Content, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.fault import MediaFault
 
 # What the model was trained with: 2 frames a second, from the first frame to the last, at least 4, at most 768.
 DEFAULT_FPS = 2.0
@@ -50,7 +50,7 @@ def find_stretch(shown_at: npt.NDArray[np.float64], duration_seconds: float, par
     start = part.start_seconds or 0.0
     end = min(part.end_seconds or duration_seconds, duration_seconds)
     if start >= end:
-        raise MediaFault(
+        raise Fault(
             ErrorCode.INVALID_JOB, f"{name}: start_seconds is {start:g}, but the clip ends at {duration_seconds:.3f} s."
         )
     first = _on_screen(shown_at, start)
