@@ -18,7 +18,6 @@ KeyeError
 from typing import NoReturn, Self
 
 from keye.config.outcome import ErrorCode, JobFailure, JobState, PartialText
-from keye.config.quarantine import MAX_MESSAGES
 
 
 class KeyeError(Exception):
@@ -74,13 +73,6 @@ class UploadFailed(Refusal, ConnectionError):
 class IdempotencyConflict(Refusal):
     """It does not say whose the key is: who finds out another's key should not get at his job by it."""
 
-    @classmethod
-    def of(cls, key: str) -> Self:
-        return cls(
-            f"The idempotency key {key!r} belongs to a job that asks for something else. "
-            "Send the same job again, or use another key."
-        )
-
 
 class QueueUnavailable(Refusal, ConnectionError):
     """Redis is away, is full, or refuses."""
@@ -130,21 +122,11 @@ class JobNotFound(KeyeError, LookupError):
 
 
 class DeadLetterNotFound(KeyeError, LookupError):
-    @classmethod
-    def of(cls, job_id: str) -> Self:
-        return cls(
-            f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was requeued, "
-            "purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
-        )
+    """No such dead letter, or no longer."""
 
 
 class MessageNotFound(KeyeError, LookupError):
-    @classmethod
-    def of(cls, message_id: str) -> Self:
-        return cls(
-            f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed out by "
-            f"newer ones (the newest {MAX_MESSAGES:,} stay)."
-        )
+    """No such message in quarantine, or no longer."""
 
 
 class UnknownSchemaVersion(KeyeError, ValueError):

@@ -32,7 +32,10 @@ class Client:
     """
 
     def __init__(self, target: str | Settings | None = None) -> None:
-        """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it."""
+        """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it.
+
+        Raises `InvalidSettings`.
+        """
         if isinstance(target, str):
             target = Settings.read(redis_url=SecretStr(target))
         self._settings = target or Settings.read()

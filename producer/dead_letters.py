@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
-from keye.config.quarantine import QuarantinedMessage
+from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
 from keye.config.wire import Outline, describe_faults, open_sealed
 from keye.producer.job import Job
 from keye.producer.transport import Transport
@@ -51,7 +51,10 @@ class DeadLetters:
         """Raises `DeadLetterNotFound`."""
         record = self._transport.read_dead_letter(job_id)
         if record is None:
-            raise DeadLetterNotFound.of(job_id)
+            raise DeadLetterNotFound(
+                f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was "
+                "requeued, purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
+            )
         return _letter(job_id, record)
 
     def select(self, codes: Iterable[ErrorCode] = (), since_seconds: float | None = None) -> Iterator[DeadLetter]:
@@ -158,7 +161,10 @@ class Quarantine:
         is_id = _MESSAGE_ID.fullmatch(message_id) is not None
         fields = self._transport.read_quarantined(message_id) if is_id else None
         if fields is None:
-            raise MessageNotFound.of(message_id)
+            raise MessageNotFound(
+                f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed "
+                f"out by newer ones (the newest {MAX_MESSAGES:,} stay)."
+            )
         return QuarantinedMessage.of(message_id, fields)
 
     def select(self, since_seconds: float | None = None) -> Iterator[QuarantinedMessage]:

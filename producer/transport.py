@@ -224,7 +224,10 @@ def _owner(envelope: Envelope, answer: list[str]) -> str:
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")
     if fingerprint != envelope.fingerprint:
-        raise IdempotencyConflict.of(job.idempotency_key or "")
+        raise IdempotencyConflict(
+            f"The idempotency key {job.idempotency_key!r} belongs to a job that asks for something else. "
+            "Send the same job again, or use another key."
+        )
     return job_id
 
 
