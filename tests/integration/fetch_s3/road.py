@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart
-from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     pass
@@ -102,8 +103,8 @@ def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
         return file.read()
 
 
-def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> MediaFault:
-    with pytest.raises(MediaFault) as caught:
+def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> Fault:
+    with pytest.raises(Fault) as caught:
         fetch_one(uri, limits, media_cache)
     assert caught.value.media_index == 0
     assert "secret" not in caught.value.message

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.job_media import MediaCache, MediaFault, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -121,7 +122,7 @@ def test_medium_that_cannot_be_had_ends_the_downloads_of_the_others(
     store.put_object(Bucket="media", Key="large.mp4", Body=LARGE)
     road.troubles = deque(["drips"])
     uris = ["s3://media/large.mp4", "s3://media/absent.jpg"]
-    with pytest.raises(MediaFault) as caught:
+    with pytest.raises(Fault) as caught:
         fetch([ImagePart(uri=uri) for uri in uris], limits, media_cache)
     assert (caught.value.code, caught.value.media_index) == (ErrorCode.MEDIA_NOT_FOUND, 1)
     while list((tmp_path / "cache" / "partial").iterdir()):
