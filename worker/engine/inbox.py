@@ -172,7 +172,7 @@ class Inbox:
         priority: int = 0,
         deadline: float | None = None,
     ) -> PendingGeneration:
-        """Hand in a prepared prompt; the lower `priority` goes first, `deadline` is of `time.monotonic`.
+        """Hand in a prepared prompt; `priority` is how many steps below the highest, `deadline` is of `time.monotonic`.
 
         Raises `Fault` when it could never fit, however long it waited, and when the engine has ended.
         """

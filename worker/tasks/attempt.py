@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keye.config.faults import Fault
-from keye.config.job import AnalysisJob, ImagePart, TextPart, VideoPart
+from keye.config.job import AnalysisJob, ImagePart, Priority, TextPart, VideoPart
 from keye.config.outcome import (
     ErrorCode,
     JobResult,
@@ -19,7 +19,6 @@ from keye.config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from keye.config.topology import PRIORITY_STEPS
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
 from keye.worker.leases.job_lease import Claimed, Interruption
 from keye.worker.media.job_media import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
@@ -272,7 +271,7 @@ class Attempt:
         self._pending = self._bench.inbox.submit(
             prompt,
             self._bench.sampling.complete(self._job.generation),
-            priority=PRIORITY_STEPS[self._job.priority],
+            priority=list(Priority).index(self._job.priority),
             deadline=self.ends_at,
         )
         if self._interruption is not None:

@@ -85,11 +85,13 @@ class FaultyInbox(Inbox):
     def __init__(self, inbox: Inbox) -> None:
         super().__init__(inbox.max_tokens)
         self._inbox = inbox
+        self.submitted: list[PendingGeneration] = []
 
     def submit(self, *args: Any, **kwargs: Any) -> PendingGeneration:
         if self.misfortunes:
             raise self.misfortunes.pop()
-        return self._inbox.submit(*args, **kwargs)
+        self.submitted.append(self._inbox.submit(*args, **kwargs))
+        return self.submitted[-1]
 
 
 class FaultyEvents(EventWriter):

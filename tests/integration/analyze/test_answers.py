@@ -3,9 +3,11 @@
 import pytest
 
 from keye.config.event import JobEnded, StageStarted
+from keye.config.job import Priority
 from keye.config.outcome import JobResult, JobState, Stage
 from keye.config.wire import SealedJob, seal
-from tests.integration.analyze.plant import Plant, a_job, briefly
+from keye.worker.engine.sequence import SECONDS_A_PRIORITY
+from tests.integration.analyze.plant import FaultyInbox, Plant, a_job, briefly
 from tests.support.zoo import encode_clip, steady_times
 
 
@@ -90,3 +92,10 @@ def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
     started = {type(step).__name__ for step in plant.worker.consumer.steps}
     assert "Tasks" in started
     assert not started & {"Gossip", "Mingle", "Heart"}
+
+
+def test_each_step_of_priority_is_ten_seconds_in_the_engine(plant: Plant) -> None:
+    for priority in Priority:
+        plant.finish(plant.client.submit(a_job(priority=priority)))
+    assert isinstance(inbox := plant.bench.inbox, FaultyInbox)
+    assert [SECONDS_A_PRIORITY * pending.priority for pending in inbox.submitted[-3:]] == [0, 10, 20]
