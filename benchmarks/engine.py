@@ -21,7 +21,7 @@ from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.model.visual_input import Image
 
 ROUNDS = 3
-GREEDY = SamplingOptions(1, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+GREEDY = SamplingOptions(1)
 SAMPLED = replace(GREEDY, temperature=0.6, top_p=0.95, top_k=20, seed=7)
 
 

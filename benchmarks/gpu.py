@@ -96,8 +96,7 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
 
 def _full_step_seconds(engine: Engine, prompts: list[PreparedPrompt], new_tokens: int) -> float:
     """Seconds of a step in which all these jobs decode: from the last one's first token on."""
-    greedy = SamplingOptions(new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
-    pendings = [engine.inbox.submit(prompt, greedy) for prompt in prompts]
+    pendings = [engine.inbox.submit(prompt, SamplingOptions(new_tokens)) for prompt in prompts]
     for pending in pendings:
         next(pending.deltas())
     before = engine.snapshot()

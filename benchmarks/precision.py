@@ -20,7 +20,7 @@ NUM_SCENES = 200
 FIRST_SEED = 5_000_000
 NUM_TOGETHER = 16
 ROUNDS = 5
-_GREEDY = SamplingOptions(96, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+_GREEDY = SamplingOptions(96)
 
 
 def run() -> str:

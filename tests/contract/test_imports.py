@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.daemon.bench")
 ENGINE_WITHOUT_TORCH = tuple(
-    f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "block_pool", "scheduler", "step_plan", "stop_rules")
+    f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "scheduler", "step_plan", "detokenizer")
 )
 
 

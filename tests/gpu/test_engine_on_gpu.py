@@ -72,7 +72,7 @@ def test_kernels_attend_as_gathered_blocks_do(make_form: Callable[[], AttentionF
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
 
 
-GREEDY = SamplingOptions(40, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+GREEDY = SamplingOptions(40)
 
 
 def written_tokens(

@@ -58,6 +58,6 @@ def _prepare(processor: KeyeProcessor, exam: Exam) -> PreparedPrompt:
 
 
 def _answers(engine: Engine, prompts: Sequence[PreparedPrompt]) -> list[str]:
-    greedy = SamplingOptions(96, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+    greedy = SamplingOptions(96)
     pendings = [engine.inbox.submit(prompt, greedy) for prompt in prompts]
     return ["".join(delta.text for delta in pending.deltas()) for pending in pendings]

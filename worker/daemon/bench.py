@@ -191,8 +191,7 @@ def measure_engine(
 
 def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
     """One greedy generation. An engine whose processor has no end tokens writes exactly `new_tokens`."""
-    greedy = SamplingOptions(new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
-    pending = engine.inbox.submit(prompt, greedy)
+    pending = engine.inbox.submit(prompt, SamplingOptions(new_tokens))
     for _ in pending.deltas():
         pass
     return pending.generated

@@ -1,1 +1,1 @@
-"""The engine: many sequences, one forward pass a step. Knows nothing of queues, jobs or media files."""
+"""The engine: many sequences, one forward pass a step. Knows nothing of queues, leases or media files."""

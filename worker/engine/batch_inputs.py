@@ -1,7 +1,4 @@
-"""Turns a step's chunks into the packed tensors of one forward pass. Decides nothing.
-
-The media of one prompt: which placeholder each item fills, and the rows that have come out of the tower so far.
-"""
+"""What one forward pass reads: a step's chunks as packed tensors, and the rows of media for their placeholders."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -48,7 +45,7 @@ def build_inputs(chunks: Seq[Chunk]) -> BatchInputs:
 
 
 def _write_tokens(into: np.ndarray, sequence: Sequence) -> None:
-    """Ids and positions [4, n] of a prompt's next tokens; after a put-back they go on into what was generated."""
+    """Ids and positions [4, n] of a prompt's next tokens; after a preemption they go on into what was generated."""
     prompt, num_prompt_tokens = sequence.pending.prompt, sequence.num_prompt_tokens
     start, stop = sequence.num_cached, sequence.num_cached + into.shape[1]
     num_given = max(0, num_prompt_tokens - start)

@@ -1,6 +1,10 @@
-"""Token ids to text, one token at a time, never splitting a character. For byte-level vocabularies such as Qwen2's."""
+"""Token ids to the text a reader sees: whole characters, and nothing from a stop string on. Touches no tensors.
+
+For byte-level vocabularies such as Qwen2's.
+"""
 
 import codecs
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -37,6 +41,35 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
+class StopStrings:
+    """Passes on a growing text up to the first stop string, which may arrive in pieces and is never shown."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.is_hit = False
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """The text that may be shown now: all but a tail that can still become a stop string."""
+        if not self._stop:
+            return piece
+        text = self._held + piece
+        hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if hits:
+            self.is_hit = True
+            self._held = ""
+            return text[: min(hits)]
+        num_held = max(_overlap(text, stop) for stop in self._stop)
+        cut = len(text) - num_held
+        self._held = text[cut:]
+        return text[:cut]
+
+    def flush(self) -> str:
+        """The text that was held back and is now known to be no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
 def _bytes_of(token: str) -> bytes:
     letters = _byte_letters()
     if all(letter in letters for letter in token):
@@ -53,3 +86,11 @@ def _byte_letters() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with, the whole of `stop` excepted."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

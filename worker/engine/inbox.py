@@ -27,12 +27,12 @@ class SamplingOptions:
     """How tokens are chosen and when to stop. Temperature 0 is greedy, top_k 0 means all, `seed` None is a new one."""
 
     max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    stop: tuple[str, ...]
-    seed: int | None
+    temperature: float = 0
+    top_p: float = 1
+    top_k: int = 0
+    repetition_penalty: float = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class PendingGeneration:
         """
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._num_unread_tokens or self.has_ended, self._patience()):
+                if not self.wait(self._patience()):
                     self.abandon()
                     return
                 delta = TextDelta("".join(self._unread), self._num_unread_tokens)
@@ -110,8 +110,8 @@ class PendingGeneration:
         left = self.deadline + OVERRUN_SECONDS - time.monotonic()
         return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether within so many seconds there is text to read or the generation ends."""
+    def wait(self, seconds: float | None) -> bool:
+        """Whether within so many seconds, or ever, there is text to read or the generation ends."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._num_unread_tokens) or self.has_ended, seconds)
 
@@ -213,8 +213,7 @@ class Inbox:
             self._changed.notify()
 
     def close(self, fault: Fault) -> list[PendingGeneration]:
-        """For the engine: refuse what comes from now on with `fault`; gives back what has not been taken in."""
+        """For the engine: refuse what comes from now on with `fault`; returns what has not been taken in."""
         with self._changed:
             self._closed_by = fault
-            arrived, self._arrived = self._arrived, []
-            return arrived
+        return self.drain()

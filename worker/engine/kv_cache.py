@@ -1,6 +1,6 @@
-"""The memory of the paged key-value cache, and how much of it a number of bytes buys. Who owns a block is not known.
+"""The memory of the paged key-value cache: what a GPU has left over once the largest step has been tried on it.
 
-How much memory keys and values may take: what a GPU has left over once the largest step has been tried on it.
+Who owns a block is not known here.
 """
 
 import logging
@@ -12,6 +12,11 @@ from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.padded_attention import PaddedAttention
 from keye.worker.model.processor import KeyeProcessor
+
+logger = logging.getLogger(__name__)
+
+# Pages that are never written cost nothing, so this is a limit and no reservation.
+_CPU_CACHE_BYTES = 2 * 2**30
 
 
 def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -40,12 +45,6 @@ class KVCache:
         """Take out numbers that are not finite before another sequence gets the blocks."""
         for layer in (*self.keys, *self.values):
             layer[torch.tensor(blocks, device=layer.device)] = 0
-
-
-logger = logging.getLogger(__name__)
-
-# Pages that are never written cost nothing, so this is a limit and no reservation.
-_CPU_CACHE_BYTES = 2 * 2**30
 
 
 def measure_cache_bytes(

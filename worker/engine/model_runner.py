@@ -71,7 +71,7 @@ class ModelRunner:
         """Put the media these chunks reach through tower and projector: all images in one call, all videos in one.
 
         Not all media of a prompt at once: a prompt of many images would hold up everyone who is decoding. What comes
-        out is kept until the prompt is in the cache. A sequence that is put back is encoded again: rows kept for
+        out is kept until the prompt is in the cache. A sequence that is preempted is encoded again: rows kept for
         sequences that wait would take the very memory that ran out.
         """
         for sequence, _ in chunks:

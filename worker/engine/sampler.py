@@ -97,7 +97,7 @@ class _Batch:
         whole = cumulative[:, -1:]
         # A token is kept while those before it have less than top_p together.
         last = torch.searchsorted(cumulative, self._top_p * whole).minimum(self._last)
-        # Drawn on the host, a number a token, so that a seed gives the same text on every device and after a put-back.
+        # Drawn on the host, a number a token: a seed gives the same text on every device and after a preemption.
         point = _column([rng.random() for rng in self._rngs], logits.device)
         # Rounding may push a point to the very end, behind the last token that is kept.
         drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)

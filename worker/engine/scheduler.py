@@ -4,9 +4,33 @@ from bisect import insort
 from collections.abc import Iterator
 from itertools import chain
 
-from keye.worker.engine.block_pool import BlockPool
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import StepLimits, StepPlan, plan_step
+
+
+class BlockPool:
+    """Which blocks of the key-value cache are free, of those numbered 0 to num_blocks - 1."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._free = list(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self, num_blocks: int) -> list[int]:
+        """Raises `ValueError` when so many are not free: the plan of the step has to see to it."""
+        if num_blocks > len(self._free):
+            raise ValueError(f"{num_blocks} blocks are asked for, {len(self._free)} of {self.num_blocks} are free")
+        remaining = len(self._free) - num_blocks
+        taken = self._free[remaining:]
+        del self._free[remaining:]
+        return taken
+
+    def give_back(self, blocks: list[int]) -> None:
+        self._free.extend(blocks)
 
 
 class Scheduler:
@@ -31,8 +55,8 @@ class Scheduler:
 
     def start_step(self) -> StepPlan:
         """Plan a step and move sequences and blocks accordingly: each chunk then has the blocks it writes to."""
-        plan = plan_step(self.waiting, self.running, self.pool, self.limits)
-        for sequence in plan.put_back:
+        plan = plan_step(self.waiting, self.running, self.pool.num_free, self.pool.block_size, self.limits)
+        for sequence in plan.preempted:
             self.running.remove(sequence)
             self._release(sequence)
             _insert(self.waiting, sequence)
@@ -40,8 +64,7 @@ class Scheduler:
         for sequence in plan.admitted:
             _insert(self.running, sequence)
         for sequence, _ in plan.chunks:
-            num_missing = self.pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
-            if num_missing:
+            if num_missing := sequence.num_missing_blocks(self.pool.block_size):
                 sequence.block_table += self.pool.take(num_missing)
         return plan
 

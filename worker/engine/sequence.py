@@ -1,32 +1,33 @@
 """One generation as the engine steps it: its tokens, its blocks, its text. Touches no tensors."""
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Collection
 
-from keye.worker.engine.detokenizer import Detokenizer
+from keye.worker.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
 from keye.worker.engine.inbox import FinishReason, Generated, PendingGeneration
-from keye.worker.engine.stop_rules import StopRules, StopStrings
 
 SECONDS_A_PRIORITY = 10
 
 
-@dataclass(slots=True, eq=False)
 class Sequence:
     """`num_cached` of its tokens have keys and values in the blocks of `block_table`; `arrival` counts submissions."""
 
-    pending: PendingGeneration
-    arrival: int
-    num_prompt_tokens: int
-    stop_rules: StopRules
-    stop_strings: StopStrings
-    detokenizer: Detokenizer
-    rng: random.Random
-    generated_ids: list[int] = field(default_factory=list)
-    block_table: list[int] = field(default_factory=list)
-    num_cached: int = 0
-    started_at: float | None = None
-    first_token_at: float | None = None
-    _text: list[str] = field(default_factory=list)
+    def __init__(
+        self, pending: PendingGeneration, arrival: int, token_bytes: TokenBytes, eos_token_ids: Collection[int]
+    ) -> None:
+        self.pending = pending
+        self.num_prompt_tokens = len(pending.prompt.input_ids)
+        self.rng = random.Random(pending.sampling.seed)
+        self.generated_ids: list[int] = []
+        self.block_table: list[int] = []
+        self.num_cached = 0
+        self.started_at: float | None = None
+        self._first_token_at: float | None = None
+        self._arrival = arrival
+        self._eos_token_ids = eos_token_ids
+        self._detokenizer = Detokenizer(token_bytes)
+        self._stop_strings = StopStrings(pending.sampling.stop)
+        self._text: list[str] = []
 
     @property
     def seniority(self) -> tuple[float, int]:
@@ -34,7 +35,7 @@ class Sequence:
 
         So nobody waits for ever behind a flow of higher priority, and among equals it is first come, first served.
         """
-        return self.pending.submitted_at + SECONDS_A_PRIORITY * self.pending.priority, self.arrival
+        return self.pending.submitted_at + SECONDS_A_PRIORITY * self.pending.priority, self._arrival
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +50,10 @@ class Sequence:
         """Only the newest generated token is to be computed."""
         return self.num_cached >= self.num_prompt_tokens and self.num_uncached == 1
 
+    def num_missing_blocks(self, block_size: int) -> int:
+        """How many blocks its tokens take beyond those it has."""
+        return -(-self.num_tokens // block_size) - len(self.block_table)
+
     def is_given_up(self, now: float) -> bool:
         """Its job abandoned it, or its deadline has passed."""
         deadline = self.pending.deadline
@@ -57,20 +62,20 @@ class Sequence:
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take the next token, deliver the text it completes, say whether the sequence is over."""
         self.generated_ids.append(token_id)
-        if self.first_token_at is None:
-            self.first_token_at = now
-        text = self.stop_strings.push(self.detokenizer.push(token_id))
+        if self._first_token_at is None:
+            self._first_token_at = now
+        text = self._stop_strings.push(self._detokenizer.push(token_id))
         if text:
             self._text.append(text)
         self.pending.deliver(text, 1)
-        if self.stop_strings.is_hit:
+        if self._stop_strings.is_hit or token_id in self._eos_token_ids:
             return "stop"
-        return self.stop_rules.reason_to_stop(token_id, len(self.generated_ids))
+        return "length" if len(self.generated_ids) >= self.pending.sampling.max_new_tokens else None
 
     def end(self, reason: FinishReason, now: float) -> None:
         """Deliver what was held back, and the whole."""
-        if not self.stop_strings.is_hit:
-            rest = self.stop_strings.push(self.detokenizer.flush()) + self.stop_strings.flush()
+        if not self._stop_strings.is_hit:
+            rest = self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()
             if rest:
                 self._text.append(rest)
                 self.pending.deliver(rest, 0)
@@ -83,7 +88,7 @@ class Sequence:
                 finish_reason=reason,
                 num_prompt_tokens=self.num_prompt_tokens,
                 queued_seconds=started_at - submitted_at,
-                first_token_seconds=None if self.first_token_at is None else self.first_token_at - submitted_at,
+                first_token_seconds=None if self._first_token_at is None else self._first_token_at - submitted_at,
                 generate_seconds=now - started_at,
             )
         )

@@ -1,7 +1,6 @@
 """The engine: one thread that steps all running sequences together. A step is drain, plan, run, choose, apply."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,17 +14,15 @@ from PIL.Image import new as draw_blank
 
 from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.engine.block_pool import BlockPool
-from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.kv_cache import KVCache, block_bytes
 from keye.worker.engine.memory_limits import MemoryLimits, is_out_of_memory
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
-from keye.worker.engine.scheduler import Scheduler
+from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
-from keye.worker.engine.stop_rules import StopRules, StopStrings
 from keye.worker.model.attention_forms import choose_attention
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.processor import KeyeProcessor
@@ -43,13 +40,13 @@ _TOO_LARGE = "The job alone does not fit into the device's memory. Lower max_pix
 
 @dataclass(slots=True)
 class EngineSnapshot:
-    """Counters since the start (steps, their seconds, tokens computed, put-backs) and how full the engine is now."""
+    """Counters since the start (steps, their seconds, tokens computed, preemptions) and how full the engine is now."""
 
     steps: int = 0
     step_seconds: float = 0.0
     prefill_tokens: int = 0
     decode_tokens: int = 0
-    put_backs: int = 0
+    preemptions: int = 0
     running: int = 0
     waiting: int = 0
     blocks_used: int = 0
@@ -89,16 +86,12 @@ class Engine:
         self._sampler = Sampler()
         self._arrivals = count()
         self._is_stopping = False
-        self._is_alive = True
+        self.is_alive = True
+        """False once the step thread died of a fault: it does not come back, the process should end."""
         self._step_began_at: float | None = None
         self._counters = EngineSnapshot(num_blocks=num_blocks)
         self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
         logger.info("attention: %s; room for %d tokens", attention.name, num_blocks * block_size)
-
-    @property
-    def is_alive(self) -> bool:
-        """False once the step thread died of a fault: it does not come back, the process should end."""
-        return self._is_alive
 
     @property
     def seconds_in_step(self) -> float:
@@ -126,8 +119,7 @@ class Engine:
         content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
         grey = Image(draw_blank("RGB", (112, 112), "grey"))
         prompt = self._processor.prepare([{"role": "user", "content": content}], images=[grey])
-        greedy = SamplingOptions(4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
-        for _ in self.inbox.submit(prompt, greedy).deltas():
+        for _ in self.inbox.submit(prompt, SamplingOptions(max_new_tokens=4)).deltas():
             pass
 
     def stop(self) -> None:
@@ -151,9 +143,9 @@ class Engine:
                     self._step_began_at = None
         except BaseException as error:
             logger.exception("the step thread died")
-            self._is_alive = False
-            told = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
-            fault = Fault(ErrorCode.INTERNAL, told)
+            self.is_alive = False
+            message = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
+            fault = Fault(ErrorCode.INTERNAL, message)
         closed_by = fault or Fault(ErrorCode.INTERNAL, "The engine has been stopped.")
         for pending in self.inbox.close(closed_by):
             self._take_in(pending)
@@ -173,7 +165,7 @@ class Engine:
             sequence.end("abandoned" if sequence.pending.is_abandoned else "deadline", started_at)
         self._scheduler.limits = self._limits.now
         plan = self._scheduler.start_step()
-        for sequence in plan.put_back:
+        for sequence in plan.preempted:
             self._runner.forget_media(sequence)
         for sequence in plan.admitted:
             sequence.started_at = sequence.started_at or started_at
@@ -186,22 +178,12 @@ class Engine:
                 self._apply(computed, token_ids, time.monotonic())
             self._counters.steps += 1
             self._limits.count_step()
-        self._counters.put_backs += len(plan.put_back)
+        self._counters.preemptions += len(plan.preempted)
         self._counters.step_seconds += time.monotonic() - started_at
 
     def _take_in(self, pending: PendingGeneration) -> None:
-        sampling = pending.sampling
-        self._scheduler.add(
-            Sequence(
-                pending,
-                arrival=next(self._arrivals),
-                num_prompt_tokens=len(pending.prompt.input_ids),
-                stop_rules=StopRules(self._processor.eos_token_ids, sampling.max_new_tokens),
-                stop_strings=StopStrings(sampling.stop),
-                detokenizer=Detokenizer(self._token_bytes),
-                rng=random.Random(sampling.seed),
-            )
-        )
+        sequence = Sequence(pending, next(self._arrivals), self._token_bytes, self._processor.eos_token_ids)
+        self._scheduler.add(sequence)
 
     def _next_tokens(self, chunks: Seq[Chunk]) -> list[int | None]:
         """The next token of each sequence whose end its chunk reaches."""
@@ -253,8 +235,9 @@ class Engine:
                 return []
             else:
                 logger.exception("a sequence failed")
-                told = f"The model failed on this job with {type(error).__name__}. The worker's log has the traceback."
-                self._fail(sequence, ErrorCode.INTERNAL, told)
+                name = type(error).__name__
+                message = f"The model failed on this job with {name}. The worker's log has the traceback."
+                self._fail(sequence, ErrorCode.INTERNAL, message)
                 return []
             if is_memory:
                 self._limits.lower(sum(chunk.num_tokens for chunk in chunks) // 2)

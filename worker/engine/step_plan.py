@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
-from keye.worker.engine.block_pool import BlockPool
 from keye.worker.engine.sequence import Sequence
 
 
@@ -36,29 +35,31 @@ class StepPlan(NamedTuple):
     Decoding sequences come first, the longest of them ahead, so that those of like length attend side by side.
     """
 
-    put_back: list[Sequence]
+    preempted: list[Sequence]
     admitted: list[Sequence]
     chunks: list[Chunk]
 
 
-def plan_step(waiting: Iterable[Sequence], running: Seq[Sequence], pool: BlockPool, limits: StepLimits) -> StepPlan:
+def plan_step(
+    waiting: Iterable[Sequence], running: Seq[Sequence], num_free: int, block_size: int, limits: StepLimits
+) -> StepPlan:
     """Plan one step; `waiting` and `running` are sorted by seniority.
 
-    Running sequences keep running: when blocks run out, or more run than may, the youngest is put back. What is left of
-    the step's tokens goes to prompts, the oldest first. A sequence is admitted only with blocks for all its tokens, and
-    none before the one ahead of it, so that a large prompt is not overtaken for ever.
+    Running sequences keep running: when the `num_free` blocks run out, or more run than may, the youngest is preempted.
+    What is left of the step's tokens goes to prompts, the oldest first. A sequence is admitted only with blocks for all
+    its tokens, and none before the one ahead of it, so that a large prompt is not overtaken for ever.
     """
     staying = list(running[: limits.max_running])
-    put_back = list(running[limits.max_running :])
-    num_free = pool.num_free + sum(len(sequence.block_table) for sequence in put_back)
+    preempted = list(running[limits.max_running :])
+    num_free += sum(len(sequence.block_table) for sequence in preempted)
     at = 0
     while at < len(staying):
         sequence = staying[at]
-        num_missing = pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        num_missing = sequence.num_missing_blocks(block_size)
         while num_missing > num_free and at < len(staying):
             youngest = staying.pop()
             num_free += len(youngest.block_table)
-            put_back.append(youngest)
+            preempted.append(youngest)
         if at < len(staying):
             num_free -= num_missing
             at += 1
@@ -74,15 +75,15 @@ def plan_step(waiting: Iterable[Sequence], running: Seq[Sequence], pool: BlockPo
                 num_left -= chunks[-1].num_tokens
 
     admitted: list[Sequence] = []
-    if not put_back:
+    if not preempted:
         for sequence in waiting:
             num_running = len(staying) + len(admitted)
-            num_needed = pool.blocks_for(sequence.num_tokens)
-            # Beside others, a block each stays free: else whoever comes in is put back again a few steps later.
+            num_needed = sequence.num_missing_blocks(block_size)
+            # Beside others, a block each stays free: else whoever comes in is preempted a few steps later.
             if num_left <= 0 or num_running >= limits.max_running or num_needed + num_running > num_free:
                 break
             num_free -= num_needed
             admitted.append(sequence)
             chunks.append(Chunk(sequence, min(sequence.num_tokens, num_left)))
             num_left -= chunks[-1].num_tokens
-    return StepPlan(put_back, admitted, chunks)
+    return StepPlan(preempted, admitted, chunks)

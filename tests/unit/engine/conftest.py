@@ -1,6 +1,5 @@
 """Sequences without a model, and the tokenizer of the small checkpoint."""
 
-import random
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.sequence import Sequence
-from keye.worker.engine.stop_rules import StopRules, StopStrings
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 torch.set_num_threads(1)
@@ -40,18 +38,16 @@ def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
     """Makes sequences in order of arrival; keywords are fields of `SamplingOptions`."""
     arrivals = count()
 
-    def make(ids: list[int], priority: int = 0, deadline: float | None = None, **sampling: Any) -> Sequence:
-        greedy = {"max_new_tokens": 8, "temperature": 0, "top_p": 1, "top_k": 0, "repetition_penalty": 1, "stop": ()}
-        options = SamplingOptions(**{**greedy, "seed": None, **sampling})
+    def make(
+        ids: list[int],
+        priority: int = 0,
+        deadline: float | None = None,
+        eos_token_ids: tuple[int, ...] = (),
+        **sampling: Any,
+    ) -> Sequence:
+        options = SamplingOptions(**{"max_new_tokens": 8, **sampling})
         prompt = PreparedPrompt("", torch.tensor(ids), torch.arange(len(ids)).expand(3, -1), 0, 0)
-        return Sequence(
-            PendingGeneration(prompt, options, priority, deadline),
-            arrival=next(arrivals),
-            num_prompt_tokens=len(ids),
-            stop_rules=StopRules((), options.max_new_tokens),
-            stop_strings=StopStrings(options.stop),
-            detokenizer=Detokenizer(token_bytes),
-            rng=random.Random(options.seed),
-        )
+        pending = PendingGeneration(prompt, options, priority, deadline)
+        return Sequence(pending, next(arrivals), token_bytes, eos_token_ids)
 
     return make

@@ -85,7 +85,7 @@ def test_step_that_no_graph_fits_runs_without(
 def test_engine_writes_the_same_with_and_without_recorded_steps(make_prompt: Callable[[list[int]], Any]) -> None:
     processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
     prompts = [make_prompt(list(range(10, 20 + 30 * n))) for n in range(5)]
-    options = SamplingOptions(24, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+    options = SamplingOptions(24)
     written = []
     replays: list[int] = []
 

@@ -19,7 +19,7 @@ from keye.worker.engine.inbox import (
 from keye.worker.model.processor import PreparedPrompt
 
 MakePrompt = Callable[[list[int]], PreparedPrompt]
-OPTIONS = SamplingOptions(10, temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None)
+OPTIONS = SamplingOptions(10)
 FAULT = Fault(ErrorCode.INTERNAL, "The engine has been stopped.")
 GENERATED = Generated("two", (1, 2), "stop", 1, 0.1, 0.2, 0.3)
 

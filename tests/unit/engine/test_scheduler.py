@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keye.worker.engine.block_pool import BlockPool
-from keye.worker.engine.scheduler import Scheduler
+from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import StepLimits, StepPlan
 
@@ -156,7 +155,7 @@ def test_steady_flow_of_higher_priority_holds_a_lower_one_up_for_ten_seconds_a_s
     assert second >= 10 * priority
 
 
-def test_youngest_are_put_back_when_fewer_may_run_than_do(make_sequence: MakeSequence) -> None:
+def test_youngest_are_preempted_when_fewer_may_run_than_do(make_sequence: MakeSequence) -> None:
     scheduler = make_scheduler()
     sequences = [make_sequence([0], max_new_tokens=12) for _ in range(4)]
     for sequence in sequences:
@@ -164,19 +163,19 @@ def test_youngest_are_put_back_when_fewer_may_run_than_do(make_sequence: MakeSeq
     run_steps(scheduler, 2)
     scheduler.limits = StepLimits(max_running=2, max_step_tokens=2)
     (plan,) = run_steps(scheduler, 1)
-    assert plan.put_back == sequences[2:]
+    assert plan.preempted == sequences[2:]
     assert [chunk.sequence for chunk in plan.chunks] == sequences[:2]
     run_steps(scheduler, 30)
     assert [len(sequence.generated_ids) for sequence in sequences] == [12] * 4
 
 
-def test_youngest_is_put_back_when_blocks_run_out_and_comes_back(make_sequence: MakeSequence) -> None:
+def test_youngest_is_preempted_when_blocks_run_out_and_comes_back(make_sequence: MakeSequence) -> None:
     scheduler = make_scheduler()
     old, young = make_sequence([0] * 20, max_new_tokens=24), make_sequence([0] * 16, max_new_tokens=24)
     scheduler.add(old)
     scheduler.add(young)
     plans = run_steps(scheduler, 60)
-    assert [sequence for plan in plans for sequence in plan.put_back] == [young]
+    assert [sequence for plan in plans for sequence in plan.preempted] == [young]
     assert len(old.generated_ids) == len(young.generated_ids) == 24
 
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keye.worker.engine.detokenizer import Detokenizer, TokenBytes
+from keye.worker.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
 from keye.worker.engine.sequence import Sequence
-from keye.worker.engine.stop_rules import StopRules, StopStrings
 
 
 @settings(max_examples=300, deadline=None)
@@ -69,11 +68,19 @@ def test_first_of_several_stop_strings_cuts() -> None:
     assert stop_strings.push("zero one two") == "zero "
 
 
-def test_either_end_token_stops_and_the_limit_ends_by_length() -> None:
-    rules = StopRules((7, 9), max_new_tokens=3)
-    assert rules.reason_to_stop(7, 1) == rules.reason_to_stop(9, 3) == "stop"
-    assert rules.reason_to_stop(5, 2) is None
-    assert rules.reason_to_stop(5, 3) == "length"
+@pytest.mark.parametrize(
+    ("ids", "reasons"),
+    [
+        ([7], ["stop"]),
+        ([5, 5, 9], [None, None, "stop"]),
+        ([5, 5, 5], [None, None, "length"]),
+    ],
+)
+def test_either_end_token_stops_and_the_limit_ends_by_length(
+    make_sequence: Callable[..., Sequence], ids: list[int], reasons: list[str | None]
+) -> None:
+    sequence = make_sequence([0], eos_token_ids=(7, 9), max_new_tokens=3)
+    assert [sequence.append(token_id, now=0) for token_id in ids] == reasons
 
 
 def test_text_held_back_for_a_stop_string_is_shown_at_the_end(

@@ -41,9 +41,7 @@ def test_engine_gives_the_greedy_tokens_of_the_reference(
     if "generated_ids" not in golden_case.arrays:
         return
     expected = golden_case.arrays["generated_ids"].tolist()
-    greedy = SamplingOptions(
-        len(expected[0]), temperature=0, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=None
-    )
+    greedy = SamplingOptions(len(expected[0]))
     engine = engine_for(golden_case.variant / "checkpoint", golden_case.processor)
     pendings = [engine.inbox.submit(prompt, greedy) for prompt in golden_case.prepare()]
     for pending in pendings:
