@@ -11,12 +11,22 @@ from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.kv_cache import KVCache
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
+from keye.worker.model.device import has_packed_kernels
+from keye.worker.model.flex_decoding import FlexForm
 from keye.worker.model.gathered_attention import GatheredForm
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, PagedBatch
 from keye.worker.model.processor import PreparedPrompt
+from keye.worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 logger = logging.getLogger(__name__)
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int, max_tokens: int) -> AttentionForm:
+    """The fastest form of paged attention that runs there, for sequences of at most `max_tokens`."""
+    if not has_packed_kernels(device, dtype, head_dim):
+        return GatheredForm()
+    return VarlenForm(max_tokens) if HAS_BLOCK_TABLES else FlexForm(max_tokens)
 
 
 class ModelRunner:
@@ -112,7 +122,7 @@ class ModelRunner:
         return self._model.lm_head(hidden)
 
     def _decode(self, token_ids: Tensor, positions: Tensor, lengths: Tensor, block_tables: Tensor) -> Tensor:
-        """Logits [n, V] for one token each of n sequences; all it is told is in the tensors [n] and [n, width]."""
+        """Logits [n, V] for one token each of n sequences; all it reads is in the tensors [n] and [n, width]."""
         embeds = self._model.model.embed_tokens(token_ids).unsqueeze(0)
         batch = PagedBatch.of_decoding(self._attention, self._cache, block_tables, lengths)
         hidden = self._model.model(embeds, positions.expand(3, 1, -1), batch.attend)[0]

@@ -18,12 +18,11 @@ from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.kv_cache import KVCache, block_bytes
 from keye.worker.engine.memory_limits import MemoryLimits, is_out_of_memory
-from keye.worker.engine.model_runner import ModelRunner
+from keye.worker.engine.model_runner import ModelRunner, choose_attention
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
-from keye.worker.model.attention_forms import choose_attention
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_input import Image

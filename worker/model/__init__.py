@@ -1,4 +1,4 @@
-"""Keye-VL: text and pixels to logits. Knows nothing of queues, jobs or media files."""
+"""Keye-VL: text and pixels to logits. Knows nothing of queues, leases or media files."""
 
 import logging
 

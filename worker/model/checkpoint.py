@@ -1,4 +1,7 @@
-"""Is a checkpoint folder whole? Reads the small files and the headers of the weights, never a weight; no torch."""
+"""A checkpoint folder without its weights: is it whole, and what does it write conversations with.
+
+No torch: a worker's parent process asks too, and it must not load it. Of the weights only the headers are read.
+"""
 
 import json
 import re
@@ -6,12 +9,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from keye.worker.model.chat_template import load_chat_template
 from keye.worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
 
 MODEL_TYPES = ("Keye", "KeyeVL1_5")
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+IMAGE_PAD = "<|image_pad|>"
 
 
 def check_checkpoint(path: Path | str) -> list[str]:
@@ -38,6 +41,25 @@ def check_checkpoint(path: Path | str) -> list[str]:
         except (ValueError, KeyError, TypeError) as error:
             faults.append(f"config.json in {folder} cannot be read as a Keye-VL config: {error!r}")
     return faults
+
+
+def load_chat_template(path: Path | str) -> str:
+    """The first template of the folder that can write an image; a tokenizer's own is often the text model's.
+
+    Raises `ValueError` when there is none.
+    """
+    folder = Path(path)
+    for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8")
+        template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+        if isinstance(template, str) and IMAGE_PAD in template:
+            return template
+    raise ValueError(
+        f"no chat template in {folder} writes {IMAGE_PAD}; chat_template.json is missing or the text model's"
+    )
 
 
 def _compare(config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None) -> list[str]:

@@ -12,9 +12,8 @@ from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.generation import CACHE_NAME, KeyeGenerationMixin
 from keye.worker.model.padded_attention import PaddedAttention
 from keye.worker.model.positions import Grid, PlaceholderMismatch, position_ids
-from keye.worker.model.projector import Projector
 from keye.worker.model.text_decoder import KeyePreTrainedModel, KeyeTextModel
-from keye.worker.model.vision_tower import VisionTower
+from keye.worker.model.vision_tower import Projector, VisionTower
 from keye.worker.model.weight_names import UNUSED_TENSORS
 
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoModelForImageTextToText
 
 from keye.worker.model.checkpoint import check_checkpoint
-from keye.worker.model.configuration_keye import KeyeVL1_5Config
-from keye.worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
+from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import Quantization
 
 
@@ -40,15 +39,13 @@ def load_model(
     folder = Path(path)
     if faults := check_checkpoint(folder):
         raise CheckpointFault(folder, faults)
-    config = AutoConfig.from_pretrained(folder)
-    model_class = (
-        KeyeVL1_5ForConditionalGeneration if isinstance(config, KeyeVL1_5Config) else KeyeForConditionalGeneration
-    )
-    return model_class.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         folder,
-        config=config,
+        trust_remote_code=False,
         dtype=dtype or "auto",
         device_map={"": torch.device(device)},
         quantization_config=quantization,
         use_safetensors=True,
     )
+    assert isinstance(model, KeyeForConditionalGeneration)
+    return model

@@ -1,6 +1,6 @@
 """Attention over a paged cache: packed tokens of many sequences, each with its own blocks of keys and values.
 
-Which kernels run is the form's matter (`attention_forms.py` chooses one); who owns which block is decided elsewhere.
+Which kernels run is the form's matter; who owns which block is decided elsewhere.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ def position_ids(
     Text counts up in all three rows. A run of placeholders for an item of (t, h, w) merged patches takes
     (cur + clock(k), cur + i, cur + j), and the count goes on behind the largest. The clock stands still except in a
     video that is one item, where frame k reads trunc(k * seconds_per_frame * tokens_per_second), in float32 (one
-    second a frame when not told). The token generated in column n stands at n + delta in all rows.
+    second a frame where it is None). The token generated in column n stands at n + delta in all rows.
 
     Raises `PlaceholderMismatch` when runs and grids differ in number or length.
     """

@@ -13,7 +13,7 @@ from transformers import AutoConfig, Qwen2Tokenizer
 
 from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.model.chat_template import IMAGE_PAD
+from keye.worker.model.checkpoint import IMAGE_PAD
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import ImageProcessor, Patches, frame_types
 from keye.worker.model.positions import position_ids

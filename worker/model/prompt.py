@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from transformers import Qwen2Tokenizer
 
-from keye.worker.model.chat_template import IMAGE_PAD, load_chat_template
+from keye.worker.model.checkpoint import IMAGE_PAD, load_chat_template
 from keye.worker.model.positions import PlaceholderMismatch
 
 Thinking = Literal["auto", "think", "no_think"]

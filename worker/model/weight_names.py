@@ -1,4 +1,8 @@
-"""Every tensor a Keye-VL checkpoint holds: name and shape from `config.json` alone. Loads nothing, imports no torch."""
+"""Every tensor a Keye-VL checkpoint holds: name and shape from `config.json` alone.
+
+The model on the meta device would know them too, but who checks a folder before a worker starts must not load torch; a
+test holds the two equal.
+"""
 
 from collections.abc import Mapping
 from typing import Any

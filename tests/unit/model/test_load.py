@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from keye.worker.model.checkpoint import check_checkpoint
-from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
 from keye.worker.model.load import CheckpointFault, load_model
 from keye.worker.model.processor import KeyeProcessor
@@ -60,6 +60,13 @@ def test_expected_tensors_are_those_of_the_model(golden_checkpoint: Path) -> Non
     model = load_model(golden_checkpoint)
     expected = tensor_shapes(json.loads((golden_checkpoint / "config.json").read_text()))
     assert expected == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("config", [KeyeConfig(), KeyeVL1_5Config()], ids=["preview", "1.5"])
+def test_expected_tensors_are_those_of_the_model_at_its_released_size(config: KeyeConfig) -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert tensor_shapes(config.to_dict()) == {name: tuple(x.shape) for name, x in model.state_dict().items()}
 
 
 def test_whole_checkpoint_has_no_faults(golden_checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keye.worker.model.chat_template import load_chat_template
+from keye.worker.model.checkpoint import load_chat_template
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.model.visual_input import Image, Video
