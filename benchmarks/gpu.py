@@ -20,6 +20,7 @@ from keye.worker.daemon.bench import (
     encode_seconds,
     measure_engine,
     measure_generate,
+    measure_plain,
 )
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.kv_cache import measure_cache_bytes
@@ -52,11 +53,7 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
     prompts = [make_prompt(size, seed) for seed in range(2 * max(size.num_running))]
     new = size.new_tokens
 
-    rows = [
-        measure_generate("`generate`, eager attention", model, prompts[:2], new, attention="eager"),
-        measure_generate("`generate`, fused attention", model, prompts[:3], new),
-        measure_generate("`generate`, batches of 8", model, prompts[:8], new, batch_size=8),
-    ]
+    rows = measure_plain(model, prompts, new)
     encoding = encode_seconds(model, prompts[0])
     cache_bytes = measure_cache_bytes(model, processor, size.limits, memory_fraction=0.9)
     began = time.perf_counter()
@@ -66,8 +63,7 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
     yield f"The engine was ready after {time.perf_counter() - began:.1f} s, its first answer and `generate`'s included."
     yield f"They say the same, {num_alike} of {new} tokens alike.\n"
     alone = answer(engine, prompts[1], new)
-    for num in size.num_running:
-        rows.append(measure_engine(f"engine, {num} jobs", engine, prompts[: 2 * num], new, num, device))
+    rows += [measure_engine(engine, prompts[: 2 * num], new, num, device) for num in size.num_running]
     full_step = _full_step_seconds(engine, prompts[: size.limits.max_running], new)
     engine.stop()
     del engine  # its cache, too

@@ -1,19 +1,17 @@
-"""`keye-worker bench`: how fast this machine answers with this checkpoint, as the table people compare with.
+"""How fast a machine answers: the engine and plain `generate` on the same prompts, once both answer them alike.
 
-Images a second and memory: the engine and plain `generate` on the same prompts, once both answer them alike.
+`keye-worker bench` measures the configured checkpoint, `benchmarks/` others; settings are read by the first only.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from keye.config.settings import Settings
-from keye.worker.daemon.loading import load_configured_model
 from keye.worker.engine.inbox import Generated, SamplingOptions
 from keye.worker.engine.kv_cache import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
@@ -24,14 +22,25 @@ from keye.worker.model.precision import PrecisionUnavailable
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.model.visual_input import Image
 
+if TYPE_CHECKING:
+    from keye.config.settings import Settings
+
 IMAGE_SIZE = (1120, 896)  # 1,280 visual tokens, where the checkpoint lets an image have as many
 NEW_TOKENS = 128
 NUM_RUNNING = (8, 32, 64)
 CHECK_CACHE_BYTES = 2**30  # for one prompt, of the largest checkpoint at full size
 
+# Two sums of the same numbers in another order differ by about so many of a precision's smallest steps. In float32
+# kernels round too, to what tensor cores multiply.
+TIE_STEPS = 4
+FINEST_STEP = 2.0**-12
 
-def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]:
+
+def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[str]:
     """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do."""
+    # Here, because benchmarks run where there is torch and no pydantic.
+    from keye.worker.daemon.loading import load_configured_model
+
     path, model, processor, precision = load_configured_model(settings)
     device = model.device
     processor.eos_token_ids = ()  # every answer has the same length, whatever it says
@@ -49,20 +58,14 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     del engine  # what it keeps would count as memory of `generate`
     yield f"engine and `generate` say the same, {num_alike} of {new_tokens} tokens alike\n"
 
-    rows = [
-        measure_generate("`generate`, eager attention", model, [prompt] * 3, new_tokens, attention="eager"),
-        measure_generate("`generate`, fused attention", model, [prompt] * 3, new_tokens),
-        measure_generate("`generate`, batches of 8", model, [prompt] * 16, new_tokens, batch_size=8),
-    ]
+    rows = measure_plain(model, [prompt] * 16, new_tokens)
     encoding = encode_seconds(model, prompt)
     cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
     engine.start()
     engine.warm_up()
     alone = answer(engine, prompt, new_tokens)
-    for num_running in NUM_RUNNING:
-        prompts = [prompt] * (2 * num_running)
-        rows.append(measure_engine(f"engine, {num_running} jobs", engine, prompts, new_tokens, num_running, device))
+    rows += [measure_engine(engine, [prompt] * (2 * num), new_tokens, num, device) for num in NUM_RUNNING]
     engine.stop()
     # Else the whole model would lie on the GPU beside its own smaller copy.
     del engine, model
@@ -83,12 +86,6 @@ def run_bench(settings: Settings, new_tokens: int = NEW_TOKENS) -> Iterator[str]
     yield f"| write a token | {1000 * decode_seconds(alone):.2f} |"
 
 
-def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
-    noise = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8)
-    content = [{"type": "image"}, {"type": "text", "text": "Describe this image."}]
-    return processor.prepare([{"role": "user", "content": content}], images=[Image(noise)])
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """`seconds` for `num_images` images, and the most memory torch had allocated meanwhile (None on a CPU)."""
@@ -105,12 +102,6 @@ class Row:
 
 class Disagreement(Exception):
     """Engine and `generate` answer the same prompt differently: one is wrong, and their speeds compare nothing."""
-
-
-# Two sums of the same numbers in another order differ by about so many of a precision's smallest steps. In float32
-# kernels round too, to what tensor cores multiply.
-TIE_STEPS = 4
-FINEST_STEP = 2.0**-12
 
 
 def check_agreement(
@@ -138,6 +129,15 @@ def check_agreement(
     return new_tokens
 
 
+def measure_plain(model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int) -> list[Row]:
+    """The rows of `generate` at the model's own precision: eager attention, fused attention, batches of 8."""
+    return [
+        measure_generate("`generate`, eager attention", model, prompts[:3], new_tokens, attention="eager"),
+        measure_generate("`generate`, fused attention", model, prompts[:3], new_tokens),
+        measure_generate("`generate`, batches of 8", model, prompts[:16], new_tokens, batch_size=8),
+    ]
+
+
 def measure_generate(
     name: str,
     model: KeyeForConditionalGeneration,
@@ -160,33 +160,15 @@ def measure_generate(
 
 
 def measure_engine(
-    name: str,
-    engine: Engine,
-    prompts: Sequence[PreparedPrompt],
-    new_tokens: int,
-    num_running: int,
-    device: torch.device,
+    engine: Engine, prompts: Sequence[PreparedPrompt], new_tokens: int, num_running: int, device: torch.device
 ) -> Row:
     """As many threads as jobs run at once, each handing in its next job when its last has ended."""
-    remaining = iter(prompts)
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                prompt = next(remaining, None)
-            if prompt is None:
-                return
-            answer(engine, prompt, new_tokens)
 
     def run() -> None:
-        threads = [threading.Thread(target=work) for _ in range(num_running)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(num_running) as threads:
+            list(threads.map(lambda prompt: answer(engine, prompt, new_tokens), prompts))
 
-    return _measured(name, run, len(prompts), device)
+    return _measured(f"engine, {num_running} jobs", run, len(prompts), device)
 
 
 def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
@@ -228,11 +210,6 @@ def as_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {row.name} | {1 / speed:.3f} | {speed:.2f} | {speed / plain:.2f} | {memory} |"
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _measured(name: str, run: Callable[[], None], num_images: int, device: torch.device) -> Row:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -245,8 +222,14 @@ def _measured(name: str, run: Callable[[], None], num_images: int, device: torch
     return Row(name, seconds, num_images, peak_bytes)
 
 
+def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
+    noise = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8)
+    content = [{"type": "image"}, {"type": "text", "text": "Describe this image."}]
+    return processor.prepare([{"role": "user", "content": content}], images=[Image(noise)])
+
+
 def _generate(
-    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **told: bool
+    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **options: bool
 ) -> Any:
     """Greedy, exactly `new_tokens`, by the rules of `answer`: nothing that the checkpoint's own options say."""
     batch: dict[str, Any] = {
@@ -267,5 +250,10 @@ def _generate(
         eos_token_id=None,
         max_new_tokens=new_tokens,
         pad_token_id=0,
-        **told,
+        **options,
     )
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
