@@ -33,7 +33,6 @@ class KVCache:
     def __init__(
         self, config: KeyeConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.num_blocks = num_blocks
         self.scratch_block = num_blocks
         self.block_size = block_size
         shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)

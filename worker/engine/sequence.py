@@ -10,11 +10,9 @@ SECONDS_A_PRIORITY = 10
 
 
 class Sequence:
-    """`num_cached` of its tokens have keys and values in the blocks of `block_table`; `arrival` counts submissions."""
+    """`num_cached` of its tokens have keys and values in the blocks of `block_table`."""
 
-    def __init__(
-        self, pending: PendingGeneration, arrival: int, token_bytes: TokenBytes, eos_token_ids: Collection[int]
-    ) -> None:
+    def __init__(self, pending: PendingGeneration, token_bytes: TokenBytes, eos_token_ids: Collection[int]) -> None:
         self.pending = pending
         self.num_prompt_tokens = len(pending.prompt.input_ids)
         self.rng = random.Random(pending.sampling.seed)
@@ -23,19 +21,18 @@ class Sequence:
         self.num_cached = 0
         self.started_at: float | None = None
         self._first_token_at: float | None = None
-        self._arrival = arrival
         self._eos_token_ids = eos_token_ids
         self._detokenizer = Detokenizer(token_bytes)
         self._stop_strings = StopStrings(pending.sampling.stop)
         self._text: list[str] = []
 
     @property
-    def seniority(self) -> tuple[float, int]:
+    def seniority(self) -> float:
         """Who goes first: who came first, each step of priority counting as if it had come ten seconds later.
 
         So nobody waits for ever behind a flow of higher priority, and among equals it is first come, first served.
         """
-        return self.pending.submitted_at + SECONDS_A_PRIORITY * self.pending.priority, self._arrival
+        return self.pending.submitted_at + SECONDS_A_PRIORITY * self.pending.priority
 
     @property
     def num_tokens(self) -> int:

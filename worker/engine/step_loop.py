@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import TypeVar
 
 import torch
@@ -39,17 +38,14 @@ _TOO_LARGE = "The job alone does not fit into the device's memory. Lower max_pix
 
 @dataclass(slots=True)
 class EngineSnapshot:
-    """Counters since the start (steps, their seconds, tokens computed, preemptions) and how full the engine is now."""
+    """Counters since the start (steps, their seconds, prompt tokens, preemptions) and how full the engine is now."""
 
     steps: int = 0
     step_seconds: float = 0.0
     prefill_tokens: int = 0
-    decode_tokens: int = 0
     preemptions: int = 0
     running: int = 0
-    waiting: int = 0
     blocks_used: int = 0
-    num_blocks: int = 0
 
 
 class Engine:
@@ -83,12 +79,11 @@ class Engine:
         cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
         self._runner = ModelRunner(model, cache, attention)
         self._sampler = Sampler()
-        self._arrivals = count()
         self._is_stopping = False
         self.is_alive = True
         """False once the step thread died of a fault: it does not come back, the process should end."""
         self._step_began_at: float | None = None
-        self._counters = EngineSnapshot(num_blocks=num_blocks)
+        self._counters = EngineSnapshot()
         self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
         logger.info("attention: %s; room for %d tokens", attention.name, num_blocks * block_size)
 
@@ -99,13 +94,9 @@ class Engine:
         return 0.0 if began_at is None else time.monotonic() - began_at
 
     def snapshot(self) -> EngineSnapshot:
-        scheduler = self._scheduler
-        return replace(
-            self._counters,
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
-        )
+        pool = self._scheduler.pool
+        running = len(self._scheduler.running)
+        return replace(self._counters, running=running, blocks_used=pool.num_blocks - pool.num_free)
 
     def start(self) -> None:
         self._thread.start()
@@ -181,8 +172,7 @@ class Engine:
         self._counters.step_seconds += time.monotonic() - started_at
 
     def _take_in(self, pending: PendingGeneration) -> None:
-        sequence = Sequence(pending, next(self._arrivals), self._token_bytes, self._processor.eos_token_ids)
-        self._scheduler.add(sequence)
+        self._scheduler.add(Sequence(pending, self._token_bytes, self._processor.eos_token_ids))
 
     def _next_tokens(self, chunks: Seq[Chunk]) -> list[int | None]:
         """The next token of each sequence whose end its chunk reaches."""
@@ -193,9 +183,7 @@ class Engine:
         next_token_ids = iter(token_ids)
         for chunk in chunks:
             sequence, num_tokens = chunk
-            if sequence.is_decoding:
-                self._counters.decode_tokens += 1
-            else:
+            if not sequence.is_decoding:
                 self._counters.prefill_tokens += num_tokens
             sequence.num_cached += num_tokens
             if sequence.num_uncached:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from keye.worker.model.paged_attention import AttentionCall, PagedCache, Span, as_table
-from keye.worker.model.varlen_attention import GatheredPrompts, num_single_queries
+from keye.worker.model.varlen_attention import GatheredPrompts, split_decoding
 
 
 @cache
@@ -32,13 +32,9 @@ class FlexForm:
         self.table_widths: Sequence[int] = (-(-max_tokens // self.block_size),)
 
     def calls(self, cache: PagedCache, spans: Sequence[Span]) -> list[AttentionCall]:
-        num_decoding = num_single_queries(spans)
-        calls: list[AttentionCall] = []
-        if num_decoding:
-            calls.append(self._padded(cache, spans[:num_decoding]))
-        if num_decoding < len(spans):
-            calls.append(GatheredPrompts(cache, spans[num_decoding:]))
-        return calls
+        decoding, prompts = split_decoding(spans)
+        calls = [self._padded(cache, decoding)] if decoding else []
+        return [*calls, GatheredPrompts(cache, prompts)] if prompts else calls
 
     def decoding(self, cache: PagedCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
         return _Decoding(cache, block_tables, lengths, len(lengths))

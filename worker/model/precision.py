@@ -49,7 +49,7 @@ def choose_precision(asked: PrecisionSetting, device: torch.device) -> Precision
     dtype = _native_dtype(device)
     match asked:
         case "auto":
-            return Precision(_name(dtype), dtype)
+            return Precision(str(dtype).removeprefix("torch."), dtype)
         case "int8":
             return Precision(asked, dtype, _int8())
         case "int4":
@@ -62,10 +62,6 @@ def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _int8() -> Quantization:

@@ -28,9 +28,7 @@ class VarlenForm:
         self.table_widths: Sequence[int] = sorted({min(width, widest) for width in (8, 32, 128, widest)})
 
     def calls(self, cache: PagedCache, spans: Sequence[Span]) -> list[AttentionCall]:
-        num_decoding = num_single_queries(spans)
-        groups = (spans[:num_decoding], spans[num_decoding:])
-        return [self._call(cache, group) for group in groups if group]
+        return [self._call(cache, group) for group in split_decoding(spans) if group]
 
     def decoding(self, cache: PagedCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
         num = len(lengths)
@@ -114,9 +112,10 @@ class GatheredPrompts:
         return output
 
 
-def num_single_queries(spans: Sequence[Span]) -> int:
-    """How many spans there are before the first of several queries."""
-    return next((i for i, span in enumerate(spans) if span.num_queries > 1), len(spans))
+def split_decoding(spans: Sequence[Span]) -> tuple[Sequence[Span], Sequence[Span]]:
+    """The spans before the first of several queries, and the others."""
+    num = next((i for i, span in enumerate(spans) if span.num_queries > 1), len(spans))
+    return spans[:num], spans[num:]
 
 
 def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:

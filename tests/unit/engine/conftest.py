@@ -1,7 +1,6 @@
 """Sequences without a model, and the tokenizer of the small checkpoint."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ def make_prompt() -> Callable[[list[int]], PreparedPrompt]:
 @pytest.fixture(scope="session")
 def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
     """Makes sequences in order of arrival; keywords are fields of `SamplingOptions`."""
-    arrivals = count()
 
     def make(
         ids: list[int],
@@ -48,6 +46,6 @@ def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
         options = SamplingOptions(**{"max_new_tokens": 8, **sampling})
         prompt = PreparedPrompt("", torch.tensor(ids), torch.arange(len(ids)).expand(3, -1), 0, 0)
         pending = PendingGeneration(prompt, options, priority, deadline)
-        return Sequence(pending, next(arrivals), token_bytes, eos_token_ids)
+        return Sequence(pending, token_bytes, eos_token_ids)
 
     return make
