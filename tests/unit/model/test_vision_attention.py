@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keye.worker.model.vision_attention import item_attention
+from keye.worker.model.vision_tower import item_attention
 
 HEADS, HEAD_DIM = 4, 8
 
