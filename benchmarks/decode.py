@@ -33,12 +33,13 @@ def run() -> str:
 def ours(clip: str) -> Callable[[], object]:
     from keye.config.job import VideoPart
     from keye.worker.media.frames.video import decode_video
+    from keye.worker.sizing import VideoFit
 
     part = VideoPart(uri=clip, max_frames=NUM_FRAMES)
 
     def read() -> object:
         with open(clip, "rb") as file:
-            return decode_video(file, "clip", part, lambda _part, num, _h, _w: (num, SIZE, SIZE), 10**8, 2**30)
+            return decode_video(file, "clip", part, lambda _part, num, _h, _w: VideoFit(num, SIZE, SIZE), 10**8, 2**30)
 
     return read
 

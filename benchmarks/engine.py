@@ -15,10 +15,10 @@ from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.scenes import draw_image_scene
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
+from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.visual_input import Image
 
 ROUNDS = 3
 GREEDY = SamplingOptions(1)

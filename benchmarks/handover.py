@@ -14,6 +14,7 @@ from keye.config.job import VideoPart
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedVideo
+from keye.worker.sizing import Sizing
 
 NUM_FRAMES, HEIGHT, WIDTH = 64, 364, 420
 ROUNDS = 15
@@ -53,7 +54,7 @@ def _hand_over(pool: DecoderPool, clip: Path) -> tuple[float, float]:
             file=file,
             max_pixels=10**8,
             max_bytes=2**30,
-            fit_frame=lambda part, num_frames, height, width: (num_frames, (height, width), (height, width)),
+            sizing=Sizing(factor=28, min_pixels=1, max_pixels=HEIGHT * WIDTH),
             on_frame=note,
             check=lambda: None,
         )

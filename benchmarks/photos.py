@@ -10,10 +10,10 @@ from PIL import Image
 
 from benchmarks.pictures import draw_photo
 from benchmarks.side_by_side import compare, measure_alone
-from keye.config.job import ImagePart, VideoPart
+from keye.config.job import ImagePart
 from keye.config.settings import Settings
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
-from keye.worker.model.image_processing import fit_size
+from keye.worker.sizing import Size, Sizing, fit_size
 
 NUM_READS, NUM_PHOTOS, PHOTO_SIZE, MODEL_PIXELS = 1000, 10, (3000, 4000), 1280 * 28 * 28
 ROUNDS = 2
@@ -36,17 +36,14 @@ def run() -> str:
 def ours(folder: str) -> Callable[[], object]:
     """Fetched, decoded in a child, and handed over in shared memory, as a job's photos are."""
 
-    def fit(_part: ImagePart | VideoPart, num: int, height: int, width: int) -> tuple[int, Size, Size]:
-        size = _model_size(height, width)
-        return num, size, size
-
     def read() -> object:
         limits = MediaLimits.of(Settings(media_roots=(Path(folder),)))
         cache = MediaCache(Path(folder) / "cache", max_bytes=0)
+        sizing = Sizing(factor=28, min_pixels=28 * 28, max_pixels=MODEL_PIXELS)
         with DecoderPool(1, 60, 2**30) as decoders:
             for photo in _photos(folder):
                 parts = [ImagePart(uri=str(photo))]
-                decode(parts, fetch(parts, limits, cache), limits, fit, decoders)
+                decode(parts, fetch(parts, limits, cache), limits, sizing, decoders)
         return None
 
     return read
@@ -67,8 +64,6 @@ def pillow_draft(folder: str) -> Callable[[], object]:
 
 
 READERS = (ours, pillow_draft)
-
-Size = tuple[int, int]
 
 
 def _model_size(height: int, width: int) -> Size:

@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,10 +19,9 @@ from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
-from keye.worker.model.frame_budget import fit_video
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image, Video
 
 T = TypeVar("T")
 
@@ -76,9 +74,7 @@ class PlainLoop:
             if isinstance(part, ImagePart):
                 images.append(Image(decode_image(medium.file, medium.name, 10**8, 2**30).pixels))
             else:
-                fit = partial(
-                    fit_video, self._processor.image_processor, self._processor.config.max_position_embeddings
-                )
+                fit = self._processor.sizing.share([part], self._processor.config.max_position_embeddings).fit_video
                 # One thread: on short clips several are no quicker, and take more of the cores.
                 video = decode_video(medium.file, medium.name, part, fit, 10**8, 2**30, num_threads=1)
                 videos.append(Video(video.frames, video.fps))

@@ -17,6 +17,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
+from keye.worker.sizing import Sizing
 from tests.support.zoo import encode_clip, steady_times
 
 MAX_PIXELS = 100_000_000
@@ -150,7 +151,7 @@ def decode(pool: DecoderPool, path: Path) -> None:
             max_pixels=MAX_PIXELS,
             max_bytes=2**30,
             video_decoder="pyav",
-            fit_frame=lambda part, num_frames, height, width: (num_frames, (height, width), (height, width)),
+            sizing=Sizing(factor=1, min_pixels=1, max_pixels=MAX_PIXELS),
             on_frame=lambda done, total: None,
             check=lambda: None,
         )

@@ -11,10 +11,12 @@ from PIL import Image
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.decoded import DecodedVideo, FitFrame, Size
+from keye.worker.media.decoded import DecodedVideo
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.video import decode_video
+from keye.worker.media.frames.video_plan import FitVideo
+from keye.worker.sizing import VideoFit
 from tests.support.zoo import (
     CLIP_SIZE,
     CLIPS,
@@ -35,9 +37,9 @@ from tests.support.zoo import (
 SMALL = [name for name in CLIPS if "4k" not in name]
 
 
-def all_at(size: tuple[int, int]) -> FitFrame:
+def all_at(size: tuple[int, int]) -> FitVideo:
     """A model that takes every frame, at this size."""
-    return lambda _part, num_frames, _height, _width: (num_frames, size, size)
+    return lambda _part, num_frames, _height, _width: VideoFit(num_frames, size, size)
 
 
 def decode(path: Path, size: tuple[int, int] = CLIP_SIZE, **asked: object) -> DecodedVideo:
@@ -112,10 +114,10 @@ def test_turned_clip_comes_out_upright_and_is_fitted_by_its_upright_size(tmp_pat
     path = encode_clip(tmp_path / "turned.mp4", steady_times(4), rotation=rotation)
     asked = []
 
-    def fit(part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
+    def fit(part: VideoPart, num_frames: int, height: int, width: int) -> VideoFit:
         asked.append((num_frames, height, width))
         half = (height // 2, width // 2)
-        return num_frames, half, half
+        return VideoFit(num_frames, half, half)
 
     with path.open("rb") as file:
         decoded = decode_video(file, path.name, VideoPart(uri=str(path)), fit, 10**6, 2**30)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,14 @@ from keye.config.outcome import ErrorCode
 from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare
-from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.decoded import DecodedImage, DecodedVideo
+from keye.worker.sizing import Sizing
 from tests.support.conditions import eventually
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 CLIP_BYTES = 30 * 96 * 160 * 3
+# Shows both media as they are.
+SIZING = Sizing(factor=2, min_pixels=4, max_pixels=96 * 160)
 
 
 def children_of(pid: int) -> set[int]:
@@ -56,10 +60,20 @@ def handles() -> dict[str, str]:
     return held
 
 
+class Pool(DecoderPool):
+    """Calls `before_allocating` while a child waits for memory: it cannot be done before that is."""
+
+    before_allocating: Callable[[], object] = staticmethod(lambda: None)
+
+    def _allocate(self, *asked: Any) -> Any:
+        self.before_allocating()
+        return super()._allocate(*asked)
+
+
 class Bench:
     """A pool of one child and two media for it."""
 
-    def __init__(self, pool: DecoderPool, folder: Path, others: set[int]) -> None:
+    def __init__(self, pool: Pool, folder: Path, others: set[int]) -> None:
         self.pool = pool
         self.clip = encode_clip(folder / "clip.mp4", steady_times(30))
         self.photo = folder / "photo.png"
@@ -79,7 +93,6 @@ class Bench:
         self,
         path: Path,
         share: PixelShare | None = None,
-        fit_frame: FitFrame = lambda part, num_frames, height, width: (num_frames, (height, width), (height, width)),
         on_frame: Callable[[int, int], None] = lambda done, total: None,
         check: Callable[[], None] = lambda: None,
     ) -> DecodedImage | DecodedVideo:
@@ -92,7 +105,7 @@ class Bench:
                 max_pixels=10**6,
                 max_bytes=2**24,
                 video_decoder="pyav",
-                fit_frame=fit_frame,
+                sizing=SIZING,
                 on_frame=on_frame,
                 check=check,
             )
@@ -124,7 +137,7 @@ def silence_seconds() -> float:
 @pytest.fixture
 def bench(tmp_path: Path, silence_seconds: float) -> Iterator[Bench]:
     others = children_of(os.getpid())
-    with DecoderPool(1, silence_seconds=silence_seconds, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
+    with Pool(1, silence_seconds=silence_seconds, max_decoded_bytes=2 * CLIP_BYTES - 1) as pool:
         yield Bench(pool, tmp_path, others)
 
 
@@ -133,6 +146,36 @@ def test_a_child_cannot_invent_a_code_for_callers(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(Decoder, "_next_message", lambda *_: invented)
     with pytest.raises(RuntimeError, match="says what none should"):
         bench.decode_clip()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"size": [48, 160]},
+        {"wanted": list(range(15))},
+        {"frames_asked": 3},
+        {"frames_asked": -1, "frames_there": 0},
+    ],
+)
+def test_a_child_cannot_invent_sizes_or_numbers_of_frames(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
+) -> None:
+    """What the model is shown, and the memory and tokens of it, is the rule's to say."""
+    honest = Decoder._next_message
+
+    def tampered(decoder: Decoder, order: DecodingOrder) -> dict[str, Any]:
+        message = honest(decoder, order)
+        if "video" in message:
+            plan = message["video"]["plan"] | lie
+            message["video"]["plan"] = plan
+            message["shape"] = [len(plan["wanted"]), 30 * 96 // len(plan["wanted"]), 160, 3]
+        return message
+
+    monkeypatch.setattr(Decoder, "_next_message", tampered)
+    with pytest.raises(RuntimeError, match="says what none should"):
+        bench.decode_clip()
+    monkeypatch.undo()
+    bench.assert_works()
 
 
 def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
@@ -160,14 +203,14 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
 def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
     bench: Bench, number: signal.Signals, code: ErrorCode, reason: str
 ) -> None:
-    def strike(part: object, num_frames: int, height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        # The child waits for the answer: it cannot be done before the signal comes.
+    def strike() -> None:
         struck.append(bench.child)
         os.kill(bench.child, number)
-        return num_frames, (height, width), (height, width)
+        bench.pool.before_allocating = lambda: None
 
     struck: list[int] = []
-    fault = bench.blame(fit_frame=strike)
+    bench.pool.before_allocating = strike
+    fault = bench.blame()
     assert fault.code is code
     assert re.search(reason, fault.message)
     bench.assert_works()
@@ -191,17 +234,16 @@ def test_fault_of_a_file_leaves_the_child_at_work(bench: Bench, tmp_path: Path) 
     assert bench.child == child
 
 
-def test_size_that_the_model_refuses_reaches_the_job_and_leaves_the_child_at_work(bench: Bench) -> None:
-    class UnusableSize(Exception):
-        pass
-
-    def refuse(*_: object) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        raise UnusableSize
-
+def test_size_that_the_model_refuses_reaches_the_job_and_leaves_the_child_at_work(bench: Bench, tmp_path: Path) -> None:
     bench.assert_works()
     child = bench.child
-    with pytest.raises(UnusableSize):
-        bench.decode_clip(fit_frame=refuse)
+    Image.new("RGB", (9000, 30)).save(tmp_path / "flat.png")
+    encode_clip(tmp_path / "flat.mp4", steady_times(3), size=(8, 2000))
+    for name, size in (("flat.png", "9000x30 pixels has an aspect ratio of 300"), ("flat.mp4", "2000x8")):
+        with pytest.raises(Fault, match=size) as caught:
+            bench.decode(tmp_path / name)
+        assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED
+        assert caught.value.message.endswith("the limit is 200; crop it")
     bench.assert_works()
     assert bench.child == child
 
@@ -212,18 +254,18 @@ def test_job_that_is_over_takes_its_child_with_it_at_once(bench: Bench) -> None:
 
     stopped: list[int] = []
 
-    def stop(part: object, num_frames: int, height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        # The child waits for the answer: it cannot be done before the signal comes.
+    def stop() -> None:
         stopped.append(bench.child)
         os.kill(bench.child, signal.SIGSTOP)
-        return num_frames, (height, width), (height, width)
+        bench.pool.before_allocating = lambda: None
 
     def cancel() -> None:
         if stopped:
             raise Cancelled
 
+    bench.pool.before_allocating = stop
     with pytest.raises(Cancelled):
-        bench.decode_clip(fit_frame=stop, check=cancel)
+        bench.decode_clip(check=cancel)
     bench.assert_works()
     assert stopped[0] not in bench.children
 
@@ -376,10 +418,10 @@ def test_a_lone_video_is_decoded_on_all_cores_and_videos_side_by_side_share_them
         seen.setdefault(when, sorted(threads))
 
     try:
-        with DecoderPool(1, silence_seconds=30, max_decoded_bytes=CLIP_BYTES) as pool:
+        with Pool(1, silence_seconds=30, max_decoded_bytes=CLIP_BYTES) as pool:
             lone = Bench(pool, tmp_path, others)
             lone.decode_clip(on_frame=lambda done, total: count_threads("lone", lone))
-        with DecoderPool(2, silence_seconds=30, max_decoded_bytes=60 * CLIP_BYTES) as pool:
+        with Pool(2, silence_seconds=30, max_decoded_bytes=60 * CLIP_BYTES) as pool:
             pair = Bench(pool, tmp_path, others)
             pair.decode_clip(
                 on_frame=lambda done, total: (

@@ -18,10 +18,10 @@ from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.visual_input import Image, Video
 from tests.support.conditions import eventually
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"

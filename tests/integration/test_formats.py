@@ -15,9 +15,9 @@ from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
 from keye.producer.client import build_job
 from keye.producer.upload import reference_of
+from keye.worker.daemon.planning import part_of
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
-from keye.worker.tasks.media_plan import part_of
 from tests.support.zoo import CLIP_SIZE, draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 SUFFIXES = [pytest.param(row, suffix, id=suffix) for row in FORMATS for suffix in row.suffixes]

@@ -8,9 +8,10 @@ import pytest
 
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
-from keye.worker.media.decoded import DecodedVideo, Size
+from keye.worker.media.decoded import DecodedVideo
 from keye.worker.media.frames.video import OnFrame, decode_video
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.sizing import Size, Sizing, VideoFit
 from tests.support.zoo import (
     CLIP_SIZE,
     CLIPS,
@@ -28,10 +29,12 @@ def decode_directly(
     path: Path, decoder: VideoDecoder, size: Size, on_frame: OnFrame = lambda done, total: None, **asked: object
 ) -> DecodedVideo:
     part = VideoPart.model_validate({"uri": str(path), **asked})
+
+    def fit(_part: VideoPart, num_frames: int, _height: int, _width: int) -> VideoFit:
+        return VideoFit(num_frames, size, size)
+
     with path.open("rb") as file:
-        return decode_video(
-            file, path.name, part, lambda _part, num, _h, _w: (num, size, size), 10**8, 2**30, on_frame, decoder=decoder
-        )
+        return decode_video(file, path.name, part, fit, 10**8, 2**30, on_frame, decoder=decoder)
 
 
 @pytest.fixture(params=["torchcodec", "decord"])
@@ -72,8 +75,9 @@ def test_chosen_decoder_works_within_the_bounds_of_a_decoder_child(
 ) -> None:
     limits = MediaLimits.of(Settings(media_roots=(zoo["h264.mp4"].parent,), video_decoder=decoder))
     part = VideoPart(uri=str(zoo["h264.mp4"]), fps=5)
+    sizing = Sizing(factor=2, min_pixels=1, max_pixels=CLIP_SIZE[0] * CLIP_SIZE[1])
     fetched = fetch([part], limits, MediaCache(zoo["h264.mp4"].parent / "cache", max_bytes=0))
-    (decoded,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
+    (decoded,) = decode([part], fetched, limits, sizing, decoders)
     assert isinstance(decoded, DecodedVideo)
     assert decoded.decoder == decoder
     assert len(set(upright_numbers(decoded.frames, "h264.mp4"))) == 40

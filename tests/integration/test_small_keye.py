@@ -11,10 +11,10 @@ from PIL import Image as PillowImage
 
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.scenes import draw_image_scene, draw_video_scene
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image, Video
 from tools.small_keye.evaluate import REQUIRED_SHARE, Exam, ask, evaluate, share_right
 
 

@@ -7,14 +7,9 @@ import pytest
 
 from keye.config.job import VideoPart
 from keye.config.settings import Settings
-from keye.worker.media.decoded import Size
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.sizing import Sizing
 from tests.support.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
-
-
-def fit_clip(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
-    size = CLIP_SIZE if width > height else (CLIP_SIZE[1], CLIP_SIZE[0])
-    return num_frames, size, size
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -23,10 +18,13 @@ def test_64_frames_of_every_kind_of_clip_are_the_ones_on_screen(
 ) -> None:
     shown = shown_by_plain_decoding(zoo[name], name)
     limits = MediaLimits.of(Settings(media_roots=(zoo[name].parent,)))
+    height, width = CLIP_SIZE[::-1] if "turned" in name else CLIP_SIZE
+    size = {"resized_height": height, "resized_width": width}
+    sizing = Sizing(factor=2, min_pixels=1, max_pixels=height * width)
     for num_frames, stretch in ((64, {}), (6, {"start_seconds": 0.3 * max(shown.values())})):
-        part = VideoPart(uri=str(zoo[name]), fps=60, max_frames=num_frames, **stretch)
+        part = VideoPart(uri=str(zoo[name]), fps=60, max_frames=num_frames, **size, **stretch)
         fetched = fetch([part], limits, MediaCache(tmp_path, max_bytes=0))
-        (decoded,) = decode([part], fetched, limits, fit_clip, decoders)
+        (decoded,) = decode([part], fetched, limits, sizing, decoders)
         assert isinstance(decoded, DecodedVideo)
         numbers = upright_numbers(decoded.frames, name)
         assert decoded.timestamps_seconds == pytest.approx([shown[number] for number in numbers], abs=1e-6)

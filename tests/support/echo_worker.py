@@ -18,6 +18,7 @@ from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
 from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
+from keye.worker.sizing import Sizing
 from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.sampling_defaults import SamplingDefaults
 
@@ -35,15 +36,13 @@ class EchoPrompt:
     text: str
     input_ids: bytes
     num_visual_tokens: int = 0
-    image_grid_thw: None = None
-    video_grid_thw: None = None
 
 
 class EchoProcessor:
     """Reads the last message; media are not looked at."""
 
     config = SimpleNamespace(max_position_embeddings=CONTEXT_TOKENS)
-    image_processor = None
+    sizing = Sizing(factor=1, min_pixels=1, max_pixels=1)
 
     def count_text_tokens(self, messages: list[dict[str, Any]], thinking: str) -> int:
         return len(_last_text(messages))

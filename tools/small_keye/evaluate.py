@@ -18,11 +18,11 @@ from keye.config.hardware import PrecisionSetting
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import choose_precision
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image, Video
 from tools.small_keye.wear import draw_wear
 
 FIRST_SEED = 1_000_000

@@ -12,9 +12,8 @@ from torch import Tensor
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import ImageScene, Size, draw_image_scene, draw_images, draw_video_scene
 from keye.worker.demo.shapes import BACKGROUNDS, COLOURS, KINDS, Background, Shape
-from keye.worker.model.image_processing import ImageProcessor, Patches
-from keye.worker.model.visual_input import Image as ImageInput
-from keye.worker.model.visual_input import Video
+from keye.worker.model.image_processing import Image as ImageInput
+from keye.worker.model.image_processing import ImageProcessor, Patches, Video
 from tools.small_keye.wear import Wear, draw_wear
 
 NUM_SHAPE_SIGHTS = len(KINDS) * len(COLOURS)

@@ -17,10 +17,10 @@ from keye.worker.engine.kv_cache import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.device import name_device
+from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import PrecisionUnavailable
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.visual_input import Image
 
 if TYPE_CHECKING:
     from keye.config.settings import Settings

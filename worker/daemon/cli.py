@@ -99,20 +99,19 @@ def plan(
 ) -> None:
     """Tell the frames, sizes, visual tokens and memory that files come to with KEYE_MODEL_PATH, without running it."""
     from keye.worker.daemon import planning
-    from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
 
     settings = read_settings()
     try:
         if settings.model_path is None:
             raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
-        facts = CheckpointFacts.read(settings.model_path)
+        facts = planning.CheckpointFacts.read(settings.model_path)
         room = facts.context - max_new_tokens - text_tokens
         asked = {"fps": fps, "content": content, "sampling": sampling, "max_frames": max_frames}
         asked |= {"start_seconds": start_seconds, "end_seconds": end_seconds, "max_pixels": max_pixels}
         if missing := [str(path) for path in files if not path.is_file()]:
             raise ValueError(f"no such file: {', '.join(missing)}. Give files of this machine; S3 is not looked at.")
-        parts = [part_of(path, **asked) for path in files]
-        planned = plan_media(parts, facts, room, settings.min_frames_per_second)
+        parts = [planning.part_of(path, **asked) for path in files]
+        planned = planning.plan_media(parts, facts, room, settings.min_frames_per_second)
     except ValidationError as error:
         raise typer.BadParameter(describe_faults(error)) from None
     except (OSError, KeyError, ValueError, Fault) as error:

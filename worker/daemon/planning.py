@@ -1,15 +1,120 @@
-"""`keye-worker plan`: the plan of a job's media as a table or JSON. What is planned: `tasks.media_plan`."""
+"""`keye-worker plan`: what a job's media would become, told without a model. Decodes a frame a video."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
 
 from rich.table import Table
 
-from keye.worker.tasks.media_plan import CheckpointFacts, PlannedMedium
+from keye.config.formats import format_of_file
+from keye.config.job import ImagePart, VideoPart
+from keye.worker.media.decode.image import decode_image
+from keye.worker.media.frames.clip import examine_clip
+from keye.worker.media.frames.video_plan import plan_video, tell_thinning
+from keye.worker.model.image_processing import ImageProcessor
+from keye.worker.model.variant import VARIANTS
+from keye.worker.sizing import Size, Sizing
+
+# Limits of who looks at files of their own.
+_MAX_PIXELS = 10**9
+_MAX_BYTES = 2**36
 
 # Four patches of 3 x 14 x 14 numbers, at 32 bits.
 _PATCH_BYTES = 4 * 3 * 14 * 14 * 4
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What sizes depend on; `cache_bytes` are those that a token takes in the engine's cache at 16 bits a number."""
+
+    sizing: Sizing
+    context: int
+    cache_bytes: int
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises `OSError`, `KeyError` or `ValueError` for a folder that is no checkpoint."""
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if (variant := VARIANTS.get(config["model_type"])) is None:
+            raise ValueError(f"{path} holds a model of type {config['model_type']}, not one of {', '.join(VARIANTS)}")
+        return cls(
+            sizing=ImageProcessor.from_checkpoint(path).sizing(variant.splits_video_into_frames),
+            context=config["max_position_embeddings"],
+            cache_bytes=2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMedium:
+    """Sizes are (height, width). `visual_tokens` of a 1.5 video are the most that a split of its frames comes to."""
+
+    name: str
+    type: str
+    original_size: Size
+    size: Size
+    visual_tokens: int
+    frames_asked: int = 1
+    frames: int = 1
+    fps: float | None = None
+    duration_seconds: float | None = None
+    reasons: tuple[str, ...] = ()
+    warning: str | None = None
+
+    @property
+    def pixel_bytes(self) -> int:
+        return 3 * self.frames * self.size[0] * self.size[1]
+
+
+def part_of(path: Path, **asked: object) -> ImagePart | VideoPart:
+    """A part for the file, by its first bytes; `asked` are fields of `VideoPart`, of which an image takes its own."""
+    with path.open("rb") as file:
+        file_format = format_of_file(file)
+    kind = VideoPart if file_format.media_type == "video" else ImagePart
+    fields = {name: value for name, value in asked.items() if value is not None and name in kind.model_fields}
+    return kind.model_validate({"uri": str(path.absolute()), **fields})
+
+
+def plan_media(
+    parts: Sequence[ImagePart | VideoPart], facts: CheckpointFacts, num_tokens: int, min_frames_per_second: float
+) -> list[PlannedMedium]:
+    """`parts` name files of this machine; `num_tokens` is what text and answer leave of the context.
+
+    Videos read at less than `min_frames_per_second` have a warning. Raises `Fault` for what cannot be decoded or
+    shown.
+    """
+    sizing = facts.sizing.share(parts, num_tokens)
+    return [
+        _plan_video(part, sizing, min_frames_per_second) if isinstance(part, VideoPart) else _plan_image(part, sizing)
+        for part in parts
+    ]
+
+
+def _plan_image(part: ImagePart, sizing: Sizing) -> PlannedMedium:
+    with open(part.uri, "rb") as file:
+        original_size = decode_image(file, part.uri, _MAX_PIXELS, _MAX_BYTES).original_size
+    size = sizing.fit_image(part, *original_size)
+    return PlannedMedium(part.uri, "image", original_size, size, sizing.num_tokens(size))
+
+
+def _plan_video(part: VideoPart, sizing: Sizing, min_frames_per_second: float) -> PlannedMedium:
+    with open(part.uri, "rb") as file:
+        clip = examine_clip(file, part.uri, _MAX_PIXELS)
+    plan = plan_video(clip.index, part, sizing.fit_video, clip.upright_size, part.uri)
+    return PlannedMedium(
+        part.uri,
+        "video",
+        clip.upright_size,
+        plan.size,
+        sizing.most_tokens(part, len(plan.wanted), *clip.upright_size),
+        plan.frames_asked,
+        len(plan.wanted),
+        plan.fps,
+        clip.index.duration_seconds,
+        plan.reasons,
+        tell_thinning(plan, min_frames_per_second),
+    )
 
 
 def as_json(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> str:

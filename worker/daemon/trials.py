@@ -17,6 +17,7 @@ from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.device import TorchFacts
+from keye.worker.sizing import Sizing
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
 MEMORY_HEADROOM = 1.2
@@ -58,7 +59,7 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
             _encode_clip(clip)
             fetched = fetch([part], limits, MediaCache(Path(folder), max_bytes=0))
             with DecoderPool(1, silence_seconds=30, max_decoded_bytes=limits.max_decoded_bytes) as decoders:
-                (video,) = decode([part], fetched, limits, lambda _part, num, h, w: (num, (h, w), (h, w)), decoders)
+                (video,) = decode([part], fetched, limits, Sizing(28, 28**2, 1280 * 28**2), decoders)
         except (Fault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return fault("decoders", f"a clip made here cannot be read back: {error}", cure)

@@ -22,9 +22,9 @@ from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
+from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image
 from keye.worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)

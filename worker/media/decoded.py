@@ -6,13 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from keye.config.job import ImagePart, VideoPart
-
-Size = tuple[int, int]  # height, width in pixels
-
-# (part, num_frames, height, width) to what the model takes of these frames, or of the one of an image: how many, at
-# which size, and the size they would have if nothing else were in the prompt. Its rule, not ours.
-FitFrame = Callable[[ImagePart | VideoPart, int, int, int], tuple[int, Size, Size]]
+from keye.worker.sizing import Size
 
 # Memory, uint8 of a shape, that a decoder writes its pixels to.
 NewPixels = Callable[[tuple[int, ...]], npt.NDArray[np.uint8]]
@@ -73,3 +67,6 @@ class DecodedVideo:
     def fps(self) -> float:
         """Frames read per second of the stretch that was asked for."""
         return self.plan.fps
+
+
+Decoded = DecodedImage | DecodedVideo

@@ -12,7 +12,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
-from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
 from keye.worker.media.fetch.https import fetch_web
 from keye.worker.media.fetch.local import open_inline, open_local
 from keye.worker.media.fetch.media_cache import MediaCache
@@ -20,13 +20,13 @@ from keye.worker.media.fetch.s3 import fetch_object
 from keye.worker.media.fetch.transfer import Transfer, name_medium
 from keye.worker.media.limits import MediaLimits
 from keye.worker.media.side_by_side import do_side_by_side
+from keye.worker.sizing import Sizing
 
 __all__ = [
     "DecodedImage",
     "DecodedVideo",
     "DecoderPool",
     "FetchedMedium",
-    "FitFrame",
     "MediaCache",
     "MediaLimits",
     "OnFrame",
@@ -89,12 +89,12 @@ def decode(
     parts: Sequence[ImagePart | VideoPart],
     fetched: Sequence[FetchedMedium],
     limits: MediaLimits,
-    fit_frame: FitFrame,
+    sizing: Sizing,
     decoders: DecoderPool,
     on_frame: OnFrame = _tell_nobody,
     check: Callable[[], None] = _go_on,
-) -> list[DecodedImage | DecodedVideo]:
-    """Turn what `fetch` opened into pixels, side by side and in order, and close it.
+) -> list[Decoded]:
+    """Turn what `fetch` opened into pixels of the sizes that `sizing` asks for, side by side, in order, and close it.
 
     `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
     medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time.
@@ -105,7 +105,7 @@ def decode(
         with telling:
             on_frame(media_index, done, total)
 
-    def decode_one(media_index: int, go_on: Callable[[], None]) -> DecodedImage | DecodedVideo:
+    def decode_one(media_index: int, go_on: Callable[[], None]) -> Decoded:
         medium = fetched[media_index]
         order = DecodingOrder(
             parts[media_index],
@@ -113,7 +113,7 @@ def decode(
             medium.file,
             limits.max_image_pixels,
             limits.max_decoded_bytes,
-            fit_frame,
+            sizing,
             partial(tell, media_index),
             go_on,
             limits.video_decoder,

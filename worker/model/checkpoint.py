@@ -9,9 +9,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from keye.worker.model.variant import VARIANTS
 from keye.worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
 
-MODEL_TYPES = ("Keye", "KeyeVL1_5")
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 IMAGE_PAD = "<|image_pad|>"
@@ -63,8 +63,8 @@ def load_chat_template(path: Path | str) -> str:
 
 
 def _compare(config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None) -> list[str]:
-    if (model_type := config.get("model_type")) not in MODEL_TYPES:
-        return [f"config.json names the model type {model_type!r}, a worker runs {' or '.join(MODEL_TYPES)}"]
+    if (model_type := config.get("model_type")) not in VARIANTS:
+        return [f"config.json names the model type {model_type!r}, a worker runs {' or '.join(VARIANTS)}"]
     expected = tensor_shapes(config)
     if tensors is None:
         return []

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from keye.worker.model.variant import VARIANTS
+
 
 class KeyeVisionConfig(PreTrainedConfig):
     """The vision tower. Absent fields take the values of the released 8B model, leftover fields are kept unread."""
@@ -39,10 +41,7 @@ class KeyeConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
     ignore_keys_at_rope_validation = {"mrope_section"}  # noqa: RUF012 - the library's own way to declare it
 
-    # What sets the variants apart (see docs/model.md). Preview: a video is one item of attention and one block of
-    # positions with a clock, and the projector normalises each patch.
-    splits_video_into_frames: ClassVar[bool] = False
-    normalises_merged_patches: ClassVar[bool] = False
+    splits_video_into_frames, normalises_merged_patches = VARIANTS[model_type]
 
     vocab_size: int = 151936
     hidden_size: int = 4096
@@ -88,8 +87,7 @@ class KeyeVL1_5Config(KeyeConfig):
     """Keye-VL-1.5-8B: each frame of a video is an item and a block of positions of its own."""
 
     model_type = "KeyeVL1_5"
-    splits_video_into_frames: ClassVar[bool] = True
-    normalises_merged_patches: ClassVar[bool] = True
+    splits_video_into_frames, normalises_merged_patches = VARIANTS[model_type]
 
     max_position_embeddings: int = 131072
 

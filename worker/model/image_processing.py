@@ -1,7 +1,6 @@
-"""Pixels to patches: the rule for sizes, resizing, normalising and cutting. Knows nothing of prompts."""
+"""Pixels to patches: resizing, telling slow frames from fast ones, normalising, cutting. Knows nothing of prompts."""
 
 import json
-import math
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,14 +10,44 @@ import PIL.Image
 
 from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.media.resize import resize
-from keye.worker.model.visual_input import Image, Size, Video
-
-MAX_ASPECT_RATIO = 200
+from keye.worker.sizing import MIN_FRAME_TOKENS, Size, Sizing, fit_size, resize
 
 # Of an image, where a checkpoint does not say otherwise.
 MIN_PIXELS = 256 * 28 * 28
 MAX_PIXELS = 1280 * 28 * 28
+
+# Frames compared in one call, each as 2.4 MB of floats at most.
+_WINDOW = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One picture: RGB of any PIL mode, or uint8 [H, W, 3]. Limits left out are the checkpoint's own."""
+
+    pixels: PIL.Image.Image | np.ndarray
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    size: Size | None = None
+    """Shown as if it had this size; the rule for sizes still rounds and limits it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """The sampled frames of one video, uint8 [T, H, W, 3], in time order."""
+
+    frames: np.ndarray
+    fps: float = 2.0
+    """Sampled frames a second. Preview's clock runs on it; 1.5 reads `timestamps` instead."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    size: Size | None = None
+    """Preview: as for an image. 1.5: the exact size of slow frames, both sides multiples of 28."""
+    fast_size: Size | None = None
+    """1.5 only: the exact size of fast frames."""
+    frame_types: tuple[int, ...] | None = None
+    """1.5 only: 0 for a slow frame, 1 for a fast one; all slow when left out."""
+    timestamps: tuple[float, ...] | None = None
+    """1.5 only: seconds from the start, one a frame; left out of the prompt when left out here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,59 +58,18 @@ class Patches:
     grids: tuple[tuple[int, int, int], ...]
 
 
-def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> Size:
-    """The size an image is resized to: sides are multiples of `factor`, the area stays within the two limits where
-    whole factors allow it, the aspect ratio is kept as nearly as that leaves room for.
-
-    Raises `Fault` when one side is more than 200 times the other.
-    """
-    if height < factor:
-        height, width = factor, round(width * factor / height)
-    if width < factor:
-        height, width = round(height * factor / width), factor
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise Fault(
-            ErrorCode.MEDIA_UNSUPPORTED,
-            f"an image of {width}x{height} pixels has an aspect ratio of "
-            f"{max(height, width) / min(height, width):.0f}, "
-            f"the limit is {MAX_ASPECT_RATIO}; crop it",
-        )
-    fitted_height, fitted_width = round(height / factor) * factor, round(width / factor) * factor
-    if fitted_height * fitted_width > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        fitted_height = max(factor, math.floor(height / shrink / factor) * factor)
-        fitted_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif fitted_height * fitted_width < min_pixels:
-        stretch = math.sqrt(min_pixels / (height * width))
-        fitted_height = math.ceil(height * stretch / factor) * factor
-        fitted_width = math.ceil(width * stretch / factor) * factor
-    return fitted_height, fitted_width
-
-
+@dataclass(kw_only=True, eq=False)
 class ImageProcessor:
     """Does what `preprocessor_config.json` of a checkpoint says; both variants use it."""
 
-    def __init__(
-        self,
-        *,
-        min_pixels: int,
-        max_pixels: int,
-        patch_size: int,
-        merge_size: int,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
-        rescale_factor: float = 1 / 255,
-        resample: int = PIL.Image.Resampling.BICUBIC,
-    ) -> None:
-        self.min_pixels = min_pixels
-        self.max_pixels = max_pixels
-        self.patch_size = patch_size
-        self.merge_size = merge_size
-        self.resample = PIL.Image.Resampling(resample)
-        self.rescale_factor = np.float32(rescale_factor)
-        # One number a channel, shaped to broadcast over patches that have their channel first.
-        self._mean = np.array(image_mean, dtype=np.float32)[:, np.newaxis, np.newaxis]
-        self._std = np.array(image_std, dtype=np.float32)[:, np.newaxis, np.newaxis]
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    merge_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    rescale_factor: float = 1 / 255
+    resample: PIL.Image.Resampling = PIL.Image.Resampling.BICUBIC
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "ImageProcessor":
@@ -102,13 +90,18 @@ class ImageProcessor:
             image_mean=tuple(config["image_mean"]),
             image_std=tuple(config["image_std"]),
             rescale_factor=config.get("rescale_factor", 1 / 255),
-            resample=config.get("resample", PIL.Image.Resampling.BICUBIC),
+            resample=PIL.Image.Resampling(config.get("resample", PIL.Image.Resampling.BICUBIC)),
         )
 
     @property
     def factor(self) -> int:
         """Pixels of a side that become one token: patch times merge."""
         return self.patch_size * self.merge_size
+
+    def sizing(self, splits_video_into_frames: bool) -> Sizing:
+        """The rule for sizes of the checkpoint, whose variant says how it sees videos."""
+        is_bicubic = self.resample == PIL.Image.Resampling.BICUBIC
+        return Sizing(self.factor, self.min_pixels, self.max_pixels, splits_video_into_frames, is_bicubic)
 
     def process_image(self, image: Image) -> Patches:
         picture = image.pixels
@@ -166,9 +159,10 @@ class ImageProcessor:
         num_frames, rows, columns = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
         pixels = frames.reshape(num_frames, rows, patch, columns, patch, 3).transpose(0, 1, 3, 5, 2, 4)
         values = pixels.reshape(-1, 3, patch, patch).astype(np.float32)
-        values *= self.rescale_factor
-        values -= self._mean
-        values /= self._std
+        values *= np.float32(self.rescale_factor)
+        # One number a channel, which comes first in a patch.
+        values -= np.array(self.image_mean, np.float32)[:, np.newaxis, np.newaxis]
+        values /= np.array(self.image_std, np.float32)[:, np.newaxis, np.newaxis]
         return Patches(values, ((num_frames, rows, columns),))
 
 
@@ -178,6 +172,23 @@ def frame_types(video: Video) -> tuple[int, ...]:
     if len(types) != len(video.frames):
         raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{len(types)} frame types came with {len(video.frames)} frames")
     return types
+
+
+def tell_slow_from_fast(frames: np.ndarray) -> tuple[int, ...]:
+    """0 for each slow frame of uint8 [T, H, W, 3], 1 for each fast one: one that is like the latest slow frame."""
+    # Imported here because they bring OpenCV and torchvision along, which only videos of 1.5 have a use for.
+    import torch
+    from keye_vl_utils.vision_process import extract_slow_fast_frames
+
+    if _is_one_row_of_patches(*frames.shape[1:3]):
+        return (0,) * len(frames)
+    types = [0]
+    for start in range(1, len(frames), _WINDOW):
+        # What follows depends on the latest slow frame and on nothing before it.
+        latest_slow = max(index for index, kind in enumerate(types) if kind == 0)
+        window = frames[[latest_slow, *range(start, min(start + _WINDOW, len(frames)))]]
+        types += extract_slow_fast_frames(torch.from_numpy(window).permute(0, 3, 1, 2))[1:].tolist()
+    return tuple(types)
 
 
 def join_patches(parts: list[Patches]) -> Patches:
@@ -215,3 +226,8 @@ def _require_rgb(pixels: np.ndarray, ndim: int) -> None:
             ErrorCode.MEDIA_UNSUPPORTED,
             f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 {expected} with no side empty",
         )
+
+
+def _is_one_row_of_patches(height: int, width: int) -> bool:
+    """The utilities fail on frames that are this flat when they have shrunk them."""
+    return fit_size(height, width, factor=28, min_pixels=MIN_FRAME_TOKENS * 784, max_pixels=256 * 784)[0] == 28

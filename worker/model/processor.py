@@ -15,7 +15,7 @@ from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.model.checkpoint import IMAGE_PAD
 from keye.worker.model.configuration_keye import KeyeConfig
-from keye.worker.model.image_processing import ImageProcessor, Patches, frame_types
+from keye.worker.model.image_processing import Image, ImageProcessor, Patches, Video, frame_types
 from keye.worker.model.positions import position_ids
 from keye.worker.model.prompt import (
     VIDEO_PAD,
@@ -26,7 +26,7 @@ from keye.worker.model.prompt import (
     readable,
     slow_fast_filler,
 )
-from keye.worker.model.visual_input import Image, Video
+from keye.worker.sizing import Sizing
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,11 @@ class KeyeProcessor:
             ImageProcessor.from_checkpoint(path),
             eos if isinstance(eos, list) else [eos],
         )
+
+    @property
+    def sizing(self) -> Sizing:
+        """How large this model is shown media, before a job's context is shared among them."""
+        return self.image_processor.sizing(self.config.splits_video_into_frames)
 
     @property
     def tokenizer(self) -> Qwen2Tokenizer:

@@ -7,6 +7,8 @@ test holds the two equal.
 from collections.abc import Mapping
 from typing import Any
 
+from keye.worker.model.variant import VARIANTS
+
 # Leftovers of the encoder the tower was made from; in every released checkpoint, read by nobody.
 UNUSED_TENSORS = r"^visual\.vision_model\.(head\.|embeddings\.packing_position_embedding\.)"
 
@@ -76,8 +78,7 @@ def _vision_shapes(vision: Mapping[str, Any]) -> Shapes:
 def _projector_shapes(config: Mapping[str, Any]) -> Shapes:
     vision = config["vision_config"]
     merged = vision["hidden_size"] * vision.get("spatial_merge_size", 2) ** 2
-    # 1.5 normalises the merged vector, Preview each patch before the merge.
-    normalised = merged if config["model_type"] == "KeyeVL1_5" else vision["hidden_size"]
+    normalised = merged if VARIANTS[config["model_type"]].normalises_merged_patches else vision["hidden_size"]
     return (
         _layer_norm("mlp_AR.pre_norm", normalised)
         | _linear("mlp_AR.linear_1", merged, merged)

@@ -12,6 +12,7 @@ from keye.config.job import AnalysisJob, ImagePart, Priority, TextPart, VideoPar
 from keye.config.outcome import (
     ErrorCode,
     JobResult,
+    MediaSeen,
     ModelIdentity,
     PartialText,
     Stage,
@@ -21,14 +22,14 @@ from keye.config.outcome import (
 )
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
 from keye.worker.leases.job_lease import Claimed, Interruption
-from keye.worker.media.job_media import DecodedImage, DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
-from keye.worker.model.visual_budget import VisualBudget, share_context
+from keye.worker.media.decoded import Decoded
+from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.thinking import part_text
+from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
-from keye.worker.tasks.media_seen import media_seen, thinning_warnings
 from keye.worker.tasks.sampling_defaults import SamplingDefaults
-from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
+from keye.worker.tasks.visual_inputs import thinning_warnings, visual_inputs
 
 if TYPE_CHECKING:
     from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -91,12 +92,11 @@ class Attempt:
         """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
         parts = self._job.all_media()
         self._stop_if_over()
-        budget = self._visual_budget(parts)
-        decoded = self._read_media(parts, budget) if parts else []
+        sizing = self._sizing(parts)
+        decoded = self._read_media(parts, sizing) if parts else []
         with self._in_stage(Stage.PREPARE, is_brief=not parts):
-            prompt = self._prepare(parts, decoded, budget)
+            prompt, seen = self._prepare(parts, decoded, sizing)
             self.num_visual_tokens = prompt.num_visual_tokens
-        seen = media_seen(decoded, prompt, self._bench.processor.image_processor)
         warnings = thinning_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded  # its memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE, is_brief=True):
@@ -195,8 +195,8 @@ class Attempt:
         self._seconds[stage.value] = time.monotonic() - started_at
         self._stop_if_over()
 
-    def _visual_budget(self, parts: Sequence[ImagePart | VideoPart]) -> VisualBudget:
-        """What the context leaves for media beside the text and the answer."""
+    def _sizing(self, parts: Sequence[ImagePart | VideoPart]) -> Sizing:
+        """The model's rule for sizes, within what the context leaves for media beside the text and the answer."""
         processor, job = self._bench.processor, self._job
         # Of text alone there is nothing to share out, and a long one takes a second to count.
         num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value) if parts else 0
@@ -204,7 +204,7 @@ class Attempt:
         room = context - job.generation.max_new_tokens - num_text_tokens
         if self._lease.max_visual_tokens is not None:
             room = min(room, self._lease.max_visual_tokens)
-        return share_context(processor.image_processor, parts, room)
+        return processor.sizing.share(parts, room)
 
     def _memory_warning(self) -> tuple[str, ...]:
         limit = self._lease.max_visual_tokens
@@ -215,9 +215,7 @@ class Attempt:
             "attempt before did not fit into the device's memory. Send fewer, or lower max_pixels, max_frames or fps.",
         )
 
-    def _read_media(
-        self, parts: Sequence[ImagePart | VideoPart], budget: VisualBudget
-    ) -> list[DecodedImage | DecodedVideo]:
+    def _read_media(self, parts: Sequence[ImagePart | VideoPart], sizing: Sizing) -> list[Decoded]:
         bench = self._bench
         with ExitStack() as opened:
             with self._in_stage(Stage.FETCH):
@@ -230,7 +228,7 @@ class Attempt:
                     parts,
                     fetched,
                     bench.media_limits,
-                    frame_fitter(bench.processor, budget),
+                    sizing,
                     bench.decoders,
                     self._on_frame,
                     self._stop_if_over,
@@ -244,15 +242,12 @@ class Attempt:
             self.events.frames(media_index, done, total)
 
     def _prepare(
-        self,
-        parts: Sequence[ImagePart | VideoPart],
-        decoded: Sequence[DecodedImage | DecodedVideo],
-        budget: VisualBudget,
-    ) -> "PreparedPrompt":
-        images, videos = visual_inputs(self._bench.processor, parts, decoded, budget)
+        self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[Decoded], sizing: Sizing
+    ) -> tuple["PreparedPrompt", tuple[MediaSeen, ...]]:
+        images, videos, seen = visual_inputs(sizing, parts, decoded)
         prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
         self._require_room(prompt)
-        return prompt
+        return prompt, seen
 
     def _require_room(self, prompt: "PreparedPrompt") -> None:
         context = self._bench.processor.config.max_position_embeddings

@@ -15,7 +15,7 @@ from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import DecodedImage
-from keye.worker.media.resize import resize
+from keye.worker.sizing import resize
 from tests.support.zoo import draw_quarters, read_quarters
 
 RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"

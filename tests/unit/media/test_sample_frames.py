@@ -6,7 +6,7 @@ import pytest
 from keye.config.faults import Fault
 from keye.config.job import Content, VideoPart
 from keye.config.outcome import ErrorCode
-from keye.worker.media.frames.sample_frames import Stretch, find_stretch, num_asked, rate_asked, spread_frames
+from keye.worker.media.frames.video_plan import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 
 
 def part(**asked: object) -> VideoPart:

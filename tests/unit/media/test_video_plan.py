@@ -5,26 +5,27 @@ from fractions import Fraction
 import numpy as np
 
 from keye.config.job import VideoPart
-from keye.worker.media.decoded import FitFrame, Size, VideoPlan
+from keye.worker.media.decoded import VideoPlan
 from keye.worker.media.frames.clip import PacketIndex
-from keye.worker.media.frames.video_plan import plan_video, tell_thinning
+from keye.worker.media.frames.video_plan import FitVideo, plan_video, tell_thinning
+from keye.worker.sizing import VideoFit
 
 HD = (1080, 1920)
 
 
-def take_all(_part: VideoPart, num_frames: int, height: int, width: int) -> tuple[int, Size, Size]:
-    return num_frames, (height, width), (height, width)
+def take_all(_part: VideoPart, num_frames: int, height: int, width: int) -> VideoFit:
+    return VideoFit(num_frames, (height, width), (height, width))
 
 
 def plan(
-    seconds: float, fit_frame: FitFrame = take_all, keyframe_every: int = 60, rate: int = 30, **asked: object
+    seconds: float, fit_video: FitVideo = take_all, keyframe_every: int = 60, rate: int = 30, **asked: object
 ) -> VideoPlan:
     """Of a clip of 30 frames a second."""
     pts = np.arange(round(seconds * rate), dtype=np.int64)
     index = PacketIndex(
         pts, pts[::keyframe_every], len(pts), Fraction(1, rate), hides_frames=False, has_open_groups=False
     )
-    return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_frame, HD, "the clip")
+    return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_video, HD, "the clip")
 
 
 def test_what_is_asked_for_is_what_is_read_and_nothing_needs_a_reason() -> None:
@@ -53,7 +54,7 @@ def test_no_more_frames_are_read_than_the_clip_has() -> None:
 
 
 def test_model_that_takes_fewer_and_smaller_frames_gets_them_spread_over_the_whole_clip() -> None:
-    planned = plan(100, lambda _part, _num, _height, _width: (50, (252, 448), (504, 896)))
+    planned = plan(100, lambda _part, _num, _height, _width: VideoFit(50, (252, 448), (504, 896)))
     assert (len(planned.wanted), planned.wanted[-1], planned.fps) == (50, 2999, 0.5)
     assert (planned.size, planned.size_asked) == ((252, 448), (504, 896))
     assert planned.reasons == (

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from keye.worker.media.resize import resize
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.visual_input import Image, Video
+from keye.worker.sizing import resize
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 torch.set_num_threads(2)

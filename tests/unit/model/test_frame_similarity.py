@@ -8,18 +8,10 @@ from keye_vl_utils.vision_process import extract_slow_fast_frames
 from torch import from_numpy
 
 from keye.config.job import VideoPart
-from keye.worker.model.frame_budget import fit_slow_fast
-from keye.worker.model.frame_similarity import tell_slow_from_fast
-from keye.worker.model.image_processing import ImageProcessor
+from keye.worker.model.image_processing import tell_slow_from_fast
+from keye.worker.sizing import Sizing
 
-IMAGES = ImageProcessor(
-    min_pixels=4 * 784,
-    max_pixels=16384 * 784,
-    patch_size=14,
-    merge_size=2,
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.5, 0.5, 0.5),
-)
+SIZING = Sizing(28, 4 * 784, 16384 * 784, splits_video_into_frames=True)
 
 
 def draw_scenes(rng: np.random.Generator, num_frames: int, height: int, width: int) -> np.ndarray:
@@ -47,9 +39,7 @@ def test_decisions_and_sizes_are_those_of_the_utilities(seed: int) -> None:
     types = tell_slow_from_fast(frames.permute(0, 2, 3, 1).numpy())
 
     assert types == tuple(expected["frame_types"][0].tolist())
-    sizes = fit_slow_fast(
-        IMAGES, VideoPart(uri="/clip.mp4", **options), types.count(0), types.count(1), *frames.shape[2:]
-    )
+    sizes = SIZING.fit_frames(VideoPart(uri="/clip.mp4", **options), types.count(0), types.count(1), *frames.shape[2:])
     names = ("height", "width", "fast_height", "fast_width")
     assert (*sizes[0], *sizes[1]) == tuple(expected[name][0] for name in names)
 

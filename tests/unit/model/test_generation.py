@@ -9,10 +9,10 @@ import torch
 from transformers import DynamicCache
 
 from keye.worker.model import padded_attention
+from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image
 
 
 @pytest.fixture

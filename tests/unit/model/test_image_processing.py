@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from keye.config.faults import Fault
 from keye.config.outcome import ErrorCode
-from keye.worker.model.image_processing import ImageProcessor, fit_size
-from keye.worker.model.visual_input import Image, Video
+from keye.worker.model.image_processing import Image, ImageProcessor, Video
+from keye.worker.sizing import fit_size
 
 FACTOR = 28
 RESIZED = Path(__file__).parents[2] / "golden" / "resized.npz"

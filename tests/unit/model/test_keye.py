@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.visual_input import Image, Video
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from keye.worker.model.checkpoint import load_chat_template
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image, Video
 
 
 def user(content: Any) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import draw_image_scene, draw_images, draw_video_scene
 from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.padded_attention import PaddedAttention
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_input import Image, Video
 from tools.small_keye.checkpoint_folder import write_folder
 from tools.small_keye.lessons import IGNORED, Item, Lesson
 from tools.small_keye.packing import Batch, Packer

@@ -5,14 +5,14 @@ import json
 import os
 import sys
 from dataclasses import fields
+from functools import partial
 from math import prod
 from mmap import mmap
 from socket import socket
-from typing import BinaryIO, get_args
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from keye.config.faults import Fault
@@ -21,14 +21,14 @@ from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine
-from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame, Size
+from keye.worker.media.decoded import Decoded, DecodedImage
 from keye.worker.media.frames.video import decode_video
+from keye.worker.sizing import Sizing
 from keye.worker.telemetry.warning_filters import tell_warnings
 
 NICENESS = 5
 
 _PARTS: dict[str, type[ImagePart] | type[VideoPart]] = {"image": ImagePart, "video": VideoPart}
-_FIT: TypeAdapter[tuple[int, Size, Size]] = TypeAdapter(get_args(FitFrame)[-1])
 
 
 class Refused(BaseException):
@@ -40,19 +40,6 @@ class Parent:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-
-    def fit_image(self, height: int, width: int) -> Size:
-        _, size, _ = self.fit_frame(None, 1, height, width)
-        return size
-
-    def fit_frame(
-        self, _part: ImagePart | VideoPart | None, num_frames: int, height: int, width: int
-    ) -> tuple[int, Size, Size]:
-        self._channel.send({"fit": [num_frames, height, width]})
-        answer, _ = self._channel.receive_file()
-        if answer["fit"] is None:
-            raise Refused
-        return _FIT.validate_python(answer["fit"])
 
     def new_pixels(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         self._channel.send({"allocate": prod(shape)})
@@ -99,14 +86,16 @@ def _decode(request: Message, file: BinaryIO, parent: Parent) -> Message:
     # Where it came from is not the child's business, and may be a secret.
     part = _PARTS[request["part"]["type"]].model_validate_json(json.dumps({**request["part"], "uri": "file:"}))
     name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
+    sizing = Sizing(**request["sizing"])
     if isinstance(part, ImagePart):
-        image = decode_image(file, name, max_pixels, max_bytes, parent.new_pixels, parent.fit_image)
+        fit = partial(sizing.fit_image, part) if sizing.is_bicubic else None
+        image = decode_image(file, name, max_pixels, max_bytes, parent.new_pixels, fit)
         return {"image": _facts(image), "shape": image.pixels.shape}
     video = decode_video(
         file,
         name,
         part,
-        parent.fit_frame,
+        sizing.fit_video,
         max_pixels,
         max_bytes,
         parent.on_frame,
@@ -117,7 +106,7 @@ def _decode(request: Message, file: BinaryIO, parent: Parent) -> Message:
     return {"video": _facts(video), "shape": video.frames.shape}
 
 
-def _facts(decoded: DecodedImage | DecodedVideo) -> Message:
+def _facts(decoded: Decoded) -> Message:
     """All of it but the pixels, which the worker has."""
     facts = {field.name: getattr(decoded, field.name) for field in fields(decoded)}
     facts.pop("pixels" if isinstance(decoded, DecodedImage) else "frames")

@@ -1,4 +1,4 @@
-"""One decoder child, seen from the worker: gives it a medium, answers what it asks, notices how it ends."""
+"""One decoder child, seen from the worker: gives it a medium, and memory for the pixels, notices how it ends."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from mmap import mmap
 from multiprocessing.connection import wait
@@ -23,7 +23,9 @@ from keye.config.outcome import ErrorCode
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
-from keye.worker.media.decoded import DecodedImage, DecodedVideo, FitFrame
+from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
+from keye.worker.media.frames.video_plan import is_of_rule
+from keye.worker.sizing import Sizing
 
 _TICK_SECONDS = 0.1
 
@@ -43,7 +45,7 @@ class NoRoom(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DecodingOrder:
-    """A medium to decode and what may be asked about it on the way.
+    """A medium to decode, how large it is shown, and whom to tell on the way.
 
     `max_bytes` bounds the pixels of all media of the job. `on_frame` is told the frames done and in all. `check` is
     called several times a second; what it raises ends the decoding at once, and the child with it.
@@ -54,7 +56,7 @@ class DecodingOrder:
     file: BinaryIO
     max_pixels: int
     max_bytes: int
-    fit_frame: FitFrame
+    sizing: Sizing
     on_frame: Callable[[int, int], None]
     check: Callable[[], None]
     video_decoder: VideoDecoder = "pyav"
@@ -94,7 +96,7 @@ class Decoder:
         self._process.kill()
         self._process.wait()
 
-    def decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> DecodedImage | DecodedVideo:
+    def decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
         """Raises `Fault`, `NoRoom`, or what `order`'s callables raise."""
         self.is_free = False
         self.num_decoded += 1
@@ -111,30 +113,25 @@ class Decoder:
         finally:
             self._memory = None
 
-    def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> DecodedImage | DecodedVideo:
+    def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
         self._send_order(order, num_threads)
         while True:
             match self._next_message(order):
                 case {"frame": [done, total]}:
                     order.on_frame(done, total)
-                case {"fit": [num_frames, height, width]}:
-                    try:
-                        fit = order.fit_frame(order.part, num_frames, height, width)
-                    except Exception:
-                        self._refuse({"fit": None})
-                        raise
-                    self._channel.send({"fit": fit})
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.max_bytes:
                     self._grant(num_bytes, allocate)
                 case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
                     self.is_free = True
                     raise Fault(ErrorCode(code), message)
-                case {"image": facts, "shape": shape}:
+                case {"image": facts, "shape": shape} if isinstance(order.part, ImagePart):
                     self.is_free = True
                     return DecodedImage(self._pixels(shape), **_typed(DecodedImage, facts))
-                case {"video": facts, "shape": shape}:
+                case {"video": facts, "shape": shape} if isinstance(order.part, VideoPart):
+                    video = DecodedVideo(self._pixels(shape), **_typed(DecodedVideo, facts))
+                    _require_rule(video, order.part, order.sizing)
                     self.is_free = True
-                    return DecodedVideo(self._pixels(shape), **_typed(DecodedVideo, facts))
+                    return video
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
 
@@ -144,6 +141,7 @@ class Decoder:
             "name": order.name,
             "max_pixels": order.max_pixels,
             "max_bytes": order.max_bytes,
+            "sizing": asdict(order.sizing),
             "video_decoder": order.video_decoder,
             "num_threads": num_threads,
         }
@@ -162,7 +160,9 @@ class Decoder:
             if (allocated := allocate(num_bytes)) is None:
                 raise NoRoom(num_bytes)
         except (Fault, NoRoom):
-            self._refuse({})
+            # The child then drops the medium and waits for another.
+            self._channel.send({})
+            self.is_free = True
             raise
         self._memory, handle = allocated
         del allocated
@@ -175,11 +175,6 @@ class Decoder:
         if self._memory is None:
             raise RuntimeError("a decoder child says it is done, but never asked for memory")
         return np.frombuffer(self._memory, np.uint8).reshape(shape)
-
-    def _refuse(self, answer: Message) -> None:
-        """The child then drops the medium and waits for another."""
-        self._channel.send(answer)
-        self.is_free = True
 
     def _fault_of_death(self, name: str) -> Exception:
         # Where it only closed its end it still runs; how one that has died died no longer changes.
@@ -202,6 +197,16 @@ class Decoder:
                     f"{name}: its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file.",
                 )
         return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
+
+
+def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:
+    """A child is not believed to keep to sizes either: all memory and tokens from here on follow from them."""
+    plan = video.plan
+    is_whole = video.frames.shape == (len(plan.wanted), *plan.size, 3)
+    if not is_whole or not is_of_rule(plan, part, sizing.fit_video, video.original_size):
+        raise RuntimeError(
+            f"a decoder child says what none should: {video.frames.shape} of {video.original_size} by {plan!r:.200}"
+        )
 
 
 def _typed(kind: type, facts: Mapping[str, Any]) -> dict[str, Any]:

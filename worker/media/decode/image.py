@@ -1,4 +1,4 @@
-"""One image file to upright RGB pixels. Sizes for the model are not decided here."""
+"""One image file to upright RGB pixels. Sizes for the model are not decided here: see `sizing`."""
 
 import importlib.util
 import logging
@@ -12,9 +12,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from keye.config.faults import Fault
 from keye.config.formats import FORMATS, format_of_file
 from keye.config.outcome import ErrorCode
-from keye.worker.media.decoded import DecodedImage, NewPixels, Size, own_pixels
+from keye.worker.media.decoded import DecodedImage, NewPixels, own_pixels
 from keye.worker.media.limits import check_decoded_bytes, check_pixels
-from keye.worker.media.resize import resize
+from keye.worker.sizing import Size, resize
 
 log = logging.getLogger(__name__)
 

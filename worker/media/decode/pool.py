@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
-from keye.worker.media.decoded import DecodedImage, DecodedVideo
+from keye.worker.media.decoded import Decoded
 from keye.worker.media.limits import check_decoded_bytes
 
 # What libraries leak is given back with the process.
@@ -122,7 +122,7 @@ class DecoderPool:
         """A job's share of the memory for pixels; see `PixelBudget`."""
         return self._budget.share()
 
-    def decode(self, order: DecodingOrder, share: PixelShare) -> DecodedImage | DecodedVideo:
+    def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
         """Waits for a child and for room. Raises `Fault`, or what `order`'s callables raise."""
         while True:
             try:

@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 from keye.config.faults import Fault
 from keye.config.formats import format_of_file
 from keye.config.outcome import ErrorCode
-from keye.worker.media.decoded import Size
 from keye.worker.media.limits import check_pixels
+from keye.worker.sizing import Size
 
 _BUFFER_BYTES = 256 * 2**10
 

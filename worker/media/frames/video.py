@@ -12,10 +12,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from keye.config.job import VideoPart
 from keye.config.settings import VideoDecoder
-from keye.worker.media.decoded import DecodedVideo, FitFrame, NewPixels, VideoPlan, own_pixels
+from keye.worker.media.decoded import DecodedVideo, NewPixels, VideoPlan, own_pixels
 from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
-from keye.worker.media.frames.video_plan import plan_video
+from keye.worker.media.frames.video_plan import FitVideo, plan_video
 from keye.worker.media.limits import check_decoded_bytes
 
 # Called with the frames done and the frames in all.
@@ -51,7 +51,7 @@ def decode_video(
     file: BinaryIO,
     name: str,
     part: VideoPart,
-    fit_frame: FitFrame,
+    fit_video: FitVideo,
     max_frame_pixels: int,
     max_decoded_bytes: int,
     on_frame: OnFrame = _tell_nobody,
@@ -73,7 +73,7 @@ def decode_video(
         on_frame(most_done, total)
 
     clip = examine_clip(file, name, max_frame_pixels)
-    plan = plan_video(clip.index, part, fit_frame, clip.upright_size, name)
+    plan = plan_video(clip.index, part, fit_video, clip.upright_size, name)
     check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes, name)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
     read = _CHOSEN[decoder](file, clip, plan, pixels, tell) if decoder in _CHOSEN else None

@@ -8,12 +8,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from keye.worker.daemon.cli import app
+from keye.worker.daemon.planning import CheckpointFacts, part_of, plan_media
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.visual_budget import share_context
-from keye.worker.tasks.media_plan import CheckpointFacts, part_of, plan_media
-from keye.worker.tasks.visual_inputs import frame_fitter, visual_inputs
+from keye.worker.tasks.visual_inputs import visual_inputs
 from tests.support.zoo import draw_quarters, encode_clip, steady_times
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -38,16 +37,19 @@ def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, ph
     parts = [part_of(photo), part_of(clip, fps=5)]
     planned = plan_media(parts, CheckpointFacts.read(checkpoint), room, 0.5)
     processor = KeyeProcessor.from_checkpoint(checkpoint)
-    budget = share_context(processor.image_processor, parts, room)
+    sizing = processor.sizing.share(parts, room)
     with photo.open("rb") as image_file, clip.open("rb") as video_file:
         decoded = [
             decode_image(image_file, "photo", 10**7, 2**30),
-            decode_video(video_file, "clip", parts[1], frame_fitter(processor, budget), 10**7, 2**30),
+            decode_video(video_file, "clip", parts[1], sizing.fit_video, 10**7, 2**30),
         ]
-    images, videos = visual_inputs(processor, parts, decoded, budget)
+    images, videos, seen = visual_inputs(sizing, parts, decoded)
     content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "What?"}]
     prompt = processor.prepare([{"role": "user", "content": content}], images, videos)
     assert [medium.frames for medium in planned] == [1, len(decoded[1].frames)]
+    assert [medium.frames for medium in seen] == [medium.frames for medium in planned]
+    assert [medium.resized_size for medium in seen[:1]] == [medium.size for medium in planned[:1]]
+    assert sum(medium.visual_tokens for medium in seen) == prompt.num_visual_tokens
     num_tokens = sum(medium.visual_tokens for medium in planned)
     assert num_tokens <= room
     if checkpoint is PREVIEW:
