@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 from typing import Any, cast
 
 from redis import Redis
@@ -22,6 +21,8 @@ from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.event import JobEvent, read_event
 from keye.config.faults import IdempotencyConflict, InvalidJob, InvalidSettings, QueueUnavailable, Refusal
 from keye.config.job import AnalysisJob
+from keye.config.outcome import JobState
+from keye.config.scripts import load_script
 from keye.config.settings import Settings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob, seal
@@ -29,8 +30,6 @@ from keye.config.wire import JobOutline, SealedJob, seal
 SOCKET_TIMEOUT_SECONDS = 5.0
 # Of the quarantine; together up to 4 MiB.
 ENTRIES_PER_ROUND_TRIP = 50
-
-SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,9 @@ class Transport:
         url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
         self.redis = connect(url)
-        self._submit, self._cancel, self._purge = (
-            self.redis.register_script((SCRIPTS / f"{name}.lua").read_text()) for name in ("submit", "cancel", "purge")
-        )
+        self._submit = load_script(self.redis, "submit")
+        self._end_queued = load_script(self.redis, "end_queued")
+        self._purge = load_script(self.redis, "purge")
 
     def submit(self, envelope: Envelope) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
@@ -95,12 +94,12 @@ class Transport:
         return [refused.get(i) or _owner_or_refusal(e, next(answers)) for i, e in enumerate(envelopes)]
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
-        """Cancel by `scripts/cancel.lua`; returns the state the job was found in."""
+        """Cancel by the script `end_queued`; returns the state the job was found in."""
         waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
         names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
-        args = (job_id, outcome_json, self._result_ttl_seconds, keys.cancellations())
+        args = (job_id, JobState.CANCELLED.value, outcome_json, self._result_ttl_seconds, keys.cancellations())
         with reaching_redis("cancel the job"):
-            return cast(str | None, self._cancel(keys=names, args=args))
+            return cast(str | None, self._end_queued(keys=names, args=args))
 
     def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
         """The named fields of the job's record, None for what is not there."""
@@ -175,7 +174,7 @@ class Transport:
         self.redis.close()
 
     def _submission(self, envelope: Envelope) -> tuple[list[str], list[str | int]]:
-        """Keys and arguments of `scripts/submit.lua`. Raises `InvalidJob` where Redis takes none of that size."""
+        """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, record = envelope.sealed.job, envelope.sealed.record
         queue = (keys.queued(job.priority), message_list(job.priority))
         names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]

@@ -16,9 +16,9 @@ from redis.client import NEVER_DECODE
 from keye.config import keys
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobState
+from keye.config.scripts import load_script
 from keye.config.topology import QUEUE, UNACKED, job_named_by, message_lists
 from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
-from keye.producer.transport import SCRIPTS
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
 _NEVER = -1
@@ -28,7 +28,6 @@ LOOK_AGAIN_SECONDS = 1.0
 # A message that a worker reads is smaller, as base64 and with all that is beside it.
 _MAX_MESSAGE_BYTES = 2 * MAX_SEALED_BYTES
 _PAGE_BYTES = 8 * 2**20
-_SCRIPT = (SCRIPTS / "messages.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -190,8 +189,9 @@ def _waiting(redis: Redis, name: str) -> Iterator[bytes | None]:
 
     New ones may shift others, which then come twice.
     """
+    script = load_script(redis, "messages").script
     start, count = 0, 1
-    while page := _fetch_bytes(redis, "EVAL", _SCRIPT, 1, name, start, start + count - 1, _MAX_MESSAGE_BYTES):
+    while page := _fetch_bytes(redis, "EVAL", script, 1, name, start, start + count - 1, _MAX_MESSAGE_BYTES):
         yield from page
         start += len(page)
         size = sum(_MAX_MESSAGE_BYTES if raw is None else len(raw) for raw in page)

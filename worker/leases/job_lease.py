@@ -13,9 +13,9 @@ from keye.config import keys
 from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobFailure, JobResult, Stage
+from keye.config.scripts import load_script
 from keye.config.topology import message, message_list
 from keye.config.wire import Outline, SealedJob
-from keye.worker.leases.lua import load_script
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class LeaseStore:
         self._leave = load_script(redis, "leave")
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
-        self._give_back = load_script(redis, "give_back")
+        self._give_back = load_script(redis, "requeue")
         self._reap = load_script(redis, "reap")
         self._sweep = load_script(redis, "sweep")
         self._publish = load_script(redis, "publish")

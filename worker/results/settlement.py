@@ -15,11 +15,11 @@ from redis import Redis
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.faults import JobFailed
-from keye.config.outcome import JobFailure, JobResult
+from keye.config.outcome import JobFailure, JobResult, JobState
+from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.leases.lua import load_script
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
 from keye.worker.results.outcome_size import OutcomeTooLarge, in_brief
 
@@ -33,7 +33,7 @@ class Settlement:
     def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
         self._redis = redis
         self._settle = load_script(redis, "settle")
-        self._expire = load_script(redis, "expire")
+        self._end_queued = load_script(redis, "end_queued")
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
@@ -69,8 +69,8 @@ class Settlement:
         names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(job.priority), keys.deadlines()]
         names += keys.idempotency_of(job.idempotency_key)
         outcome_json, _ = self._told(job_id, failure)
-        args = (job_id, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
-        return bool(self._expire(names, args))
+        args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
+        return bool(self._end_queued(names, args) == JobState.QUEUED)
 
     def _told(self, task_id: str, outcome: JobResult | JobFailure) -> tuple[str, str]:
         """As JSON and as Celery's result, both of a size that Redis takes; raises `OutcomeTooLarge` for a result."""

@@ -9,18 +9,24 @@
 -- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10.. events (JSON) that were
 -- not written yet
 -- Returns 1, or 0 where the lease was lost
-local record = redis.call("HMGET", KEYS[1], "token", "state", "deadline_at", "canvas")
-if record[1] ~= ARGV[2] then
+local token, state, deadline_at, canvas = unpack(redis.call("HMGET", KEYS[1], "token", "state", "deadline_at", "canvas"))
+if token ~= ARGV[2] then
   return 0
-end
-if record[2] ~= "RUNNING" then
+elseif state ~= "RUNNING" then
   return 1
 end
 
-local time = redis.call("TIME")
-local now = time[1] + time[2] / 1e6
-redis.call("HSET", KEYS[1], "state", ARGV[3], "outcome", ARGV[4], "ended_at", string.format("%.6f", now))
-if record[4] then
+local now, ttl = clock(), tonumber(ARGV[5])
+for i = 10, #ARGV do
+  redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
+end
+if ARGV[3] == "FAILED" then
+  ttl = math.max(ttl, tonumber(ARGV[6]))
+  redis.call("ZADD", KEYS[4], now, ARGV[1])
+  redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
+end
+finish(KEYS[1], KEYS[2], ARGV[3], ARGV[4], now, ttl)
+if canvas then
   -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.
   redis.call("ZADD", KEYS[3], now + 10, ARGV[1])
 else
@@ -30,28 +36,12 @@ else
     redis.call("HDEL", KEYS[7], ARGV[9])
   end
 end
-if (record[3] or "") ~= "" then
+if (deadline_at or "") ~= "" then
   redis.call("ZREM", KEYS[5], ARGV[1])
 end
-for i = 10, #ARGV do
-  redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
-end
-redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "ended", state = ARGV[3], at = now }))
-local ttl = tonumber(ARGV[5])
-if ARGV[3] == "FAILED" then
-  ttl = math.max(ttl, tonumber(ARGV[6]))
-  redis.call("ZADD", KEYS[4], now, ARGV[1])
-  redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
-end
-redis.call("EXPIRE", KEYS[1], ttl)
-redis.call("EXPIRE", KEYS[2], ttl)
 redis.call("SET", KEYS[6], ARGV[7], "EX", ARGV[5])
 redis.call("PUBLISH", KEYS[6], ARGV[7])
-if KEYS[9] then
-  local owner = redis.call("GET", KEYS[9])
-  -- The key may have been freed and taken by a later job: that one's is not ours to end.
-  if owner and string.sub(owner, 1, #ARGV[1] + 1) == ARGV[1] .. " " then
-    redis.call("EXPIRE", KEYS[9], ARGV[5])
-  end
+if KEYS[9] and owns(KEYS[9], ARGV[1]) then
+  redis.call("EXPIRE", KEYS[9], ARGV[5])
 end
 return 1

@@ -5,9 +5,7 @@
 -- 4 messages of the priority (list)
 -- ARGV: 1 priority, 2 seconds that a message may take to be seen, 3 most jobs to find
 -- Returns their ids
-local time = redis.call("TIME")
-local now = time[1] + time[2] / 1e6
-
+local now = clock()
 local before = now - ARGV[2]
 if redis.call("LLEN", KEYS[4]) > 0 then
   before = math.min(before, tonumber(redis.call("ZSCORE", KEYS[2], ARGV[1]) or 0))

@@ -11,50 +11,46 @@
 -- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens},
 -- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due), {"suspect"} or
 -- {"unknown"} (no record: it is asked again with one)
-local time = redis.call("TIME")
-local now = time[1] + time[2] / 1e6
-
-local function read()
-  return redis.call(
-    "HMGET", KEYS[1],
-    "state", "due_at", "deaths", "attempts", "max_attempts", "token", "submitted_at", "deadline_at", "max_visual_tokens",
-    "claimed_at", "is_republished", "sealed", "canvas", "priority"
-  )
+local now, is_new = clock(), false
+if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
+  redis.call("HSET", KEYS[1], unpack(ARGV, 6))
+  is_new = true
 end
+local state, token, attempts, max_attempts, deaths, due_at, left_seconds, sealed, canvas,
+  claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished = unpack(redis.call(
+  "HMGET", KEYS[1],
+  "state", "token", "attempts", "max_attempts", "deaths", "due_at", "left_seconds", "sealed", "canvas",
+  "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens", "priority", "is_republished"
+))
 
-local record = read()
-
-local function claimed(attempt, claimed_at)
+local function claimed(attempt, since)
   return {
-    "claimed", record[12] or "null", record[13] or "",
-    attempt, record[5] or "1", claimed_at, record[7] or "", record[8] or "", record[9] or "",
+    "claimed", sealed or "null", canvas or "", attempt, max_attempts or "1", since,
+    submitted_at or "", deadline_at or "", max_visual_tokens or "",
   }
 end
 
-if not record[1] and not ARGV[6] then
+local is_due = tonumber(due_at or 0) <= now
+if not state then
   return { "unknown" }
-elseif not record[1] then
-  redis.call("HSET", KEYS[1], unpack(ARGV, 6))
-  record = read()
-  if tonumber(record[2] or 0) > now then
-    -- Nobody's yet: the reaper publishes it when it is due.
-    redis.call("ZADD", KEYS[3], record[2], ARGV[1])
-    if (record[8] or "") ~= "" then
-      redis.call("ZADD", KEYS[5], record[8], ARGV[1])
-    end
-    return { "held" }
+elseif is_new and not is_due then
+  -- Nobody's yet: the reaper publishes it when it is due.
+  redis.call("ZADD", KEYS[3], due_at, ARGV[1])
+  if (deadline_at or "") ~= "" then
+    redis.call("ZADD", KEYS[5], deadline_at, ARGV[1])
   end
-elseif record[1] == "RUNNING" and record[6] == ARGV[5] then
-  return claimed(record[4], record[10])
-elseif record[1] == "RUNNING" or (record[1] == "QUEUED" and tonumber(record[2] or 0) > now) then
   return { "held" }
-elseif record[1] ~= "QUEUED" then
-  return { "settled", redis.call("HGET", KEYS[1], "outcome"), record[13] or "" }
+elseif state == "RUNNING" and token == ARGV[5] then
+  return claimed(attempts, claimed_at)
+elseif state == "RUNNING" or (state == "QUEUED" and not is_due) then
+  return { "held" }
+elseif state ~= "QUEUED" then
+  return { "settled", redis.call("HGET", KEYS[1], "outcome"), canvas or "" }
 end
 
-local deaths = tonumber(record[3] or 0)
-local attempt = tonumber(record[4] or 0) + 1
-local is_last = attempt >= tonumber(record[5] or 1)
+deaths = tonumber(deaths or 0)
+local attempt = tonumber(attempts or 0) + 1
+local is_last = attempt >= tonumber(max_attempts or 1)
 if ARGV[4] == "0" and (deaths >= 2 or deaths == 1 and is_last) then
   return { "suspect" }
 end
@@ -64,19 +60,20 @@ for i = 6, #KEYS do
   if published_at then
     redis.call("ZREM", KEYS[i], ARGV[1])
     -- Of two messages the earlier may be the one that was taken: it does not tell how far the queue has come.
-    if record[14] and not record[11] then
-      redis.call("ZADD", KEYS[4], "GT", published_at, record[14])
+    if priority and not is_republished then
+      redis.call("ZADD", KEYS[4], "GT", published_at, priority)
     end
   end
 end
-local claimed_at = string.format("%.6f", now)
+claimed_at = string.format("%.6f", now)
 redis.call(
   "HSET", KEYS[1],
   "state", "RUNNING", "token", ARGV[5], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at
 )
--- A worker knows how to read it now: should it come back to the queue, its time with those that do not begins anew.
-redis.call("HDEL", KEYS[1], "left_seconds")
+if left_seconds then
+  -- A worker knows how to read it now: should it come back to the queue, its time with those that do not begins anew.
+  redis.call("HDEL", KEYS[1], "left_seconds")
+end
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
-local started = cjson.encode({ type = "stage", stage = "open", attempt = attempt, at = now })
-redis.call("XADD", KEYS[2], "*", "event", started)
+add_event(KEYS[2], { type = "stage", stage = "open", attempt = attempt, at = now })
 return claimed(attempt, claimed_at)

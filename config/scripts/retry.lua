@@ -5,25 +5,22 @@
 -- ARGV: 1 job id, 2 token, 3 seconds to wait, 4 stage, 5 code, 6 message, 7 most visual tokens or "",
 -- 8 the new token
 -- Returns "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
-local record =
-  redis.call("HMGET", KEYS[1], "state", "token", "cancel_requested", "attempts", "worker", "claimed_at")
-if record[1] ~= "RUNNING" or record[2] ~= ARGV[2] then
+local state, token, cancel_requested, attempt, worker, claimed_at = unpack(redis.call(
+  "HMGET", KEYS[1], "state", "token", "cancel_requested", "attempts", "worker", "claimed_at"
+))
+if state ~= "RUNNING" or token ~= ARGV[2] then
   return "lost"
-elseif record[3] then
+elseif cancel_requested then
   return "cancelled"
 end
 
-local time = redis.call("TIME")
-local now = time[1] + time[2] / 1e6
+local now = clock()
 local due_at = string.format("%.6f", now + ARGV[3])
-local attempt = tonumber(record[4])
-redis.call("HSET", KEYS[1], "state", "QUEUED", "token", ARGV[8], "due_at", due_at, "attempt:" .. attempt, cjson.encode({
-  attempt = attempt, worker = record[5], began_at = tonumber(record[6]), ended_at = now,
-  stage = ARGV[4], code = ARGV[5], message = ARGV[6],
-}))
+add_failed_attempt(KEYS[1], attempt, worker, claimed_at, now, ARGV[4], ARGV[5], ARGV[6])
+requeue(KEYS[1], KEYS[2], attempt, ARGV[8], now)
+redis.call("HSET", KEYS[1], "due_at", due_at)
 if ARGV[7] ~= "" then
   redis.call("HSET", KEYS[1], "max_visual_tokens", ARGV[7])
 end
 redis.call("ZADD", KEYS[3], due_at, ARGV[1])
-redis.call("XADD", KEYS[2], "*", "event", cjson.encode({ type = "stage", stage = "queued", attempt = attempt, at = now }))
 return "queued"

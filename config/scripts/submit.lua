@@ -2,7 +2,7 @@
 -- reply was lost, it changes nothing.
 --
 -- KEYS: 1 record (hash), 2 the model's context (string), 3 queued jobs of its priority (sorted set), 4 messages of its
--- priority (list), 5 deadlines (sorted set), 6 the idempotency key's entry (string), if the job has one
+-- priority (list), 5 deadlines (sorted set), 6 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 fingerprint of the job, 3 max_new_tokens, 4 deadline or "", 5 message, 6.. fields and values of the
 -- record
 -- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one, or
@@ -22,8 +22,7 @@ end
 -- First: it alone can fail, where somebody put something else in its place.
 redis.call("LPUSH", KEYS[4], ARGV[5])
 redis.call("HSET", KEYS[1], unpack(ARGV, 6))
-local time = redis.call("TIME")
-redis.call("ZADD", KEYS[3], time[1] + time[2] / 1e6, ARGV[1])
+redis.call("ZADD", KEYS[3], clock(), ARGV[1])
 if ARGV[4] ~= "" then
   redis.call("ZADD", KEYS[5], ARGV[4], ARGV[1])
 end

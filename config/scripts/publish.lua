@@ -5,14 +5,13 @@
 -- KEYS: 1 record (hash), 2 leases (sorted set), 3 queued jobs of its priority (sorted set), 4 messages of its priority
 -- (list)
 -- ARGV: 1 job id, 2 the newest token when it was found without a message, 0 before the first, 3 message
-local record = redis.call("HMGET", KEYS[1], "state", "token", "left_seconds")
-if record[1] == "RUNNING" or (record[2] or "0") ~= ARGV[2] then
+local state, token, left_seconds = unpack(redis.call("HMGET", KEYS[1], "state", "token", "left_seconds"))
+if state == "RUNNING" or (token or "0") ~= ARGV[2] then
   return
 end
-redis.call(record[3] and "RPUSH" or "LPUSH", KEYS[4], ARGV[3])
+redis.call(left_seconds and "RPUSH" or "LPUSH", KEYS[4], ARGV[3])
 redis.call("ZREM", KEYS[2], ARGV[1])
-if record[1] == "QUEUED" then
-  local time = redis.call("TIME")
+if state == "QUEUED" then
   redis.call("HSET", KEYS[1], "is_republished", 1)
-  redis.call("ZADD", KEYS[3], time[1] + time[2] / 1e6, ARGV[1])
+  redis.call("ZADD", KEYS[3], clock(), ARGV[1])
 end

@@ -1,0 +1,34 @@
+-- QUEUED -> CANCELLED, or EXPIRED once the deadline has passed, for a job that nobody has: outcome, last event, state and
+-- expiry in one move. The worker of a running one ends it: it is asked to, or looked at again later.
+--
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set),
+-- 5 deadlines (sorted set), 6 the job's idempotency key (string), if it has one
+-- ARGV: 1 job id, 2 CANCELLED or EXPIRED, 3 outcome (JSON of a JobFailure), 4 seconds until all of it expires, 5 channel of
+-- cancellations, or seconds until a running job's deadline is looked at again
+-- Returns the state the job was found in, nil where there is no job, or the deadline has not passed
+local now, is_cancel = clock(), ARGV[2] == "CANCELLED"
+local state, deadline_at = unpack(redis.call("HMGET", KEYS[1], "state", "deadline_at"))
+if state == "RUNNING" then
+  if is_cancel then
+    redis.call("HSET", KEYS[1], "cancel_requested", "1")
+    -- pcall: who may not publish is heard all the same, when the worker renews its lease.
+    redis.pcall("PUBLISH", ARGV[5], ARGV[1])
+  else
+    redis.call("ZADD", KEYS[5], now + ARGV[5], ARGV[1])
+  end
+  return state
+end
+redis.call("ZREM", KEYS[5], ARGV[1])
+if state ~= "QUEUED" then
+  return state
+elseif not is_cancel and tonumber(deadline_at) > now then
+  return nil
+end
+finish(KEYS[1], KEYS[2], ARGV[2], ARGV[3], now, ARGV[4])
+redis.call("ZREM", KEYS[4], ARGV[1])
+-- One that waited without a message gets one, for its Celery result.
+redis.call("ZADD", KEYS[3], "XX", now, ARGV[1])
+if KEYS[6] and owns(KEYS[6], ARGV[1]) then
+  redis.call("EXPIRE", KEYS[6], ARGV[4])
+end
+return state

@@ -1,0 +1,46 @@
+-- Takes a job from a holder whose lease ran out: RUNNING -> QUEUED, or, where it may not run again (attempts used up,
+-- or its caller cancelled it), the lease goes to the reaper, who settles it. Either way the old token is worth nothing.
+-- The job stays among the leases until its message is published or it is settled: a reaper may die here too.
+--
+-- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
+-- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token
+-- Returns {"requeued", dead worker or "", sealed, priority, token}, {"taken_over", worker, sealed, cancel_requested, stage,
+-- attempts, max_attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
+local now = clock()
+local ends_at = redis.call("ZSCORE", KEYS[3], ARGV[1])
+if not ends_at or tonumber(ends_at) > now then
+  return { "kept" }
+end
+local state, token, sealed, priority, worker, claimed_at, attempts, max_attempts, cancel_requested = unpack(redis.call(
+  "HMGET", KEYS[1],
+  "state", "token", "sealed", "priority", "worker", "claimed_at", "attempts", "max_attempts", "cancel_requested"
+))
+if not state then
+  redis.call("ZREM", KEYS[3], ARGV[1])
+  return { "kept" }
+end
+redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
+if state ~= "RUNNING" then
+  return { "requeued", "", sealed, priority or "normal", token or "0" }
+end
+
+-- Where the dead worker was, from the last that it told.
+local stages = { frames = "decode", text = "generate" }
+local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)
+local event = newest[1] and cjson.decode(newest[1][2][2]) or {}
+local stage = event.stage or stages[event.type] or "open"
+
+-- A reaper that took the job over and died too is no attempt of its own.
+attempts, max_attempts = tonumber(attempts or 0), tonumber(max_attempts or 1)
+add_failed_attempt(KEYS[1], attempts, worker, claimed_at, now, stage, "WORKER_LOST", "The worker died under the job.")
+redis.call("HINCRBY", KEYS[1], "deaths", 1)
+if attempts < max_attempts and not cancel_requested then
+  requeue(KEYS[1], KEYS[2], attempts, ARGV[4], now)
+  return { "requeued", worker, sealed, priority or "normal", ARGV[4] }
+end
+redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2])
+local submitted_at, deadline_at = unpack(redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at"))
+return {
+  "taken_over", worker, sealed, cancel_requested or "", stage,
+  attempts, max_attempts, string.format("%.6f", now), submitted_at or "", deadline_at or "", "",
+}
