@@ -1,4 +1,4 @@
-"""The atomic moves of a job in Redis, a Lua script each, on the server's clock. Its head names its keys and arguments."""
+"""The atomic moves of a job in Redis, on its clock: a Lua script each, whose head names its keys and arguments."""
 
 import re
 from pathlib import Path

@@ -37,8 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "keye.worker.model": {"keye.config", "keye.worker.sizing"},
     "keye.worker.broker": {"keye.config"},
-    "keye.worker.leases": {"keye.config"},
-    "keye.worker.telemetry": {"keye.config"},
+    "keye.worker.periodic_thread": set(),
+    "keye.worker.leases": {"keye.config", "keye.worker.periodic_thread"},
+    "keye.worker.telemetry": {"keye.config", "keye.worker.periodic_thread"},
     "keye.worker.results": {"keye.config", "keye.worker.leases"},
     "keye.worker.engine": {"keye.config", "keye.worker.model", "keye.worker.telemetry"},
     "keye.worker.tasks": {

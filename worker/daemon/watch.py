@@ -3,7 +3,6 @@
 import faulthandler
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from celery.worker import state
 
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.stragglers import Stragglers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ GIVE_BACK_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class Watch(PeriodicThread):
     """Looks twice a second, from `start` to `stop`; a drain is watched too.
 
     A dead engine stops the worker in Celery's way. One that hangs in a step takes the process with it at once: nothing
@@ -38,34 +38,29 @@ class Watch:
     """
 
     def __init__(self, engine: "Engine", step_seconds: float, stragglers: Stragglers, renewal: LeaseRenewal) -> None:
+        super().__init__("watch", LOOK_SECONDS)
         self._engine = engine
         self._step_seconds = step_seconds
         self._stragglers = stragglers
         self._renewal = renewal
         self._give_back_at: float | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self._limit_silence()
+        super().start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            # Native code that keeps Python's lock keeps it from us too; this needs none.
-            faulthandler.dump_traceback_later(self._step_seconds, exit=True, file=STDERR)
-            if self._stopping.wait(LOOK_SECONDS):
-                break
-            try:
-                self._look_at_engine()
-                self._look_at_jobs()
-            except Exception:
-                # Without it nobody would notice what hangs from now on.
-                logger.exception("watch: a fault of its own, going on")
+        super().stop()
         faulthandler.cancel_dump_traceback_later()
+
+    def turn(self) -> None:
+        self._limit_silence()
+        self._look_at_engine()
+        self._look_at_jobs()
+
+    def _limit_silence(self) -> None:
+        # Native code that keeps Python's lock keeps it from us too; this needs none.
+        faulthandler.dump_traceback_later(self._step_seconds, exit=True, file=STDERR)
 
     def _look_at_engine(self) -> None:
         if not self._engine.is_alive and state.should_stop is None:

@@ -1,7 +1,6 @@
 """One thread that hears at once of jobs being cancelled. What it misses, the next renewal of the lease finds out."""
 
 import logging
-import threading
 from collections.abc import Callable
 
 from redis import Redis
@@ -9,6 +8,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from keye.config import keys
+from keye.worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
@@ -19,41 +19,33 @@ PAUSE_SECONDS = 1.0
 MAX_UNANSWERED = 8
 
 
-class CancelListener:
+class CancelListener(PeriodicThread):
     """Calls `on_cancel` with the id of every job that is cancelled while it runs, whoever runs it.
 
     And with None whenever it begins to listen, after a lost connection too: some may have been missed.
     """
 
     def __init__(self, redis: Redis, on_cancel: Callable[[str | None], None]) -> None:
+        super().__init__("cancel-listener", PAUSE_SECONDS)
         self._redis = redis
         self._on_cancel = on_cancel
-        self._stopping = threading.Event()
         self._is_listening = True
-        self._thread = threading.Thread(target=self._run, name="cancel-listener", daemon=True)
+        self.wake()
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._listen()
-            except (RedisError, UnicodeDecodeError) as fault:
-                # Once an outage, which may be long. Anybody may publish what is no text.
-                if self._is_listening:
-                    log.warning("not listening for cancellations for a moment: %s", fault)
-                self._is_listening = False
-                self._stopping.wait(PAUSE_SECONDS)
+    def turn(self) -> None:
+        """Listens until the connection breaks."""
+        try:
+            self._listen()
+        except (RedisError, UnicodeDecodeError) as fault:
+            # Once an outage, which may be long. Anybody may publish what is no text.
+            if self._is_listening:
+                log.warning("not listening for cancellations for a moment: %s", fault)
+            self._is_listening = False
 
     def _listen(self) -> None:
         with self._redis.pubsub() as notices:
             notices.subscribe(keys.cancellations())
-            while not self._stopping.is_set():
+            while not self.is_stopping:
                 match notices.get_message(timeout=LISTEN_SECONDS):
                     case {"type": "subscribe"}:
                         self._is_listening = True

@@ -1,7 +1,6 @@
 """One thread per worker that looks after jobs nobody has: of dead workers, due again, without message, too late."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +10,14 @@ from redis.exceptions import RedisError
 from keye.config import keys
 from keye.config.connection import passes
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
+from keye.worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
 MAX_JOBS_PER_PASS = 100
 
 
-class Reaper:
+class Reaper(PeriodicThread):
     """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
     `deliver` write what Redis could not take of this process or host, each time and whoever's turn it is.
@@ -33,22 +33,36 @@ class Reaper:
         bury: Callable[[TakenOver], None],
         expire: Callable[[LateJob], None],
     ) -> None:
+        # A dead worker's jobs start again within the lease and two of these.
+        super().__init__("reaper", store.lease_seconds / 15)
         self._store = store
         self._worker = worker
         self._deliver = deliver
         self._bury = bury
         self._expire = expire
-        # A dead worker's jobs start again within the lease and two of these.
-        self._interval_seconds = store.lease_seconds / 15
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease-reaper", daemon=True)
+        self._is_away = False
+        self._looks_at = 0.0
 
-    def start(self) -> None:
-        self._thread.start()
+    def turn(self) -> None:
+        try:
+            for deliver in self._deliver:
+                deliver()
+            if self._is_away or time.monotonic() >= self._looks_at:
+                self._look_around_if_first()
+        except RedisError as fault:
+            if not self._is_away:
+                log.warning("reaper: Redis is away (%s), looking around a lease after it is back", fault)
+            self._is_away = True
 
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
+    def _look_around_if_first(self) -> None:
+        # The lock is the turn: it runs out by itself just before the next one is due.
+        turn_ms = int(self.period_seconds * 800)
+        has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
+        if self._is_away:
+            # After an outage every lease is overdue: first let the living renew theirs, and settle.
+            self._is_away, self._looks_at = False, time.monotonic() + self._store.lease_seconds
+        elif has_turn:
+            self.look_around()
 
     def look_around(self) -> None:
         """All there is to do, once; raises `RedisError` where Redis is away."""
@@ -64,7 +78,7 @@ class Reaper:
 
         Gives up its turn for now when that takes long: thousands may wait here for another attempt or a newer worker.
         """
-        gives_up_at = time.monotonic() + self._interval_seconds / 2
+        gives_up_at = time.monotonic() + self.period_seconds / 2
         while overdue := self._store.overdue(limit=MAX_JOBS_PER_PASS):
             for job_id in overdue:
                 with self._sparing_the_others(job_id, keys.leases()):
@@ -91,26 +105,3 @@ class Reaper:
                 raise
             log.exception("job %s: cannot be looked after, again in %g s", job_id, self._store.lease_seconds)
             self._store.postpone(job_id, found_in)
-
-    def _run(self) -> None:
-        is_away, looks_at = False, 0.0
-        while not self._stopping.wait(self._interval_seconds):
-            try:
-                for deliver in self._deliver:
-                    deliver()
-                if is_away or time.monotonic() >= looks_at:
-                    # The lock is the turn: it runs out by itself just before the next one is due.
-                    turn_ms = int(self._interval_seconds * 800)
-                    has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
-                    if is_away:
-                        # After an outage every lease is overdue: first let the living renew theirs, and settle.
-                        is_away, looks_at = False, time.monotonic() + self._store.lease_seconds
-                    elif has_turn:
-                        self.look_around()
-            except RedisError as fault:
-                if not is_away:
-                    log.warning("reaper: Redis is away (%s), looking around a lease after it is back", fault)
-                is_away = True
-            except Exception:
-                # A dead reaper would be noticed only by those who wait for ever.
-                log.exception("reaper: a fault of its own, going on")

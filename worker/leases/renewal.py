@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from keye.worker.leases.job_lease import Claimed, Interruption, LeaseStore
+from keye.worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
@@ -20,31 +21,28 @@ OnInterrupt = Callable[[Interruption], None]
 GIVE_BACK_PATIENCE_SECONDS = 5.0
 
 
-class LeaseRenewal:
+class LeaseRenewal(PeriodicThread):
     """Renews at every third of the lease, so that two tries in a row may fail before anything is lost.
 
-    Sooner where something may have happened to a job: whatever it was, renewing tells.
+    Sooner where something may have happened to a job: whatever it was, renewing tells. To be stopped after the last
+    job: a drain may outlast a lease.
     """
 
     def __init__(self, store: LeaseStore) -> None:
+        super().__init__("renewal", store.lease_seconds / 3)
         self._store = store
         self._held: dict[Claimed, OnInterrupt] = {}
         # The newest jobs that `hurry` named and nobody here held.
         self._heard_of: deque[str] = deque(maxlen=HEARD_OF)
         self._lock = threading.Lock()
         self._is_drained = False
-        self._is_stopping = False
-        self._is_due = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Only after the last job has ended: a drain may outlast a lease."""
-        self._is_stopping = True
-        self._is_due.set()
-        self._thread.join()
+    def turn(self) -> None:
+        try:
+            self.renew_all()
+        except RedisError as fault:
+            # The jobs go on: whether their leases outlived the outage is settle's to say.
+            log.warning("leases not renewed: %s", fault)
 
     def hurry(self, job_id: str | None) -> None:
         """Renew now if the job is one of ours: its caller may have cancelled it. None means any job."""
@@ -53,7 +51,7 @@ class LeaseRenewal:
             if not is_ours and job_id is not None:
                 self._heard_of.append(job_id)
         if is_ours or job_id is None:
-            self._is_due.set()
+            self.wake()
 
     @property
     def held(self) -> set[Claimed]:
@@ -83,7 +81,7 @@ class LeaseRenewal:
             self._give_back([lease])
         if was_heard_of:
             # Between its claim and this line the job was not known as ours to `hurry`.
-            self._is_due.set()
+            self.wake()
         try:
             yield
         finally:
@@ -117,18 +115,3 @@ class LeaseRenewal:
         # It may have ended meanwhile.
         if on_interrupt is not None:
             on_interrupt(reason)
-
-    def _run(self) -> None:
-        while True:
-            self._is_due.wait(self._store.lease_seconds / 3)
-            self._is_due.clear()
-            if self._is_stopping:
-                return
-            try:
-                self.renew_all()
-            except RedisError as fault:
-                # The jobs go on: whether their leases outlived the outage is settle's to say.
-                log.warning("leases not renewed: %s", fault)
-            except Exception:
-                # A renewal that ended here would lose every job of this process within one lease.
-                log.exception("renewal: a fault of its own, going on")
