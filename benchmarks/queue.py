@@ -19,6 +19,7 @@ from typing import cast
 from redis import Redis
 
 from keye.config import keys
+from keye.config.connection import connect
 from keye.config.job import AnalysisJob
 from keye.config.topology import UNACKED
 from keye.config.wire import seal
@@ -42,7 +43,7 @@ SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 def run() -> str:
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey() as broker, Client(broker.url) as client:
-        redis = Redis.from_url(broker.url, decode_responses=True)
+        redis = connect(broker.url)
         yard = Yard(broker.url, redis, Path(name))
         with yard.worker(ECHO) as worker:
             alone = _seconds_alone(client)

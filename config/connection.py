@@ -1,6 +1,6 @@
-"""The worker's connection to Redis, and patience with it. Celery keeps its own connections.
+"""Connections to Redis, patience with one that is away, and how large an argument may be.
 
-The largest argument that a Redis takes: on a larger one it closes the connection, which looks like an outage.
+Celery keeps connections of its own, with the same timeouts (`topology.celery_options`).
 """
 
 import logging
@@ -11,15 +11,47 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar, cast
 
 from redis import Redis
-from redis.backoff import NoBackoff
+from redis.backoff import ConstantBackoff
 from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from keye.config.faults import InvalidSettings
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SOCKET_TIMEOUT_SECONDS = 5.0
+HEALTH_CHECK_SECONDS = 5
+HOW_TO_WRITE_URL = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
+
+
+def connect(
+    redis_url: str, timeout_seconds: float | None = None, retries: int = 1, retry_pause_seconds: float = 0
+) -> Redis:
+    """A client for any number of threads, which notices a half-open connection within seconds.
+
+    One more try replaces a connection that died while idle; waiting out an outage is `Patience`'s. There is one more in
+    connecting and in commands, one within the other: a mute server costs four timeouts. Raises `InvalidSettings`
+    for a URL that cannot be read.
+    """
+    timeout = timeout_seconds or SOCKET_TIMEOUT_SECONDS
+    try:
+        return Redis.from_url(
+            redis_url,
+            decode_responses=True,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            socket_keepalive=True,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            retry=Retry(ConstantBackoff(retry_pause_seconds), retries),
+        )
+    except ValueError:
+        # Without its words: they may quote the password.
+        raise InvalidSettings(f"The URL of Redis (KEYE_REDIS_URL) cannot be read. {HOW_TO_WRITE_URL}") from None
+
 
 # What a restart, a failover or an operator freeing memory cures. A server that loads its data, refuses the password or
 # has too many clients is a `ConnectionError` too, one whose master is away a `ClusterDownError`.
@@ -38,18 +70,9 @@ PATIENCE_SECONDS = 600.0
 MAX_PAUSE_SECONDS = 5.0
 
 
-def connect(redis_url: str) -> Redis:
-    """A client for any number of threads, which notices a half-open connection within seconds."""
-    return Redis.from_url(
-        redis_url,
-        decode_responses=True,
-        socket_timeout=5,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=5,
-        # One more try replaces a connection that died while idle; waiting out an outage is `Patience`'s.
-        retry=Retry(NoBackoff(), 1),
-    )
+def passes(fault: RedisError) -> bool:
+    """Whether waiting helps: Redis is away or full, it does not refuse this command for good."""
+    return isinstance(fault, PASSING_FAULTS) or any(code in str(fault) for code in PASSING_CODES)
 
 
 class Patience:
@@ -77,11 +100,7 @@ class Patience:
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def passes(fault: RedisError) -> bool:
-    """Whether waiting helps: Redis is away or full, it does not refuse this command for good."""
-    return isinstance(fault, PASSING_FAULTS) or any(code in str(fault) for code in PASSING_CODES)
-
-
+# On a larger argument Redis closes the connection, which looks like an outage.
 # Neither setting can be lower, so what is below is sent without asking.
 LOWEST_LIMIT_BYTES = 2**20
 # The settings that bound it, with what they are, in bytes, where nobody changed them.

@@ -5,6 +5,7 @@ import secrets
 from base64 import b64encode
 from typing import Any
 
+from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS
 from keye.config.job import Priority, is_job_id
 
 ANALYZE_TASK = "keye.analyze"
@@ -12,7 +13,6 @@ QUEUE = "keye.jobs"
 
 # Celery's Redis transport keeps one list per step and reads them in this order: the lowest number first.
 PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
-
 
 # The Redis hash of what workers have taken and not acknowledged, as kombu names it: JSON of message, exchange, queue.
 # All Celery apps of a database share it.
@@ -80,6 +80,7 @@ def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_s
     Timeouts and health checks are set on every connection: without them a half-open connection leaves a worker deaf
     for as long as the operating system keeps the socket.
     """
+    timeouts = {"socket_timeout": SOCKET_TIMEOUT_SECONDS, "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS}
     return {
         "broker_url": redis_url,
         "result_backend": redis_url,
@@ -97,9 +98,8 @@ def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_s
         "broker_channel_error_retry": True,
         # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "redis_socket_timeout": 5.0,
-        "redis_socket_connect_timeout": 5.0,
-        "redis_backend_health_check_interval": 5,
+        **{f"redis_{name}": seconds for name, seconds in timeouts.items()},
+        "redis_backend_health_check_interval": HEALTH_CHECK_SECONDS,
         "broker_transport_options": {
             "priority_steps": sorted(PRIORITY_STEPS.values()),
             "queue_order_strategy": "priority",
@@ -107,9 +107,8 @@ def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_s
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
-            "socket_timeout": 5.0,
-            "socket_connect_timeout": 5.0,
-            "health_check_interval": 5,
+            **timeouts,
+            "health_check_interval": HEALTH_CHECK_SECONDS,
         },
         # Ours are leases, events and metrics; Celery's chatter costs connections and fans out with every worker.
         "worker_send_task_events": False,

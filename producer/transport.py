@@ -1,7 +1,4 @@
-"""How the producer talks to Redis: records, messages, events and the quarantine. Media: `upload`.
-
-From a job to what is stored and published. Pure: no clock but the seal's, no I/O.
-"""
+"""All that the producer reads from Redis and changes there: records, messages, events, dead letters, the quarantine."""
 
 import hashlib
 import json
@@ -11,15 +8,12 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, cast
 
-from redis import Redis
-from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError, RedisError
-from redis.retry import Retry
 
 from keye.config import keys
-from keye.config.connection import ArgumentTooLarge, check_arguments
+from keye.config.connection import ArgumentTooLarge, check_arguments, connect
 from keye.config.event import JobEvent, read_event
-from keye.config.faults import IdempotencyConflict, InvalidJob, InvalidSettings, QueueUnavailable, Refusal
+from keye.config.faults import IdempotencyConflict, InvalidJob, QueueUnavailable, Refusal
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobState
 from keye.config.scripts import load_script
@@ -27,7 +21,6 @@ from keye.config.settings import Settings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob, seal
 
-SOCKET_TIMEOUT_SECONDS = 5.0
 # Of the quarantine; together up to 4 MiB.
 ENTRIES_PER_ROUND_TRIP = 50
 
@@ -60,9 +53,8 @@ class Transport:
     """Connections to one Redis. Threads may share it; a forked child opens connections of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.redis_url.get_secret_value()
         self._result_ttl_seconds = settings.result_ttl_seconds
-        self.redis = connect(url)
+        self.redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
         self._purge = load_script(self.redis, "purge")
@@ -158,9 +150,7 @@ class Transport:
     def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent | None]]:
         """Events behind the entry `after`, with their entry ids; None for one of a type that only newer releases know.
 
-        Waits for the first one if `block_seconds` is set.
-
-        `block_seconds` must stay below the socket's timeout.
+        Waits for the first one for `block_seconds`, if set, which must stay below the socket's timeout.
         """
         # Zero would block for ever.
         block_ms = None if block_seconds is None else max(1, int(block_seconds * 1000))
@@ -180,8 +170,8 @@ class Transport:
         names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]
         names += keys.idempotency_of(job.idempotency_key)
         fields = [text for pair in record.items() for text in pair]
-        told = (envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens, record["deadline_at"])
-        args: list[str | int] = [*told, envelope.message, *fields]
+        args: list[str | int] = [envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens]
+        args += [record["deadline_at"], envelope.message, *fields]
         try:
             check_arguments(self.redis, args)
         except ArgumentTooLarge as fault:
@@ -190,25 +180,6 @@ class Transport:
                 "URIs, or have that setting raised."
             ) from None
         return names, args
-
-
-def connect(url: str) -> Redis:
-    try:
-        return Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-            health_check_interval=30,
-            # One more try, in connecting and in commands, one within the other: a mute server costs four timeouts.
-            retry=Retry(ConstantBackoff(0.5), 1),
-        )
-    except ValueError:
-        # Without its words: they may quote the password.
-        raise InvalidSettings(
-            "The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://:password@host:6379/0, with %40 for an @ "
-            "in the password, %23 for a #, %2F for a /."
-        ) from None
 
 
 def _owner(envelope: Envelope, answer: list[str]) -> str:

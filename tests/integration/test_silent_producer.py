@@ -8,8 +8,9 @@ from contextlib import suppress
 import pytest
 from redis import Redis
 
+from keye.config import connection
 from keye.config.outcome import ErrorCode, JobState
-from keye.producer import Client, JobFailed, QueueUnavailable, transport
+from keye.producer import Client, JobFailed, QueueUnavailable
 from tests.support.conditions import eventually
 from tests.support.silent_proxy import SilentProxy
 
@@ -17,7 +18,7 @@ NOTICED_SECONDS = 15.0
 
 
 def test_a_server_that_never_says_a_word_is_given_up_after_four_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "SOCKET_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
         Client(f"redis://127.0.0.1:{mute.getsockname()[1]}/0") as client,

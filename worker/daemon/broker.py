@@ -8,9 +8,8 @@ from urllib.parse import urlsplit
 
 from kombu.serialization import prepare_accept_content
 from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from keye.config.connection import HOW_TO_WRITE_URL, connect
 from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
 
@@ -24,10 +23,9 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
     address = urlsplit(url)
     try:
         shown = f"{address.hostname or address.path}:{address.port or 6379}"
-        connection = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        connection = connect(url, retries=0)
     except ValueError:
-        cure = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
-        yield fault("broker", "KEYE_REDIS_URL cannot be read", cure)
+        yield fault("broker", "KEYE_REDIS_URL cannot be read", HOW_TO_WRITE_URL)
         return
     try:
         with connection as redis:

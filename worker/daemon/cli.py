@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from rich.console import Console
 
+from keye.config.connection import connect
 from keye.config.faults import Fault, InvalidSettings
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
@@ -42,8 +40,7 @@ def run() -> None:
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
-    patience = {"socket_timeout": 1, "socket_connect_timeout": 1, "retry": Retry(NoBackoff(), 0)}
-    with Redis.from_url(settings.redis_url.get_secret_value(), **patience) as redis:
+    with connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0) as redis:
         raise typer.Exit(Supervisor(redis, gpus, settings.drain_seconds).run())
 
 
