@@ -1,6 +1,6 @@
 """Jobs that failed for good: what each asked for, what went wrong in every attempt, and sending it once more.
 
-Messages that no worker could read: finding them, and throwing them away. How one looks: `keye.config.quarantine`.
+And messages that no worker could read, to be found or thrown away. How one looks: `keye.config.quarantine`.
 """
 
 import json
@@ -19,6 +19,9 @@ from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
 from keye.config.wire import Outline, describe_faults, open_sealed
 from keye.producer.job import Job
 from keye.producer.transport import Transport
+
+# Redis takes other texts for ids too, some of them for a range.
+_MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,10 @@ def _letter(job_id: str, record: Mapping[str, str]) -> DeadLetter:
     failure = OUTCOME.validate_json(record["outcome"])
     assert isinstance(failure, JobFailure)
     ended_at = float(record["ended_at"])
-    told = {
-        attempt.attempt: attempt
-        for attempt in (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
-    }
+    read = (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
+    by_number = {attempt.attempt: attempt for attempt in read}
     # The attempt that settled the job wrote the outcome instead.
-    told.setdefault(
+    by_number.setdefault(
         failure.attempts,
         FailedAttempt(
             attempt=failure.attempts,
@@ -142,12 +143,8 @@ def _letter(job_id: str, record: Mapping[str, str]) -> DeadLetter:
             message=failure.message,
         ),
     )
-    attempts = tuple(told[number] for number in sorted(told))
+    attempts = tuple(by_number[number] for number in sorted(by_number))
     return DeadLetter(job_id, json.loads(record["sealed"]), failure, attempts, ended_at)
-
-
-# Redis takes other texts for ids too, some of them for a range.
-_MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
 class Quarantine:

@@ -35,8 +35,7 @@ from keye.producer.transport import Transport, enclose
 from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.outbox import Outbox, Spool, Verdict
-from keye.worker.results.outcome_size import OutcomeTooLarge
-from keye.worker.results.settlement import Settlement
+from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 from keye.worker.tasks.fault import explain, failure_of
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record

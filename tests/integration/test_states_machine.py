@@ -68,7 +68,7 @@ class Jobs(RuleBasedStateMachine):
         self.spool = Spool(Path(mkdtemp(dir=self.folder)))
         self.outbox = Outbox(self.settlement, self.spool, self.store.patience)
         stranded = StrandedJobs(self.settlement)
-        self.reaper = Reaper(self.store, "reaper", (), stranded.bury, stranded.expire)
+        self.reaper = Reaper(self.store, "reaper", (), stranded.dead_letter, stranded.expire)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}
@@ -174,7 +174,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(lease=leases)
     def give_back(self, lease: Claimed) -> None:
         is_holder = self.holds(lease)
-        (answer,) = self.store.give_back([lease])
+        (answer,) = self.store.requeue([lease])
         assert (answer == "lost") == (not is_holder)
         if answer == "queued":
             self.given_back.add((lease.job_id, lease.attempt))

@@ -56,7 +56,7 @@ def messages(redis: Redis, priority: Priority = Priority.NORMAL) -> list[str]:
 
 
 def a_reaper(store: LeaseStore, expire: Callable[[LateJob], None] = lambda late: None) -> Reaper:
-    return Reaper(store, "reaper", deliver=(), bury=lambda taken: None, expire=expire)
+    return Reaper(store, "reaper", deliver=(), dead_letter=lambda taken: None, expire=expire)
 
 
 def publish(redis: Redis, sealed: SealedJob, at: float | None = None) -> None:

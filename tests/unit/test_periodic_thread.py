@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.support.conditions import eventually
 
 from keye.worker.periodic_thread import PeriodicThread
+from tests.support.conditions import eventually
 
 
 class Counting(PeriodicThread):

@@ -86,7 +86,7 @@ class EngineStep(bootsteps.StartStopStep):
         stranded = StrandedJobs(settlement)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
-        self._reaper = Reaper(leases, loading.worker.name, waiting, stranded.bury, stranded.expire)
+        self._reaper = Reaper(leases, loading.worker.name, waiting, stranded.dead_letter, stranded.expire)
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)

@@ -22,9 +22,9 @@ STDERR = 2
 
 # How long after its time a job is not hanging, but slow to look at the clock.
 PATIENCE_SECONDS = 15.0
-# How long its neighbours may go on before they are given back, and how long that may take.
+# How long its neighbours may go on before they are requeued, and how long that may take.
 FINISH_SECONDS = 5.0
-GIVE_BACK_SECONDS = 5.0
+REQUEUE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Watch(PeriodicThread):
         self._step_seconds = step_seconds
         self._stragglers = stragglers
         self._renewal = renewal
-        self._give_back_at: float | None = None
+        self._requeue_at: float | None = None
 
     def start(self) -> None:
         self._limit_silence()
@@ -78,15 +78,15 @@ class Watch(PeriodicThread):
         overdue = self._stragglers.end_overdue()
         hung = {lease for lease, seconds in overdue.items() if seconds > PATIENCE_SECONDS}
         now = time.monotonic()
-        if hung and self._give_back_at is None:
+        if hung and self._requeue_at is None:
             logger.critical("%d jobs hang in their threads; this process ends once the others are done.", len(hung))
-            self._give_back_at = now + FINISH_SECONDS
+            self._requeue_at = now + FINISH_SECONDS
             if state.should_stop is None:
                 state.should_stop = ExitCode.JOB_HUNG
-        if self._give_back_at is None or (now < self._give_back_at and self._renewal.held - hung):
+        if self._requeue_at is None or (now < self._requeue_at and self._renewal.held - hung):
             return
         self._renewal.drain()
-        if hung and (not self._renewal.held - hung or now >= self._give_back_at + GIVE_BACK_SECONDS):
+        if hung and (not self._renewal.held - hung or now >= self._requeue_at + REQUEUE_SECONDS):
             logger.critical("This process ends. Where each thread was:")
             _end(ExitCode.JOB_HUNG)
 

@@ -155,7 +155,7 @@ class LeaseStore:
         self._leave = load_script(redis, "leave")
         self._renew = load_script(redis, "renew")
         self._retry = load_script(redis, "retry")
-        self._give_back = load_script(redis, "requeue")
+        self._requeue = load_script(redis, "requeue")
         self._reap = load_script(redis, "reap")
         self._sweep = load_script(redis, "sweep")
         self._publish = load_script(redis, "publish")
@@ -229,13 +229,13 @@ class LeaseStore:
 
         Where the caller has cancelled meanwhile ("cancelled") the lease is kept and the job is still to be settled.
         """
-        told = (failure.stage.value, failure.code.value, failure.message)
+        reason = (failure.stage.value, failure.code.value, failure.message)
         limit = "" if max_visual_tokens is None else max_visual_tokens
-        args = [lease.job_id, lease.token, pause_seconds, *told, limit, new_token()]
+        args = [lease.job_id, lease.token, pause_seconds, *reason, limit, new_token()]
         return cast(Postponement, self._retry(_job_keys(lease.job_id), args))
 
-    def give_back(self, leases: list[Claimed]) -> list[Postponement]:
-        """As `retry`, at once and without counting the attempts: not the jobs failed, their worker ends.
+    def requeue(self, leases: list[Claimed]) -> list[Postponement]:
+        """As `retry`, at once, at the head of the queue and without counting the attempts: their worker ends.
 
         They are the next to be taken of their priority, in the order in which they were taken before.
         """
@@ -252,7 +252,7 @@ class LeaseStore:
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
             args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
-        answers = dict(zip(in_order, self._give_back(names, args), strict=True))
+        answers = dict(zip(in_order, self._requeue(names, args), strict=True))
         return [answers[lease] for lease in leases]
 
     def overdue(self, limit: int) -> list[str]:
@@ -275,8 +275,8 @@ class LeaseStore:
         """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
         priority = Priority(requeued.priority)
         names = [keys.record(requeued.job_id), keys.leases(), keys.queued(priority), message_list(priority)]
-        told = self._message(requeued.job_id, requeued.sealed_json, priority)
-        self._publish(names, [requeued.job_id, requeued.token, told])
+        body = self._message(requeued.job_id, requeued.sealed_json, priority)
+        self._publish(names, [requeued.job_id, requeued.token, body])
 
     def sweep(self, limit: int) -> list[str]:
         """Make queued jobs whose message was lost overdue; returns their ids.
@@ -304,11 +304,11 @@ class LeaseStore:
     def _message(self, job_id: str, sealed_json: str | None, priority: Priority) -> str:
         """Without the job where it cannot be read, or would be more than Redis takes: what counts is the record."""
         try:
-            told = message(job_id, json.loads(sealed_json or ""), priority)
-            check_arguments(self.redis, (told,))
+            whole = message(job_id, json.loads(sealed_json or ""), priority)
+            check_arguments(self.redis, (whole,))
         except ValueError:  # `ArgumentTooLarge` is one
             return message(job_id, None, priority)
-        return told
+        return whole
 
     def _due(self, name: str, limit: int) -> list[str]:
         return cast(list[str], self.redis.zrangebyscore(name, "-inf", self._now(), start=0, num=limit))

@@ -21,8 +21,8 @@ class Reaper(PeriodicThread):
     """Looks for overdue leases, lost messages and passed deadlines; of all workers one does at a time.
 
     `deliver` write what Redis could not take of this process or host, each time and whoever's turn it is.
-    `bury` settles a job that was taken over, `expire` ends a late one unless a worker has it. A job that cannot be
-    looked after does not hold up the others: it is logged, and tried again a lease later.
+    `dead_letter` settles a job that was taken over, `expire` ends a late one unless a worker has it. A job that cannot
+    be looked after does not hold up the others: it is logged, and tried again a lease later.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Reaper(PeriodicThread):
         store: LeaseStore,
         worker: str,
         deliver: Sequence[Callable[[], None]],
-        bury: Callable[[TakenOver], None],
+        dead_letter: Callable[[TakenOver], None],
         expire: Callable[[LateJob], None],
     ) -> None:
         # A dead worker's jobs start again within the lease and two of these.
@@ -38,7 +38,7 @@ class Reaper(PeriodicThread):
         self._store = store
         self._worker = worker
         self._deliver = deliver
-        self._bury = bury
+        self._dead_letter = dead_letter
         self._expire = expire
         self._is_away = False
         self._looks_at = 0.0
@@ -94,7 +94,7 @@ class Reaper(PeriodicThread):
                 self._store.publish(requeued)
             case TakenOver() as taken:
                 log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
-                self._bury(taken)
+                self._dead_letter(taken)
 
     @contextmanager
     def _sparing_the_others(self, job_id: str, found_in: str) -> Iterator[None]:

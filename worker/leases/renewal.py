@@ -18,7 +18,7 @@ HEARD_OF = 256
 
 OnInterrupt = Callable[[Interruption], None]
 
-GIVE_BACK_PATIENCE_SECONDS = 5.0
+REQUEUE_PATIENCE_SECONDS = 5.0
 
 
 class LeaseRenewal(PeriodicThread):
@@ -59,11 +59,11 @@ class LeaseRenewal(PeriodicThread):
             return set(self._held)
 
     def drain(self) -> None:
-        """Time is up: give back every job that is held, and every one from now on, and wait for Redis no longer."""
+        """Time is up: requeue every job that is held, and every one from now on, and wait for Redis no longer."""
         with self._lock:
             self._is_drained = True
             held = list(self._held)
-        self._give_back(held)
+        self._requeue(held)
         self._store.patience.end()
 
     @contextmanager
@@ -71,14 +71,14 @@ class LeaseRenewal(PeriodicThread):
         """Keep `lease` while the body runs.
 
         `on_interrupt` is called from the renewal's thread: with "lost" once, with "cancelled" at every renewal; and
-        with "drained", once the job is given back, from that of `drain` or here.
+        with "drained", once the job is requeued, from that of `drain` or here.
         """
         with self._lock:
             self._held[lease] = on_interrupt
             is_too_late = self._is_drained
             was_heard_of = lease.job_id in self._heard_of
         if is_too_late:
-            self._give_back([lease])
+            self._requeue([lease])
         if was_heard_of:
             # Between its claim and this line the job was not known as ours to `hurry`.
             self.wake()
@@ -96,10 +96,10 @@ class LeaseRenewal(PeriodicThread):
             if answer != "renewed":
                 self._interrupt(lease, answer)
 
-    def _give_back(self, leases: list[Claimed]) -> None:
+    def _requeue(self, leases: list[Claimed]) -> None:
         try:
             answers = self._store.patience.wait_out(
-                lambda: self._store.give_back(leases), "giving jobs back", GIVE_BACK_PATIENCE_SECONDS
+                lambda: self._store.requeue(leases), "giving jobs back", REQUEUE_PATIENCE_SECONDS
             )
         except RedisError as fault:
             log.error("%d jobs not given back, others run them once their leases end: %s", len(leases), fault)

@@ -1,7 +1,4 @@
-"""Tells a job's stream how far its attempt is. The first event is claim's, the last ones settle's.
-
-Joins the text of one attempt, as the engine gives it, into few events. Parting it is the splitter's.
-"""
+"""Tells a job's stream how far its attempt is. The first event is claim's, the last ones settle's."""
 
 import logging
 import time
@@ -22,6 +19,9 @@ log = logging.getLogger(__name__)
 # At ten events a second more than a quarter of an hour of text; all of it is in the outcome.
 MAX_EVENTS = 10_000
 SILENCE_SECONDS = 1.0
+# Of text, until it is written.
+MAX_WAIT_SECONDS = 0.1
+MAX_WAITING_TOKENS = 32
 
 
 class EventWriter:
@@ -88,20 +88,14 @@ class AttemptEvents:
 
     def frames(self, media_index: int, done: int, total: int) -> bool:
         """`done` of `total` frames of a video are decoded."""
-        attempt = self._lease.attempt
-        return self._tell(
-            FramesDecoded(media_index=media_index, done=done, total=total, attempt=attempt, at=time.time())
-        )
+        attempt, now = self._lease.attempt, time.time()
+        return self._tell(FramesDecoded(media_index=media_index, done=done, total=total, attempt=attempt, at=now))
 
     def text(self, channel: Channel, text: str, offset: int, num_tokens: int, may_wait: bool = False) -> bool:
         """The model wrote `text` after the first `offset` characters of `channel`, and `num_tokens` in all."""
-        attempt = self._lease.attempt
-        return self._tell(
-            TextGenerated(
-                channel=channel, text=text, offset=offset, num_tokens=num_tokens, attempt=attempt, at=time.time()
-            ),
-            may_wait,
-        )
+        attempt, now = self._lease.attempt, time.time()
+        event = TextGenerated(channel=channel, text=text, offset=offset, num_tokens=num_tokens, attempt=attempt, at=now)
+        return self._tell(event, may_wait)
 
     def flush(self) -> None:
         """Write what waits."""
@@ -109,17 +103,13 @@ class AttemptEvents:
             self.unwritten = []
 
     def _tell(self, event: StageStarted | FramesDecoded | TextGenerated, may_wait: bool = False) -> bool:
-        told = [*self.unwritten, event.model_dump_json()]
-        is_written = not may_wait and self._writer.write(self._lease, told)
+        events = [*self.unwritten, event.model_dump_json()]
+        is_written = not may_wait and self._writer.write(self._lease, events)
         if is_written:
             self.unwritten = []
         elif may_wait:
-            self.unwritten = told
+            self.unwritten = events
         return is_written
-
-
-MAX_WAIT_SECONDS = 0.1
-MAX_WAITING_TOKENS = 32
 
 
 class Coalescer:
@@ -134,15 +124,15 @@ class Coalescer:
         self._waiting: list[Piece] = []
         self._offsets: dict[Channel, int] = {"reasoning": 0, "answer": 0}
         self._num_tokens = 0
-        self._num_tokens_told = 0
-        self._told_at = 0.0
+        self._num_tokens_written = 0
+        self._written_at = 0.0
 
     def push(self, text: str, num_tokens: int, is_last: bool = False) -> None:
         """Text that came, never half a character, and how many tokens it took; the last is left to `flush`."""
         self._num_tokens += num_tokens
         self._add(self._splitter.push(text))
-        is_much = self._num_tokens - self._num_tokens_told >= MAX_WAITING_TOKENS
-        if not is_last and (is_much or time.monotonic() - self._told_at >= MAX_WAIT_SECONDS):
+        is_much = self._num_tokens - self._num_tokens_written >= MAX_WAITING_TOKENS
+        if not is_last and (is_much or time.monotonic() - self._written_at >= MAX_WAIT_SECONDS):
             self._tell()
 
     def flush(self) -> None:
@@ -166,5 +156,5 @@ class Coalescer:
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)
-            self._told_at = time.monotonic()
-            self._num_tokens_told = self._num_tokens
+            self._written_at = time.monotonic()
+            self._num_tokens_written = self._num_tokens

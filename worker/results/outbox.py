@@ -1,7 +1,4 @@
-"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does.
-
-Outcomes on disk that Redis could not take when they were reached. Writing them to Redis is `outbox`'s.
-"""
+"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does."""
 
 import hashlib
 import logging
@@ -18,12 +15,11 @@ from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
 from keye.config.outcome import JobFailure, JobResult, Outcome
 from keye.worker.leases.job_lease import Claimed
-from keye.worker.results.outcome_size import OutcomeTooLarge
-from keye.worker.results.settlement import Settlement
+from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 
 log = logging.getLogger(__name__)
 
-
+# Of a spool.
 MAX_FILES = 10_000
 MAX_BYTES = 2**28
 

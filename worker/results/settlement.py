@@ -1,30 +1,56 @@
 """Writes how a job ended: outcome, last event, state, expiry, Celery's result and its message's acknowledgement in one
 move of the lease holder.
 
-The outcome as plain Celery readers (`AsyncResult.get`) find it: Celery's own format, written by the settlement.
-
-Celery would read before it writes, and write after the job has ended; settled with the outcome it costs no round trip.
+The result for plain Celery readers (`AsyncResult.get`) is in Celery's own format. Celery would read before it writes,
+and write after the job has ended; settled with the outcome it costs no round trip.
 """
 
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Self
 
 from redis import Redis
 
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
-from keye.config.faults import JobFailed
-from keye.config.outcome import JobFailure, JobResult, JobState
+from keye.config.faults import Fault, JobFailed
+from keye.config.job import MAX_METADATA_BYTES
+from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState, Stage
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
-from keye.worker.results.outcome_size import OutcomeTooLarge, in_brief
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
+# Of a failure that is written in brief.
+MAX_MESSAGE_CHARS = 4096
+
+
+class OutcomeTooLarge(Fault):
+    """The job was answered, and its answer cannot be stored. `failure` is how it ends instead."""
+
+    failure: JobFailure
+
+    @classmethod
+    def of(cls, result: JobResult, cause: ArgumentTooLarge) -> Self:
+        fault = cls(
+            ErrorCode.INVALID_JOB,
+            f"The answer of {result.usage.completion_tokens} tokens cannot be stored: {cause}. Have that setting "
+            "raised and send the job again, or ask for fewer new tokens (generation.max_new_tokens).",
+        )
+        fault.failure = JobFailure(
+            job_id=result.job_id,
+            code=fault.code,
+            message=fault.message,
+            stage=Stage.GENERATE,
+            retryable=fault.code.facts.retryable,
+            attempts=result.attempts,
+            metadata=result.metadata,
+        )
+        return fault
 
 
 class Settlement:
@@ -47,44 +73,42 @@ class Settlement:
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.leases()]
         names += [keys.dead_letters(), keys.deadlines(), result_key(lease.job_id), UNACKED, UNACKED_INDEX]
         names += keys.idempotency_of(lease.idempotency_key)
-        outcome_json, told = self._told(lease.job_id, outcome)
+        outcome_json, celery_json = self._encode(lease.job_id, outcome)
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         events = without_oversized(self._redis, lease, last_events)
-        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, told, MAX_EVENTS)
+        args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, celery_json, MAX_EVENTS)
         return bool(self._settle(names, (*args, lease.delivery_tag, *events)))
 
     def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""
         key = result_key(task_id)
         try:
-            _, told = self._told(task_id, outcome)
+            _, celery_json = self._encode(task_id, outcome)
         except OutcomeTooLarge as fault:
-            _, told = self._told(task_id, fault.failure)
-        if self._redis.set(key, told, ex=self._result_ttl_seconds, nx=True):
-            self._redis.publish(key, told)
+            _, celery_json = self._encode(task_id, fault.failure)
+        if self._redis.set(key, celery_json, ex=self._result_ttl_seconds, nx=True):
+            self._redis.publish(key, celery_json)
 
     def expire(self, failure: JobFailure, job: JobOutline) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.leases(), keys.queued(job.priority), keys.deadlines()]
         names += keys.idempotency_of(job.idempotency_key)
-        outcome_json, _ = self._told(job_id, failure)
+        outcome_json, _ = self._encode(job_id, failure)
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
-        return bool(self._end_queued(names, args) == JobState.QUEUED)
+        return self._end_queued(names, args) == JobState.QUEUED
 
-    def _told(self, task_id: str, outcome: JobResult | JobFailure) -> tuple[str, str]:
+    def _encode(self, task_id: str, outcome: JobResult | JobFailure) -> tuple[str, str]:
         """As JSON and as Celery's result, both of a size that Redis takes; raises `OutcomeTooLarge` for a result."""
         outcome_json = outcome.model_dump_json()
-        told = result_message(task_id, outcome, outcome_json)
+        celery_json = result_message(task_id, outcome, outcome_json)
         try:
-            check_arguments(self._redis, (outcome_json, told))
+            check_arguments(self._redis, (outcome_json, celery_json))
         except ArgumentTooLarge as fault:
             if isinstance(outcome, JobResult):
                 raise OutcomeTooLarge.of(outcome, fault) from None
-            outcome = in_brief(outcome, fault)
-            outcome_json = outcome.model_dump_json()
-            told = result_message(task_id, outcome, outcome_json)
-        return outcome_json, told
+            return self._encode(task_id, _in_brief(outcome, fault))
+        return outcome_json, celery_json
 
 
 def result_key(task_id: str) -> str:
@@ -98,9 +122,22 @@ def result_message(task_id: str, outcome: JobResult | JobFailure, outcome_json: 
         status, result = "SUCCESS", outcome_json
     else:
         failed = JobFailed.of(outcome)
-        told = {"exc_type": "JobFailed", "exc_message": failed.args, "exc_module": JobFailed.__module__}
-        status, result = "FAILURE", json.dumps(told)
+        exception = {"exc_type": "JobFailed", "exc_message": failed.args, "exc_module": JobFailed.__module__}
+        status, result = "FAILURE", json.dumps(exception)
     done_at = datetime.now(UTC).isoformat()
     meta = json.dumps({"status": status, "traceback": None, "children": [], "date_done": done_at, "task_id": task_id})
     # The outcome is JSON already.
     return f'{meta[:-1]}, "result": {result}}}'
+
+
+def _in_brief(failure: JobFailure, cause: ArgumentTooLarge) -> JobFailure:
+    """The failure without what may be large in it; its code stays, for that is why the job ended."""
+    is_small = len(json.dumps(failure.metadata)) <= MAX_METADATA_BYTES
+    left_out = f"(Left out: what was written, and metadata beyond {MAX_METADATA_BYTES} bytes. It has {cause}.)"
+    return failure.model_copy(
+        update={
+            "message": f"{failure.message[:MAX_MESSAGE_CHARS]} {left_out}",
+            "partial": None,
+            "metadata": failure.metadata if is_small else {},
+        }
+    )

@@ -222,7 +222,7 @@ class Analyst:
                     recorded, opened = _open_record(answer)
                     if recorded.is_newer and not queued.is_newer:
                         # Comes again with what the record says, and is left to others then.
-                        self._leases.give_back([answer])
+                        self._leases.requeue([answer])
                         return None
                 if isinstance(opened, SealedJob):
                     answer = replace(answer, idempotency_key=opened.job.idempotency_key)

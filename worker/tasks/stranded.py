@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class StrandedJobs:
-    """Buries and expires for the reaper; both raise when Redis is away, and are then called again."""
+    """Makes dead letters and expires for the reaper; both raise when Redis is away, and are then called again."""
 
     def __init__(self, settlement: Settlement) -> None:
         self._settlement = settlement
 
-    def bury(self, taken: TakenOver) -> None:
-        """End a job that may not run again."""
+    def dead_letter(self, taken: TakenOver) -> None:
+        """End a job that may not run again as failed, or as cancelled where its caller wanted that."""
         job = _outline(taken.sealed_json)
         lease = replace(taken.lease, idempotency_key=job.idempotency_key)
         if taken.cancel_requested:

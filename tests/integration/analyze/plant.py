@@ -181,7 +181,7 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
 
 def a_reaper(plant: Plant) -> Reaper:
     jobs = StrandedJobs(plant.settlement)
-    return Reaper(plant.leases, "reaper", (), jobs.bury, jobs.expire)
+    return Reaper(plant.leases, "reaper", (), jobs.dead_letter, jobs.expire)
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:

@@ -63,7 +63,7 @@ def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Sett
     lease = claim(store, a_job())
     redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
     assert store.retry(lease, a_failure(lease), 60, None) == "cancelled"
-    assert store.give_back([lease]) == ["cancelled"]
+    assert store.requeue([lease]) == ["cancelled"]
     assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
 
 
@@ -72,8 +72,8 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
 ) -> None:
     sealed = a_job()
     first = claim(store, sealed)
-    assert store.give_back([first]) == ["queued"]
-    assert store.give_back([first]) == ["lost"]
+    assert store.requeue([first]) == ["queued"]
+    assert store.requeue([first]) == ["lost"]
     assert not settlement.settle(first, a_failure(first))
 
     assert messages(redis) == [sealed.job_id]
@@ -88,7 +88,7 @@ def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: Leas
     redis.lpush(message_list(Priority.NORMAL), message(waiting.job_id, None, Priority.NORMAL))
     urgent = claim(store, a_job(priority="high"))
 
-    assert store.give_back([leases[2], urgent, leases[0], leases[1]]) == ["queued"] * 4
+    assert store.requeue([leases[2], urgent, leases[0], leases[1]]) == ["queued"] * 4
     assert messages(redis) == [*(lease.job_id for lease in leases), waiting.job_id]
     assert messages(redis, Priority.HIGH) == [urgent.job_id]
     assert store.sweep(10) == [], "nothing that they overtook seems lost"
@@ -96,7 +96,7 @@ def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: Leas
 
 def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: LeaseStore, redis: Redis) -> None:
     lease = claim(brief, a_job())
-    brief.give_back([lease])
+    brief.requeue([lease])
     redis.delete(message_list(Priority.NORMAL))
     eventually(lambda: brief.overdue(10) == [lease.job_id])
     a_reaper(brief).reap_overdue()

@@ -75,7 +75,7 @@ def test_a_claim_by_a_worker_that_knows_it_ends_the_count(store: LeaseStore, red
     assert store.leave(QueuedJob.of(sealed), patience_seconds=1) == 0
     bring_back(store, redis, sealed.job_id)
     lease = claim(store, sealed)
-    store.give_back([lease])
+    store.requeue([lease])
     assert store.leave(QueuedJob.of(sealed), patience_seconds=1) == 0
 
 

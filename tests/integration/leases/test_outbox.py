@@ -67,7 +67,9 @@ def test_outcome_of_a_dead_process_is_written_by_the_next(
     leave_on_disk(redis, outbox, lease, a_failure(lease))
 
     next_one = Outbox(settlement, Spool.of(client, tmp_path), Patience())
-    reaper = Reaper(LeaseStore(client, 0.3), "next", [next_one.deliver], bury=lambda _: None, expire=lambda _: None)
+    reaper = Reaper(
+        LeaseStore(client, 0.3), "next", [next_one.deliver], dead_letter=lambda _: None, expire=lambda _: None
+    )
     reaper.start()
     eventually(lambda: "outcome" in record(redis, lease.job_id))
     reaper.stop()
@@ -80,7 +82,7 @@ def test_outcome_on_disk_whose_job_went_on_without_it_is_discarded(
     sealed = a_job()
     lease = claim(store, sealed)
     leave_on_disk(redis, outbox, lease, a_failure(lease, "late"))
-    store.give_back([lease])
+    store.requeue([lease])
     second = claim(store, sealed, "worker-2")
 
     outbox.deliver()

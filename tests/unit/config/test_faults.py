@@ -40,7 +40,7 @@ from keye.config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from keye.worker.results.outcome_size import OutcomeTooLarge
+from keye.worker.results.settlement import OutcomeTooLarge
 
 FAILURE = JobFailure(
     job_id="7", code=ErrorCode.MEDIA_CORRUPT, message="It broke.", stage=Stage.DECODE, retryable=False, attempts=1
