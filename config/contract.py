@@ -1,13 +1,18 @@
-"""How strict every model that crosses the queue is, and how each may grow while releases run side by side.
-
-Words of what workers report, to which later releases may add. The engine reads it, and knows no pydantic.
+"""How strict every model that crosses the queue is, how each may grow while releases run side by side, and in what
+words its faults are told.
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+# More of them, or longer names of unknown fields, nobody reads.
+MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
 
 Value = TypeVar("Value")
 
@@ -62,7 +67,10 @@ if TYPE_CHECKING:
 
 
 class OpenEnum(StrEnum):
-    """A word that this release does not know is kept as it was said, and equals none that it does."""
+    """A word that this release does not know is kept as it was said, and equals none that it does.
+
+    Of what workers report, to which later releases may add.
+    """
 
     @classmethod
     def _missing_(cls, value: object) -> Any:
@@ -78,3 +86,98 @@ class OpenEnum(StrEnum):
         known = handler.resolve_ref_schema(schema)
         known["examples"] = known.pop("enum")
         return schema
+
+
+def describe_faults(error: ValidationError) -> str:
+    """One line a fault: where, and what is wrong. Values are left out: they may hold secrets such as signed URLs."""
+    number = error.error_count()
+    return f"{number} faults" if number > MAX_FAULTS else list_faults(faults_of(error))
+
+
+def list_faults(faults: Sequence[str]) -> str:
+    return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: " + "; ".join(faults)
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """As `place: sentence`, without pydantic's insides: its names of functions, branches of unions and Python types."""
+    found = error.errors(include_url=False)
+    no_lists = {fault["loc"][:-1] for fault in found if fault["type"] == "tuple_type"}
+    # A list whose items are wrong is empty to pydantic.
+    beneath = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
+    told = []
+    for fault in found:
+        place, kind = fault["loc"], fault["type"]
+        sentence = _sentence(fault)
+        if place and _is_branch(place[-1]) and kind in ("string_type", "tuple_type"):
+            # Of `str | tuple[...]`, what was given is one or neither.
+            if kind == "tuple_type" or place[:-1] not in no_lists:
+                continue
+            sentence = f"Input should be text or a list of parts such as {A_PART}, not {name_kind(fault['input'])}"
+        if kind != "too_short" or place not in beneath:
+            told.append(f"{_in_words(place) or 'job'}: {sentence}")
+    return told
+
+
+def escaped(text: str) -> str:
+    """For what strangers wrote: one line, in which no character moves the cursor, turns the text round or is hidden."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def name_kind(value: object) -> str:
+    """What somebody gave, by its type alone."""
+    kind = type(value)
+    name = escaped(f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."))
+    return _KINDS.get(kind) or f"of type {name[:MAX_PLACE_CHARS]}"
+
+
+_KINDS = {str: "text", list: "a list", tuple: "a list", dict: "an object", type(None): "nothing (null)", bytes: "bytes"}
+_KINDS |= {bool: "true or false", int: "a number", float: "a number"}
+
+A_PART = '{"type": "image", "uri": "s3://bucket/key"}'
+# Where pydantic's own sentences name its insides or Python's, quote what stands there, or hide the way out.
+_SENTENCES = {
+    "extra_forbidden": "is no field here",
+    "invalid-json-value": "is no JSON: it is {kind}",
+    "model_attributes_type": "Input should be a part such as {part}, not {kind}",
+    "model_type": "Input should be an object, not {kind}",
+    "string_unicode": "Input should be a valid string, it holds half a character (a lone surrogate)",
+    "too_long": "has more than {max_length} items",
+    "too_short": "has fewer than {min_length} items",
+    "tuple_type": "Input should be a list, not {kind}",
+    "union_tag_invalid": "type is none of {expected_tags}. A part is written {part}",
+    "union_tag_not_found": "says no type. A part is written {part}",
+}
+# What the parts of other models' chats call it.
+_NAMES_ELSEWHERE = dict.fromkeys(("image", "video", "image_url", "video_url", "url", "path"), "uri")
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    kind, given = fault["type"], name_kind(fault["input"])
+    if kind == "string_unicode" and given != "text":
+        return f"Input should be a valid string, not {given}"
+    if kind not in _SENTENCES:
+        return fault["msg"].removeprefix("Value error, ") + f", not {given}" * kind.endswith("_type")
+    sentence = _SENTENCES[kind].format(**fault.get("ctx", {}), kind=given, part=A_PART)
+    if kind == "extra_forbidden":
+        name = str(fault["loc"][-1])
+        near = _NAMES_ELSEWHERE.get(name) or "".join(get_close_matches(name, _fields_of(Contract), 1))
+        sentence += f": did you mean {near}?" * (near not in ("", name))
+    return sentence
+
+
+def _fields_of(model: type[BaseModel]) -> set[str]:
+    """Of all that a caller may ask."""
+    kinds = [kind for kind in model.__subclasses__() if kind is not Report]
+    return set(model.model_fields).union(*map(_fields_of, kinds))
+
+
+def _is_branch(place: int | str) -> bool:
+    # So pydantic calls the branches of `str | tuple[...]`.
+    return place == "str" or str(place).startswith(("tuple[", "function-"))
+
+
+def _in_words(place: Sequence[int | str]) -> str:
+    if "metadata" in place:
+        # Beneath it pydantic names the types of values too.
+        place = place[: place.index("metadata") + 2]
+    return escaped(".".join(str(each) for each in place if not _is_branch(each)))[:MAX_PLACE_CHARS]

@@ -1,16 +1,24 @@
-"""What a caller asks for: media, a prompt or a chat, and how to answer.
-
-What may be a job's id: it stands in keys, log lines, URLs and shells, and producers of all kinds choose it.
-"""
+"""What a caller asks for: media, a prompt or a chat, and how to answer; and what may be a job's id."""
 
 import json
+import os
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, TypeGuard
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from keye.config.contract import Contract
+from keye.config.contract import Contract, describe_faults
 
 MAX_MEDIA = 64
 MAX_METADATA_BYTES = 16 * 1024
@@ -21,7 +29,23 @@ MAX_URI_BYTES = 4096  # of any other URI: Linux' PATH_MAX, and more than S3 lets
 MAX_TEXT_BYTES = 2**20
 SCHEMES = ("s3", "file", "data", "https")
 
-Uri = Annotated[str, StringConstraints(min_length=1, max_length=4 * 1024 * 1024)]
+
+def _is_whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate)") from None
+    return text
+
+
+# Python's `str` may hold what neither JSON nor Redis can. No type of pydantic's: the schema is the same without.
+Text = Annotated[str, AfterValidator(_is_whole)]
+SomeText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_whole)]
+Uri = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=4 * 1024 * 1024),
+    BeforeValidator(lambda uri: os.fspath(uri) if isinstance(uri, os.PathLike) else uri),
+]
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
 
@@ -57,7 +81,25 @@ class Sampling(StrEnum):
     KEYFRAMES = "keyframes"
 
 
-class MediaPart(Contract):
+class Asked(Contract):
+    """What a caller makes himself: `InvalidJob` where it is faulty, with every fault. Checked again as it is sent."""
+
+    model_config = ConfigDict(revalidate_instances="always")
+
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            # Not among the imports above: errors carry outcomes, which know what a job is.
+            from keye.config.faults import InvalidJob
+
+            raise InvalidJob(describe_faults(error)) from None
+
+    # To pydantic it is its own: it would call another for each model within a model, and lose the places of faults.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class MediaPart(Asked):
     """One image or video: `s3://bucket/key`, `file:///path`, an absolute path, `data:`, or `https://` where allowed.
 
     The model sees it at no fewer than `min_pixels` and no more than `max_pixels` (width x height, per frame), or at
@@ -115,21 +157,21 @@ class VideoPart(MediaPart):
         return self
 
 
-class TextPart(Contract):
+class TextPart(Asked):
     type: Literal["text"] = "text"
-    text: str
+    text: Text
 
 
 AnyMedia = Annotated[ImagePart | VideoPart, Field(discriminator="type")]
 AnyPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
-class ChatMessage(Contract):
+class ChatMessage(Asked):
     role: Literal["system", "user", "assistant"]
-    content: str | tuple[AnyPart, ...]
+    content: Text | tuple[AnyPart, ...]
 
 
-class GenerationOptions(Contract):
+class GenerationOptions(Asked):
     """Unset sampling options take the checkpoint's `generation_config.json`; `temperature` 0 is greedy."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
@@ -137,15 +179,15 @@ class GenerationOptions(Contract):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], Field(max_length=8)] = ()
+    stop: Annotated[tuple[SomeText, ...], Field(max_length=8)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
-class AnalysisJob(Contract):
+class AnalysisJob(Asked):
     """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media."""
 
     media: Annotated[tuple[AnyMedia, ...], Field(max_length=MAX_MEDIA)] = ()
-    prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
+    prompt: SomeText | None = None
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)] | None = None
     thinking: Thinking = Thinking.AUTO
     generation: GenerationOptions = GenerationOptions()
@@ -163,8 +205,8 @@ class AnalysisJob(Contract):
             json.dumps(metadata, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             # Without the error's own words: they may quote what it holds.
-            told = "metadata is no JSON: it holds NaN, an infinity, half a character, or is nested too deeply"
-            raise ValueError(told) from None
+            reason = "metadata is no JSON: it holds NaN, an infinity, half a character, or is nested too deeply"
+            raise ValueError(reason) from None
         if size > MAX_METADATA_BYTES:
             raise ValueError(f"metadata is {size} bytes of JSON, the limit is {MAX_METADATA_BYTES}: store a reference")
         return metadata

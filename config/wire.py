@@ -17,9 +17,9 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     field_validator,
 )
-from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, to_json
 
-from keye.config.contract import Contract, Report, version_needed
+from keye.config.contract import Contract, Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, JobId, Priority
@@ -27,8 +27,6 @@ from keye.config.outcome import OUTCOME, JobState
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1
-# More of them, or longer names of unknown fields, nobody reads.
-MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
 # Of a sealed job as JSON. Pictures and text have bounds of their own (`keye.config.job`), together a little below it.
 MAX_SEALED_BYTES = 16 * 2**20
 # Commas and brackets of a message before it is parsed. Each makes an object of 60 bytes or more; a job of the longest
@@ -55,7 +53,12 @@ class SealedJob(Contract):
 
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
-    sealed = SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
+    identity = {"schema_version": version_needed(job), "job_id": str(uuid.uuid4()), "submitted_at": time.time()}
+    try:
+        # Copies that were changed, and metadata that was filled later, were never checked.
+        sealed = SealedJob.model_validate(identity | {"job": job})
+    except ValidationError as error:
+        raise InvalidJob(describe_faults(error)) from None
     _check_size(_as_json(sealed))
     return sealed
 
@@ -91,25 +94,6 @@ def _as_json(value: Any) -> bytes:
 def _check_size(text: bytes) -> None:
     if len(text) > MAX_SEALED_BYTES:
         raise InvalidJob(f"1 fault: job: {len(text)} bytes of JSON, the limit is {MAX_SEALED_BYTES}")
-
-
-def describe_faults(error: ValidationError) -> str:
-    """One line a fault: where, and what is wrong. Values are left out: they may hold secrets such as signed URLs."""
-    number = error.error_count()
-    if number > MAX_FAULTS:
-        return f"{number} faults"
-    faults = [
-        f"{'.'.join(map(str, fault['loc']))[:MAX_PLACE_CHARS] or 'job'}: {_sentence(fault)}"
-        for fault in error.errors(include_input=False)
-    ]
-    return f"{number} fault{'s' if number > 1 else ''}: " + "; ".join(faults)
-
-
-def _sentence(fault: ErrorDetails) -> str:
-    if fault["type"] == "union_tag_invalid":
-        # pydantic's own quotes what stands there.
-        return f"type is none of {fault['ctx']['expected_tags']}"
-    return fault["msg"].removeprefix("Value error, ")
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from keye.config.contract import escaped
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.extras import install_command
 from keye.config.faults import InvalidJob, JobFailed, Refusal
@@ -21,7 +22,7 @@ from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.client import build_job
 from keye.producer.job import Cancellation, Job
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, escaped, exit_code_of
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, exit_code_of
 
 app = typer.Typer(
     no_args_is_help=True,

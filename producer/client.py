@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from pydantic import SecretStr, ValidationError
 
+from keye.config.contract import describe_faults
 from keye.config.faults import InvalidJob, JobNotFound, Refusal
 from keye.config.formats import media_type_of
 from keye.config.job import AnalysisJob
 from keye.config.settings import Settings
-from keye.config.wire import describe_faults
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
 from keye.producer.transport import Envelope, Transport, enclose, reaching_redis

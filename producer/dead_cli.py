@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from keye.config.contract import escaped
 from keye.config.faults import DeadLetterNotFound, MessageNotFound
 from keye.config.outcome import ErrorCode
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter, describe_job
-from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected, escaped
+from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected
 
 app = typer.Typer(
     no_args_is_help=True,

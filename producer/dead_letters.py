@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from keye.config.contract import describe_faults
 from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
 from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
-from keye.config.wire import Outline, describe_faults, open_sealed
+from keye.config.wire import Outline, open_sealed
 from keye.producer.job import Job
 from keye.producer.transport import Transport
 

@@ -54,11 +54,6 @@ def connected(redis_url: str | None) -> Iterator[Client]:
         raise typer.Exit(exit_code_of(error)) from None
 
 
-def escaped(text: str) -> str:
-    """For what strangers wrote: one line, in which no character moves the cursor, turns the text round or is hidden."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def exit_code_of(error: Exception) -> ExitCode:
     match error:
         case JobFailed():

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES, describe_faults
+from keye.config.contract import describe_faults, escaped
+from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
 
 # A sealed job as base64, and some more for what Celery's clients put beside it.
 MAX_MESSAGE_BYTES = MAX_SEALED_BYTES * 3 // 2
@@ -27,7 +28,7 @@ class Unreadable(ValueError):
     def __init__(self, reason: str) -> None:
         # It may name what somebody else has named, line breaks and all.
         brief = reason[:MAX_REASON_CHARS]
-        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in brief)
+        printable = escaped(brief)
         is_whole = len(reason) <= MAX_REASON_CHARS and len(printable) <= MAX_REASON_CHARS
         super().__init__(printable if is_whole else f"{printable[:MAX_REASON_CHARS]} ...")
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from keye.config.connection import connect
-from keye.config.faults import Fault, InvalidSettings
+from keye.config.faults import Fault, InvalidJob, InvalidSettings
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
-from keye.config.wire import describe_faults
 from keye.worker.daemon.doctor import examine
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
@@ -109,8 +107,8 @@ def plan(
             raise ValueError(f"no such file: {', '.join(missing)}. Give files of this machine; S3 is not looked at.")
         parts = [planning.part_of(path, **asked) for path in files]
         planned = planning.plan_media(parts, facts, room, settings.min_frames_per_second)
-    except ValidationError as error:
-        raise typer.BadParameter(describe_faults(error)) from None
+    except InvalidJob as error:
+        raise typer.BadParameter(str(error)) from None
     except (OSError, KeyError, ValueError, Fault) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
