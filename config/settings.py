@@ -8,12 +8,12 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from keye.config.faults import InvalidSettings
-from keye.config.hardware import DeviceSetting, PrecisionSetting
+from keye.config.host import DeviceSetting, PrecisionSetting
 
 
 def _decoders() -> int:
     """One a core: they are nice to the engine. A worker has no more than 8 jobs at a time to decode for."""
-    # Producers read these settings too, on systems that do not tell which cores a process may use.
+    # Some systems do not tell which cores a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 
@@ -21,19 +21,40 @@ def _decoders() -> int:
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
 
 
-class Settings(BaseSettings):
-    """Read once, at start; each part of the worker is handed only the piece it needs."""
+class ProducerSettings(BaseSettings):
+    """What the asking side needs: whatever is wrong with a worker's own settings, a producer beside it runs."""
 
     model_config = SettingsConfigDict(env_prefix="KEYE_", env_file=".env", extra="ignore", frozen=True)
 
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: jobs and results"
     )
-    require_durable: bool = Field(
-        default=False, description="whether a worker refuses a server without an append-only file, instead of warning"
-    )
     result_ttl_seconds: int = Field(
         default=86400, ge=60, description="how long an ended job and its outcome can be read"
+    )
+    lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
+    s3_endpoint_url: str | None = Field(default=None, description="for S3-compatible stores; unset means AWS")
+    upload_prefix: str | None = Field(
+        default=None,
+        pattern=r"^s3://[^/]+(/.*)?$",
+        description="s3://bucket/prefix that `Client.submit` uploads bytes and pictures to; unset refuses large ones",
+    )
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Settings from the environment, and `given` ones. Raises `InvalidSettings`, with every fault."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            faults = [f"KEYE_{str(f['loc'][0]).upper()}: {f['msg']}" for f in error.errors(include_input=False)]
+            raise InvalidSettings("; ".join(faults)) from None
+
+
+class Settings(ProducerSettings):
+    """Read once, at start; each part of the worker is handed only the piece it needs."""
+
+    require_durable: bool = Field(
+        default=False, description="whether a worker refuses a server without an append-only file, instead of warning"
     )
     dead_letter_ttl_seconds: int = Field(
         default=7 * 86400, ge=60, description="how long a failed job stays among the dead letters"
@@ -64,7 +85,6 @@ class Settings(BaseSettings):
     )
 
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
-    lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
     newer_job_seconds: float = Field(
         default=600, ge=0, description="how long a job of a newer release is left to workers that know it"
     )
@@ -81,7 +101,6 @@ class Settings(BaseSettings):
     media_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="folders local media may be read from, joined by ':'; none means no local media"
     )
-    s3_endpoint_url: str | None = Field(default=None, description="for S3-compatible stores; unset means AWS")
     s3_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="buckets that s3:// media may be in, joined by ','; none means any the credentials open"
     )
@@ -94,11 +113,6 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=8 * 2**30, ge=0, description="most that is kept there; 0 keeps nothing")
     spool_folder: Path = Field(
         default=Path("/var/tmp/keye-spool"), description="where outcomes wait that Redis could not take"
-    )
-    upload_prefix: str | None = Field(
-        default=None,
-        pattern=r"^s3://[^/]+(/.*)?$",
-        description="s3://bucket/prefix that `Client.submit` uploads bytes and pictures to; unset refuses large ones",
     )
     max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="largest image file")
     max_image_pixels: int = Field(
@@ -124,15 +138,6 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = Field(
         default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"
     )
-
-    @classmethod
-    def read(cls, **given: Any) -> Self:
-        """Settings from the environment, and `given` ones. Raises `InvalidSettings`, with every fault."""
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            faults = [f"KEYE_{str(f['loc'][0]).upper()}: {f['msg']}" for f in error.errors(include_input=False)]
-            raise InvalidSettings("; ".join(faults)) from None
 
     @field_validator("media_roots", mode="before")
     @classmethod

@@ -15,8 +15,8 @@ import typer
 
 from keye.config.contract import escaped
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
-from keye.config.extras import install_command
 from keye.config.faults import InvalidJob, JobFailed, Refusal
+from keye.config.host import install_command
 from keye.config.job import AnalysisJob, Priority, Thinking
 from keye.config.wire import schemas
 from keye.producer import dead_cli

@@ -12,7 +12,7 @@ from keye.config.contract import describe_faults
 from keye.config.faults import InvalidJob, JobNotFound, Refusal
 from keye.config.formats import media_type_of
 from keye.config.job import AnalysisJob
-from keye.config.settings import Settings
+from keye.config.settings import ProducerSettings
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
 from keye.producer.transport import Envelope, Transport, enclose, reaching_redis
@@ -31,14 +31,14 @@ class Client:
     ...     print(job.result(timeout=60).answer)
     """
 
-    def __init__(self, target: str | Settings | None = None) -> None:
-        """`target` is a Redis URL or whole settings; without it `KEYE_REDIS_URL` is read, as a worker reads it.
+    def __init__(self, target: str | ProducerSettings | None = None) -> None:
+        """`target` is a Redis URL or settings; without it `KEYE_REDIS_URL` is read, as a worker reads it.
 
         Raises `InvalidSettings`.
         """
         if isinstance(target, str):
-            target = Settings.read(redis_url=SecretStr(target))
-        self._settings = target or Settings.read()
+            target = ProducerSettings.read(redis_url=SecretStr(target))
+        self._settings = target or ProducerSettings.read()
         self._transport = Transport(self._settings)
 
     def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:

@@ -17,7 +17,7 @@ from keye.config.faults import IdempotencyConflict, InvalidJob, QueueUnavailable
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobState
 from keye.config.scripts import load_script
-from keye.config.settings import Settings
+from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob, seal
 
@@ -52,7 +52,7 @@ def enclose(job: AnalysisJob) -> Envelope:
 class Transport:
     """Connections to one Redis. Threads may share it; a forked child opens connections of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ProducerSettings) -> None:
         self._result_ttl_seconds = settings.result_ttl_seconds
         self.redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
         self._submit = load_script(self.redis, "submit")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from keye.config.extras import install_command
 from keye.config.faults import InvalidJob, UploadFailed
 from keye.config.formats import Format, format_of
+from keye.config.host import install_command
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
-from keye.config.settings import Settings
+from keye.config.settings import ProducerSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
-def references_of(media: Sequence[Any], settings: Settings) -> list[Any]:
+def references_of(media: Sequence[Any], settings: ProducerSettings) -> list[Any]:
     """As `reference_of` for each; what the job has no room for inside is uploaded."""
     references, room = [], MAX_INLINE_URI_CHARS
     for index, medium in enumerate(media):
@@ -35,7 +35,7 @@ def references_of(media: Sequence[Any], settings: Settings) -> list[Any]:
     return references
 
 
-def reference_of(medium: Any, index: int, settings: Settings, room: int = MAX_INLINE_URI_CHARS) -> Any:
+def reference_of(medium: Any, index: int, settings: ProducerSettings, room: int = MAX_INLINE_URI_CHARS) -> Any:
     """What a job holds in place of bytes or a PIL image: a part with a `data:` or `s3:` URI. Other media as they are.
 
     `room` is how many characters of `data:` URIs the job may still hold.

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -69,13 +70,24 @@ def test_wrong_settings_are_told_by_the_names_they_are_set_by(keye: CliRunner, m
     odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
     assert odd_url.stderr.startswith("The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://")
     monkeypatch.setenv("KEYE_LEASE_SECONDS", "0")
-    monkeypatch.setenv("KEYE_DEVICE", "hunter2")
+    monkeypatch.setenv("KEYE_UPLOAD_PREFIX", "hunter2")
     told = keye.invoke(app, ["submit", "?"])
     assert told.exit_code == ExitCode.INVALID
     assert told.stderr == (
-        "KEYE_DEVICE: Input should be 'auto', 'cpu' or 'cuda'; "
-        "KEYE_LEASE_SECONDS: Input should be greater than or equal to 1\n"
+        "KEYE_LEASE_SECONDS: Input should be greater than or equal to 1; "
+        "KEYE_UPLOAD_PREFIX: String should match pattern '^s3://[^/]+(/.*)?$'\n"
     )
+
+
+def test_what_is_wrong_with_a_worker_s_settings_is_nothing_to_a_producer(
+    keye: CliRunner, redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("KEYE_DECODERS=many\nKEYE_DEVICE=hunter2\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEYE_CONCURRENCY", "0")
+    assert keye.invoke(app, ["submit", "?"]).exit_code == ExitCode.OK
+    with Client(redis_url) as client:
+        assert client.submit(prompt="?").state is JobState.QUEUED
 
 
 def test_each_way_to_fail_has_its_own_exit_code(keye: CliRunner, client: Client, redis: Redis) -> None:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
 
-from keye.config.hardware import DeviceSetting
+from keye.config.host import DeviceSetting
 from keye.worker.daemon.exit_codes import ExitCode, describe
 from keye.worker.telemetry.presence import WorkerState, read_presence
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from keye.config.hardware import DeviceSetting
+from keye.config.host import DeviceSetting
 
 
 def choose_device(asked: DeviceSetting) -> torch.device:

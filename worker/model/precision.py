@@ -9,8 +9,7 @@ from importlib.util import find_spec
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from keye.config.extras import install_command
-from keye.config.hardware import PrecisionSetting
+from keye.config.host import PrecisionSetting, install_command
 
 Quantization = TorchAoConfig | BitsAndBytesConfig
 

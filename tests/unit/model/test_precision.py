@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from keye.config.hardware import PrecisionSetting
+from keye.config.host import PrecisionSetting
 from keye.config.settings import Settings
 from keye.worker.model import precision
 from keye.worker.model.configuration_keye import KeyeConfig

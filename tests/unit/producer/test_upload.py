@@ -103,7 +103,7 @@ def test_bytes_of_nothing_known_are_refused() -> None:
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
-    with pytest.raises(UploadFailed, match=r"pip install -e '\.\[upload\]'"):
+    with pytest.raises(UploadFailed, match=r"pip install 'keye-worker\[upload\]'"):
         reference_of(b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES), 0, Settings(upload_prefix="s3://uploads/here"))
 
 
