@@ -9,7 +9,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,10 +17,9 @@ from keye.config.contract import escaped
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.host import install_command
-from keye.config.job import AnalysisJob, Priority, Thinking
+from keye.config.job import Priority, Thinking
 from keye.config.wire import schemas
 from keye.producer import dead_cli
-from keye.producer.client import build_job
 from keye.producer.job import Cancellation, Job
 from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, exit_code_of
 
@@ -47,7 +46,7 @@ def submit(
     deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
     job_file: Annotated[
-        typer.FileText | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
+        typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="wait for the answer and print it, as `keye result` does")
@@ -61,22 +60,18 @@ def submit(
         if job_file is not None:
             if prompt is not None:
                 raise typer.BadParameter("give either a prompt or --job, not both")
-            job = client.submit(read_job(job_file.read()))
+            job = client.submit(**read_job(job_file.read()))
         elif prompt is None:
             raise typer.BadParameter("give a prompt, or a whole job with --job")
         else:
             job = client.submit(
-                build_job(
-                    {
-                        "prompt": prompt,
-                        "media": [absolute(uri) for uri in media or ()],
-                        "thinking": thinking,
-                        "generation": {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
-                        "priority": priority,
-                        "deadline_seconds": deadline_seconds,
-                        "idempotency_key": idempotency_key,
-                    }
-                )
+                prompt=prompt,
+                media=[absolute(uri) for uri in media or ()],
+                thinking=thinking,
+                generation={} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
+                priority=priority,
+                deadline_seconds=deadline_seconds,
+                idempotency_key=idempotency_key,
             )
         if wait:
             print_result(job, timeout, as_json)
@@ -86,17 +81,14 @@ def submit(
 
 @app.command(epilog=EXIT_CODES)
 def submit_many(
-    jobs: Annotated[typer.FileText, typer.Argument(help="a job as JSON in each line, - for standard input")],
+    jobs: Annotated[typer.FileBinaryRead, typer.Argument(help="a job as JSON in each line, - for standard input")],
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
     """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
-    read = [read_or_refuse(line.rstrip()) for line in jobs]
     refusals = []
     with connected(redis_url) as client:
-        answers = iter(client.submit_many(job for job in read if isinstance(job, AnalysisJob)))
-        for number, job in enumerate(read, 1):
-            answer = next(answers) if isinstance(job, AnalysisJob) else job
+        for number, answer in enumerate(client.submit_many(map(read_or_refuse, jobs)), 1):
             if isinstance(answer, Refusal):
                 refusals.append(answer)
                 typer.echo(f"line {number}: {answer}", err=True)
@@ -191,17 +183,18 @@ def absolute(uri: str) -> str:
     return uri if ":" in uri else os.path.abspath(uri)
 
 
-def read_job(text: str) -> AnalysisJob:
+def read_job(text: bytes) -> dict[str, Any]:
+    """The fields of a job. Raises `InvalidJob`."""
     try:
         fields = json.loads(text)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise InvalidJob(f"1 fault: job: is no JSON ({fault})") from None
     if not isinstance(fields, dict):
         raise InvalidJob("1 fault: job: is no JSON object")
-    return build_job(fields)
+    return fields
 
 
-def read_or_refuse(text: str) -> AnalysisJob | InvalidJob:
+def read_or_refuse(text: bytes) -> dict[str, Any] | InvalidJob:
     try:
         return read_job(text)
     except InvalidJob as fault:

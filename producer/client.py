@@ -2,25 +2,57 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from os import PathLike, fspath
+from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import SecretStr, ValidationError
 
-from keye.config.contract import describe_faults
+from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.faults import InvalidJob, JobNotFound, Refusal
-from keye.config.formats import media_type_of
-from keye.config.job import AnalysisJob
+from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, Priority, Thinking, VideoPart
 from keye.config.settings import ProducerSettings
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
 from keye.producer.transport import Envelope, Transport, enclose, reaching_redis
-from keye.producer.upload import references_of
+from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Medium = (
+        str
+        | PathLike[str]
+        | bytes
+        | bytearray
+        | memoryview
+        | IO[bytes]
+        | Image
+        | ImagePart
+        | VideoPart
+        | Mapping[str, Any]
+    )
+
+T = TypeVar("T")
 
 # Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
 JOBS_PER_ROUND_TRIP = 250
+
+
+class JobFields(TypedDict, total=False):
+    """The fields of an `AnalysisJob`, as loosely as `Client.submit` takes them."""
+
+    media: "Medium | Iterable[Medium] | None"
+    prompt: str | None
+    messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]] | None
+    thinking: Thinking | str
+    generation: GenerationOptions | Mapping[str, Any]
+    priority: Priority | str
+    deadline_seconds: float | None
+    max_attempts: int
+    idempotency_key: str | None
+    metadata: Mapping[str, Any]
 
 
 class Client:
@@ -41,12 +73,12 @@ class Client:
         self._settings = target or ProducerSettings.read()
         self._transport = Transport(self._settings)
 
-    def submit(self, job: AnalysisJob | None = None, /, **fields: Any) -> Job:
+    def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
         Among `fields`, a medium may be a string or a path whose suffix tells an image from a video, or whose first
-        bytes do, where the file is here; or bytes of a file, or a PIL image: up to 1 MiB travels inside the job, more
-        is uploaded to where KEYE_UPLOAD_PREFIX says.
+        bytes do, where the file is here; or bytes of a file, a file opened with 'rb', or a PIL image: up to 1 MiB
+        travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says. One alone needs no list.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),
@@ -59,38 +91,34 @@ class Client:
         envelope = self._enclose(fields if job is None else job)
         return Job(self._transport.submit(envelope), self._transport)
 
-    def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any]]) -> list[Job | Refusal]:
+    def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> list[Job | Refusal]:
         """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
 
         Returns in their order each job's handle, or the error that `submit` would have raised, which costs its
-        neighbours nothing: a `Refusal` has a job's verbs, so that its `result()` raises it.
+        neighbours nothing: a `Refusal` has a job's verbs, so that its `result()` raises it. One that is among `jobs`
+        stays in its place. What a medium or `jobs` itself raises becomes an `InvalidJob` with that for its cause, and
+        ends the list where `jobs` raised it.
         """
-        waiting = iter(jobs)
+        waiting = _to_the_end(jobs)
         answers: list[Job | Refusal] = []
         while batch := list(islice(waiting, JOBS_PER_ROUND_TRIP)):
             answers += self._submit_batch(batch)
         return answers
 
-    def _submit_batch(self, jobs: Sequence[AnalysisJob | Mapping[str, Any]]) -> Iterator[Job | Refusal]:
+    def _submit_batch(self, jobs: Sequence[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[Job | Refusal]:
         sealed: list[Envelope | Refusal] = []
         for job in jobs:
             try:
-                sealed.append(self._enclose(job))
-            except Refusal as refusal:
-                sealed.append(refusal)
+                sealed.append(job if isinstance(job, Refusal) else self._enclose(job))
+            except Exception as error:
+                sealed.append(error if isinstance(error, Refusal) else _refuse(error))
         answers = iter(self._transport.submit_many([e for e in sealed if isinstance(e, Envelope)]))
         for envelope in sealed:
             answer = next(answers) if isinstance(envelope, Envelope) else envelope
             yield Job(answer, self._transport) if isinstance(answer, str) else answer
 
     def _enclose(self, job: AnalysisJob | Mapping[str, Any]) -> Envelope:
-        return enclose(job if isinstance(job, AnalysisJob) else build_job(self._with_references(dict(job))))
-
-    def _with_references(self, fields: dict[str, Any]) -> dict[str, Any]:
-        media = fields.get("media")
-        if not isinstance(media, list | tuple):
-            return fields
-        return fields | {"media": references_of(media, self._settings)}
+        return enclose(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
 
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
@@ -124,24 +152,39 @@ class Client:
         self.close()
 
 
-def build_job(fields: dict[str, Any]) -> AnalysisJob:
-    """An `AnalysisJob` from its fields. Raises `InvalidJob` with every fault at once."""
-    media = fields.get("media")
-    if isinstance(media, list | tuple):
-        fields = fields | {
-            "media": [typed_part(i, fspath(m)) if isinstance(m, str | PathLike) else m for i, m in enumerate(media)]
-        }
+def build_job(fields: Mapping[str, Any], settings: ProducerSettings | None = None) -> AnalysisJob:
+    """An `AnalysisJob` from its fields as `Client.submit` takes them; uploads what does not fit into it.
+
+    Raises `InvalidJob` with every fault at once, before anything is uploaded, and `UploadFailed`.
+    """
+    if not isinstance(fields, Mapping):
+        raise InvalidJob(f"1 fault: job: Input should be an AnalysisJob or its fields, not {name_kind(fields)}")
+    fields = dict(fields)
+    media = Media(fields.get("media"), settings)
+    faults = media.faults
+    if "media" in fields:
+        fields["media"] = media.parts
+    if isinstance(fields.get("messages"), Mapping | ChatMessage):
+        fields["messages"] = [fields["messages"]]
     try:
-        return AnalysisJob.model_validate(fields)
+        job = AnalysisJob.model_validate(fields)
     except ValidationError as error:
-        raise InvalidJob(describe_faults(error)) from None
+        faults = faults + faults_of(error)
+    if faults:
+        raise InvalidJob(list_faults(faults))
+    media.upload()
+    return job
 
 
-def typed_part(index: int, uri: str) -> dict[str, str]:
-    media_type = media_type_of(uri)
-    if media_type is None:
-        raise InvalidJob(
-            f"1 fault: media.{index}: neither its suffix nor bytes that could be read here tell image from video. "
-            "Give an ImagePart or a VideoPart."
-        )
-    return {"type": media_type, "uri": uri}
+def _refuse(error: Exception) -> InvalidJob:
+    """For what a caller's own objects raise among many jobs: the handles of those already queued must reach him."""
+    refusal = InvalidJob(f"1 fault: job: reading it raised {type(error).__name__}: {escaped(str(error))}")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _to_the_end(jobs: Iterable[T]) -> Iterator[T | Refusal]:
+    try:
+        yield from jobs
+    except Exception as error:
+        yield _refuse(error)

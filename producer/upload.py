@@ -1,19 +1,22 @@
-"""Media that a producer holds in memory: small ones travel inside the job, larger ones by way of a store."""
+"""Media as a producer gives them: small ones travel inside the job, larger ones by way of a store."""
 
 import base64
 import hashlib
+import inspect
 import io
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from keye.config.faults import InvalidJob, UploadFailed
-from keye.config.formats import Format, format_of
+from keye.config.contract import Contract, escaped, name_kind
+from keye.config.faults import UploadFailed
+from keye.config.formats import Format, format_of, media_type_of
 from keye.config.host import install_command
-from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
+from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, MAX_MEDIA
 from keye.config.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -24,48 +27,122 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
-def references_of(media: Sequence[Any], settings: ProducerSettings) -> list[Any]:
-    """As `reference_of` for each; what the job has no room for inside is uploaded."""
-    references, room = [], MAX_INLINE_URI_CHARS
-    for index, medium in enumerate(media):
-        reference = reference_of(medium, index, settings, room)
-        if isinstance(reference, dict) and reference["uri"].startswith("data:"):
-            room -= len(reference["uri"])
-        references.append(reference)
-    return references
+class Media:
+    """What was given as the media of one job, as its parts. `faults` tell what can be none, each by its place.
 
-
-def reference_of(medium: Any, index: int, settings: ProducerSettings, room: int = MAX_INLINE_URI_CHARS) -> Any:
-    """What a job holds in place of bytes or a PIL image: a part with a `data:` or `s3:` URI. Other media as they are.
-
-    `room` is how many characters of `data:` URIs the job may still hold.
-
-    Uploaded objects are called by their content's hash, so that the same bytes are the same job. They stay until the
-    bucket's own rules remove them. Raises `InvalidJob` or `UploadFailed`.
+    Bytes, open files and PIL images travel inside the job as long as it has room. The others are uploaded, once the
+    rest of the job is known to be right, and are called by their content's hash, so that the same bytes are the same
+    job. They stay until the bucket's own rules remove them.
     """
+
+    def __init__(self, given: Any, settings: ProducerSettings | None) -> None:
+        self.faults: list[str] = []
+        self._prefix = settings.upload_prefix if settings else None
+        self._endpoint_url = settings.s3_endpoint_url if settings else None
+        self._room = MAX_INLINE_URI_CHARS
+        self._uploads: list[tuple[int, bytes, Format, str]] = []
+        # One more than a job may hold is enough to be told of; a generator need not end.
+        self.parts = [self._part_of(medium, i) for i, medium in enumerate(islice(_each_of(given), MAX_MEDIA + 1))]
+
+    def upload(self) -> None:
+        """Raises `UploadFailed`."""
+        for index, content, content_format, key in self._uploads:
+            _upload(content, content_format, index, key, self._prefix or "", self._endpoint_url)
+
+    def _part_of(self, medium: Any, index: int) -> Any:
+        try:
+            if isinstance(medium, Mapping | Contract):
+                return medium
+            if isinstance(medium, str | os.PathLike):
+                return _typed_part(os.fsdecode(medium))
+            return self._hold(_content_of(medium), index)
+        except _NoMedium as fault:
+            self.faults.append(f"media.{index}: {fault}")
+            # In its place, so that the places of the others, and their faults, can be told.
+            return {"type": "image", "uri": "/"}
+
+    def _hold(self, content: bytes, index: int) -> dict[str, str]:
+        content_format = format_of(content)
+        if content_format.media_type is None:
+            raise _NoMedium("begins like no image or video that is known. Give its URI in a part.")
+        head = f"data:{content_format.mime};base64,"
+        num_chars = len(head) + 4 * -(-len(content) // 3)
+        if len(content) <= MAX_INLINE_BYTES and num_chars <= self._room:
+            self._room -= num_chars
+            return {"type": content_format.media_type, "uri": head + base64.b64encode(content).decode()}
+        if not self._prefix:
+            raise _NoMedium(
+                f"has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media together "
+                f"{MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
+                "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
+            )
+        bucket, _, folder = self._prefix.removeprefix("s3://").partition("/")
+        name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
+        key = "/".join(filter(None, (folder.strip("/"), name)))
+        self._uploads.append((index, content, content_format, key))
+        return {"type": content_format.media_type, "uri": f"s3://{bucket}/{key}"}
+
+
+class _NoMedium(Exception):
+    pass
+
+
+def _each_of(given: Any) -> Iterable[Any]:
+    if given is None:
+        return ()
+    is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping | Contract)
+    is_one = is_one or not isinstance(given, Iterable) or _is_file(given) or _is_array(given)
+    return (given,) if is_one else given
+
+
+def _typed_part(uri: str) -> dict[str, str]:
+    media_type = media_type_of(uri)
+    if media_type is None:
+        raise _NoMedium(
+            "neither its suffix nor bytes that could be read here tell image from video. Give an ImagePart or a VideoPart."
+        )
+    return {"type": media_type, "uri": uri}
+
+
+def _content_of(medium: Any) -> bytes:
+    if isinstance(medium, bytes | bytearray | memoryview):
+        return bytes(medium)
     if _is_picture(medium):
-        content = _encode(medium)
-    elif isinstance(medium, bytes | bytearray | memoryview):
-        content = bytes(medium)
-    else:
-        return medium
-    content_format = format_of(content)
-    if content_format.media_type is None:
-        raise InvalidJob(
-            f"1 fault: media.{index}: begins like no image or video that is known. Give its URI in a part."
+        return _encode(medium)
+    if _is_file(medium):
+        return _read(medium)
+    if _is_array(medium):
+        raise _NoMedium(
+            f"is {name_kind(medium)}: nothing tells the order and the range of its numbers. Give a PIL image, as "
+            "PIL.Image.fromarray makes it of RGB from 0 to 255, or the bytes of a file."
         )
-    head = f"data:{content_format.mime};base64,"
-    if len(content) <= MAX_INLINE_BYTES and len(head) + 4 * -(-len(content) // 3) <= room:
-        uri = head + base64.b64encode(content).decode()
-    elif settings.upload_prefix:
-        uri = _upload(content, content_format, index, settings.upload_prefix, settings.s3_endpoint_url)
-    else:
-        raise InvalidJob(
-            f"1 fault: media.{index}: has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media "
-            f"together {MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
-            "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
-        )
-    return {"type": content_format.media_type, "uri": uri}
+    raise _NoMedium(
+        f"is {name_kind(medium)}. Give a path or URI, the bytes of a file, a file opened with 'rb', a PIL image, "
+        "an ImagePart or a VideoPart."
+    )
+
+
+def _is_array(medium: Any) -> bool:
+    return hasattr(medium, "__array__") and not _is_picture(medium)
+
+
+def _is_file(medium: Any) -> bool:
+    # Asynchronous ones cannot be read here.
+    return callable(read := getattr(medium, "read", None)) and not inspect.iscoroutinefunction(read)
+
+
+def _read(file: Any) -> bytes:
+    """All of it, wherever it stands: who wrote into it stands at its end."""
+    if not isinstance(file, io.TextIOBase):
+        try:
+            if file.seekable():
+                file.seek(0)
+            content = file.read()
+        except (OSError, ValueError, AttributeError) as fault:
+            raise _NoMedium(f"is a file that cannot be read ({escaped(str(fault))}).") from None
+        if isinstance(content, bytes):
+            return content
+    raise _NoMedium("is a file opened as text. Open it with 'rb'.")
 
 
 def _is_picture(medium: Any) -> "TypeGuard[Image]":
@@ -78,32 +155,35 @@ def _encode(picture: "Image") -> bytes:
     """As PNG: the model sees the very pixels that the caller sees, upright."""
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("I;16" if upright.mode == "I" else "RGB")
     file = io.BytesIO()
-    # The caller waits for this: the least compression takes a third of the time and a tenth more room.
-    upright.save(file, "PNG", compress_level=1)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("I;16" if upright.mode == "I" else "RGB")
+        # The caller waits for this: the least compression takes a third of the time and a tenth more room.
+        upright.save(file, "PNG", compress_level=1)
+    except Exception as fault:
+        # Pillow reads lazily, and its readers raise whatever they meet.
+        raise _NoMedium(f"is a PIL image that cannot be read ({escaped(str(fault))}).") from None
     return file.getvalue()
 
 
-def _upload(content: bytes, content_format: Format, index: int, prefix: str, endpoint_url: str | None) -> str:
+def _upload(content: bytes, content_format: Format, index: int, key: str, prefix: str, endpoint: str | None) -> None:
+    bucket = prefix.removeprefix("s3://").partition("/")[0]
     try:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        client = _client(os.getpid(), endpoint_url)
+        client = _client(os.getpid(), endpoint)
     except ImportError:
         raise UploadFailed.of(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
-    bucket, _, folder = prefix.removeprefix("s3://").partition("/")
-    name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
-    key = "/".join(filter(None, (folder.strip("/"), name)))
+    except ValueError:
+        raise UploadFailed.of(index, prefix, "the endpoint is no URL") from None
     try:
         client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": content_format.mime})
     except ClientError as error:
         raise UploadFailed.of(index, prefix, error.response.get("Error", {}).get("Code", "unknown")) from None
     except BotoCoreError as error:
         raise UploadFailed.of(index, prefix, type(error).__name__) from None
-    return f"s3://{bucket}/{key}"
 
 
 _making_client = threading.Lock()

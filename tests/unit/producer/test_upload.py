@@ -10,15 +10,15 @@ import pytest
 from PIL import ExifTags, Image
 
 from keye.config.faults import InvalidJob, UploadFailed
-from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS
+from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, ImagePart
 from keye.config.settings import Settings
 from keye.producer.client import Client, build_job
-from keye.producer.upload import reference_of, references_of
+from keye.producer.upload import Media
 
 
 def inline(medium: Any) -> tuple[str, str, bytes]:
     """(type, MIME type, bytes) of what the job holds."""
-    part = reference_of(medium, 0, Settings())
+    (part,) = Media([medium], Settings()).parts
     head, _, payload = part["uri"].partition(";base64,")
     return part["type"], head.removeprefix("data:"), base64.b64decode(payload)
 
@@ -57,9 +57,10 @@ def test_pictures_of_every_mode_travel(mode: str) -> None:
     assert opened(Image.new(mode, (30, 20))).size == (30, 20)
 
 
-def test_other_media_stay_as_they_are() -> None:
-    for medium in ("s3://bucket/cat.jpg", {"type": "image", "uri": "/a"}, None, 7):
-        assert reference_of(medium, 0, Settings()) is medium
+def test_parts_stay_as_they_are() -> None:
+    for medium in (ImagePart(uri="/a"), {"type": "image", "uri": "/a"}, {"type": "odd"}):
+        (part,) = Media([medium], Settings()).parts
+        assert part is medium
 
 
 def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> None:
@@ -69,12 +70,12 @@ def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> No
 
 
 PHOTO = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES - 3)
-URI_CHARS = len(reference_of(PHOTO, 0, Settings())["uri"])
+URI_CHARS = len(Media(PHOTO, Settings()).parts[0]["uri"])
 
 
 def test_many_pictures_travel_inside_as_long_as_the_job_has_room() -> None:
     num_inside = MAX_INLINE_URI_CHARS // URI_CHARS
-    job = build_job({"prompt": "?", "media": references_of([PHOTO] * num_inside, Settings())})
+    job = build_job({"prompt": "?", "media": [PHOTO] * num_inside})
     assert len(job.media) == num_inside == 8
 
 
@@ -82,11 +83,10 @@ def test_picture_that_fills_the_room_to_the_last_character_travels_inside() -> N
     head = len("data:image/jpeg;base64,")
     room = MAX_INLINE_URI_CHARS - 8 * URI_CHARS - head
     last = b"\xff\xd8\xff" + bytes(room // 4 * 3 - 3)
-    references = references_of([*[PHOTO] * 8, last], Settings())
-    assert MAX_INLINE_URI_CHARS - 4 < sum(len(reference["uri"]) for reference in references) <= MAX_INLINE_URI_CHARS
-    build_job({"prompt": "?", "media": references})
+    job = build_job({"prompt": "?", "media": [*[PHOTO] * 8, last]})
+    assert MAX_INLINE_URI_CHARS - 4 < sum(len(part.uri) for part in job.media) <= MAX_INLINE_URI_CHARS
     with pytest.raises(InvalidJob, match=r"media\.8: "):
-        references_of([*[PHOTO] * 8, last + b"x"], Settings(upload_prefix=None))
+        build_job({"prompt": "?", "media": [*[PHOTO] * 8, last + b"x"]}, Settings(upload_prefix=None))
 
 
 def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> None:
@@ -98,19 +98,19 @@ def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> 
 def test_bytes_of_nothing_known_are_refused() -> None:
     for content in (b"", b"hello"):
         with pytest.raises(InvalidJob, match=r"media\.0: begins like no image or video"):
-            reference_of(content, 0, Settings())
+            build_job({"prompt": "?", "media": [content]}, Settings())
 
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(UploadFailed, match=r"pip install 'keye-worker\[upload\]'"):
-        reference_of(b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES), 0, Settings(upload_prefix="s3://uploads/here"))
+        Media(b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES), Settings(upload_prefix="s3://uploads/here")).upload()
 
 
 def test_bytes_travel_without_pillow_and_boto3() -> None:
     code = (
-        "import sys; from keye.producer.upload import reference_of; from keye.config.settings import Settings;"
-        r"reference_of(b'\xff\xd8\xff', 0, Settings()); print({'PIL', 'boto3'} & set(sys.modules))"
+        "import sys; from keye.producer.upload import Media; from keye.config.settings import Settings;"
+        r"Media(b'\xff\xd8\xff', Settings()); print({'PIL', 'boto3'} & set(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
