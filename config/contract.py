@@ -126,8 +126,9 @@ def escaped(text: str) -> str:
 def name_kind(value: object) -> str:
     """What somebody gave, by its type alone."""
     kind = type(value)
-    name = escaped(f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."))
-    return _KINDS.get(kind) or f"of type {name[:MAX_PLACE_CHARS]}"
+    is_known = kind.__module__ == "builtins" or isinstance(value, Contract)
+    name = kind.__qualname__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
+    return _KINDS.get(kind) or f"of type {escaped(name)[:MAX_PLACE_CHARS]}"
 
 
 _KINDS = {str: "text", list: "a list", tuple: "a list", dict: "an object", type(None): "nothing (null)", bytes: "bytes"}

@@ -45,7 +45,7 @@ class Envelope:
 def enclose(job: AnalysisJob) -> Envelope:
     """Seal a job under a new id, ready to be submitted. Raises `InvalidJob` where it cannot be sent."""
     sealed = seal(job)
-    canonical = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    canonical = json.dumps(sealed.job.model_dump(mode="json"), sort_keys=True)
     return Envelope(sealed, hashlib.sha256(canonical.encode()).hexdigest())
 
 
