@@ -5,7 +5,6 @@ What `keye watch` shows of a job's events: a line for each step, and the text as
 
 import json
 import os
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +15,13 @@ import typer
 from keye.config.contract import escaped
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import InvalidJob, JobFailed, Refusal
-from keye.config.host import install_command
 from keye.config.job import Priority, Thinking
 from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.job import Cancellation, Job
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected, exit_code_of
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, exit_code_of
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Send analysis jobs to Keye-VL workers and read their answers.",
-    epilog=EXIT_CODES,
-)
+app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
 app.add_typer(dead_cli.app, name="dead")
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
@@ -132,10 +124,8 @@ def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def plan(context: typer.Context) -> None:
-    """Tell frames, sizes, tokens and memory that files would come to: `keye-worker plan`, where that is installed."""
-    if command := shutil.which("keye-worker", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
-        os.execv(command, [command, "plan", *context.args])
-    raise typer.BadParameter(f"keye plan needs the worker's packages: {install_command('worker')}")
+    """Tell frames, sizes, tokens and memory that files would come to: `keye-worker plan`."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "keye.worker.daemon.cli", "plan", *context.args])
 
 
 @app.command("verify", epilog=EXIT_CODES)

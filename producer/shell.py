@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import keye
 from keye.config.faults import (
     DeadLetterNotFound,
     IdempotencyConflict,
@@ -40,6 +41,33 @@ EXIT_CODES = (
 
 RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def command_line(what: str, epilog: str | None = None) -> typer.Typer:
+    """A command of commands, which tells its version and, by -h too, its use."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help=what,
+        epilog=epilog,
+        callback=_version,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"keye-worker {keye.__version__}")
+        raise typer.Exit
+
+
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @contextmanager

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keye.producer import *  # noqa: F403
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("keye-worker")
     # A worker, and a decoder child above all, should not pay for the producer.
     if name.startswith("_") or name not in (offered := import_module("keye.producer")).__all__:
         raise AttributeError(f"module 'keye' has no attribute {name!r}")

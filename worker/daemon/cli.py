@@ -1,26 +1,32 @@
-"""The command `keye-worker`. Reads the command line and the settings; everything it does lives elsewhere."""
+"""The command `keye-worker`. Reads the command line and the settings; everything it does lives elsewhere.
+
+What the base install lacks is imported where it is used, so that its absence is told in a line. The supervisor must
+never load torch.
+"""
 
 import json
 import logging
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from keye.config.connection import connect
 from keye.config.faults import Fault, InvalidJob, InvalidSettings
+from keye.config.host import install_command
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
-from keye.worker.daemon.doctor import examine
+from keye.producer.shell import command_line
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
-from keye.worker.daemon.preflight import check_before_start
 from keye.worker.daemon.supervisor import Supervisor, visible_gpus
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Answers Keye-VL analysis jobs from the queue.")
+app = command_line(f"Answers Keye-VL analysis jobs from the queue. Needs: {escape(install_command('worker'))}")
 
 logger = logging.getLogger("keye-worker")
 
@@ -28,6 +34,8 @@ logger = logging.getLogger("keye-worker")
 @app.command()
 def run() -> None:
     """Check the set-up, then run one worker process per visible GPU (or one on the CPU) until SIGTERM."""
+    from keye.worker.daemon.preflight import check_before_start
+
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/supervisor] %(message)s")
     settings = read_settings()
     gpus = visible_gpus(settings.device, os.environ)
@@ -50,6 +58,8 @@ def doctor(
 
     Ends with exit code 10 when something would stop a worker.
     """
+    from keye.worker.daemon.doctor import examine
+
     settings = read_settings()
     findings = []
     for finding in examine(settings, visible_gpus(settings.device, os.environ)):
@@ -65,7 +75,6 @@ def doctor(
 @app.command()
 def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
-    # Not among the imports above: they load torch, which the supervisor must never do.
     from keye.worker.daemon.bench import Disagreement, run_bench
     from keye.worker.model.load import CheckpointFault
     from keye.worker.model.precision import PrecisionUnavailable
@@ -121,7 +130,6 @@ def plan(
 @app.command()
 def demo() -> None:
     """Run real jobs through a broker, an S3 server and a worker of its own, on the CPU; saves demo.png."""
-    # Not among the imports above: it plays producer and media store too, which no other command needs.
     from keye.worker.demo.demonstration import run_demo
 
     raise typer.Exit(run_demo())
@@ -136,5 +144,15 @@ def read_settings() -> Settings:
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
 
 
+def main() -> None:
+    try:
+        app(prog_name="keye-worker")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "keye").startswith("keye"):
+            raise
+        typer.echo(f"keye-worker: {missing.name} is not installed. {install_command('worker')}", err=True)
+        sys.exit(ExitCode.PREFLIGHT_FAILED)
+
+
 if __name__ == "__main__":
-    app()
+    main()
