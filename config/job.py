@@ -82,7 +82,10 @@ class Sampling(StrEnum):
 
 
 class Asked(Contract):
-    """What a caller makes himself: `InvalidJob` where it is faulty, with every fault. Checked again as it is sent."""
+    """What a caller makes himself: `InvalidJob` where it is faulty, with every fault.
+
+    It is checked again as part of another: a copy that was changed, or metadata that was filled later, never was.
+    """
 
     model_config = ConfigDict(revalidate_instances="always")
 

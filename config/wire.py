@@ -19,10 +19,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
-from keye.config.contract import Contract, Report, describe_faults, version_needed
+from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, JobId, Priority
+from keye.config.job import AnalysisJob, Asked, JobId, Priority
 from keye.config.outcome import OUTCOME, JobState
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
@@ -34,7 +34,7 @@ MAX_SEALED_BYTES = 16 * 2**20
 MAX_JSON_PARTS = 1_500_000
 
 
-class SealedJob(Contract):
+class SealedJob(Asked):
     """A job with its identity. Times are Unix seconds of the producer's clock.
 
     `schema_version` is the lowest that knows all that the job uses: older workers go on reading whatever they can.
@@ -53,12 +53,7 @@ class SealedJob(Contract):
 
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
-    identity = {"schema_version": version_needed(job), "job_id": str(uuid.uuid4()), "submitted_at": time.time()}
-    try:
-        # Copies that were changed, and metadata that was filled later, were never checked.
-        sealed = SealedJob.model_validate(identity | {"job": job})
-    except ValidationError as error:
-        raise InvalidJob(describe_faults(error)) from None
+    sealed = SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
     _check_size(_as_json(sealed))
     return sealed
 

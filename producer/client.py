@@ -10,7 +10,14 @@ from pydantic import SecretStr, ValidationError
 
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.faults import InvalidJob, JobNotFound, Refusal
-from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, Priority, Thinking, VideoPart
+from keye.config.job import (
+    AnalysisJob,
+    ChatMessage,
+    GenerationOptions,
+    MediaPart,
+    Priority,
+    Thinking,
+)
 from keye.config.settings import ProducerSettings
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
@@ -21,18 +28,7 @@ from keye.producer.verify import Irregularity, Ledger, verify
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Medium = (
-        str
-        | PathLike[str]
-        | bytes
-        | bytearray
-        | memoryview
-        | IO[bytes]
-        | Image
-        | ImagePart
-        | VideoPart
-        | Mapping[str, Any]
-    )
+    Medium = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | MediaPart | Mapping[str, Any]
 
 T = TypeVar("T")
 

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from keye.config.contract import describe_faults
 from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
@@ -109,10 +106,7 @@ def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) ->
     for message in fields["messages"] or ():
         if not isinstance(message["content"], str):
             message["content"] = [change(part) for part in message["content"]]
-    try:
-        return AnalysisJob.model_validate(fields)
-    except ValidationError as error:
-        raise InvalidJob(describe_faults(error)) from None
+    return AnalysisJob(**fields)
 
 
 def describe_job(letter: DeadLetter) -> str:
