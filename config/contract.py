@@ -104,7 +104,7 @@ def faults_of(error: ValidationError) -> list[str]:
     no_lists = {fault["loc"][:-1] for fault in found if fault["type"] == "tuple_type"}
     # A list whose items are wrong is empty to pydantic.
     beneath = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
-    told = []
+    faults = []
     for fault in found:
         place, kind = fault["loc"], fault["type"]
         sentence = _sentence(fault)
@@ -114,8 +114,8 @@ def faults_of(error: ValidationError) -> list[str]:
                 continue
             sentence = f"Input should be text or a list of parts such as {A_PART}, not {name_kind(fault['input'])}"
         if kind != "too_short" or place not in beneath:
-            told.append(f"{_in_words(place) or 'job'}: {sentence}")
-    return told
+            faults.append(f"{_in_words(place) or 'job'}: {sentence}")
+    return faults
 
 
 def escaped(text: str) -> str:

@@ -57,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HIDDEN": json.dumps(hidden), "COLUMNS": "120"}
 
 
-def told(base: dict[str, str], *command: str) -> tuple[int, str, str]:
+def run(base: dict[str, str], *command: str) -> tuple[int, str, str]:
     done = subprocess.run([sys.executable, *command], env=base, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -65,14 +65,14 @@ def told(base: dict[str, str], *command: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("command", ["run", "doctor", "bench", "demo", "plan"])
 def test_worker_s_commands_say_what_to_install(base: dict[str, str], command: str, tmp_path: Path) -> None:
     files = [str(tmp_path / "x.mp4")] * (command == "plan")
-    code, _, line = told(base, "-m", "keye.worker.daemon.cli", command, *files)
+    code, _, line = run(base, "-m", "keye.worker.daemon.cli", command, *files)
     assert (code, line.count("\n")) == (ExitCode.PREFLIGHT_FAILED, 1)
     assert line.startswith("keye-worker: ")
     assert line.endswith(f" is not installed. {INSTALL}\n")
 
 
 def test_keye_plan_says_it_too(base: dict[str, str]) -> None:
-    code, _, line = told(base, "-c", "import keye.producer.cli as c; c.app()", "plan", "x.mp4")
+    code, _, line = run(base, "-c", "import keye.producer.cli as c; c.app()", "plan", "x.mp4")
     assert code == ExitCode.PREFLIGHT_FAILED
     assert line.endswith(f" is not installed. {INSTALL}\n")
 
@@ -80,7 +80,7 @@ def test_keye_plan_says_it_too(base: dict[str, str]) -> None:
 @pytest.mark.parametrize("module", ["keye.producer.cli", "keye.worker.daemon.cli"])
 @pytest.mark.parametrize("options", [["--version"], ["-h"], ["--help"], []])
 def test_both_commands_tell_their_version_and_their_use(base: dict[str, str], module: str, options: list[str]) -> None:
-    code, text, errors = told(base, "-c", f"import {module} as c; c.app()", *options)
+    code, text, errors = run(base, "-c", f"import {module} as c; c.app()", *options)
     assert errors == ""
     if options == ["--version"]:
         assert (code, text) == (0, f"keye-worker {version('keye-worker')}\n")
@@ -96,10 +96,10 @@ def test_both_commands_tell_their_version_and_their_use(base: dict[str, str], mo
 def test_short_help_is_that_of_every_command(base: dict[str, str], command: str) -> None:
     program, *words = command.split()
     module = {"keye": "keye.producer.cli", "keye-worker": "keye.worker.daemon.cli"}[program]
-    code, text, _ = told(base, "-c", f"import {module} as c; c.app()", *words, "-h")
+    code, text, _ = run(base, "-c", f"import {module} as c; c.app()", *words, "-h")
     assert (code, "Usage: " in text) == (0, True)
 
 
 def test_client_and_version_are_there(base: dict[str, str]) -> None:
     code = "import keye; keye.Client('redis://127.0.0.1:9/0'); print(keye.__version__)"
-    assert told(base, "-c", code) == (0, f"{version('keye-worker')}\n", "")
+    assert run(base, "-c", code) == (0, f"{version('keye-worker')}\n", "")

@@ -62,10 +62,10 @@ def lines_told(python: Path, program: str) -> tuple[list[int], str]:
     file.write_text(program)
     options = ["--strict", "--no-error-summary", "--python-executable", str(python)]
     options += ["--cache-dir", str(ROOT / ".mypy_cache" / "user"), "--config-file", ""]
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "mypy", *options, file.name], cwd=file.parent, capture_output=True, text=True
     ).stdout
-    return [int(line.split(":")[1]) for line in told.splitlines() if ": error: " in line], told
+    return [int(line.split(":")[1]) for line in output.splitlines() if ": error: " in line], output
 
 
 def test_sound_program_is_sound(python: Path) -> None:
@@ -73,6 +73,6 @@ def test_sound_program_is_sound(python: Path) -> None:
 
 
 def test_mistakes_are_told_where_they_are(python: Path) -> None:
-    lines, told = lines_told(python, MISTAKES)
-    assert lines == [number for number, line in enumerate(MISTAKES.splitlines(), 1) if "(" in line], told
-    assert '"promt"' in told
+    lines, output = lines_told(python, MISTAKES)
+    assert lines == [number for number, line in enumerate(MISTAKES.splitlines(), 1) if "(" in line], output
+    assert '"promt"' in output

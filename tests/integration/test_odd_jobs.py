@@ -115,6 +115,6 @@ def test_nothing_is_uploaded_for_a_job_that_is_faulty(redis_url: str) -> None:
 
 def test_odd_line_of_many_costs_its_neighbours_nothing(redis_url: str) -> None:
     lines = [b'{"prompt": "a"}', b"\xff", b"[" * 10**5, json.dumps({"prompt": HALF}).encode(), b'{"prompt": "b"}']
-    told = CliRunner().invoke(app, ["submit-many", "-", "--redis-url", redis_url], input=b"\n".join(lines))
-    assert [bool(line) for line in told.stdout.split("\n")[:5]] == [True, False, False, False, True]
-    assert [line.partition(":")[0] for line in told.stderr.splitlines()] == ["line 2", "line 3", "line 4"]
+    answer = CliRunner().invoke(app, ["submit-many", "-", "--redis-url", redis_url], input=b"\n".join(lines))
+    assert [bool(line) for line in answer.stdout.split("\n")[:5]] == [True, False, False, False, True]
+    assert [line.partition(":")[0] for line in answer.stderr.splitlines()] == ["line 2", "line 3", "line 4"]

@@ -179,16 +179,16 @@ def can_be_typed(fields: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("fields", [name for name, fields in BROKEN.items() if can_be_typed(fields)])
 def test_the_shell_tells_them_too(fields: str) -> None:
     text, env = json.dumps(BROKEN[fields]), {"KEYE_REDIS_URL": "redis://127.0.0.1:9/0"}
-    told = CliRunner().invoke(app, ["submit", "--job", "-"], input=text, env=env)
-    assert told.exit_code == ExitCode.INVALID
-    assert_readable(told.stderr)
+    answer = CliRunner().invoke(app, ["submit", "--job", "-"], input=text, env=env)
+    assert answer.exit_code == ExitCode.INVALID
+    assert_readable(answer.stderr)
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[" * 10**5, b"7", b"{"])
 def test_what_is_no_job_at_all_is_told_in_a_line(text: bytes) -> None:
-    told = CliRunner().invoke(app, ["submit", "--job", "-"], input=text)
-    assert told.exit_code == ExitCode.INVALID
-    assert re.fullmatch(r"1 fault: job: is no JSON( object)?( \(.*\))?\n", told.stderr)
+    answer = CliRunner().invoke(app, ["submit", "--job", "-"], input=text)
+    assert answer.exit_code == ExitCode.INVALID
+    assert re.fullmatch(r"1 fault: job: is no JSON( object)?( \(.*\))?\n", answer.stderr)
 
 
 WORDS = st.sampled_from(["/a.png", "user", "text", "image", "video", "high", HALF, "", "x"]) | st.text(max_size=3)
