@@ -116,7 +116,7 @@ def media_type_of(uri: str) -> MediaType | None:
 
 def _inline_head(uri: str) -> bytes:
     kind, _, payload = uri.partition(",")
-    head = unquote_to_bytes(payload[: 4 * HEAD_BYTES])
+    head = unquote_to_bytes(payload[: 4 * HEAD_BYTES].encode(errors="replace"))
     if not kind.lower().endswith(";base64"):
         return head
     try:
@@ -128,8 +128,8 @@ def _inline_head(uri: str) -> bytes:
 def _local_head(uri: str) -> bytes | None:
     if not uri.startswith(("/", "file:")):
         return None
-    path = Path(uri if uri.startswith("/") else unquote(urlsplit(uri).path))
     try:
+        path = Path(uri if uri.startswith("/") else unquote(urlsplit(uri).path))
         # A pipe would keep us waiting.
         if not path.is_file():
             return None

@@ -137,9 +137,9 @@ def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
         found = {"job_id": irregularity.job_id, "what": irregularity.what}
         typer.echo(json.dumps(found) if as_json else escaped(f"{irregularity.job_id}  {irregularity.what}"))
     counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
-    told = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
-    told += f", {ledger.num_quarantined} messages in quarantine"
-    typer.echo(told + (" (keye dead list --messages)" if ledger.num_quarantined else ""), err=True)
+    summary = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
+    summary += f", {ledger.num_quarantined} messages in quarantine"
+    typer.echo(summary + (" (keye dead list --messages)" if ledger.num_quarantined else ""), err=True)
     if irregularities:
         raise typer.Exit(ExitCode.IRREGULAR)
 

@@ -84,11 +84,11 @@ def show(
     typer.echo(f"{in_a_line(found)}\n{escaped(describe_job(found))}")
     for attempt in found.attempts:
         began_at = datetime.fromtimestamp(attempt.began_at)
-        told = (
+        line = (
             f"attempt {attempt.attempt}: {began_at:%Y-%m-%d %H:%M:%S}, {attempt.ended_at - attempt.began_at:.1f} s, "
             f"{attempt.worker}, in stage {attempt.stage}: {attempt.code}: {attempt.message}"
         )
-        typer.echo(escaped(told))
+        typer.echo(escaped(line))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -175,8 +175,8 @@ def find(client: Client, job_or_message_id: str, only_messages: bool) -> DeadLet
 def in_a_line(letter: DeadLetter) -> str:
     ended_at = datetime.fromtimestamp(letter.ended_at)
     failure = letter.failure
-    told = f"{letter.job_id}  {ended_at:%Y-%m-%d %H:%M:%S}  {failure.code} in {failure.stage}: {failure.message}"
-    return escaped(told)
+    line = f"{letter.job_id}  {ended_at:%Y-%m-%d %H:%M:%S}  {failure.code} in {failure.stage}: {failure.message}"
+    return escaped(line)
 
 
 def as_dict(letter: DeadLetter) -> dict[str, Any]:

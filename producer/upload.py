@@ -99,7 +99,8 @@ def _typed_part(uri: str) -> dict[str, str]:
     media_type = media_type_of(uri)
     if media_type is None:
         raise _NoMedium(
-            "neither its suffix nor bytes that could be read here tell image from video. Give an ImagePart or a VideoPart."
+            "neither its suffix nor bytes that could be read here tell image from video. "
+            "Give an ImagePart or a VideoPart."
         )
     return {"type": media_type, "uri": uri}
 

@@ -14,7 +14,7 @@ from keye.config.formats import FORMATS, Format, format_of, format_of_file, medi
 from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
 from keye.producer.client import build_job
-from keye.producer.upload import reference_of
+from keye.producer.upload import Media
 from keye.worker.daemon.planning import part_of
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
@@ -70,7 +70,7 @@ def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Pat
     assert type(part) is kind
     inline = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
     assert media_type_of(inline) == row.media_type
-    reference = reference_of(content, 0, Settings())
+    (reference,) = Media(content, Settings()).parts
     assert (reference["type"], reference["uri"].partition(";")[0]) == (row.media_type, f"data:{row.mime}")
     # The worker.
     with nameless.open("rb") as file:
@@ -87,7 +87,7 @@ def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Pat
 def test_photo_of_a_phone_is_one_whatever_its_brand(tmp_path: Path, brand: str) -> None:
     content = bytearray(make_picture("HEIF"))
     content[8:12] = brand.encode()
-    assert reference_of(content, 0, Settings())["uri"].startswith("data:image/heic;")
+    assert Media(content, Settings()).parts[0]["uri"].startswith("data:image/heic;")
     assert read_quarters(decode_image(io.BytesIO(content), "it", 10**6, 2**30).pixels)[0] == "red"
 
 

@@ -108,6 +108,9 @@ REFUSED_MEDIA: dict[str, tuple[Any, str]] = {
     "untyped": ([{"uri": "/cat.png"}], "says no type. A part is written"),
     "text part": ([TextPart(text="?")], "type is none of 'image', 'video'"),
     "path that UTF-8 does not hold": ([Path("/cat\udcff.png")], r"image\.uri: .* half a character"),
+    "address that is none": ("file://[x", "Give an ImagePart or a VideoPart"),
+    "half a character in a data URI": (f"data:image/png;base64,{HALF}", r"image\.uri: .* half a character"),
+    "NUL in a path": ("/a\0b", "Give an ImagePart or a VideoPart"),
     "dict": ({"cat": "/cat.png"}, "says no type"),
 }
 
