@@ -4,7 +4,6 @@ words its faults are told.
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,30 +61,7 @@ def _added_in(field: FieldInfo) -> int:
 
 
 if TYPE_CHECKING:
-    from pydantic import GetJsonSchemaHandler
-    from pydantic_core import CoreSchema
-
-
-class OpenEnum(StrEnum):
-    """A word that this release does not know is kept as it was said, and equals none that it does.
-
-    Of what workers report, to which later releases may add.
-    """
-
-    @classmethod
-    def _missing_(cls, value: object) -> Any:
-        if not isinstance(value, str):
-            return None
-        word = str.__new__(cls, value)
-        word._name_ = word._value_ = value
-        return word
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
-        schema = handler(core_schema)
-        known = handler.resolve_ref_schema(schema)
-        known["examples"] = known.pop("enum")
-        return schema
+    pass
 
 
 def describe_faults(error: ValidationError) -> str:

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from keye.config.codes import JobState, Stage
 from keye.config.contract import Report
-from keye.config.outcome import JobState, Stage
 
 
 class StageStarted(Report):

@@ -15,9 +15,13 @@ KeyeError
 └── InvalidSettings      (ValueError)       KEYE_* settings are wrong; all faults listed
 """
 
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
-from keye.config.outcome import ErrorCode, JobFailure, JobState, PartialText
+from keye.config.codes import ErrorCode, JobState
+
+if TYPE_CHECKING:
+    # The engine raises faults, and runs where there is no pydantic.
+    from keye.config.outcome import JobFailure, PartialText
 
 
 class KeyeError(Exception):
@@ -86,11 +90,13 @@ class JobFailed(KeyeError):
         self.code = ErrorCode(code)
 
     @classmethod
-    def of(cls, failure: JobFailure) -> Self:
+    def of(cls, failure: "JobFailure") -> Self:
         return cls(failure.code.value, failure.message, failure.model_dump_json())
 
     @property
-    def failure(self) -> JobFailure:
+    def failure(self) -> "JobFailure":
+        from keye.config.outcome import JobFailure
+
         return JobFailure.model_validate_json(self.args[2])
 
     def __str__(self) -> str:
@@ -159,7 +165,7 @@ class Fault(Exception):
         code: ErrorCode,
         message: str,
         media_index: int | None = None,
-        partial: PartialText | None = None,
+        partial: "PartialText | None" = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(code, message)

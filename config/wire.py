@@ -19,11 +19,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
+from keye.config.codes import JobState
 from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, Asked, JobId, Priority
-from keye.config.outcome import OUTCOME, JobState
+from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
 SCHEMA_VERSION = 1

@@ -1,5 +1,6 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import (
     DeadLetterNotFound,
@@ -28,7 +29,7 @@ from keye.config.job import (
     Thinking,
     VideoPart,
 )
-from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState, PartialText, Stage
+from keye.config.outcome import JobFailure, JobResult, PartialText
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.producer.job import Cancellation, Job

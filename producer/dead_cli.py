@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from keye.config.codes import ErrorCode
 from keye.config.contract import escaped
 from keye.config.faults import DeadLetterNotFound, MessageNotFound
-from keye.config.outcome import ErrorCode
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter, describe_job

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.job import AnalysisJob
-from keye.config.outcome import OUTCOME, ErrorCode, FailedAttempt, JobFailure
+from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
 from keye.config.wire import Outline, open_sealed
 from keye.producer.job import Job

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import JobEnded, JobEvent
 from keye.config.faults import JobFailed, JobNotEnded, JobNotFound, QueueUnavailable
-from keye.config.outcome import OUTCOME, ErrorCode, JobFailure, JobResult, JobState, Stage
+from keye.config.outcome import OUTCOME, JobFailure, JobResult
 from keye.config.wire import Outline
 from keye.producer.transport import Transport
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.connection import ArgumentTooLarge, check_arguments, connect
 from keye.config.event import JobEvent, read_event
 from keye.config.faults import IdempotencyConflict, InvalidJob, QueueUnavailable, Refusal
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobState
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list

@@ -14,8 +14,9 @@ from redis import Redis
 from redis.client import NEVER_DECODE
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobState
+from keye.config.outcome import OUTCOME
 from keye.config.scripts import load_script
 from keye.config.topology import QUEUE, UNACKED, job_named_by, message_lists
 from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES

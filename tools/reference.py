@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from keye.config.outcome import ErrorCode
+from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
 from keye.producer.shell import EXIT_CODES
 

@@ -7,13 +7,15 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from PIL.Image import Image, Resampling
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.job import Content, ImagePart, MediaPart, VideoPart
-from keye.config.outcome import ErrorCode
+
+if TYPE_CHECKING:
+    from keye.config.job import ImagePart, MediaPart, VideoPart
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -65,7 +67,7 @@ class Sizing:
     image_tokens: int = _AMPLE
     video_tokens: int = _AMPLE
 
-    def share(self, parts: Sequence[ImagePart | VideoPart], num_tokens: int) -> Self:
+    def share(self, parts: "Sequence[ImagePart | VideoPart]", num_tokens: int) -> Self:
         """The context shared equally among a job's media; what images cannot use of theirs goes to the videos.
 
         Decided before any medium is looked at, so images count as if each were as large as it may be.
@@ -74,7 +76,7 @@ class Sizing:
         image_shares = [
             min(share, min(part.max_pixels or self.max_pixels, self.max_pixels) // self.factor**2)
             for part in parts
-            if isinstance(part, ImagePart)
+            if part.type == "image"
         ]
         left = max(num_tokens - sum(image_shares), 0)
         return replace(self, image_tokens=share, video_tokens=left // max(len(parts) - len(image_shares), 1))
@@ -82,14 +84,14 @@ class Sizing:
     def num_tokens(self, size: Size) -> int:
         return size[0] * size[1] // self.factor**2
 
-    def fit_image(self, part: MediaPart, height: int, width: int) -> Size:
+    def fit_image(self, part: "MediaPart", height: int, width: int) -> Size:
         """The size that an image is resized to; its share of the context narrows the part's own limits."""
         height, width = part.resized_height or height, part.resized_width or width
         most = min(part.max_pixels or self.max_pixels, max(self.image_tokens * self.factor**2, self.min_pixels))
         least = min(part.min_pixels or self.min_pixels, most)
         return fit_size(height, width, factor=self.factor, min_pixels=least, max_pixels=most)
 
-    def fit_video(self, part: VideoPart, num_frames: int, height: int, width: int) -> VideoFit:
+    def fit_video(self, part: "VideoPart", num_frames: int, height: int, width: int) -> VideoFit:
         """The size and number of `num_frames` frames, before it is known which are slow: smaller first, then fewer.
 
         No split into slow and fast frames shows any larger than this size.
@@ -101,7 +103,7 @@ class Sizing:
         ample_size, _ = ample.fit_frames(part, 1, num_frames - 1, height, width)
         return VideoFit(kept, size, ample_size)
 
-    def fit_frames(self, part: VideoPart, num_slow: int, num_fast: int, height: int, width: int) -> tuple[Size, Size]:
+    def fit_frames(self, part: "VideoPart", num_slow: int, num_fast: int, height: int, width: int) -> tuple[Size, Size]:
         """The sizes that the slow and the fast frames of a video are resized to; Preview has one for both.
 
         A part's limits only ever narrow the budget, and the context narrows it down to the least size of a frame, and
@@ -113,7 +115,7 @@ class Sizing:
         size = self._fit_alike(part, num_slow + num_fast, height, width)
         return size, size
 
-    def most_tokens(self, part: VideoPart, num_frames: int, height: int, width: int) -> int:
+    def most_tokens(self, part: "VideoPart", num_frames: int, height: int, width: int) -> int:
         """The most that `num_frames` frames come to, whichever of them are slow, with the marks around them."""
         least_slow = 1 if self.splits_video_into_frames else num_frames
         return self._mark_tokens * num_frames + max(
@@ -126,7 +128,7 @@ class Sizing:
     def _mark_tokens(self) -> int:
         return MARK_TOKENS if self.splits_video_into_frames else 0
 
-    def _fit_alike(self, part: VideoPart, num_frames: int, height: int, width: int) -> Size:
+    def _fit_alike(self, part: "VideoPart", num_frames: int, height: int, width: int) -> Size:
         """Preview. The checkpoint's own pixel limits hold besides the budget."""
         if part.resized_height:
             least, most = self.min_pixels, self.max_pixels
@@ -141,7 +143,7 @@ class Sizing:
         return fit_size(height, width, factor=self.factor, min_pixels=least, max_pixels=most)
 
     def _fit_slow_fast(
-        self, part: VideoPart, num_slow: int, num_fast: int, height: int, width: int
+        self, part: "VideoPart", num_slow: int, num_fast: int, height: int, width: int
     ) -> tuple[Size, Size]:
         """1.5. `video_tokens` also hold the marks around frames."""
         factor, token = self.factor, self.factor**2
@@ -198,8 +200,8 @@ def resize(picture: Image, width: int, height: int, resample: Resampling = Resam
     return picture.resize((width, picture.height), resample).resize((width, height), resample)
 
 
-def _most_asked(part: VideoPart) -> int | None:
-    return part.max_pixels or (HD_FRAME_PIXELS if part.content is Content.HD else None)
+def _most_asked(part: "VideoPart") -> int | None:
+    return part.max_pixels or (HD_FRAME_PIXELS if part.content == "hd" else None)
 
 
 def _num_tokens(num_slow: int, num_fast: int, slow_tokens: float) -> float:

@@ -25,8 +25,8 @@ from PIL import Image
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState
 from keye.config.faults import JobFailed
-from keye.config.outcome import ErrorCode, JobState
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode

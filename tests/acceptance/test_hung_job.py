@@ -3,8 +3,8 @@
 import pytest
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.faults import JobFailed
-from keye.config.outcome import ErrorCode, JobState, Stage
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start

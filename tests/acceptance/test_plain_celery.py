@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from keye.config.codes import JobState
 from keye.config.faults import JobFailed
 from keye.config.job import GenerationOptions, ImagePart
-from keye.config.outcome import JobState
 from keye.producer import Client, JobNotEnded
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start, faulty_engine

@@ -4,9 +4,9 @@ import os
 import signal
 from pathlib import Path
 
+from keye.config.codes import JobState, Stage
 from keye.config.event import StageStarted
 from keye.config.job import GenerationOptions, ImagePart
-from keye.config.outcome import JobState, Stage
 from keye.config.topology import UNACKED
 from keye.producer import Client, Job
 from keye.worker.daemon.exit_codes import ExitCode

@@ -12,7 +12,7 @@ from typing import cast
 from redis import Redis
 
 from keye.config import keys
-from keye.config.outcome import JobState
+from keye.config.codes import JobState
 from keye.worker.telemetry.presence import WorkerState, read_presence
 from tests.support.conditions import eventually
 

@@ -6,8 +6,9 @@ from typing import Any, cast
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobFailure, JobResult, JobState
+from keye.config.outcome import OUTCOME, JobFailure, JobResult
 from keye.config.topology import UNACKED, message_list
 from keye.producer import Client, Job
 from tests.support.conditions import eventually

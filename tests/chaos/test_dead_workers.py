@@ -7,7 +7,8 @@ from itertools import chain
 import pytest
 
 from keye.config import keys
-from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState
+from keye.config.codes import ErrorCode, JobState
+from keye.config.outcome import JobFailure, JobResult
 from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.job import Priority
-from keye.config.outcome import JobState
 from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.producer import Client, Job

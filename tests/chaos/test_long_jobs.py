@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
+from keye.config.codes import Stage
 from keye.config.event import StageStarted
-from keye.config.outcome import Stage
 from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

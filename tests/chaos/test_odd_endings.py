@@ -3,8 +3,8 @@
 import pytest
 
 from keye.config import keys
+from keye.config.codes import ErrorCode
 from keye.config.faults import JobFailed
-from keye.config.outcome import ErrorCode
 from keye.producer import Client
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from keye.config import keys
-from keye.config.outcome import JobState
+from keye.config.codes import JobState
 from keye.producer import Client, Job
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import JobFailed
-from keye.config.outcome import ErrorCode
 from keye.producer import Client, Job
 from keye.producer.transport import Transport
 from tests.chaos.broker import Broker

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keye.config.outcome import ErrorCode
+from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,21 +9,19 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from keye.config import wire
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.contract import Report, added_in, version_needed
 from keye.config.event import EVENT, FramesDecoded, JobEnded, StageStarted, TextGenerated, read_event
 from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
-    ErrorCode,
     FailedAttempt,
     JobFailure,
     JobResult,
-    JobState,
     MediaSeen,
     ModelIdentity,
     PartialText,
-    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,

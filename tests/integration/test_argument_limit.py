@@ -13,17 +13,15 @@ from pydantic import SecretStr
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, Patience, check_arguments, connect
 from keye.config.event import JobEnded, StageStarted, TextGenerated
 from keye.config.outcome import (
     OUTCOME,
-    ErrorCode,
     JobFailure,
     JobResult,
-    JobState,
     ModelIdentity,
     PartialText,
-    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,

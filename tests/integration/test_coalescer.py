@@ -6,10 +6,11 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.connection import connect
 from keye.config.event import EVENT, TextGenerated
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.wire import seal
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.event_writer import MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter

@@ -8,9 +8,10 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, Stage
 from keye.config.connection import connect
 from keye.config.faults import DeadLetterNotFound
-from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.wire import open_sealed
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
 from keye.producer.cli import app

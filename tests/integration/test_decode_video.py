@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedVideo
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader

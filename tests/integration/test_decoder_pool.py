@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare

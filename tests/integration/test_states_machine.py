@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 from pydantic import SecretStr
 
 from keye.config import keys
+from keye.config.codes import LEGAL_MOVES, ErrorCode, JobState, Stage
 from keye.config.connection import connect
 from keye.config.event import EVENT, JobEnded
 from keye.config.faults import DeadLetterNotFound
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import LEGAL_MOVES, ErrorCode, FailedAttempt, JobFailure, JobState, Stage
+from keye.config.outcome import FailedAttempt, JobFailure
 from keye.config.settings import Settings
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal

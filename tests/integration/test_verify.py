@@ -9,8 +9,9 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, Stage
 from keye.config.connection import connect
-from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import SealedJob
 from keye.producer import Client, Job, Priority

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, Stage
 from keye.config.event import EVENT
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob

@@ -5,16 +5,9 @@ import time
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.event import JobEnded, StageStarted
-from keye.config.outcome import (
-    JobFailure,
-    JobResult,
-    ModelIdentity,
-    Stage,
-    StageTimings,
-    TokenUsage,
-    WorkerIdentity,
-)
+from keye.config.outcome import JobFailure, JobResult, ModelIdentity, StageTimings, TokenUsage, WorkerIdentity
 from keye.producer import (
     AnalysisJob,
     ErrorCode,

@@ -9,8 +9,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from keye.config.codes import ErrorCode
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.demo.questions import Question
 from keye.worker.demo.scenes import VideoScene, draw_image_scene, draw_video_scene
 

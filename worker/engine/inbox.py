@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 
 if TYPE_CHECKING:
     from keye.worker.model.processor import PreparedPrompt

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from PIL.Image import new as draw_blank
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.kv_cache import KVCache, block_bytes

@@ -10,9 +10,10 @@ from pydantic import Field
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobFailure, JobResult, Stage
+from keye.config.outcome import OUTCOME, JobFailure, JobResult
 from keye.config.scripts import load_script
 from keye.config.topology import message, message_list
 from keye.config.wire import Outline, SealedJob

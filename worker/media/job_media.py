@@ -7,9 +7,9 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo

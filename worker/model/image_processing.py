@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.sizing import MIN_FRAME_TOKENS, Size, Sizing, fit_size, resize
 
 # Of an image, where a checkpoint does not say otherwise.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Qwen2Tokenizer
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.model.checkpoint import IMAGE_PAD
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import Image, ImageProcessor, Patches, Video, frame_types

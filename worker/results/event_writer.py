@@ -8,9 +8,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
 from keye.config.event import Channel, FramesDecoded, StageStarted, TextGenerated
-from keye.config.outcome import Stage
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.thinking import Piece, ThinkingSplitter
 

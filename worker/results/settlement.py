@@ -13,10 +13,11 @@ from typing import Self
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.faults import Fault, JobFailed
 from keye.config.job import MAX_METADATA_BYTES
-from keye.config.outcome import ErrorCode, JobFailure, JobResult, JobState, Stage
+from keye.config.outcome import JobFailure, JobResult
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline

@@ -18,9 +18,10 @@ from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from keye.config.codes import ErrorCode, Stage
 from keye.config.connection import ArgumentTooLarge, passes
 from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
-from keye.config.outcome import ErrorCode, JobFailure, JobResult, Stage
+from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import ANALYZE_TASK
 from keye.config.wire import Outline, SealedJob, open_sealed
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, ImagePart, Priority, TextPart, VideoPart
 from keye.config.outcome import (
-    ErrorCode,
     JobResult,
     MediaSeen,
     ModelIdentity,
     PartialText,
-    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,

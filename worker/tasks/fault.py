@@ -2,9 +2,10 @@
 
 from copy import copy
 
+from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob
-from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
 _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)

@@ -4,8 +4,9 @@ import json
 import logging
 from dataclasses import replace
 
+from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode, JobFailure, Stage
+from keye.config.outcome import JobFailure
 from keye.config.wire import JobOutline, Outline
 from keye.worker.leases.job_lease import LateJob, TakenOver
 from keye.worker.results.settlement import Settlement

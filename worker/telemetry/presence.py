@@ -5,7 +5,8 @@ import logging
 from redis import Redis, RedisError
 
 from keye.config import keys
-from keye.config.contract import OpenEnum, Report
+from keye.config.codes import OpenEnum
+from keye.config.contract import Report
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.worker.periodic_thread import PeriodicThread
 

@@ -14,9 +14,10 @@ from celery.result import AsyncResult
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import Stage
 from keye.config.faults import JobFailed
 from keye.config.job import AnalysisJob
-from keye.config.outcome import JobResult, Stage
+from keye.config.outcome import JobResult
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.config.wire import SealedJob
 from keye.producer import Client, Job

@@ -2,9 +2,10 @@
 
 import pytest
 
+from keye.config.codes import JobState, Stage
 from keye.config.event import JobEnded, StageStarted
 from keye.config.job import Priority
-from keye.config.outcome import JobResult, JobState, Stage
+from keye.config.outcome import JobResult
 from keye.config.wire import SealedJob, seal
 from keye.worker.engine.sequence import SECONDS_A_PRIORITY
 from tests.integration.analyze.plant import FaultyInbox, Plant, a_job, briefly

@@ -5,9 +5,10 @@ import json
 import pytest
 from PIL import Image
 
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.faults import Fault, JobFailed
 from keye.config.job import Priority
-from keye.config.outcome import ErrorCode, FailedAttempt, JobResult, JobState, Stage
+from keye.config.outcome import FailedAttempt, JobResult
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
 from tests.integration.analyze.plant import (

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import EVENT
 from keye.config.faults import Fault, JobFailed
-from keye.config.outcome import ErrorCode, JobState, Stage
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import seal
 from keye.producer import Cancellation

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from keye.config import keys, wire
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.faults import JobFailed
-from keye.config.outcome import ErrorCode, JobState, Stage
 from keye.config.topology import UNACKED
 from keye.config.wire import SCHEMA_VERSION, SealedJob, seal
 from keye.producer import Cancellation

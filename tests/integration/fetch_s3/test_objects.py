@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.job import ImagePart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:

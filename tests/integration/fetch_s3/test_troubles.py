@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import uuid
 import pytest
 from celery import Celery
 
-from keye.config.outcome import ErrorCode, JobState
+from keye.config.codes import ErrorCode, JobState
 from tests.integration.hostile.broadcasts import BROADCASTS, CHANGES
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.messages import SECRET, SIGNED, command, message, sealed_job

@@ -8,8 +8,8 @@ import pytest
 from redis.exceptions import NoPermissionError
 
 from keye.config import keys
+from keye.config.codes import ErrorCode
 from keye.config.job import Priority
-from keye.config.outcome import ErrorCode
 from tests.integration.hostile.echo_host import BROADCASTS, MESSAGES, EchoHost
 from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, NO_TASK_OF_OURS, REPORT, TASKS, UNCALLABLE
 from tests.integration.hostile.messages import ABSENT, as_body, errand, message, sealed_job

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from keye.config.outcome import ErrorCode
+from keye.config.codes import ErrorCode
 from keye.producer import InvalidJob
 from keye.worker.broker.envelope import MAX_MESSAGE_BYTES
 from tests.integration.hostile.echo_host import EchoHost

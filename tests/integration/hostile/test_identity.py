@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState
 from keye.config.job import Priority
-from keye.config.outcome import ErrorCode, JobState
 from keye.config.topology import QUEUE, message_list
 from keye.producer import Job
 from tests.integration.hostile.echo_host import EchoHost

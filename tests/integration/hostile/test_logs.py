@@ -3,7 +3,7 @@
 import json
 from uuid import uuid4
 
-from keye.config.outcome import ErrorCode
+from keye.config.codes import ErrorCode
 from tests.integration.hostile.broadcasts import BROADCASTS
 from tests.integration.hostile.echo_host import EchoHost
 from tests.integration.hostile.errands import ALLOWED, EMBEDDED, GROUPED, TASKS, UNCALLABLE

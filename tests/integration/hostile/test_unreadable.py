@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from keye.config.outcome import ErrorCode, Stage
+from keye.config.codes import ErrorCode, Stage
 from keye.config.quarantine import MAX_KEPT_BYTES
 from keye.config.topology import QUEUE, message_lists
 from tests.integration.hostile.echo_host import EchoHost

@@ -8,7 +8,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from keye.config import keys
-from keye.config.outcome import JobState, Stage
+from keye.config.codes import JobState, Stage
 from keye.config.wire import SealedJob
 from keye.worker.leases.job_lease import (
     AlreadySettled,

@@ -3,9 +3,10 @@
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import connect
 from keye.config.job import Priority
-from keye.config.outcome import ErrorCode, FailedAttempt, JobState, Stage
+from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
 from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter

@@ -10,8 +10,9 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.connection import Patience
-from keye.config.outcome import JobFailure, JobState
+from keye.config.outcome import JobFailure
 from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict

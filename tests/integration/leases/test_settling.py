@@ -8,8 +8,9 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import JobEnded
-from keye.config.outcome import OUTCOME, ErrorCode, JobFailure, JobState, Stage
+from keye.config.outcome import OUTCOME, JobFailure
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import SealedJob
 from keye.worker.broker.canvas import Asked, Canvas

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.backends.base import Backend
 
 import keye
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import ArgumentTooLarge
 from keye.config.faults import (
     DeadLetterNotFound,
@@ -29,13 +30,10 @@ from keye.config.faults import (
     UploadFailed,
 )
 from keye.config.outcome import (
-    ErrorCode,
     JobFailure,
     JobResult,
-    JobState,
     ModelIdentity,
     PartialText,
-    Stage,
     StageTimings,
     TokenUsage,
     WorkerIdentity,

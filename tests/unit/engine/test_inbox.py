@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.engine.inbox import (
     OVERRUN_SECONDS,
     Generated,

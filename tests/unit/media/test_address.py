@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart
-from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.fetch.address import is_public
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch

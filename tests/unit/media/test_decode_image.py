@@ -11,8 +11,8 @@ import pytest
 import skimage
 from PIL import ExifTags, Image, features
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decoded import DecodedImage
 from keye.worker.sizing import resize

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.local import open_local
 
 

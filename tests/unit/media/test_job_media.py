@@ -14,9 +14,9 @@ from threading import Barrier, Thread
 import pytest
 from PIL import Image
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.config.settings import Settings
 from keye.worker.media.decoded import Size
 from keye.worker.media.fetch.transfer import name_medium

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import Content, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.frames.video_plan import Stretch, find_stretch, num_asked, rate_asked, spread_frames
 
 

@@ -2,8 +2,8 @@
 
 import re
 
+from keye.config.codes import JobState, Stage
 from keye.config.event import Channel, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
-from keye.config.outcome import JobState, Stage
 from keye.producer.cli import Transcript
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.tasks.fault import explain
 
 

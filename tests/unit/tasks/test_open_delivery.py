@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import ErrorCode
 from keye.config.wire import SealedJob, seal
 from keye.worker.tasks.analyze import open_delivery
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,

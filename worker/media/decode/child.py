@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import to_jsonable_python
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine

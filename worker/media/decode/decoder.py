@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.formats import FORMATS, format_of_file
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import DecodedImage, NewPixels, own_pixels
 from keye.worker.media.limits import check_decoded_bytes, check_pixels
 from keye.worker.sizing import Size, resize

@@ -3,8 +3,8 @@
 import ipaddress
 import socket
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.address import resolve_public
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after

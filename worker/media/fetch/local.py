@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import MAX_INLINE_BYTES
-from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.transfer import name_medium
 from keye.worker.media.limits import check_size
 

@@ -22,8 +22,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size

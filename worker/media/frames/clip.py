@@ -14,9 +14,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.formats import format_of_file
-from keye.config.outcome import ErrorCode
 from keye.worker.media.limits import check_pixels
 from keye.worker.sizing import Size
 

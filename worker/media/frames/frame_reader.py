@@ -11,8 +11,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.outcome import ErrorCode
 from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.

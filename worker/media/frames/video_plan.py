@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import Content, Sampling, VideoPart
-from keye.config.outcome import ErrorCode
 from keye.worker.media.decoded import VideoPlan
 from keye.worker.media.frames.clip import PacketIndex
 from keye.worker.sizing import Size, VideoFit
