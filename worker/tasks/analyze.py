@@ -38,7 +38,7 @@ from keye.worker.tasks.fault import (
     explain,
     failure_of,
 )
-from keye.worker.tasks.retry_policy import FailedTry, RetryDecision, decide_retry
+from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.telemetry.warning_filters import tell_warnings
 
@@ -252,7 +252,7 @@ class Analyst:
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
             try:
-                with self.stragglers.watching(attempt, lease, opened.job):
+                with self.stragglers.watching(attempt):
                     outcome = attempt.run()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
@@ -266,14 +266,10 @@ class Analyst:
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
                 outcome = failure_of(fault, attempt.stage, lease, opened.job)
-                failed = FailedTry(
-                    fault=fault,
-                    attempt=lease.attempt,
-                    max_attempts=lease.max_attempts,
-                    num_visual_tokens=attempt.num_visual_tokens,
-                    seconds_to_deadline=attempt.seconds_to_deadline,
+                again = decide_retry(
+                    *(fault, lease.attempt, lease.max_attempts, attempt.num_visual_tokens),
+                    *(attempt.seconds_to_deadline, random.random()),
                 )
-                again = decide_retry(failed, random.random())
                 if again is not None:
                     attempt.events.flush()
                     return self._retry(lease, outcome, again)

@@ -76,8 +76,8 @@ class Attempt:
         self.num_visual_tokens = 0
         self.events = AttemptEvents(bench.events, lease)
         self._bench = bench
-        self._job = job
-        self._lease = lease
+        self.job = job
+        self.lease = lease
         self._began_at = time.monotonic()
         left = lease.seconds_to_deadline
         self._deadline = None if left is None else self._began_at + left
@@ -89,7 +89,7 @@ class Attempt:
 
     def run(self) -> JobResult:
         """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
-        parts = self._job.all_media()
+        parts = self.job.all_media()
         self._stop_if_over()
         sizing = self._sizing(parts)
         decoded = self._read_media(parts, sizing) if parts else []
@@ -102,7 +102,7 @@ class Attempt:
             generated = self._generate(prompt)
         text = part_text(generated.text)
         return JobResult(
-            job_id=self._lease.job_id,
+            job_id=self.lease.job_id,
             answer=text.answer,
             reasoning=text.reasoning,
             raw_text=generated.text,
@@ -113,7 +113,7 @@ class Attempt:
                 completion_tokens=len(generated.token_ids),
             ),
             timings=StageTimings(
-                queued=self._lease.queued_seconds,
+                queued=self.lease.queued_seconds,
                 total=time.monotonic() - self._began_at,
                 first_token=generated.first_token_seconds,
                 **self._seconds,
@@ -121,9 +121,9 @@ class Attempt:
             media=seen,
             model=self._bench.model,
             worker=self._bench.worker,
-            attempts=self._lease.attempt,
+            attempts=self.lease.attempt,
             warnings=warnings,
-            metadata=self._job.metadata,
+            metadata=self.job.metadata,
         )
 
     @property
@@ -162,11 +162,11 @@ class Attempt:
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
-            given = self._job.deadline_seconds
+            given = self.job.deadline_seconds
             return Fault(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"The job's {'time was' if given is None else f'{given} s were'} over {where}; it was queued for "
-                f"{self._lease.queued_seconds:.1f} s. Give a longer deadline_seconds (Celery: expires) or add workers.",
+                f"{self.lease.queued_seconds:.1f} s. Give a longer deadline_seconds (Celery: expires) or add workers.",
             )
         return next((limit.fault(self.stage, now) for limit in self._limits if now >= limit.ends_at), None)
 
@@ -196,17 +196,17 @@ class Attempt:
 
     def _sizing(self, parts: Sequence[ImagePart | VideoPart]) -> Sizing:
         """The model's rule for sizes, within what the context leaves for media beside the text and the answer."""
-        processor, job = self._bench.processor, self._job
+        processor, job = self._bench.processor, self.job
         # Of text alone there is nothing to share out, and a long one takes a second to count.
         num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value) if parts else 0
         context = min(processor.config.max_position_embeddings, self._bench.inbox.max_tokens)
         room = context - job.generation.max_new_tokens - num_text_tokens
-        if self._lease.max_visual_tokens is not None:
-            room = min(room, self._lease.max_visual_tokens)
+        if self.lease.max_visual_tokens is not None:
+            room = min(room, self.lease.max_visual_tokens)
         return processor.sizing.share(parts, room)
 
     def _memory_warning(self) -> tuple[str, ...]:
-        limit = self._lease.max_visual_tokens
+        limit = self.lease.max_visual_tokens
         if limit is None:
             return ()
         return (
@@ -244,13 +244,13 @@ class Attempt:
         self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[Decoded], sizing: Sizing
     ) -> tuple["PreparedPrompt", tuple[MediaSeen, ...]]:
         images, videos, seen = visual_inputs(sizing, parts, decoded)
-        prompt = self._bench.processor.prepare(_messages(self._job), images, videos, self._job.thinking.value)
+        prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
         self._require_room(prompt)
         return prompt, seen
 
     def _require_room(self, prompt: "PreparedPrompt") -> None:
         context = self._bench.processor.config.max_position_embeddings
-        num_prompt_tokens, max_new_tokens = len(prompt.input_ids), self._job.generation.max_new_tokens
+        num_prompt_tokens, max_new_tokens = len(prompt.input_ids), self.job.generation.max_new_tokens
         if num_prompt_tokens + max_new_tokens > context:
             raise Fault(
                 ErrorCode.PROMPT_TOO_LONG,
@@ -264,8 +264,8 @@ class Attempt:
         self._limits.append(limit)
         self._pending = self._bench.inbox.submit(
             prompt,
-            self._bench.sampling.complete(self._job.generation),
-            priority=list(Priority).index(self._job.priority),
+            self._bench.sampling.complete(self.job.generation),
+            priority=list(Priority).index(self.job.priority),
             deadline=self.ends_at,
         )
         if self._interruption is not None:

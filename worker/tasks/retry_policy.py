@@ -15,17 +15,6 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class FailedTry:
-    """What is known of an attempt that failed: `num_visual_tokens` is 0 before the prompt was built."""
-
-    fault: Fault
-    attempt: int
-    max_attempts: int
-    num_visual_tokens: int
-    seconds_to_deadline: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class RetryDecision:
     """Try again after `pause_seconds`; `max_visual_tokens` bounds what the model is shown then, None leaves it."""
 
@@ -33,24 +22,32 @@ class RetryDecision:
     max_visual_tokens: int | None = None
 
 
-def decide_retry(failed: FailedTry, jitter: float) -> RetryDecision | None:
+def decide_retry(
+    fault: Fault,
+    attempt: int,
+    max_attempts: int,
+    num_visual_tokens: int,
+    seconds_to_deadline: float | None,
+    jitter: float,
+) -> RetryDecision | None:
     """The next attempt, or None where this failure is the job's outcome. `jitter` is evenly drawn from [0, 1).
+
+    `num_visual_tokens` is 0 where the attempt failed before its prompt was built.
 
     The pause is full jitter under an exponential ceiling, so that the jobs of one outage do not come back as one wave;
     what the store asked for by Retry-After comes on top. No attempt begins behind the job's deadline.
     """
-    fault = failed.fault
-    if fault.code not in _RETRIED or failed.attempt >= failed.max_attempts:
+    if fault.code not in _RETRIED or attempt >= max_attempts:
         return None
-    pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (failed.attempt - 1), MAX_PAUSE_SECONDS)
+    pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
     if fault.retry_after_seconds is not None:
         if fault.retry_after_seconds > MAX_RETRY_AFTER_SECONDS:
             return None
         pause += fault.retry_after_seconds
-    if failed.seconds_to_deadline is not None and pause >= failed.seconds_to_deadline:
+    if seconds_to_deadline is not None and pause >= seconds_to_deadline:
         return None
     if fault.code is not ErrorCode.OUT_OF_MEMORY:
         return RetryDecision(pause)
     # Of text alone nothing can be left out.
-    max_visual_tokens = failed.num_visual_tokens // 2
+    max_visual_tokens = num_visual_tokens // 2
     return RetryDecision(pause, max_visual_tokens) if max_visual_tokens else None

@@ -1,7 +1,7 @@
 """How the checkpoint samples where a job does not say. Samples nothing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -29,14 +29,4 @@ class SamplingDefaults:
 
     def complete(self, options: GenerationOptions) -> SamplingOptions:
         """The job's options, each one left out taken from the checkpoint."""
-        return SamplingOptions(
-            max_new_tokens=options.max_new_tokens,
-            temperature=self.temperature if options.temperature is None else options.temperature,
-            top_p=self.top_p if options.top_p is None else options.top_p,
-            top_k=self.top_k if options.top_k is None else options.top_k,
-            repetition_penalty=(
-                self.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
-            ),
-            stop=options.stop,
-            seed=options.seed,
-        )
+        return SamplingOptions(**(asdict(self) | options.model_dump(exclude_none=True)))

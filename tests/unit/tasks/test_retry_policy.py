@@ -12,7 +12,6 @@ from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
-    FailedTry,
     RetryDecision,
     decide_retry,
 )
@@ -20,39 +19,38 @@ from keye.worker.tasks.retry_policy import (
 PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 
 
-def failed(code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **facts: Any) -> FailedTry:
+def retry_of(jitter: float, code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **facts: Any) -> RetryDecision | None:
     fault = Fault(code, "it failed", retry_after_seconds=facts.pop("retry_after", None))
-    return FailedTry(
-        fault, **{"attempt": 1, "max_attempts": 10, "num_visual_tokens": 1000, "seconds_to_deadline": None, **facts}
-    )
+    known = {"attempt": 1, "max_attempts": 10, "num_visual_tokens": 1000, "seconds_to_deadline": None, **facts}
+    return decide_retry(fault, **known, jitter=jitter)
 
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_only_what_passes_or_can_be_made_smaller_is_tried_again(code: ErrorCode) -> None:
-    assert (decide_retry(failed(code), 0.5) is not None) == (code in PASSES_OR_SHRINKS)
+    assert (retry_of(0.5, code) is not None) == (code in PASSES_OR_SHRINKS)
 
 
 def test_last_attempt_has_no_next() -> None:
-    assert decide_retry(failed(attempt=1, max_attempts=2), 0.5) is not None
-    assert decide_retry(failed(attempt=2, max_attempts=2), 0.5) is None
+    assert retry_of(0.5, attempt=1, max_attempts=2) is not None
+    assert retry_of(0.5, attempt=2, max_attempts=2) is None
 
 
 def test_pause_is_anything_below_a_ceiling_that_doubles() -> None:
-    ceilings = [decide_retry(failed(attempt=attempt), 1.0) for attempt in range(1, 10)]
+    ceilings = [retry_of(1.0, attempt=attempt) for attempt in range(1, 10)]
     pauses = [decision.pause_seconds for decision in ceilings if decision]
     assert pauses[:4] == [4, 8, 16, 32]
     assert pauses[-1] == MAX_PAUSE_SECONDS
-    assert decide_retry(failed(attempt=5), 0.0) == RetryDecision(0.0)
+    assert retry_of(0.0, attempt=5) == RetryDecision(0.0)
 
 
 def test_store_is_left_alone_for_as_long_as_it_asked() -> None:
-    assert decide_retry(failed(retry_after=30), 0.0) == RetryDecision(30.0)
-    assert decide_retry(failed(retry_after=86400), 0.0) is None
+    assert retry_of(0.0, retry_after=30) == RetryDecision(30.0)
+    assert retry_of(0.0, retry_after=86400) is None
 
 
 def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> None:
-    assert decide_retry(failed(seconds_to_deadline=2.1), 0.5) == RetryDecision(2.0)
-    assert decide_retry(failed(seconds_to_deadline=1.9), 0.5) is None
+    assert retry_of(0.5, seconds_to_deadline=2.1) == RetryDecision(2.0)
+    assert retry_of(0.5, seconds_to_deadline=1.9) is None
 
 
 @given(
@@ -67,7 +65,7 @@ def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> Non
 def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_one_too_many(
     code: ErrorCode, jitter: float, **facts: Any
 ) -> None:
-    again = decide_retry(failed(code, **facts), jitter)
+    again = retry_of(jitter, code, **facts)
     if again is None:
         return
     assert code in PASSES_OR_SHRINKS
@@ -84,9 +82,9 @@ def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_o
 
 
 def test_too_large_for_the_memory_is_tried_with_half_of_what_was_shown() -> None:
-    again = decide_retry(failed(ErrorCode.OUT_OF_MEMORY, num_visual_tokens=1001), 0.5)
+    again = retry_of(0.5, ErrorCode.OUT_OF_MEMORY, num_visual_tokens=1001)
     assert again == RetryDecision(2.0, max_visual_tokens=500)
-    assert decide_retry(failed(ErrorCode.OUT_OF_MEMORY, num_visual_tokens=0), 0.5) is None, "text cannot shrink"
+    assert retry_of(0.5, ErrorCode.OUT_OF_MEMORY, num_visual_tokens=0) is None, "text cannot shrink"
 
 
 @pytest.mark.parametrize(
