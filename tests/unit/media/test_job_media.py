@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,7 +19,6 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
-from keye.worker.media.decoded import Size
 from keye.worker.media.fetch.transfer import name_medium
 from keye.worker.media.job_media import (
     DecodedImage,
@@ -29,6 +29,7 @@ from keye.worker.media.job_media import (
     decode,
     fetch,
 )
+from keye.worker.sizing import Sizing
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 
@@ -39,11 +40,8 @@ def limits(tmp_path: Path) -> MediaLimits:
     )
 
 
-def keep_size(
-    part: VideoPart, num_frames: int, height: int, width: int
-) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    return num_frames, (height, width), (height, width)
-
+# Shows all media of these tests as they are.
+SIZING = Sizing(factor=2, min_pixels=4, max_pixels=10**6)
 
 Prepare = Callable[[list[ImagePart | VideoPart], MediaLimits, Path], list[DecodedImage | DecodedVideo]]
 
@@ -51,7 +49,7 @@ Prepare = Callable[[list[ImagePart | VideoPart], MediaLimits, Path], list[Decode
 @pytest.fixture
 def prepare(decoders: DecoderPool) -> Prepare:
     return lambda parts, limits, folder: decode(
-        parts, fetch(parts, limits, MediaCache(folder / "cache", max_bytes=0)), limits, keep_size, decoders
+        parts, fetch(parts, limits, MediaCache(folder / "cache", max_bytes=0)), limits, SIZING, decoders
     )
 
 
@@ -101,7 +99,7 @@ def test_the_end_of_the_job_while_frames_are_decoded_is_no_mediums_fault(
     parts = [VideoPart(uri=str(encode_clip(tmp_path / "clip.mp4", steady_times(30))))]
     fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
     with pytest.raises(Fault, match="cancelled") as caught:
-        decode(parts, fetched, limits, keep_size, decoders, end)
+        decode(parts, fetched, limits, SIZING, decoders, end)
     assert (caught.value.code, caught.value.media_index) == (ErrorCode.CANCELLED, None)
 
 
@@ -131,22 +129,24 @@ def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_p
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
-def test_images_of_a_job_are_decoded_side_by_side(limits: MediaLimits, tmp_path: Path, decoders: DecoderPool) -> None:
+def test_images_of_a_job_are_decoded_side_by_side(limits: MediaLimits, tmp_path: Path) -> None:
     both = Barrier(2)
 
-    def meet(part: ImagePart | VideoPart, num: int, height: int, width: int) -> tuple[int, Size, Size]:
-        both.wait(timeout=20)
-        return keep_size(part, num, height, width)
+    class Meeting(DecoderPool):
+        def _allocate(self, *asked: Any) -> Any:
+            both.wait(timeout=20)
+            return super()._allocate(*asked)
 
     parts = [ImagePart(uri=as_data_uri(quarters().resize(size))) for size in ((48, 32), (96, 64))]
     fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
-    first, second = decode(parts, fetched, limits, meet, decoders)
+    with Meeting(2, 60, max_decoded_bytes=limits.max_decoded_bytes) as pool:
+        first, second = decode(parts, fetched, limits, SIZING, pool)
     assert (first.original_size, second.original_size) == ((32, 48), (64, 96))
 
 
 def test_first_fault_ends_the_media_that_wait_for_room_and_keeps_no_pixels(limits: MediaLimits, tmp_path: Path) -> None:
     def read(*parts: ImagePart) -> list[DecodedImage | DecodedVideo]:
-        return decode(parts, fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0)), limits, keep_size, pool)
+        return decode(parts, fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0)), limits, SIZING, pool)
 
     def fail() -> None:
         with pytest.raises(Fault) as caught:
