@@ -54,13 +54,12 @@ class StopStrings:
         if not self._stop:
             return piece
         text = self._held + piece
-        hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        hits = [at for at in map(text.find, self._stop) if at >= 0]
         if hits:
             self.is_hit = True
             self._held = ""
             return text[: min(hits)]
-        num_held = max(_overlap(text, stop) for stop in self._stop)
-        cut = len(text) - num_held
+        cut = len(text) - max(_overlap(text, stop) for stop in self._stop)
         self._held = text[cut:]
         return text[:cut]
 

@@ -42,10 +42,6 @@ class TorchFacts:
 
 
 def torch_facts() -> TorchFacts:
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return TorchFacts(
-        version=torch.__version__,
-        cuda=torch.version.cuda,
-        num_threads=torch.get_num_threads(),
-        gpus=tuple((gpu.name, gpu.total_memory) for gpu in found),
-    )
+    gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    names_and_bytes = tuple((gpu.name, gpu.total_memory) for gpu in gpus)
+    return TorchFacts(torch.__version__, torch.version.cuda, torch.get_num_threads(), names_and_bytes)

@@ -109,13 +109,13 @@ class ImageProcessor:
             _require_rgb(picture, ndim=3)
             picture = PIL.Image.fromarray(picture)
         picture = picture.convert("RGB")
-        height, width = self._target(image, (picture.height, picture.width))
+        height, width = self._fit(image, image.size or (picture.height, picture.width))
         return self._cut(np.asarray(resize(picture, width, height, self.resample))[np.newaxis])
 
     def process_video(self, video: Video) -> Patches:
         """All frames at one size and in one grid, as Preview sees a video."""
         _require_rgb(video.frames, ndim=4)
-        size = self._target(video, video.frames.shape[1:3])
+        size = self._fit(video, video.size or video.frames.shape[1:3])
         return self._cut(_resize(video.frames, size, self.resample))
 
     def process_slow_fast_video(self, video: Video) -> Patches:
@@ -126,7 +126,7 @@ class ImageProcessor:
         """
         _require_rgb(video.frames, ndim=4)
         types = frame_types(video)
-        fitted = fit_size(*video.frames.shape[1:3], factor=self.factor, **self._limits(video))
+        fitted = self._fit(video, video.frames.shape[1:3])
         cut: list[Patches] = []
         for is_fast, run in groupby(range(len(types)), key=lambda index: types[index] == 1):
             exact = video.fast_size if is_fast else video.size
@@ -143,15 +143,9 @@ class ImageProcessor:
             cut.append(self._cut(resized))
         return join_patches(cut)
 
-    def _limits(self, visual: Image | Video) -> dict[str, int]:
-        return {
-            "min_pixels": visual.min_pixels or self.min_pixels,
-            "max_pixels": visual.max_pixels or self.max_pixels,
-        }
-
-    def _target(self, visual: Image | Video, size: Size) -> Size:
-        height, width = visual.size or size
-        return fit_size(height, width, factor=self.factor, **self._limits(visual))
+    def _fit(self, visual: Image | Video, size: Size) -> Size:
+        least, most = visual.min_pixels or self.min_pixels, visual.max_pixels or self.max_pixels
+        return fit_size(*size, factor=self.factor, min_pixels=least, max_pixels=most)
 
     def _cut(self, frames: np.ndarray) -> Patches:
         """uint8 [T, H, W, 3] to normalised patches, each channel first."""
@@ -180,7 +174,9 @@ def tell_slow_from_fast(frames: np.ndarray) -> tuple[int, ...]:
     import torch
     from keye_vl_utils.vision_process import extract_slow_fast_frames
 
-    if _is_one_row_of_patches(*frames.shape[1:3]):
+    # The utilities fail on frames that are one row of patches when they have shrunk them.
+    least, most = MIN_FRAME_TOKENS * 784, 256 * 784
+    if fit_size(*frames.shape[1:3], factor=28, min_pixels=least, max_pixels=most)[0] == 28:
         return (0,) * len(frames)
     types = [0]
     for start in range(1, len(frames), _WINDOW):
@@ -226,8 +222,3 @@ def _require_rgb(pixels: np.ndarray, ndim: int) -> None:
             ErrorCode.MEDIA_UNSUPPORTED,
             f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 {expected} with no side empty",
         )
-
-
-def _is_one_row_of_patches(height: int, width: int) -> bool:
-    """The utilities fail on frames that are this flat when they have shrunk them."""
-    return fit_size(height, width, factor=28, min_pixels=MIN_FRAME_TOKENS * 784, max_pixels=256 * 784)[0] == 28

@@ -82,14 +82,14 @@ def fill_placeholders(text: str, images: Sequence[str], videos: Sequence[str]) -
 
     Raises `PlaceholderMismatch` when there are more or fewer placeholders than images or videos.
     """
-    fillers: dict[str, Iterator[str]] = {IMAGE_PAD: iter(images), VIDEO_PAD: iter(videos)}
+    fillers: dict[str, Iterator[str]] = {}
     for pad, given, name in ((IMAGE_PAD, images, "image"), (VIDEO_PAD, videos, "video")):
         if (asked := text.count(pad)) != len(given):
             raise PlaceholderMismatch(
                 f"the messages have {asked} {name} parts, but {len(given)} {name}s came with them"
             )
-    pattern = f"{re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)}"
-    return re.sub(pattern, lambda pad: next(fillers[pad[0]]), text)
+        fillers[pad] = iter(given)
+    return re.sub("|".join(map(re.escape, fillers)), lambda pad: next(fillers[pad[0]]), text)
 
 
 def slow_fast_filler(frame_tokens: Sequence[int], types: Sequence[int], timestamps: Sequence[float] | None) -> str:
