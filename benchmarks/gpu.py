@@ -23,7 +23,7 @@ from keye.worker.daemon.bench import (
     measure_plain,
 )
 from keye.worker.engine.inbox import SamplingOptions
-from keye.worker.engine.kv_cache import measure_cache_bytes
+from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import Engine
 from keye.worker.model.device import choose_device, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration

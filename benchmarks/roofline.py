@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.synthetic_keye import NUM_TEXT_TOKENS, Size
 from keye.worker.daemon.bench import wait_for
-from keye.worker.engine.kv_cache import block_bytes
+from keye.worker.engine.memory import block_bytes
 from keye.worker.model.keye import KeyeForConditionalGeneration
 
 

@@ -120,12 +120,7 @@ def make_prompt(size: Size, seed: int) -> PreparedPrompt:
     words = torch.randint(0, 400, (NUM_TEXT_TOKENS,), generator=generator)
     image = torch.full((rows * columns // 4,), config.image_token_id)
     input_ids = torch.cat([words[:8], image, words[8:]])
-    positions, delta = position_ids(
-        input_ids,
-        image_token_id=config.image_token_id,
-        video_token_id=config.video_token_id,
-        image_grids=[(1, rows, columns)],
-    )
+    positions, delta = position_ids(input_ids, config, image_grids=[(1, rows, columns)])
     return PreparedPrompt(
         text="",
         input_ids=input_ids,

@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from keye.worker.engine.inbox import SamplingOptions
-from keye.worker.engine.kv_cache import KVCache, measure_cache_bytes
+from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.configuration_keye import KeyeConfig
-from keye.worker.model.flex_decoding import FlexForm
-from keye.worker.model.gathered_attention import GatheredForm
+from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
 from keye.worker.model.load import load_model
-from keye.worker.model.paged_attention import AttentionForm, PagedBatch, Span
+from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_spans
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
-from keye.worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -66,8 +64,7 @@ def test_kernels_attend_as_gathered_blocks_do(make_form: Callable[[], AttentionF
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     outputs = [
-        PagedBatch.of_spans(each, cache, spans).attend(0, query, key, value, HEAD_DIM**-0.5)
-        for each in (form, GatheredForm())
+        attend_spans(each, cache, spans)(0, query, key, value, HEAD_DIM**-0.5) for each in (form, GatheredForm())
     ]
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
 

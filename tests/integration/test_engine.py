@@ -17,7 +17,7 @@ from keye.config.faults import Fault
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
-from keye.worker.model.flex_decoding import FlexForm
+from keye.worker.model.cuda_attention import FlexForm
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
@@ -247,7 +247,7 @@ def test_kernel_that_cannot_be_compiled_leaves_the_plain_attention(
     def compile_it() -> Any:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr("keye.worker.model.flex_decoding._compiled_flex_attention", compile_it)
+    monkeypatch.setattr("keye.worker.model.cuda_attention._compiled_flex_attention", compile_it)
     monkeypatch.setattr("keye.worker.engine.step_loop.choose_attention", lambda *_: FlexForm(4096))
     engine, prompt = start_engine(), make_prompt(processor, 1, 1)
     read(pending := engine.inbox.submit(prompt, GREEDY))

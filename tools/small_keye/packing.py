@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.positions import position_ids
 from tools.small_keye.lessons import IGNORED, Item, Lesson
 from tools.small_keye.tokenizer import SUFFIXES
@@ -48,6 +49,9 @@ class Batch:
 class Packer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._config = KeyeConfig(
+            image_token_id=int(self._encode("<|image_pad|>")), video_token_id=int(self._encode("<|video_pad|>"))
+        )
 
     def pack(self, lessons: Sequence[Lesson]) -> Batch:
         """One row a lesson."""
@@ -98,8 +102,7 @@ class Packer:
         grids = [item.grid for item in lesson.items]
         positions, delta = position_ids(
             tokens,
-            image_token_id=int(self._encode("<|image_pad|>")),
-            video_token_id=int(self._encode("<|video_pad|>")),
+            self._config,
             image_grids=() if is_video else grids,
             video_grids=grids if is_video else (),
             seconds_per_frame=None if lesson.fps is None else [1 / lesson.fps],

@@ -23,7 +23,7 @@ from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.padded_attention import attend_padded
 from tools.small_keye.checkpoint_folder import write_folder
 from tools.small_keye.lessons import IGNORED, NUM_PLACES, NUM_SHAPE_SIGHTS, NUM_SIGHTS, Item, Teacher
 from tools.small_keye.packing import Batch, Packer
@@ -112,7 +112,7 @@ class Trainer:
         config, features = self.model.config, self._features(batch.items)
         is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
         embeds = self.model.model.embed_tokens(batch.input_ids).masked_scatter(is_visual.unsqueeze(-1), features)
-        attend = PaddedAttention(self.model.model, embeds, batch.attention_mask)
+        attend = attend_padded(self.model.model, embeds, batch.attention_mask)
         hidden = self.model.model(embeds, batch.position_ids, attend)
         is_target = batch.targets != IGNORED
         logits, targets = self.model.lm_head(hidden[is_target]), batch.targets[is_target]

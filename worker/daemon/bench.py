@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from keye.worker.engine.inbox import Generated, SamplingOptions
-from keye.worker.engine.kv_cache import measure_cache_bytes
+from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.device import name_device

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
-from keye.worker.engine.kv_cache import measure_cache_bytes
+from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.model.device import choose_device, leave_cores_to_decoders, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration

@@ -13,8 +13,8 @@ from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.video_plan import plan_video, tell_thinning
+from keye.worker.model.checkpoint import VARIANTS
 from keye.worker.model.image_processing import ImageProcessor
-from keye.worker.model.variant import VARIANTS
 from keye.worker.sizing import Size, Sizing
 
 # Limits of who looks at files of their own.

@@ -76,8 +76,7 @@ class PendingGeneration:
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
-        self._generated: Generated | None = None
-        self._fault: Fault | None = None
+        self._outcome: Generated | Fault | None = None
 
     def deltas(self) -> Iterator[TextDelta]:
         """New text as it is generated; ends with the generation. One reader only.
@@ -86,8 +85,11 @@ class PendingGeneration:
         Raises `Fault` when the generation failed.
         """
         while True:
+            left = None
+            if self.deadline is not None:
+                left = min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
             with self._changed:
-                if not self.wait(self._patience()):
+                if not self.wait(left):
                     self.abandon()
                     return
                 delta = TextDelta("".join(self._unread), self._num_unread_tokens)
@@ -99,16 +101,10 @@ class PendingGeneration:
             with self._changed:
                 if not has_ended:
                     self._changed.wait_for(lambda: self.has_ended, timeout=REST_SECONDS)
-                elif self._fault is not None:
-                    raise self._fault
+                elif isinstance(self._outcome, Fault):
+                    raise self._outcome
                 else:
                     return
-
-    def _patience(self) -> float | None:
-        if self.deadline is None:
-            return None
-        left = self.deadline + OVERRUN_SECONDS - time.monotonic()
-        return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
     def wait(self, seconds: float | None) -> bool:
         """Whether within so many seconds, or ever, there is text to read or the generation ends."""
@@ -121,16 +117,16 @@ class PendingGeneration:
 
     @property
     def has_ended(self) -> bool:
-        return self._generated is not None or self._fault is not None
+        return self._outcome is not None
 
     @property
     def generated(self) -> Generated:
         """What it came to. Raises `Fault` when it failed and `RuntimeError` while it goes on."""
-        if self._fault is not None:
-            raise self._fault
-        if self._generated is None:
+        if isinstance(self._outcome, Fault):
+            raise self._outcome
+        if self._outcome is None:
             raise RuntimeError("the generation has not ended yet: read deltas() to the end first")
-        return self._generated
+        return self._outcome
 
     def deliver(self, text: str, num_tokens: int) -> None:
         """For the engine: new text, and how many tokens it took."""
@@ -141,16 +137,10 @@ class PendingGeneration:
                 self._changed.notify_all()
             self._num_unread_tokens += num_tokens
 
-    def end(self, generated: Generated) -> None:
-        """For the engine: the generation has ended with this."""
+    def end(self, outcome: Generated | Fault) -> None:
+        """For the engine: the generation has ended, with an answer or without."""
         with self._changed:
-            self._generated = generated
-            self._changed.notify_all()
-
-    def fail(self, fault: Fault) -> None:
-        """For the engine: the generation has ended without an answer."""
-        with self._changed:
-            self._fault = fault
+            self._outcome = outcome
             self._changed.notify_all()
 
 
@@ -165,12 +155,7 @@ class Inbox:
         self._is_woken = False
 
     def submit(
-        self,
-        prompt: "PreparedPrompt",
-        sampling: SamplingOptions,
-        *,
-        priority: int = 0,
-        deadline: float | None = None,
+        self, prompt: "PreparedPrompt", sampling: SamplingOptions, *, priority: int = 0, deadline: float | None = None
     ) -> PendingGeneration:
         """Hand in a prepared prompt; `priority` is how many steps below the highest, `deadline` is of `time.monotonic`.
 
@@ -202,8 +187,7 @@ class Inbox:
     def wait(self) -> None:
         """For the engine: sleep until something arrives or `wake` is called."""
         with self._changed:
-            while not (self._arrived or self._is_woken):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._arrived or self._is_woken)
             self._is_woken = False
 
     def wake(self) -> None:

@@ -3,21 +3,19 @@
 import logging
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from keye.worker.engine.batch_inputs import VisualRows, build_inputs
 from keye.worker.engine.graph_capture import DecodeGraphs
-from keye.worker.engine.kv_cache import KVCache
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
+from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
 from keye.worker.model.device import has_packed_kernels
-from keye.worker.model.flex_decoding import FlexForm
-from keye.worker.model.gathered_attention import GatheredForm
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.paged_attention import AttentionForm, PagedBatch
+from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
+from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import PreparedPrompt
-from keye.worker.model.varlen_attention import HAS_BLOCK_TABLES, VarlenForm
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +27,58 @@ def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int, ma
     return VarlenForm(max_tokens) if HAS_BLOCK_TABLES else FlexForm(max_tokens)
 
 
+class VisualRows:
+    """The images, or the videos, of one prompt, in prompt order: item by item, as the prompt's chunks need them.
+
+    `columns` [n] are the placeholders, `patches` [p, 3, s, s] and `grids` [items, 3] the media, `merged` how many
+    patches make one row. Raises `PlaceholderMismatch` when they do not come to the same number of rows.
+    """
+
+    def __init__(self, columns: Tensor, patches: Tensor, grids: Tensor, merged: int) -> None:
+        num_patches = grids.prod(dim=1)
+        num_rows = int(num_patches.sum()) // merged
+        if num_rows != len(columns):
+            raise PlaceholderMismatch(f"{len(columns)} placeholder tokens, but the media give {num_rows} rows")
+        self.grids = grids
+        self._columns = columns
+        self._patches = patches.split(num_patches.tolist())
+        self._row_ends = num_patches.cumsum(dim=0) // merged
+        self._merged = merged
+        self._encoded: dict[int, Tensor] = {}
+
+    def unencoded(self, start: int, stop: int) -> list[int]:
+        """The items that fill columns from `start` up to `stop` and are still to go through the tower."""
+        first, last = self._rows_within(start, stop)
+        if first == last:
+            return []
+        first_item, last_item = torch.searchsorted(self._row_ends, torch.tensor([first, last - 1]), right=True).tolist()
+        return [item for item in range(first_item, last_item + 1) if item not in self._encoded]
+
+    def patches(self, item: int) -> Tensor:
+        return self._patches[item]
+
+    def num_rows(self, item: int) -> int:
+        return len(self._patches[item]) // self._merged
+
+    def store(self, item: int, rows: Tensor) -> None:
+        self._encoded[item] = rows
+
+    def fill(self, embeds: Tensor, start: int) -> None:
+        """Put the rows into a chunk's embeddings [n, H], of the columns from `start` on."""
+        first, last = self._rows_within(start, start + len(embeds))
+        for item, rows in self._encoded.items():
+            item_end = int(self._row_ends[item])
+            item_start = item_end - len(rows)
+            low, high = max(first, item_start), min(last, item_end)
+            if low < high:
+                columns = (self._columns[low:high] - start).to(embeds.device)
+                embeds[columns] = rows[low - item_start : high - item_start].to(embeds.dtype)
+
+    def _rows_within(self, start: int, stop: int) -> tuple[int, int]:
+        first, last = torch.searchsorted(self._columns, torch.tensor([start, stop])).tolist()
+        return first, last
+
+
 class ModelRunner:
     """Leaves the model as it is: who has it may `generate` with it between two steps."""
 
@@ -38,7 +88,7 @@ class ModelRunner:
         self._attention = attention
         self._graphs: DecodeGraphs | None = None
         self._device = model.device
-        self._visual: dict[Sequence, tuple[VisualRows | None, VisualRows | None]] = {}
+        self._visual: dict[Sequence, dict[str, VisualRows]] = {}
 
     def try_attention(self) -> None:
         """Let nobody's token be decoded. Where the kernels cannot be compiled, attention is by gathered blocks."""
@@ -75,7 +125,7 @@ class ModelRunner:
         if sequence.pending.prompt.num_visual_tokens == 0 or start >= sequence.num_prompt_tokens:
             return False
         media = self._visual.get(sequence)
-        return media is None or any(kind and kind.unencoded(start, start + num_tokens) for kind in media)
+        return media is None or any(rows.unencoded(start, start + num_tokens) for rows in media.values())
 
     def encode(self, chunks: Seq[Chunk]) -> None:
         """Put the media these chunks reach through tower and projector: all images in one call, all videos in one.
@@ -87,10 +137,10 @@ class ModelRunner:
         for sequence, _ in chunks:
             if sequence not in self._visual:
                 self._visual[sequence] = self._media_of(sequence.pending.prompt)
-        for kind, encode in enumerate((self._model.get_image_features, self._model.get_video_features)):
+        for kind, encode in (("image", self._model.get_image_features), ("video", self._model.get_video_features)):
             wanted: list[tuple[VisualRows, int]] = []
             for sequence, num_tokens in chunks:
-                if media := self._visual[sequence][kind]:
+                if media := self._visual[sequence].get(kind):
                     start = sequence.num_cached
                     wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
             if wanted:
@@ -106,26 +156,25 @@ class ModelRunner:
             logits = self._graphs.run([sequence for sequence, _ in chunks])
             if logits is not None:
                 return logits
-        inputs = build_inputs(chunks)
-        tokens = inputs.tokens.to(self._device)
+        host_tokens, end_rows, spans = _build_inputs(chunks)
+        tokens = host_tokens.to(self._device)
         embeds = self._model.model.embed_tokens(tokens[0])
         row = 0
         for sequence, num_tokens in chunks:
-            for media in self._visual.get(sequence, ()):
-                if media is not None:
-                    media.fill(embeds[row : row + num_tokens], sequence.num_cached)
+            for media in self._visual.get(sequence, {}).values():
+                media.fill(embeds[row : row + num_tokens], sequence.num_cached)
             row += num_tokens
-        batch = PagedBatch.of_spans(self._attention, self._cache, inputs.spans)
-        hidden = self._model.model(embeds.unsqueeze(0), tokens[1:].unsqueeze(1), batch.attend)[0]
-        if len(inputs.end_rows) < len(hidden):
-            hidden = hidden[inputs.end_rows]
+        attend = attend_spans(self._attention, self._cache, spans)
+        hidden = self._model.model(embeds.unsqueeze(0), tokens[1:].unsqueeze(1), attend)[0]
+        if len(end_rows) < len(hidden):
+            hidden = hidden[end_rows]
         return self._model.lm_head(hidden)
 
     def _decode(self, token_ids: Tensor, positions: Tensor, lengths: Tensor, block_tables: Tensor) -> Tensor:
         """Logits [n, V] for one token each of n sequences; all it reads is in the tensors [n] and [n, width]."""
         embeds = self._model.model.embed_tokens(token_ids).unsqueeze(0)
-        batch = PagedBatch.of_decoding(self._attention, self._cache, block_tables, lengths)
-        hidden = self._model.model(embeds, positions.expand(3, 1, -1), batch.attend)[0]
+        attend = attend_decoding(self._attention, self._cache, block_tables, lengths)
+        hidden = self._model.model(embeds, positions.expand(3, 1, -1), attend)[0]
         return self._model.lm_head(hidden)
 
     def forget_media(self, sequence: Sequence) -> None:
@@ -135,16 +184,51 @@ class ModelRunner:
         """Take what the sequence left in its blocks out of the cache."""
         self._cache.wipe(sequence.block_table)
 
-    def _media_of(self, prompt: PreparedPrompt) -> tuple[VisualRows | None, VisualRows | None]:
+    def _media_of(self, prompt: PreparedPrompt) -> dict[str, VisualRows]:
         config = self._model.config
         merged = config.vision_config.spatial_merge_size**2
+        return {
+            kind: VisualRows((prompt.input_ids == token_id).nonzero()[:, 0], patches, grids, merged)
+            for kind, token_id, patches, grids in (
+                ("image", config.image_token_id, prompt.pixel_values, prompt.image_grid_thw),
+                ("video", config.video_token_id, prompt.pixel_values_videos, prompt.video_grid_thw),
+            )
+            if patches is not None and grids is not None
+        }
 
-        def of_kind(token_id: int, patches: Tensor | None, grids: Tensor | None) -> VisualRows | None:
-            if patches is None or grids is None:
-                return None
-            return VisualRows((prompt.input_ids == token_id).nonzero()[:, 0], patches, grids, merged)
 
-        return (
-            of_kind(config.image_token_id, prompt.pixel_values, prompt.image_grid_thw),
-            of_kind(config.video_token_id, prompt.pixel_values_videos, prompt.video_grid_thw),
-        )
+def _build_inputs(chunks: Seq[Chunk]) -> tuple[Tensor, list[int], list[Span]]:
+    """Pack the chunks in the given order, decoding sequences first: T tokens one behind the other, no padding.
+
+    Ids and three rows of positions int64 [4, T], on the host; of the T rows those that end a sequence, chunk by chunk,
+    from which the next tokens follow; and each chunk's span.
+    """
+    num_decoding = next((i for i, chunk in enumerate(chunks) if not chunk.sequence.is_decoding), len(chunks))
+    decoding = [chunk.sequence for chunk in chunks[:num_decoding]]
+    prompts = chunks[num_decoding:]
+    # Ids and three rows of positions: written by numpy, which is quicker at small things, and sent as one.
+    tokens = np.empty((4, num_decoding + sum(chunk.num_tokens for chunk in prompts)), dtype=np.int64)
+    tokens[0, :num_decoding] = [sequence.generated_ids[-1] for sequence in decoding]
+    tokens[1:, :num_decoding] = [sequence.num_cached + sequence.pending.prompt.rope_delta for sequence in decoding]
+    end_rows = list(range(num_decoding))
+    row = num_decoding
+    for chunk in prompts:
+        _write_tokens(tokens[:, row : row + chunk.num_tokens], chunk.sequence)
+        row += chunk.num_tokens
+        if chunk.reaches_end:
+            end_rows.append(row - 1)
+    spans = [Span(sequence.block_table, num, sequence.num_cached + num) for sequence, num in chunks]
+    return torch.from_numpy(tokens), end_rows, spans
+
+
+def _write_tokens(into: np.ndarray, sequence: Sequence) -> None:
+    """Ids and positions [4, n] of a prompt's next tokens; after a preemption they go on into what was generated."""
+    prompt, num_prompt_tokens = sequence.pending.prompt, sequence.num_prompt_tokens
+    start, stop = sequence.num_cached, sequence.num_cached + into.shape[1]
+    num_given = max(0, num_prompt_tokens - start)
+    into[0, :num_given] = prompt.input_ids[start:stop].numpy()
+    into[1:, :num_given] = prompt.position_ids[:, start:stop].numpy()
+    if stop > num_prompt_tokens:
+        start = max(start, num_prompt_tokens)
+        into[0, num_given:] = sequence.generated_ids[start - num_prompt_tokens : stop - num_prompt_tokens]
+        into[1:, num_given:] = np.arange(start, stop) + prompt.rope_delta

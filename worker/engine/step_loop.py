@@ -15,8 +15,7 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
-from keye.worker.engine.kv_cache import KVCache, block_bytes
-from keye.worker.engine.memory_limits import MemoryLimits, is_out_of_memory
+from keye.worker.engine.memory import MemoryLimits, block_bytes, is_out_of_memory
 from keye.worker.engine.model_runner import ModelRunner, choose_attention
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
@@ -24,6 +23,7 @@ from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
 from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
+from keye.worker.model.paged_attention import KVCache
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.telemetry.warning_filters import tell_warnings
 
@@ -136,14 +136,13 @@ class Engine:
             self.is_alive = False
             message = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
             fault = Fault(ErrorCode.INTERNAL, message)
-        closed_by = fault or Fault(ErrorCode.INTERNAL, "The engine has been stopped.")
-        for pending in self.inbox.close(closed_by):
+        for pending in self.inbox.close(fault or Fault(ErrorCode.INTERNAL, "The engine has been stopped.")):
             self._take_in(pending)
         for sequence in list(self._scheduler):
             if fault is None:
                 sequence.end("abandoned", time.monotonic())
             else:
-                sequence.pending.fail(fault)
+                sequence.pending.end(fault)
 
     def _step(self) -> None:
         tell_warnings()
@@ -181,8 +180,7 @@ class Engine:
 
     def _apply(self, chunks: Seq[Chunk], token_ids: Seq[int | None], now: float) -> None:
         next_token_ids = iter(token_ids)
-        for chunk in chunks:
-            sequence, num_tokens = chunk
+        for sequence, num_tokens in chunks:
             if not sequence.is_decoding:
                 self._counters.prefill_tokens += num_tokens
             sequence.num_cached += num_tokens
@@ -235,7 +233,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._leave(sequence)
-        sequence.pending.fail(Fault(code, message))
+        sequence.pending.end(Fault(code, message))
 
     def _leave(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

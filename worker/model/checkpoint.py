@@ -1,4 +1,4 @@
-"""A checkpoint folder without its weights: is it whole, and what does it write conversations with.
+"""A checkpoint folder without its weights: is it whole, which tensors it holds, what it writes conversations with.
 
 No torch: a worker's parent process asks too, and it must not load it. Of the weights only the headers are read.
 """
@@ -6,15 +6,30 @@ No torch: a worker's parent process asks too, and it must not load it. Of the we
 import json
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from keye.worker.model.variant import VARIANTS
-from keye.worker.model.weight_names import UNUSED_TENSORS, tensor_shapes
+from typing import Any, NamedTuple
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 IMAGE_PAD = "<|image_pad|>"
+
+# Leftovers of the encoder the tower was made from; in every released checkpoint, read by nobody.
+UNUSED_TENSORS = r"^visual\.vision_model\.(head\.|embeddings\.packing_position_embedding\.)"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Variant(NamedTuple):
+    """Preview has neither: a video is one item of attention and one block of positions with a clock, and the projector
+    normalises each patch. In 1.5 each frame is an item and a block of its own, and merged patches are normalised.
+    """
+
+    splits_video_into_frames: bool
+    normalises_merged_patches: bool
+
+
+VARIANTS = {"Keye": Variant(False, False), "KeyeVL1_5": Variant(True, True)}
 
 
 def check_checkpoint(path: Path | str) -> list[str]:
@@ -37,7 +52,8 @@ def check_checkpoint(path: Path | str) -> list[str]:
     faults += weight_faults
     if (folder / "config.json").is_file():
         try:
-            faults += _compare(_read_json(folder / "config.json"), tensors if not weight_faults else None)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            faults += _compare(config, tensors if not weight_faults else None)
         except (ValueError, KeyError, TypeError) as error:
             faults.append(f"config.json in {folder} cannot be read as a Keye-VL config: {error!r}")
     return faults
@@ -62,7 +78,7 @@ def load_chat_template(path: Path | str) -> str:
     )
 
 
-def _compare(config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None) -> list[str]:
+def _compare(config: dict[str, Any], tensors: Shapes | None) -> list[str]:
     if (model_type := config.get("model_type")) not in VARIANTS:
         return [f"config.json names the model type {model_type!r}, a worker runs {' or '.join(VARIANTS)}"]
     expected = tensor_shapes(config)
@@ -81,20 +97,20 @@ def _compare(config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None)
     return faults
 
 
-def _read_headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def _read_headers(folder: Path) -> tuple[Shapes, list[str]]:
     """Shapes by tensor name from the safetensors headers, and what is wrong with the files."""
     faults: list[str] = []
     if (folder / INDEX_FILE).is_file():
         try:
-            listed: dict[str, str] = _read_json(folder / INDEX_FILE)["weight_map"]
+            listed = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
         except (ValueError, KeyError) as error:
             return {}, [f"{INDEX_FILE} cannot be read: {error!r}"]
-        shards = sorted(set(listed.values()))
+        shards: list[str] = sorted(set(listed.values()))
     elif (folder / SINGLE_FILE).is_file():
-        listed, shards = {}, [SINGLE_FILE]
+        shards = [SINGLE_FILE]
     else:
         return {}, [f"no {SINGLE_FILE} and no {INDEX_FILE} in {folder}; only safetensors are read"]
-    tensors: dict[str, tuple[int, ...]] = {}
+    tensors: Shapes = {}
     for number, shard in enumerate(shards, start=1):
         if not (folder / shard).is_file():
             faults.append(f"weight shard {number} of {len(shards)}, {shard}, is missing")
@@ -106,7 +122,7 @@ def _read_headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     return tensors, faults
 
 
-def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
+def _read_header(file: Path) -> Shapes:
     """A safetensors file starts with the length of a JSON header (8 bytes, little endian), then the header."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -122,6 +138,73 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+def tensor_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Name to shape of all tensors the model reads, for the parsed `config.json` of either variant.
+
+    The model on the meta device would know them too, but not without torch; a test holds the two equal. Fields that
+    are left out of files saved again have the values of `configuration_keye.py`.
+    """
+    shapes = _text_shapes(config) | _vision_shapes(config["vision_config"]) | _projector_shapes(config)
+    if config.get("tie_word_embeddings", False):
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _linear(name: str, width_out: int, width_in: int, bias: bool = True) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (width_out, width_in)}
+    return weight | {f"{name}.bias": (width_out,)} if bias else weight
+
+
+def _layer_norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _text_shapes(config: Mapping[str, Any]) -> Shapes:
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config.get("head_dim", 128)
+    queries, keys = config["num_attention_heads"] * head, config.get("num_key_value_heads", 8) * head
+    has_bias = config.get("attention_bias", False)
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "lm_head.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        shapes |= _linear(f"{layer}.self_attn.q_proj", queries, hidden, has_bias)
+        shapes |= _linear(f"{layer}.self_attn.k_proj", keys, hidden, has_bias)
+        shapes |= _linear(f"{layer}.self_attn.v_proj", keys, hidden, has_bias)
+        shapes |= _linear(f"{layer}.self_attn.o_proj", hidden, queries, has_bias)
+        shapes |= _linear(f"{layer}.mlp.gate_proj", inner, hidden, bias=False)
+        shapes |= _linear(f"{layer}.mlp.up_proj", inner, hidden, bias=False)
+        shapes |= _linear(f"{layer}.mlp.down_proj", hidden, inner, bias=False)
+        shapes |= {f"{layer}.self_attn.{norm}.weight": (head,) for norm in ("q_norm", "k_norm")}
+        shapes |= {f"{layer}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    return shapes
+
+
+def _vision_shapes(vision: Mapping[str, Any]) -> Shapes:
+    hidden, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision.get("patch_size", 14)
+    tower = "visual.vision_model"
+    shapes: Shapes = {
+        f"{tower}.embeddings.patch_embedding.weight": (hidden, vision.get("num_channels", 3), patch, patch),
+        f"{tower}.embeddings.patch_embedding.bias": (hidden,),
+        f"{tower}.embeddings.position_embedding.weight": ((vision["image_size"] // patch) ** 2, hidden),
+    }
+    for index in range(vision["num_hidden_layers"]):
+        layer = f"{tower}.encoder.layers.{index}"
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{layer}.self_attn.{projection}", hidden, hidden)
+        shapes |= _linear(f"{layer}.mlp.fc1", inner, hidden) | _linear(f"{layer}.mlp.fc2", hidden, inner)
+        shapes |= _layer_norm(f"{layer}.layer_norm1", hidden) | _layer_norm(f"{layer}.layer_norm2", hidden)
+    return shapes | _layer_norm(f"{tower}.post_layernorm", hidden)
+
+
+def _projector_shapes(config: Mapping[str, Any]) -> Shapes:
+    vision = config["vision_config"]
+    merged = vision["hidden_size"] * vision.get("spatial_merge_size", 2) ** 2
+    normalised = merged if VARIANTS[config["model_type"]].normalises_merged_patches else vision["hidden_size"]
+    return (
+        _layer_norm("mlp_AR.pre_norm", normalised)
+        | _linear("mlp_AR.linear_1", merged, merged)
+        | _linear("mlp_AR.linear_2", config["hidden_size"], merged)
+    )

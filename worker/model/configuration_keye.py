@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from keye.worker.model.variant import VARIANTS
+from keye.worker.model.checkpoint import VARIANTS
 
 
 class KeyeVisionConfig(PreTrainedConfig):
@@ -26,11 +26,6 @@ class KeyeVisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     spatial_merge_size: int = 2
     tokens_per_second: int | float = 2
-
-    @property
-    def position_table_side(self) -> int:
-        """Rows and columns of the learned position table, in patches."""
-        return self.image_size // self.patch_size
 
 
 class KeyeConfig(PreTrainedConfig):

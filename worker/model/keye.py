@@ -1,23 +1,26 @@
 """The whole model: vision tower, projector and text decoder behind one `PreTrainedModel` that can `generate`."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, Cache, DynamicCache
+from transformers import AutoModelForImageTextToText, Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from keye.worker.model.checkpoint import UNUSED_TENSORS
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
-from keye.worker.model.generation import CACHE_NAME, KeyeGenerationMixin
-from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.padded_attention import attend_padded
 from keye.worker.model.positions import Grid, PlaceholderMismatch, position_ids
 from keye.worker.model.text_decoder import KeyePreTrainedModel, KeyeTextModel
 from keye.worker.model.vision_tower import Projector, VisionTower
-from keye.worker.model.weight_names import UNUSED_TENSORS
+
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""What `generate` calls the keys and values it carries from step to step; renamed in transformers 5.24."""
 
 
-class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
+class KeyeForConditionalGeneration(GenerationMixin, KeyePreTrainedModel):
     """Keye-VL-8B-Preview. Nothing about a sequence is kept here, so calls may interleave."""
 
     _keys_to_ignore_on_load_unexpected = [UNUSED_TENSORS]  # noqa: RUF012
@@ -43,11 +46,8 @@ class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
         return self._features(pixel_values, grids)
 
     def _features(self, pixel_values: Tensor, grids: list[list[int]]) -> Tensor:
-        return self.mlp_AR(self.visual(pixel_values.to(self.visual_dtype), grids), grids)
-
-    @property
-    def visual_dtype(self) -> torch.dtype:
-        return self.visual.vision_model.embeddings.patch_embedding.weight.dtype
+        dtype = self.visual.vision_model.embeddings.patch_embedding.weight.dtype
+        return self.mlp_AR(self.visual(pixel_values.to(dtype), grids), grids)
 
     def embed(
         self,
@@ -91,29 +91,19 @@ class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
         config = self.config
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, videos = _as_lists(image_grid_thw), _as_lists(video_grid_thw)
-        seconds = None if second_per_grid_ts is None else [float(s) for s in second_per_grid_ts]
+        seconds = [] if second_per_grid_ts is None else [float(s) for s in second_per_grid_ts]
         result = torch.ones(3, *input_ids.shape, dtype=torch.long)
         deltas = []
-        rows = zip(input_ids.cpu(), real.cpu().bool(), strict=True)
-        for row, (ids, mask) in enumerate(rows):
+        for row, (ids, mask) in enumerate(zip(input_ids.cpu(), real.cpu().bool(), strict=True)):
             tokens = ids[mask]
             num_images = _num_runs(tokens == config.image_token_id)
             num_videos = _rows_of_runs(
                 videos, _num_runs(tokens == config.video_token_id), config.splits_video_into_frames
             )
             result[:, row, mask], _ = position_ids(
-                tokens,
-                image_token_id=config.image_token_id,
-                video_token_id=config.video_token_id,
-                image_grids=images[:num_images],
-                video_grids=videos[:num_videos],
-                seconds_per_frame=None if seconds is None else seconds[:num_videos],
-                tokens_per_second=config.vision_config.tokens_per_second,
-                merge_size=config.vision_config.spatial_merge_size,
-                splits_video_into_frames=config.splits_video_into_frames,
+                tokens, config, images[:num_images], videos[:num_videos], seconds[:num_videos]
             )
-            images, videos = images[num_images:], videos[num_videos:]
-            seconds = None if seconds is None else seconds[num_videos:]
+            images, videos, seconds = images[num_images:], videos[num_videos:], seconds[num_videos:]
             deltas.append(int(result[:, row, mask].max()) + 1 - len(ids))
         if images or videos:
             raise PlaceholderMismatch(f"{len(images)} image and {len(videos)} video grids are left over by the prompts")
@@ -157,16 +147,47 @@ class KeyeForConditionalGeneration(KeyeGenerationMixin, KeyePreTrainedModel):
             raise ValueError("give either cache or past_key_values: they are two names of the same")
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
-        attend = PaddedAttention(self.model, inputs_embeds, attention_mask, cache)
+        attend = attend_padded(self.model, inputs_embeds, attention_mask, cache)
         hidden = self.model(inputs_embeds, position_ids, attend)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        vocab_size = self.config.vocab_size
+        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size)
         carried: dict[str, Any] = {CACHE_NAME: cache}
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
         return output.to_tuple() if return_dict is False else output
+
+    # All that `generate` of transformers has to be told of Keye: position ids of three rows, and patches without a
+    # dimension for the batch. Nothing a worker answers goes this way: `generate` is what the engine is compared with.
+    # Each name with an underscore is a seam of its insides; `tests/unit/model/test_generation.py` has a test for each
+    # that fails where a release of transformers calls it no more.
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        """Positions [3, B, L] of the prompt: a picture spreads over all three rows."""
+        names = ("attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        return self.positions(inputs_tensor, *(model_kwargs.get(name) for name in names))[0]
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Behind a run of placeholders all three rows go on from the largest, not each from its own last."""
+        model_kwargs = super()._update_model_kwargs_for_generation(*args, **kwargs)
+        position_ids = model_kwargs["position_ids"]
+        position_ids[..., -1] = position_ids[..., -1].amax(dim=0)
+        return model_kwargs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """For beams and several answers the embeddings are repeated: packed patches have no dimension to repeat."""
+        if expand_size == 1:
+            return input_ids, kwargs
+        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+        visual = [kwargs.pop(name, None) for name in names]
+        if kwargs.get("inputs_embeds") is None:
+            kwargs["inputs_embeds"] = self.embed(input_ids, *visual)
+        # Not left to the library: its first releases of this major repeat the three rows instead of the batch.
+        position_ids = kwargs.pop("position_ids")
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
+        return input_ids, kwargs | {"position_ids": position_ids.repeat_interleave(expand_size, dim=1)}
 
 
 class KeyeVL1_5ForConditionalGeneration(KeyeForConditionalGeneration):

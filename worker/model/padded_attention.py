@@ -12,37 +12,30 @@ from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from keye.worker.model.text_decoder import KeyeDecoderLayer, KeyeTextModel
+from keye.worker.model.text_decoder import Attend, KeyeDecoderLayer, KeyeTextModel
 
 
-class PaddedAttention:
+def attend_padded(
+    decoder: KeyeTextModel, inputs_embeds: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+) -> Attend:
     """Causal attention of embeddings [B, L, H] among themselves and over what `cache` holds, which takes the new ones.
 
     `attention_mask` [B, tokens in the cache and new ones] is 0 at padding; None where there is no padding.
     """
+    # By position: releases of this major differ in what they call a cache.
+    mask = create_causal_mask(decoder.config, inputs_embeds, attention_mask, cache)
+    kernel: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        decoder.config._attn_implementation, eager_attention
+    )
 
-    def __init__(
-        self,
-        decoder: KeyeTextModel,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> None:
-        self._layers = decoder.layers
-        self._cache = cache
-        # By position: releases of this major differ in what they call a cache.
-        self._mask = create_causal_mask(decoder.config, inputs_embeds, attention_mask, cache)
-        self._attention: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            decoder.config._attn_implementation, eager_attention
-        )
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        if self._cache is not None:
-            key, value = self._cache.update(key, value, layer)
-        module = cast(KeyeDecoderLayer, self._layers[layer]).self_attn
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if cache is not None:
+            key, value = cache.update(key, value, layer)
+        module = cast(KeyeDecoderLayer, decoder.layers[layer]).self_attn
         dropout = module.attention_dropout if module.training else 0.0
-        output, _ = self._attention(module, query, key, value, self._mask, dropout=dropout, scaling=scaling)
-        return output
+        return kernel(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
+
+    return attend
 
 
 def eager_attention(

@@ -1,14 +1,19 @@
 """Attention over a paged cache: packed tokens of many sequences, each with its own blocks of keys and values.
 
-Which kernels run is the form's matter; who owns which block is decided elsewhere.
+Which kernels run is the form's matter: here is the one that asks nothing of the device, `cuda_attention.py` has those
+for CUDA. Who owns which block is decided elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.text_decoder import Attend
 
 
 class Span(NamedTuple):
@@ -19,22 +24,62 @@ class Span(NamedTuple):
     num_keys: int
 
 
-class PagedCache(Protocol):
-    """For each layer, keys and values [blocks, block_size, kv_heads, head_dim]. The last block belongs to nobody."""
+class KVCache:
+    """For each layer, keys and values [num_blocks + 1, block_size, kv_heads, head_dim].
 
-    block_size: int
-    scratch_block: int
-    keys: list[Tensor]
-    values: list[Tensor]
+    The block behind the others is nobody's: rows that only fill a batch up write and read there.
+    """
+
+    def __init__(
+        self, config: KeyeConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.device = device
+        self.scratch_block = num_blocks
+        self.block_size = block_size
+        shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)
+        # Zeros, not whatever lay there: a masked slot is multiplied by 0, and 0 times NaN is NaN.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+
+    def slots(self, spans: Sequence[Span]) -> Tensor:
+        """Where each packed token's key and value are stored, in tokens from the start of the cache: int64 [T]."""
+        slots: list[int] = []
+        for table, num_queries, num_keys in spans:
+            if num_queries == 1:
+                last = num_keys - 1
+                slots.append(table[last // self.block_size] * self.block_size + last % self.block_size)
+            else:
+                tokens = np.arange(num_keys - num_queries, num_keys)
+                blocks = np.array(table)[tokens // self.block_size]
+                slots += (blocks * self.block_size + tokens % self.block_size).tolist()
+        # By way of numpy: torch reads a list of numbers five times slower, and this happens at every step.
+        return torch.from_numpy(np.array(slots)).to(self.device)
+
+    def tables(self, spans: Sequence[Span], width: int = 0) -> tuple[Tensor, Tensor]:
+        """Block tables int32 [spans, width], behind a sequence's own the scratch block, and numbers of keys int32 [n].
+
+        Width 0 is what the longest takes.
+        """
+        width = width or max(len(span.block_table) for span in spans)
+        rows = [table + [self.scratch_block] * (width - len(table)) for table, _, _ in spans]
+        lengths = torch.tensor([span.num_keys for span in spans], dtype=torch.int32, device=self.device)
+        return torch.from_numpy(np.array(rows, dtype=np.int32)).to(self.device), lengths
+
+    def wipe(self, blocks: list[int]) -> None:
+        """Take out numbers that are not finite before another sequence gets the blocks."""
+        for layer in (*self.keys, *self.values):
+            layer[torch.tensor(blocks, device=layer.device)] = 0
 
 
-class AttentionCall(Protocol):
-    """One call of a kernel for neighbouring packed tokens; made once a step, used in every layer."""
+class AttentionCall(NamedTuple):
+    """One call of a kernel for neighbouring packed tokens; made once a step, used in every layer.
+
+    `attend` takes queries [num_queries, heads, d], one layer's keys and values of the cache, and the scaling of
+    scores, and gives outputs [num_queries, heads, d].
+    """
 
     num_queries: int
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """Queries [num_queries, heads, d] and one layer's cache to outputs [num_queries, heads, d]."""
+    attend: Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class AttentionForm(Protocol):
@@ -48,73 +93,108 @@ class AttentionForm(Protocol):
     block_size: int
     table_widths: Sequence[int]
 
-    def calls(self, cache: PagedCache, spans: Sequence[Span]) -> Sequence[AttentionCall]:
+    def calls(self, cache: KVCache, spans: Sequence[Span]) -> list[AttentionCall]:
         """The calls that serve all spans, in their order."""
 
-    def decoding(self, cache: PagedCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
+    def decoding(self, cache: KVCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
         """The call for one query each of n sequences: tables int32 [n, width], tokens in the cache int32 [n]."""
 
 
-class PagedBatch:
-    """One step's packed tokens: where their keys and values go, and the calls that attend for them."""
+def attend_spans(form: AttentionForm, cache: KVCache, spans: Sequence[Span]) -> Attend:
+    """One step's packed tokens: their keys and values are stored, then the form's calls attend for them."""
+    return _attend(cache, cache.slots(spans), form.calls(cache, spans))
 
-    def __init__(self, cache: PagedCache, slots: Tensor, calls: Sequence[AttentionCall]) -> None:
-        self._cache = cache
-        self._slots = slots
-        self._calls = calls
-        self._num_queries = [call.num_queries for call in calls]
 
-    @classmethod
-    def of_spans(cls, form: AttentionForm, cache: PagedCache, spans: Sequence[Span]) -> "PagedBatch":
-        slots = torch.from_numpy(new_slots(spans, cache.block_size)).to(cache.keys[0].device)
-        return cls(cache, slots, form.calls(cache, spans))
+def attend_decoding(form: AttentionForm, cache: KVCache, block_tables: Tensor, lengths: Tensor) -> Attend:
+    """The same for one token each of n sequences, from tensors alone, so that it can be captured in a graph."""
+    last = (lengths - 1).long().unsqueeze(1)
+    blocks = block_tables.gather(1, last // cache.block_size).long()
+    slots = (blocks * cache.block_size + last % cache.block_size).squeeze(1)
+    return _attend(cache, slots, [form.decoding(cache, block_tables, lengths)])
 
-    @classmethod
-    def of_decoding(cls, form: AttentionForm, cache: PagedCache, block_tables: Tensor, lengths: Tensor) -> "PagedBatch":
-        """The same for one token each of n sequences, from tensors alone, so that it can be captured in a graph."""
-        last = (lengths - 1).long().unsqueeze(1)
-        blocks = block_tables.gather(1, last // cache.block_size).long()
-        slots = (blocks * cache.block_size + last % cache.block_size).squeeze(1)
-        return cls(cache, slots, [form.decoding(cache, block_tables, lengths)])
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store the step's keys and values, then attend: the packed tokens are the one row of a batch.
+def _attend(cache: KVCache, slots: Tensor, calls: Sequence[AttentionCall]) -> Attend:
+    num_queries = [call.num_queries for call in calls]
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """The packed tokens are the one row of a batch.
 
         Queries [1, heads, T, d], keys and values [1, kv_heads, T, d] to outputs [1, T, heads, d].
         """
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = cache.keys[layer], cache.values[layer]
         for paged, new in ((keys, key), (values, value)):
-            paged.flatten(0, 1).index_copy_(0, self._slots, new[0].transpose(0, 1))
-        parts = query[0].transpose(0, 1).split(self._num_queries)
-        outputs = [call.attend(part, keys, values, scaling) for call, part in zip(self._calls, parts, strict=True)]
+            paged.flatten(0, 1).index_copy_(0, slots, new[0].transpose(0, 1))
+        parts = query[0].transpose(0, 1).split(num_queries)
+        outputs = [call.attend(part, keys, values, scaling) for call, part in zip(calls, parts, strict=True)]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
 
-
-def new_slots(spans: Sequence[Span], block_size: int) -> np.ndarray:
-    """Where each packed token's key and value are stored, in tokens from the start of the cache: int64 [T]."""
-    slots: list[int] = []
-    for table, num_queries, num_keys in spans:
-        if num_queries == 1:
-            last = num_keys - 1
-            slots.append(table[last // block_size] * block_size + last % block_size)
-        else:
-            slots += _slots_of(table, num_keys - num_queries, num_keys, block_size).tolist()
-    # By way of numpy: torch reads a list of numbers five times slower, and this happens at every step.
-    return np.array(slots)
+    return attend
 
 
-def all_slots(spans: Sequence[Span], block_size: int) -> np.ndarray:
-    """The same for every token the spans' sequences have in the cache, sequence by sequence: int64 [sum num_keys]."""
-    return np.concatenate([_slots_of(table, 0, num_keys, block_size) for table, _, num_keys in spans])
+class GatheredForm:
+    """Gathers the blocks of each sequence. Neighbours with one query each share a call, padded to the longest."""
+
+    name = "gathered blocks, scaled_dot_product_attention"
+    block_size = 16
+    table_widths: Sequence[int] = ()
+
+    def calls(self, cache: KVCache, spans: Sequence[Span]) -> list[AttentionCall]:
+        return [
+            self._prompt(cache, group[0]) if len(group) == 1 else self.decoding(cache, *cache.tables(group))
+            for group in _groups(spans)
+        ]
+
+    def decoding(self, cache: KVCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
+        num, width = block_tables.shape
+        tokens = torch.arange(width * cache.block_size, device=lengths.device)
+        return _gathered_call(block_tables, num, len(tokens), tokens < lengths.view(-1, 1, 1, 1))
+
+    def _prompt(self, cache: KVCache, span: Span) -> AttentionCall:
+        """Several queries of one sequence."""
+        mask = None  # Where the queries are the whole sequence, kernels know it as causal.
+        if span.num_queries < span.num_keys:
+            tokens = torch.arange(span.num_keys, device=cache.device)
+            mask = tokens <= tokens[-span.num_queries :].unsqueeze(1)
+        block_table = torch.tensor([span.block_table], device=cache.device)
+        return _gathered_call(block_table, span.num_queries, span.num_keys, mask)
 
 
-def _slots_of(table: list[int], start: int, stop: int, block_size: int) -> np.ndarray:
-    tokens = np.arange(start, stop)
-    slots: np.ndarray = np.array(table)[tokens // block_size] * block_size + tokens % block_size
-    return slots
+def _gathered_call(block_tables: Tensor, num_queries: int, num_keys: int, mask: Tensor | None) -> AttentionCall:
+    """The same number of queries of each of n sequences over their first `num_keys` tokens; causal without a mask."""
+    num, blocks = len(block_tables), block_tables.flatten()
+
+    def gather(paged: Tensor) -> Tensor:
+        """[n, kv_heads, num_keys, d]"""
+        return paged.index_select(0, blocks).view(num, -1, *paged.shape[2:])[:, :num_keys].transpose(1, 2)
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        output = scaled_dot_product_attention(
+            query.unflatten(0, (num, -1)).transpose(1, 2),
+            gather(keys),
+            gather(values),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return output.transpose(1, 2).flatten(0, 1)
+
+    return AttentionCall(num_queries, attend)
 
 
-def as_table(spans: Sequence[Span], width: int, padding: int) -> np.ndarray:
-    """Block tables int32 [spans, width]; entries behind a sequence's own are `padding`."""
-    rows = [table + [padding] * (width - len(table)) for table, _, _ in spans]
-    return np.array(rows, dtype=np.int32)
+def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Runs of neighbours that share a call."""
+    group: list[Span] = []
+    for span in spans:
+        if group and not _can_share_call(group[0], span):
+            yield group
+            group = []
+        group.append(span)
+    yield group
+
+
+def _can_share_call(one: Span, other: Span) -> bool:
+    """One query each, and little to pad: a long sequence must not make all others as slow as itself."""
+    if not one.num_queries == other.num_queries == 1:
+        return False
+    return len(one.block_table) <= 4 * len(other.block_table) and len(other.block_table) <= 4 * len(one.block_table)

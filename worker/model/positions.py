@@ -5,7 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from keye.worker.model.configuration_keye import KeyeConfig
+
 Grid = Sequence[int]  # frames, rows, columns in patches
+_Item = tuple[Tensor, int, int]  # clock, rows, columns in patches
 
 
 class PlaceholderMismatch(ValueError):
@@ -14,15 +17,10 @@ class PlaceholderMismatch(ValueError):
 
 def position_ids(
     input_ids: Tensor,
-    *,
-    image_token_id: int,
-    video_token_id: int,
+    config: KeyeConfig,
     image_grids: Iterable[Grid] = (),
     video_grids: Sequence[Grid] = (),
     seconds_per_frame: Sequence[float] | None = None,
-    tokens_per_second: float = 2,
-    merge_size: int = 2,
-    splits_video_into_frames: bool = False,
 ) -> tuple[Tensor, int]:
     """Position ids int64 [3, L] of one unpadded sequence [L] and its rope delta.
 
@@ -33,25 +31,24 @@ def position_ids(
 
     Raises `PlaceholderMismatch` when runs and grids differ in number or length.
     """
-    visual = (input_ids == image_token_id) | (input_ids == video_token_id)
+    visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
     # A run ends where the next token is of another kind, so an image right beside a video is two runs.
     kinds = torch.where(visual, input_ids, -1)
     edges = (kinds[1:] != kinds[:-1]).nonzero().flatten().add(1).tolist()
     starts, ends = [0, *edges], [*edges, len(kinds)]
 
+    merge_size = config.vision_config.spatial_merge_size
     still = torch.zeros(1, dtype=torch.long)
-    images = ((still, rows, columns) for _, rows, columns in image_grids)
-    if splits_video_into_frames:
-        videos: Iterator[tuple[Tensor, int, int]] = (
-            (still, rows, columns) for frames, rows, columns in video_grids for _ in range(frames)
-        )
+    images: Iterator[_Item] = ((still, rows, columns) for _, rows, columns in image_grids)
+    if config.splits_video_into_frames:
+        videos: Iterator[_Item] = ((still, rows, columns) for num, rows, columns in video_grids for _ in range(num))
     else:
+        seconds = seconds_per_frame or [1.0] * len(video_grids)
         videos = (
-            (_clock(frames, seconds, tokens_per_second), rows, columns)
-            for (frames, rows, columns), seconds in zip(
-                video_grids, seconds_per_frame or [1.0] * len(video_grids), strict=True
-            )
+            (_clock(frames, each, config.vision_config.tokens_per_second), rows, columns)
+            for (frames, rows, columns), each in zip(video_grids, seconds, strict=True)
         )
+    media = {config.image_token_id: ("image", images), config.video_token_id: ("video", videos)}
 
     blocks: list[Tensor] = []
     cur = 0
@@ -59,7 +56,7 @@ def position_ids(
         if kind == -1:
             block = torch.arange(end - start).expand(3, -1)
         else:
-            name, items = ("image", images) if kind == image_token_id else ("video", videos)
+            name, items = media[kind]
             item = next(items, None)
             if item is None:
                 raise PlaceholderMismatch(f"the prompt has more runs of {name} placeholders than grids came with it")
@@ -72,7 +69,7 @@ def position_ids(
             block = torch.stack(axes).flatten(1)
         blocks.append(block + cur)
         cur += int(block.max()) + 1
-    for name, items in (("image", images), ("video", videos)):
+    for name, items in media.values():
         if next(items, None) is not None:
             raise PlaceholderMismatch(f"more {name} grids came with the prompt than it has runs of placeholders")
     return torch.cat(blocks, dim=1), cur - len(kinds)

@@ -98,6 +98,7 @@ class KeyeProcessor:
         Raises `PlaceholderMismatch` when messages and media differ in number, `Fault` for pixels that cannot be
         shown.
         """
+        config = self.config
         image_patches = [self.image_processor.process_image(image) for image in images]
         video_patches, fillers = self._videos(videos)
         text = fill_placeholders(
@@ -105,7 +106,25 @@ class KeyeProcessor:
             images=[IMAGE_PAD * sum(self._frame_tokens(patches)) for patches in image_patches],
             videos=fillers,
         )
-        return self._assemble(text, image_patches, video_patches, videos)
+        input_ids = torch.tensor(self.prompt_format.encode(text))
+        image_grids = [grid for patches in image_patches for grid in patches.grids]
+        video_grids = [grid for patches in video_patches for grid in patches.grids]
+        seconds = None if config.splits_video_into_frames else [1 / video.fps for video in videos]
+        positions, delta = position_ids(input_ids, config, image_grids, video_grids, seconds)
+        visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+        return PreparedPrompt(
+            text=readable(text),
+            input_ids=input_ids,
+            position_ids=positions,
+            rope_delta=delta,
+            num_visual_tokens=int(visual.sum()),
+            pixel_values=_joined(image_patches),
+            image_grid_thw=torch.tensor(image_grids) if images else None,
+            pixel_values_videos=_joined(video_patches),
+            video_grid_thw=torch.tensor(video_grids) if videos else None,
+            second_per_grid_ts=torch.tensor(seconds, dtype=torch.float32) if seconds else None,
+            num_frames=torch.tensor([len(video.frames) for video in videos]) if videos else None,
+        )
 
     def count_text_tokens(self, messages: Sequence[Message], thinking: Thinking = "auto") -> int:
         """Tokens of the conversation without its media, each of which counts as one."""
@@ -124,42 +143,6 @@ class KeyeProcessor:
 
     def _frame_tokens(self, patches: Patches) -> list[int]:
         return [h * w // self.image_processor.merge_size**2 for t, h, w in patches.grids for _ in range(t)]
-
-    def _assemble(
-        self, text: str, images: list[Patches], videos: list[Patches], shown: Sequence[Video]
-    ) -> PreparedPrompt:
-        config, vision = self.config, self.config.vision_config
-        input_ids = torch.tensor(self.prompt_format.encode(text))
-        image_grids = [grid for patches in images for grid in patches.grids]
-        video_grids = [grid for patches in videos for grid in patches.grids]
-        seconds = None
-        if shown and not config.splits_video_into_frames:
-            seconds = torch.tensor([1 / video.fps for video in shown], dtype=torch.float32)
-        positions, delta = position_ids(
-            input_ids,
-            image_token_id=config.image_token_id,
-            video_token_id=config.video_token_id,
-            image_grids=image_grids,
-            video_grids=video_grids,
-            seconds_per_frame=None if seconds is None else seconds.tolist(),
-            tokens_per_second=vision.tokens_per_second,
-            merge_size=vision.spatial_merge_size,
-            splits_video_into_frames=config.splits_video_into_frames,
-        )
-        visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
-        return PreparedPrompt(
-            text=readable(text),
-            input_ids=input_ids,
-            position_ids=positions,
-            rope_delta=delta,
-            num_visual_tokens=int(visual.sum()),
-            pixel_values=_joined(images),
-            image_grid_thw=torch.tensor(image_grids) if images else None,
-            pixel_values_videos=_joined(videos),
-            video_grid_thw=torch.tensor(video_grids) if videos else None,
-            second_per_grid_ts=seconds,
-            num_frames=torch.tensor([len(video.frames) for video in shown]) if shown else None,
-        )
 
     def pad_left(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Any]:
         """The keyword arguments of `model.generate` for a batch: padded in front, so that all rows end together."""

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
+
+from keye.worker.model.configuration_keye import KeyeConfig
 
 VISION_ROPE_THETA = 10_000.0
 
@@ -21,33 +24,34 @@ def _section_rows(section: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device)
 
 
-def text_rotation(
-    position_ids: Tensor, head_dim: int, theta: float, section: Sequence[int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines [B, L, head_dim] for positions [3, B, L] (temporal, height, width).
+def text_rotation(position_ids: Tensor, config: KeyeConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines [B, L, 1, head_dim] for positions [3, B, L] (temporal, height, width).
 
-    The head_dim/2 frequencies are cut into three runs of the lengths `section`; run s follows position row s.
+    The head_dim/2 frequencies are cut into three runs of the lengths `mrope_section`; run s follows position row s.
     """
-    device = position_ids.device
-    positions = position_ids[_section_rows(tuple(section), device)].movedim(0, -1).float()
-    angles = positions * _inverse_frequencies(head_dim, theta, device)
-    cos, sin = _for_halves(angles)
-    return cos.to(dtype), sin.to(dtype)
+    rope, device = config.rope_parameters, position_ids.device
+    positions = position_ids[_section_rows(tuple(rope["mrope_section"]), device)].movedim(0, -1).float()
+    cos, sin = _for_halves(positions * _inverse_frequencies(config.head_dim, rope["rope_theta"], device))
+    return cos.to(dtype).unsqueeze(2), sin.to(dtype).unsqueeze(2)
 
 
-def vision_rotation(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines float32 [rows * columns, head_dim] for a grid of patches in raster order.
+def vision_rotation(grids: Sequence[Sequence[int]], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines float32 [patches, 1, head_dim] for packed items of (t, h, w) patches in raster order.
 
-    The first half of the angles follows the row of a patch, the second half its column.
+    The first half of the angles follows the row of a patch, the second half its column; both start again in each frame.
     """
     frequencies = _inverse_frequencies(head_dim // 2, VISION_ROPE_THETA, device)
-    row_angles = torch.arange(rows, device=device).unsqueeze(1) * frequencies
-    column_angles = torch.arange(columns, device=device).unsqueeze(1) * frequencies
-    angles = torch.cat(
-        (row_angles.repeat_interleave(columns, dim=0), column_angles.repeat(rows, 1)),
-        dim=-1,
-    )
-    return _for_halves(angles)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for (rows, columns), run in groupby(grids, key=lambda grid: (grid[1], grid[2])):
+        row_angles = torch.arange(rows, device=device).unsqueeze(1) * frequencies
+        column_angles = torch.arange(columns, device=device).unsqueeze(1) * frequencies
+        cos, sin = _for_halves(
+            torch.cat((row_angles.repeat_interleave(columns, dim=0), column_angles.repeat(rows, 1)), dim=-1)
+        )
+        num_frames = sum(t for t, _, _ in run)
+        parts.append((cos.repeat(num_frames, 1), sin.repeat(num_frames, 1)))
+    all_cos, all_sin = zip(*parts, strict=True)
+    return torch.cat(all_cos).unsqueeze(1), torch.cat(all_sin).unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -95,11 +95,7 @@ class KeyeTextModel(KeyePreTrainedModel):
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, L, H] after the final norm, for embeddings [B, L, H] at positions [3, B, L]."""
-        rope = self.config.rope_parameters
-        cos, sin = text_rotation(
-            position_ids, self.config.head_dim, rope["rope_theta"], rope["mrope_section"], inputs_embeds.dtype
-        )
-        rotation = (cos.unsqueeze(2), sin.unsqueeze(2))
+        rotation = text_rotation(position_ids, self.config, inputs_embeds.dtype)
         hidden = inputs_embeds
         for layer in self.layers:
             hidden = layer(hidden, rotation, attend)

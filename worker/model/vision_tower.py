@@ -4,7 +4,7 @@ Attention never leaves an item: packed patches of many images and frames, no pad
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, config: KeyeVisionConfig) -> None:
         super().__init__()
-        self.table_side = config.position_table_side
+        self.table_side = config.image_size // config.patch_size
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
@@ -36,9 +36,9 @@ class VisionEmbeddings(nn.Module):
         # A convolution whose stride is its kernel is one matrix product, and the product is faster on every device.
         kernel = self.patch_embedding
         patches = F.linear(pixel_values.flatten(1), kernel.weight.flatten(1), kernel.bias)
-        return patches + self.position_rows(grids).to(patches.dtype)
+        return patches + self._position_rows(grids).to(patches.dtype)
 
-    def position_rows(self, grids: Sequence[Sequence[int]]) -> Tensor:
+    def _position_rows(self, grids: Sequence[Sequence[int]]) -> Tensor:
         weight = self.position_embedding.weight.float()
         table = weight.T.unflatten(1, (self.table_side, self.table_side)).unsqueeze(0)
         rows = {
@@ -110,19 +110,10 @@ class VisionTransformer(nn.Module):
         """Features [patches, D] of packed items; every (t, h, w) of `grids` is one item, all its frames together."""
         hidden = self.embeddings(pixel_values, grids)
         attend = item_attention([t * h * w for t, h, w in grids], self.head_dim, hidden.device, hidden.dtype)
-        rotation = self.rotation(grids, hidden.device)
+        rotation = vision_rotation(grids, self.head_dim, hidden.device)
         for layer in self.encoder.layers:
             hidden = layer(hidden, rotation, attend)
         return self.post_layernorm(hidden)
-
-    def rotation(self, grids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [patches, 1, head_dim]; rows and columns start again in each frame."""
-        frames = [
-            (vision_rotation(h, w, self.head_dim, device), sum(t for t, _, _ in run))
-            for (h, w), run in groupby(grids, key=lambda grid: (grid[1], grid[2]))
-        ]
-        cos, sin = (torch.cat([pair[i].repeat(t, 1) for pair, t in frames]).unsqueeze(1) for i in (0, 1))
-        return cos, sin
 
 
 class VisionTower(nn.Module):
@@ -173,12 +164,8 @@ class Projector(nn.Module):
 
 def item_attention(lengths: Sequence[int], head_dim: int, device: torch.device, dtype: torch.dtype) -> ItemAttention:
     """The attention for packed items of these lengths: the packed kernel where one runs, else one call a length."""
-    if has_packed_kernels(device, dtype, head_dim):
-        return _packed(lengths, device)
-    return _batched_by_length(lengths, device)
-
-
-def _packed(lengths: Sequence[int], device: torch.device) -> ItemAttention:
+    if not has_packed_kernels(device, dtype, head_dim):
+        return _batched_by_length(lengths, device)
     borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)
 

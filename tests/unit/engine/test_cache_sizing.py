@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from keye.worker.engine.kv_cache import run_largest_step
+from keye.worker.engine.memory import run_largest_step
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor

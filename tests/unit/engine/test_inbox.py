@@ -72,7 +72,7 @@ def test_reader_in_another_thread_gets_all_text_and_then_the_end(make_prompt: Ma
 def test_failed_generation_raises_after_the_text_that_came(make_prompt: MakePrompt) -> None:
     pending = PendingGeneration(make_prompt([0]), OPTIONS)
     pending.deliver("so far", 2)
-    pending.fail(FAULT)
+    pending.end(FAULT)
     deltas = pending.deltas()
     assert next(deltas) == TextDelta("so far", 2)
     with pytest.raises(Fault, match="stopped"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from keye.worker.engine.memory_limits import FIRST_REST, MemoryLimits, is_out_of_memory
+from keye.worker.engine.memory import FIRST_REST, MemoryLimits, is_out_of_memory
 from keye.worker.engine.step_plan import StepLimits
 
 

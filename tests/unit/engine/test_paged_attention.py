@@ -8,12 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from keye.worker.engine.kv_cache import KVCache
 from keye.worker.model.configuration_keye import KeyeConfig
-from keye.worker.model.flex_decoding import FlexForm
-from keye.worker.model.gathered_attention import GatheredForm
-from keye.worker.model.paged_attention import AttentionForm, PagedBatch, Span
-from keye.worker.model.varlen_attention import VarlenForm
+from keye.worker.model.cuda_attention import FlexForm, VarlenForm
+from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 8, 4
 SCALING = HEAD_DIM**-0.5
@@ -82,7 +79,7 @@ FORMS = {"gathered": GatheredForm(), "varlen": VarlenForm(64 * 256), "flex": Fle
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[AttentionForm]:
     """Forms for CUDA run without their kernels: FlexAttention uncompiled, `varlen_attn` as documented."""
-    monkeypatch.setattr("keye.worker.model.varlen_attention.varlen_attn", varlen_on_paper)
+    monkeypatch.setattr("keye.worker.model.cuda_attention.varlen_attn", varlen_on_paper)
     with torch.compiler.set_stance("force_eager"):
         yield FORMS[request.param]
 
@@ -129,7 +126,7 @@ def test_each_sequence_attends_to_itself_alone(form: AttentionForm, cache: KVCac
     story = Story()
     for step in steps:
         spans, packed, expected = story.grow(step)
-        output = PagedBatch.of_spans(form, cache, spans).attend(1, *packed, SCALING)
+        output = attend_spans(form, cache, spans)(1, *packed, SCALING)
         torch.testing.assert_close(output[0], expected, atol=1e-5, rtol=1e-5)
     assert not cache.keys[0].any(), "another layer's cache was written"
 
@@ -138,7 +135,7 @@ def test_each_sequence_attends_to_itself_alone(form: AttentionForm, cache: KVCac
 def test_decoding_from_tensors_alone_attends_the_same(form: AttentionForm, cache: KVCache) -> None:
     story = Story()
     spans, packed, _ = story.grow([7, 40, 3, 1])
-    PagedBatch.of_spans(form, cache, spans).attend(1, *packed, SCALING)
+    attend_spans(form, cache, spans)(1, *packed, SCALING)
     for _ in range(3):
         spans, packed, expected = story.grow([1, 1, 1, 1])
         # Wider than needed, and with a row that only fills the batch up.
@@ -147,18 +144,16 @@ def test_decoding_from_tensors_alone_attends_the_same(form: AttentionForm, cache
             tables[row, : len(span.block_table)] = torch.tensor(span.block_table)
         lengths = torch.tensor([*(span.num_keys for span in spans), 1], dtype=torch.int32)
         filled: Any = (torch.cat([x, torch.ones_like(x[:, :, :1])], dim=2) for x in packed)
-        output = PagedBatch.of_decoding(form, cache, tables, lengths).attend(1, *filled, SCALING)
+        output = attend_decoding(form, cache, tables, lengths)(1, *filled, SCALING)
         torch.testing.assert_close(output[0, :4], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_wiped_blocks_hold_nothing_of_a_sequence_that_overflowed(cache: KVCache) -> None:
     bad = torch.full((1, KV_HEADS, 6, HEAD_DIM), torch.nan)
-    PagedBatch.of_spans(GatheredForm(), cache, [Span([3, 5], 6, 6)]).attend(
-        0, torch.ones(1, HEADS, 6, HEAD_DIM), bad, bad, SCALING
-    )
+    attend_spans(GatheredForm(), cache, [Span([3, 5], 6, 6)])(0, torch.ones(1, HEADS, 6, HEAD_DIM), bad, bad, SCALING)
     cache.wipe([3, 5])
     one = torch.ones(1, KV_HEADS, 1, HEAD_DIM)
-    output = PagedBatch.of_spans(GatheredForm(), cache, [Span([5], 1, 1)]).attend(
+    output = attend_spans(GatheredForm(), cache, [Span([5], 1, 1)])(
         0, torch.ones(1, HEADS, 1, HEAD_DIM), one, one, SCALING
     )
     torch.testing.assert_close(output, torch.ones(1, 1, HEADS, HEAD_DIM))

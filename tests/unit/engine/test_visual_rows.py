@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from keye.worker.engine.batch_inputs import VisualRows
+from keye.worker.engine.model_runner import VisualRows
 from keye.worker.model.positions import PlaceholderMismatch
 
 GRIDS = torch.tensor([[1, 2, 4], [1, 2, 2], [2, 2, 2]])  # 2, 1 and 2 rows of four patches

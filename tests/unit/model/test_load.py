@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from keye.worker.model.checkpoint import check_checkpoint
+from keye.worker.model.checkpoint import check_checkpoint, tensor_shapes
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.keye import KeyeForConditionalGeneration, KeyeVL1_5ForConditionalGeneration
 from keye.worker.model.load import CheckpointFault, load_model
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.model.weight_names import tensor_shapes
 
 WEIGHTS = "model.safetensors"
 

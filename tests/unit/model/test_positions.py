@@ -5,13 +5,17 @@ from typing import Any
 import pytest
 import torch
 
+from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.positions import PlaceholderMismatch, position_ids
 
 TEXT, IMAGE, VIDEO = 1, 7, 8
 
 
-def positions_of(tokens: list[int], **grids: Any) -> tuple[list[list[int]], int]:
-    positions, delta = position_ids(torch.tensor(tokens), image_token_id=IMAGE, video_token_id=VIDEO, **grids)
+def positions_of(
+    tokens: list[int], variant: type[KeyeConfig] = KeyeConfig, **grids: Any
+) -> tuple[list[list[int]], int]:
+    config = variant(image_token_id=IMAGE, video_token_id=VIDEO)
+    positions, delta = position_ids(torch.tensor(tokens), config, **grids)
     return positions.tolist(), delta
 
 
@@ -39,9 +43,7 @@ def test_clock_of_a_whole_video_follows_its_frame_rate_and_truncates(fps: float,
 
 
 def test_frame_that_is_an_item_of_its_own_moves_all_rows_on() -> None:
-    positions, _ = positions_of(
-        [TEXT, VIDEO, TEXT, VIDEO], video_grids=[(2, 2, 2)], seconds_per_frame=None, splits_video_into_frames=True
-    )
+    positions, _ = positions_of([TEXT, VIDEO, TEXT, VIDEO], KeyeVL1_5Config, video_grids=[(2, 2, 2)])
     assert positions == [[0, 1, 2, 3]] * 3
 
 

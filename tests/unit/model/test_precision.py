@@ -12,11 +12,11 @@ import torch
 from keye.config.host import PrecisionSetting
 from keye.config.settings import Settings
 from keye.worker.model import precision
+from keye.worker.model.checkpoint import tensor_shapes
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choose_precision
-from keye.worker.model.weight_names import tensor_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

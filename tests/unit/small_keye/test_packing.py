@@ -13,7 +13,7 @@ from keye.worker.demo.scenes import draw_image_scene, draw_images, draw_video_sc
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.padded_attention import attend_padded
 from keye.worker.model.processor import KeyeProcessor
 from tools.small_keye.checkpoint_folder import write_folder
 from tools.small_keye.lessons import IGNORED, Item, Lesson
@@ -89,7 +89,7 @@ def packed_logits(model: KeyeForConditionalGeneration, batch: Batch) -> torch.Te
     )
     is_visual = (batch.input_ids == model.config.image_token_id) | (batch.input_ids == model.config.video_token_id)
     embeds = model.model.embed_tokens(batch.input_ids).masked_scatter(is_visual.unsqueeze(-1), features)
-    hidden = model.model(embeds, batch.position_ids, PaddedAttention(model.model, embeds, batch.attention_mask))
+    hidden = model.model(embeds, batch.position_ids, attend_padded(model.model, embeds, batch.attention_mask))
     return model.lm_head(hidden[batch.targets != IGNORED])
 
 

@@ -1,6 +1,5 @@
-"""The memory of the paged key-value cache: what a GPU has left over once the largest step has been tried on it.
-
-Who owns a block is not known here.
+"""What memory allows: a cache of what a GPU has left over once the largest step has been tried, and how large a step
+may be, as memory that ran out has taught.
 """
 
 import logging
@@ -10,7 +9,7 @@ import torch
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.padded_attention import PaddedAttention
+from keye.worker.model.padded_attention import attend_padded
 from keye.worker.model.processor import KeyeProcessor
 
 logger = logging.getLogger(__name__)
@@ -18,32 +17,22 @@ logger = logging.getLogger(__name__)
 # Pages that are never written cost nothing, so this is a limit and no reservation.
 _CPU_CACHE_BYTES = 2 * 2**30
 
+FIRST_REST = 1000
+
+# Libraries beside torch's own allocator say it in words only.
+_PHRASES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+)
+
 
 def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one block takes in all layers together."""
     return 2 * config.num_hidden_layers * block_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
-
-
-class KVCache:
-    """For each layer, keys and values [num_blocks + 1, block_size, kv_heads, head_dim].
-
-    The block behind the others is nobody's: rows that only fill a batch up write and read there.
-    """
-
-    def __init__(
-        self, config: KeyeConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.scratch_block = num_blocks
-        self.block_size = block_size
-        shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)
-        # Zeros, not whatever lay there: a masked slot is multiplied by 0, and 0 times NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-
-    def wipe(self, blocks: list[int]) -> None:
-        """Take out numbers that are not finite before another sequence gets the blocks."""
-        for layer in (*self.keys, *self.values):
-            layer[torch.tensor(blocks, device=layer.device)] = 0
 
 
 def measure_cache_bytes(
@@ -83,5 +72,47 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     tokens = torch.zeros(1, limits.max_step_tokens, dtype=torch.long, device=model.device)
     positions = torch.arange(limits.max_step_tokens, device=model.device).expand(3, 1, -1)
     embeds = model.model.embed_tokens(tokens)
-    hidden = model.model(embeds, positions, PaddedAttention(model.model, embeds))[0]
+    hidden = model.model(embeds, positions, attend_padded(model.model, embeds))[0]
     model.lm_head(hidden[: limits.max_running]).float().sort()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """The device, or the host, had no room for what was asked; smaller, the same may well succeed."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+
+
+class MemoryLimits:
+    """`now` starts at the configured limits, falls where memory runs out, and doubles after a rest without that.
+
+    Memory may have been another process's for a while. The rest doubles with each fall, so that a device that really
+    is too small is tried ever more rarely.
+    """
+
+    def __init__(self, configured: StepLimits) -> None:
+        self.now = configured
+        self._configured = configured
+        self._rest = FIRST_REST
+        self._num_calm_steps = 0
+
+    def lower(self, max_step_tokens: int) -> None:
+        """So many tokens are the most to try in a step from now on."""
+        if max_step_tokens >= self.now.max_step_tokens:
+            return
+        if self._num_calm_steps:
+            self._rest *= 2
+            self._num_calm_steps = 0
+        self._set(max_step_tokens)
+        logger.warning("out of memory: at most %d tokens a step, twice that in %d steps", max_step_tokens, self._rest)
+
+    def count_step(self) -> None:
+        """Another step has ended."""
+        if self.now == self._configured:
+            return
+        self._num_calm_steps += 1
+        if self._num_calm_steps % self._rest == 0:
+            self._set(min(2 * self.now.max_step_tokens, self._configured.max_step_tokens))
+
+    def _set(self, max_step_tokens: int) -> None:
+        self.now = StepLimits(min(max_step_tokens, self._configured.max_running), max_step_tokens)
