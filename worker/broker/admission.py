@@ -1,24 +1,60 @@
-"""What reaches Celery of what lies in the queue: messages written anew from what they ask, and nothing else of them."""
+"""What reaches Celery of what lies in the queue: messages written anew from what they ask, and nothing else of them.
+
+Those that no worker can read lie in quarantine, where an operator finds them: see `keye.producer.dead_letters`.
+"""
 
 import json
 import logging
+import os
+import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.job import RULE, Priority, is_job_id
+from keye.config.quarantine import MAX_MESSAGES, entry_of
 from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
-from keye.worker.broker.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """Bounded, there and here: what Redis does not take waits for `deliver`. Any thread may call."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._waiting: deque[dict[Any, Any]] = deque(maxlen=MAX_MESSAGES)
+
+    def put(self, raw: bytes, reason: str, job_id: str | None) -> None:
+        self._waiting.append(dict(entry_of(raw, reason, self._worker, job_id)))
+        try:
+            self.deliver()
+        except RedisError as fault:
+            log.warning("%d messages wait to be put into quarantine: %s", len(self._waiting), fault)
+
+    def deliver(self) -> None:
+        """Write what waits. Raises the fault of a Redis that is away."""
+        while self._waiting:
+            try:
+                entry = self._waiting.popleft()
+            except IndexError:
+                return  # another thread had it
+            try:
+                self._redis.xadd(keys.quarantine(), entry, maxlen=MAX_MESSAGES, approximate=False)
+            except RedisError:
+                self._waiting.appendleft(entry)
+                raise
 
 
 class Admission:
@@ -72,36 +108,27 @@ def read_message(raw: bytes, canvas: Sequence[str]) -> str:
     step = min(max(envelope.properties.priority or 0, 0), 9) // 3 * 3
     sealed, asked = _arguments(headers, args, kwargs, step)
     asks = {
-        "not_before": None if headers.eta is None else _timestamp(headers.eta, "eta"),
-        "expires_at": None if headers.expires is None else _timestamp(headers.expires, "expires"),
+        "not_before": _timestamp(headers.eta, "eta"),
+        "expires_at": _timestamp(headers.expires, "expires"),
         "canvas": Canvas.of(embedded, headers),
     }
-    if any(value is not None for value in asks.values()):
-        asked = asked.model_copy(update={name: value for name, value in asks.items() if value is not None})
+    if asks := {name: value for name, value in asks.items() if value is not None}:
+        asked = asked.model_copy(update=asks)
     if asked.canvas is not None:
         asked.canvas.require(canvas)
     return _written(headers.id, sealed, asked, min(step, 6))
 
 
-class _Call(NamedTuple):
-    headers: Headers
-    args: list[Any]
-    kwargs: dict[str, Any]
-    embedded: Any
-
-
-def _protocol(headers: dict[str, Any], content: Any) -> _Call:
-    """By protocol 2 headers say which task it is, by 1 the body does."""
+def _protocol(headers: dict[str, Any], content: Any) -> tuple[Headers, list[Any], dict[str, Any], Any]:
+    """Headers, args, kwargs and embedded. By protocol 2 headers say which task it is, by 1 the body does."""
     match content:
         case [list(args), dict(kwargs), embedded] if "task" in headers:
-            return _Call(validated(Headers, headers, "headers"), args, kwargs, embedded)
+            return validated(Headers, headers, "headers"), args, kwargs, embedded
         case {"task": _} if "task" not in headers:
             args, kwargs = content.get("args") or [], content.get("kwargs") or {}
             if isinstance(args, list) and isinstance(kwargs, dict):
-                embedded = {"callbacks": content.get("callbacks"), "errbacks": content.get("errbacks")}
-                return _Call(
-                    validated(Headers, content, "body"), args, kwargs, embedded | {"chord": content.get("chord")}
-                )
+                embedded = {name: content.get(name) for name in ("callbacks", "errbacks", "chord")}
+                return validated(Headers, content, "body"), args, kwargs, embedded
     raise Unreadable("its body is not what Celery's protocols 1 and 2 call a task: [args, kwargs, embedded]")
 
 
@@ -133,7 +160,9 @@ def _written(task_id: str, sealed: Any, asked: Asked, step: int) -> str:
     return message_around(body, task_id, step)
 
 
-def _timestamp(text: str, name: str) -> float:
+def _timestamp(text: str | None, name: str) -> float | None:
+    if text is None:
+        return None
     try:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -143,13 +172,11 @@ def _timestamp(text: str, name: str) -> float:
 
 def _job_of(raw: bytes) -> str | None:
     """The id of the job that a message names, however broken the rest of it is."""
-    content = None
     with suppress(Unreadable):
         message = parse(raw, "it")
         if (job_id := job_named_by(message)) is not None:
             return job_id
-        content = read_envelope(message).content()
-    match content:
-        case {"id": job_id} | [_, {"sealed": {"job_id": job_id}}, *_] if is_job_id(job_id):
-            return job_id
+        match read_envelope(message).content():
+            case {"id": job_id} | [_, {"sealed": {"job_id": job_id}}, *_] if is_job_id(job_id):
+                return job_id
     return None

@@ -69,10 +69,8 @@ class Canvas(Report):
             signature(following, app=app).apply_async((as_json,), chain=rest, **lineage)
         if self.chord is not None:
             request = Context(id=task_id, group=self.group, group_index=self.group_index, chord=self.chord, **lineage)
-            if isinstance(outcome, JobFailure):
-                app.backend.on_chord_part_return(request, "FAILURE", JobFailed.of(outcome))
-            else:
-                app.backend.on_chord_part_return(request, "SUCCESS", as_json)
+            ended = ("FAILURE", JobFailed.of(outcome)) if isinstance(outcome, JobFailure) else ("SUCCESS", as_json)
+            app.backend.on_chord_part_return(request, *ended)
 
 
 class _Signature(Foreign):
@@ -90,9 +88,8 @@ def _tasks(signatures: Any) -> Iterator[tuple[str, str]]:
     for each in signatures:
         called = validated(_Signature, each, "what is to be called")
         if strange := called.options.keys() - _OPTIONS:
-            raise Unreadable(
-                f"what is to be called has the options {sorted(map(repr, strange))[:5]}, which are refused"
-            )
+            options = sorted(map(repr, strange))[:5]
+            raise Unreadable(f"what is to be called has the options {options}, which are refused")
         queue = called.options.get("queue")
         if called.subtask_type is not None:
             # Celery goes by the type, whatever the name, and gives the options of the whole to each of its tasks.

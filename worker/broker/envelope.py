@@ -27,9 +27,8 @@ class Unreadable(ValueError):
 
     def __init__(self, reason: str) -> None:
         # It may name what somebody else has named, line breaks and all.
-        brief = reason[:MAX_REASON_CHARS]
-        printable = escaped(brief)
-        is_whole = len(reason) <= MAX_REASON_CHARS and len(printable) <= MAX_REASON_CHARS
+        printable = escaped(reason[:MAX_REASON_CHARS])
+        is_whole = max(len(reason), len(printable)) <= MAX_REASON_CHARS
         super().__init__(printable if is_whole else f"{printable[:MAX_REASON_CHARS]} ...")
 
 

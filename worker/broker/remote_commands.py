@@ -3,7 +3,6 @@
 import json
 import logging
 import uuid
-from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
@@ -67,15 +66,8 @@ def read_command(raw: bytes) -> str:
         # kombu would make Python objects of it, and log what it cannot make one of.
         raise Unreadable("its arguments hold what kombu would take for Python objects")
     properties = {"delivery_tag": str(uuid.uuid4()), "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""}}
-    return json.dumps(
-        {
-            "body": b64encode(body.encode()).decode(),
-            "content-type": "application/json",
-            "content-encoding": "utf-8",
-            "headers": headers.model_dump(),
-            "properties": {**properties, "body_encoding": "base64"},
-        }
-    )
+    kind = {"content-type": "application/json", "content-encoding": "utf-8"}
+    return json.dumps({"body": body, **kind, "headers": headers.model_dump(), "properties": properties})
 
 
 def guard_commands(cancel: Callable[[str], None], allows_changes: bool) -> None:

@@ -77,15 +77,14 @@ class Channel(redis.Channel):
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
         """Ours go back as they are, to meet the door again: a worker of an older release may have taken them unread."""
-        if routing_key == QUEUE:
-            match payload:
-                case {"properties": {"priority": int(step)}} if step in STEPS:
-                    priority = STEPS[step]
-                case _:
-                    priority = Priority.NORMAL
-            (pipe.lpush if leftmost else pipe.rpush)(message_list(priority), dumps(payload))
-        else:
+        if routing_key != QUEUE:
             super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
+            return
+        priority = Priority.NORMAL
+        match payload:
+            case {"properties": {"priority": int(step)}}:
+                priority = STEPS.get(step, Priority.NORMAL)
+        (pipe.lpush if leftmost else pipe.rpush)(message_list(priority), dumps(payload))
 
     def _handle_message(self, client: Any, response: Any) -> Any:
         """What was heard; without what Celery is not to see, as if nothing had been said."""

@@ -7,8 +7,7 @@ from celery import Celery
 from keye.config.connection import connect
 from keye.config.settings import Settings
 from keye.config.topology import celery_options
-from keye.worker.broker.admission import Admission
-from keye.worker.broker.quarantine import Quarantine
+from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME
 from keye.worker.telemetry.warning_filters import tell_warnings
 
