@@ -23,8 +23,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, Workbench
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.tasks.attempt import Attempt, SamplingDefaults, Workbench
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "v1_5" / "checkpoint"
 NEW_TOKENS = 24

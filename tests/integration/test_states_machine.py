@@ -40,7 +40,7 @@ from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere,
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
-from keye.worker.tasks.stranded import StrandedJobs
+from keye.worker.tasks.stragglers import StrandedJobs
 from tests.support.scale import SCALE, SHORT
 
 LEASE_SECONDS = 30

@@ -18,8 +18,7 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, Workbench
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.tasks.attempt import Attempt, SamplingDefaults, Workbench
 from tests.support.zoo import encode_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"

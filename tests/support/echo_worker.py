@@ -19,8 +19,8 @@ from keye.config.settings import Settings
 from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
 from keye.worker.sizing import Sizing
+from keye.worker.tasks.attempt import SamplingDefaults
 from keye.worker.tasks.celery_app import build_app
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
     from keye.worker.daemon.loading import ServedModel

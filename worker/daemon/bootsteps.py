@@ -34,7 +34,7 @@ from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
-from keye.worker.tasks.stranded import StrandedJobs
+from keye.worker.tasks.stragglers import StrandedJobs
 from keye.worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.tasks.attempt import SamplingDefaults
 from keye.worker.telemetry.warning_filters import tell_warnings
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,9 @@ def load_served_model(settings: Settings) -> ServedModel:
     engine.start()
     engine.warm_up()
     identity = ModelIdentity(name=path.name, model_type=model.config.model_type, precision=precision.name)
-    sampling = SamplingDefaults.from_checkpoint(path)
-    served = ServedModel(engine, processor, sampling, identity, name_device(model.device))
+    device_name = name_device(model.device)
     logger.info(
         "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
-        *(identity.name, precision.name, served.device, loaded - started, time.monotonic() - started),
+        *(path.name, precision.name, device_name, loaded - started, time.monotonic() - started),
     )
-    return served
+    return ServedModel(engine, processor, SamplingDefaults.from_checkpoint(path), identity, device_name)

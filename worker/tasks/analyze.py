@@ -31,15 +31,9 @@ from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
-from keye.worker.tasks.fault import (
-    ANOTHERS_ID,
-    CANCELLED_BEFORE,
-    CANCELLED_WHILE_RUNNING,
-    explain,
-    failure_of,
-)
+from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
-from keye.worker.tasks.stragglers import Stragglers
+from keye.worker.tasks.stragglers import Stragglers, read_sealed
 from keye.worker.telemetry.warning_filters import tell_warnings
 
 log = logging.getLogger(__name__)
@@ -87,11 +81,10 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     properties = delivery.request.properties or {}
     try:
         answer = analyst.analyze(sealed, delivery.request.id, asked, properties.get("delivery_tag", ""))
-        if answer is not None and answer.is_acknowledged:
-            properties[IS_ACKNOWLEDGED] = True
-        if answer is not None and answer.canvas is not None:
-            call_what_follows(delivery.app, delivery.request.id, answer.outcome, answer.canvas)
-            analyst.canvas_is_called(answer.job_id)
+        if answer is not None:
+            if answer.is_acknowledged:
+                properties[IS_ACKNOWLEDGED] = True
+            analyst.call_what_follows(delivery.app, delivery.request.id, answer)
     except RedisError as fault:
         if not passes(fault):
             raise
@@ -101,18 +94,6 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
         raise Ignore
     if isinstance(answer.outcome, JobFailure):
         raise JobFailed.of(answer.outcome)
-
-
-def call_what_follows(app: Celery, task_id: str, outcome: JobResult | JobFailure, canvas: Canvas) -> None:
-    """Raises Redis' fault where it is away; what it refuses for good is told of in the log."""
-    try:
-        canvas.call(app, task_id, outcome)
-    except Exception as fault:
-        # kombu wraps what it could not publish.
-        cause = fault.__cause__ if isinstance(fault, OperationalError) else fault
-        if isinstance(cause, RedisError) and passes(cause):
-            raise cause from None
-        log.exception("job %s: what follows it cannot be called", task_id)
 
 
 class Analyst:
@@ -179,16 +160,26 @@ class Analyst:
         """A task whose job nobody knows yet: it is cancelled when it comes to this process."""
         self._revoked.add(task_id)
 
-    def canvas_is_called(self, job_id: str) -> None:
-        """Nobody is to call it once more."""
-        self._leases.canvas_is_called(job_id)
+    def call_what_follows(self, app: Celery, task_id: str, answer: Answer) -> None:
+        """Once. Raises Redis' fault where it is away; what it refuses for good is told of in the log."""
+        if answer.canvas is None:
+            return
+        try:
+            answer.canvas.call(app, task_id, answer.outcome)
+        except Exception as fault:
+            # kombu wraps what it could not publish.
+            cause = fault.__cause__ if isinstance(fault, OperationalError) else fault
+            if isinstance(cause, RedisError) and passes(cause):
+                raise cause from None
+            log.exception("job %s: what follows it cannot be called", task_id)
+        self._leases.canvas_is_called(answer.job_id)
 
     def _identify(self, payload: Any, delivery_id: str, asked: Asked) -> tuple[QueuedJob, SealedJob | Fault]:
         """Whose delivery it is, and what it says. A message that names another's job has nothing to do with that."""
         queued, opened = open_delivery(payload, delivery_id)
         if isinstance(opened, Fault) and not queued.is_newer and queued.job_id == delivery_id:
             # What counts is the record, which only others may know how to read.
-            recorded, in_record = open_delivery(_read(self._leases.sealed(delivery_id)), delivery_id)
+            recorded, in_record = open_delivery(read_sealed(self._leases.sealed(delivery_id)), delivery_id)
             if recorded.job_id == delivery_id and (recorded.is_newer or isinstance(in_record, SealedJob)):
                 return recorded, in_record
         # One that came with a job would end another's of the same content.
@@ -220,7 +211,9 @@ class Analyst:
             case Claimed():
                 # What counts is the record, which the message may contradict.
                 if answer.sealed_json != queued.record["sealed"]:
-                    recorded, opened = _open_record(answer)
+                    recorded, opened = open_delivery(read_sealed(answer.sealed_json), answer.job_id)
+                    if isinstance(opened, SealedJob) and opened.job_id != answer.job_id:
+                        opened = Fault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
                     if recorded.is_newer and not queued.is_newer:
                         # Comes again with what the record says, and is left to others then.
                         self._leases.requeue([answer])
@@ -328,21 +321,6 @@ def open_delivery(payload: Any, delivery_id: str) -> tuple[QueuedJob, SealedJob 
     return QueuedJob.unreadable(outline, outline.job_id or delivery_id, json.dumps(payload), is_newer), fault
 
 
-def _open_record(lease: Claimed) -> tuple[QueuedJob, SealedJob | Fault]:
-    recorded, opened = open_delivery(_read(lease.sealed_json), lease.job_id)
-    if isinstance(opened, SealedJob) and opened.job_id != lease.job_id:
-        opened = Fault(ErrorCode.INVALID_JOB, ANOTHERS_ID)
-    return recorded, opened
-
-
-def _read(sealed_json: str | None) -> Any:
-    """None where there is no record, or one that somebody else has written into."""
-    try:
-        return json.loads(sealed_json or "null")
-    except ValueError:
-        return None
-
-
 def _is_same(stored: str, payload: Any, opened: SealedJob | Fault) -> bool:
     """Whether a record asks for the same as a message; both may be of a newer release."""
     try:
@@ -359,7 +337,6 @@ class Isolation:
         self._changed = threading.Condition()
         self._num_running = 0
         self._suspects: set[str] = set()
-        self._is_one_alone = False
 
     @contextmanager
     def beside_others(self) -> Iterator[None]:
@@ -381,13 +358,13 @@ class Isolation:
             is_first = job_id not in self._suspects
             if is_first:
                 self._suspects.add(job_id)
-                self._changed.wait_for(lambda: not self._num_running and not self._is_one_alone)
-                self._is_one_alone = True
+                self._changed.wait_for(lambda: not self._num_running)
+                self._num_running = 1
         try:
             yield is_first
         finally:
             if is_first:
                 with self._changed:
-                    self._is_one_alone = False
+                    self._num_running = 0
                     self._suspects.remove(job_id)
                     self._changed.notify_all()

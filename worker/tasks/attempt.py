@@ -1,25 +1,19 @@
 """One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
-from keye.config.job import AnalysisJob, ImagePart, Priority, TextPart, VideoPart
-from keye.config.outcome import (
-    JobResult,
-    MediaSeen,
-    ModelIdentity,
-    PartialText,
-    StageTimings,
-    TokenUsage,
-    WorkerIdentity,
-)
-from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration
+from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority, VideoPart
+from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
+from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
 from keye.worker.leases.job_lease import Claimed, Interruption
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
@@ -27,7 +21,6 @@ from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWrit
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
 from keye.worker.tasks.visual_inputs import thinning_warnings, visual_inputs
 
 if TYPE_CHECKING:
@@ -44,6 +37,31 @@ class LeaseLost(Exception):
 
 class Drained(Exception):
     """The process ends before the job does, and has given it back: another worker is to run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How the checkpoint samples where a job does not say."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> Self:
+        """What `generation_config.json` says; what it leaves out is off."""
+        written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        return cls(
+            temperature=written.get("temperature", 1.0) if written.get("do_sample") else 0.0,
+            top_p=written.get("top_p", 1.0),
+            top_k=written.get("top_k", 0),
+            repetition_penalty=written.get("repetition_penalty", 1.0),
+        )
+
+    def complete(self, options: GenerationOptions) -> SamplingOptions:
+        """The job's options, each one left out taken from the checkpoint."""
+        return SamplingOptions(**(asdict(self) | options.model_dump(exclude_none=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +98,7 @@ class Attempt:
         self.lease = lease
         self._began_at = time.monotonic()
         left = lease.seconds_to_deadline
-        self._deadline = None if left is None else self._began_at + left
+        self._deadline = inf if left is None else self._began_at + left
         self._limits = [TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", bench.max_attempt_seconds, self._began_at)]
         self._seconds: dict[str, float] = {}
         self._frames_told_at = self._began_at
@@ -94,17 +112,17 @@ class Attempt:
         sizing = self._sizing(parts)
         decoded = self._read_media(parts, sizing) if parts else []
         with self._in_stage(Stage.PREPARE, is_brief=not parts):
-            prompt, seen = self._prepare(parts, decoded, sizing)
+            images, videos, seen = visual_inputs(sizing, parts, decoded)
+            prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
+            self._require_room(prompt)
             self.num_visual_tokens = prompt.num_visual_tokens
         warnings = thinning_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
-        del decoded  # its memory is another job's while this one generates
+        del decoded, images, videos  # their memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE, is_brief=True):
             generated = self._generate(prompt)
-        text = part_text(generated.text)
         return JobResult(
             job_id=self.lease.job_id,
-            answer=text.answer,
-            reasoning=text.reasoning,
+            **part_text(generated.text)._asdict(),
             raw_text=generated.text,
             finish_reason="length" if generated.finish_reason == "length" else "stop",
             usage=TokenUsage(
@@ -127,14 +145,14 @@ class Attempt:
         )
 
     @property
-    def seconds_to_deadline(self) -> float | None:
+    def seconds_to_deadline(self) -> float:
         """From now; negative when it has passed."""
-        return None if self._deadline is None else self._deadline - time.monotonic()
+        return self._deadline - time.monotonic()
 
     @property
     def ends_at(self) -> float:
         """When it has to have ended, of time.monotonic()."""
-        return min(inf if self._deadline is None else self._deadline, *(limit.ends_at for limit in self._limits))
+        return min(self._deadline, *(limit.ends_at for limit in self._limits))
 
     def interrupt(self, reason: Interruption) -> None:
         """The lease is lost, the caller cancels or the process ends.
@@ -160,7 +178,7 @@ class Attempt:
     def fault_of_time(self) -> Fault | None:
         """What the job is told where its time is over; from any thread."""
         now = time.monotonic()
-        if self._deadline is not None and now >= self._deadline:
+        if now >= self._deadline:
             where = "before its first stage" if self.stage is Stage.OPEN else f"in stage {self.stage.value}"
             given = self.job.deadline_seconds
             return Fault(
@@ -172,18 +190,11 @@ class Attempt:
 
     def _text_so_far(self) -> PartialText | None:
         """What the engine gave before it was stopped; None where it had not begun to write."""
-        if self._pending is None or not self._pending.has_ended:
+        generated = self._pending.generated if self._pending is not None and self._pending.has_ended else None
+        if generated is None or not generated.token_ids:
             return None
-        generated = self._pending.generated
-        if not generated.token_ids:
-            return None
-        text = part_text(generated.text)
-        return PartialText(
-            answer=text.answer,
-            reasoning=text.reasoning,
-            raw_text=generated.text,
-            completion_tokens=len(generated.token_ids),
-        )
+        parted = part_text(generated.text)._asdict()
+        return PartialText(**parted, raw_text=generated.text, completion_tokens=len(generated.token_ids))
 
     @contextmanager
     def _in_stage(self, stage: Stage, is_brief: bool = False) -> Iterator[None]:
@@ -223,15 +234,8 @@ class Attempt:
                 for medium in fetched:
                     opened.callback(medium.file.close)
             with self._in_stage(Stage.DECODE):
-                return decode(
-                    parts,
-                    fetched,
-                    bench.media_limits,
-                    sizing,
-                    bench.decoders,
-                    self._on_frame,
-                    self._stop_if_over,
-                )
+                watching = (self._on_frame, self._stop_if_over)
+                return decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
 
     def _on_frame(self, media_index: int, done: int, total: int) -> None:
         self._stop_if_over()
@@ -239,14 +243,6 @@ class Attempt:
         if done == total or now - self._frames_told_at >= FRAMES_TOLD_EVERY_SECONDS:
             self._frames_told_at = now
             self.events.frames(media_index, done, total)
-
-    def _prepare(
-        self, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[Decoded], sizing: Sizing
-    ) -> tuple["PreparedPrompt", tuple[MediaSeen, ...]]:
-        images, videos, seen = visual_inputs(sizing, parts, decoded)
-        prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
-        self._require_room(prompt)
-        return prompt, seen
 
     def _require_room(self, prompt: "PreparedPrompt") -> None:
         context = self._bench.processor.config.max_position_embeddings
@@ -262,12 +258,9 @@ class Attempt:
     def _generate(self, prompt: "PreparedPrompt") -> Generated:
         limit = TimeLimit("KEYE_MAX_GENERATE_SECONDS", self._bench.max_generate_seconds, time.monotonic())
         self._limits.append(limit)
-        self._pending = self._bench.inbox.submit(
-            prompt,
-            self._bench.sampling.complete(self.job.generation),
-            priority=list(Priority).index(self.job.priority),
-            deadline=self.ends_at,
-        )
+        options = self._bench.sampling.complete(self.job.generation)
+        priority = list(Priority).index(self.job.priority)
+        self._pending = self._bench.inbox.submit(prompt, options, priority=priority, deadline=self.ends_at)
         if self._interruption is not None:
             # It came before there was anything to abandon.
             self._pending.abandon()
@@ -296,10 +289,7 @@ def _messages(job: AnalysisJob) -> list[dict[str, Any]]:
             "role": message.role,
             "content": message.content
             if isinstance(message.content, str)
-            else [
-                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": part.type}
-                for part in message.content
-            ],
+            else [part.model_dump(include={"type", "text"}) for part in message.content],
         }
         for message in job.conversation()
     ]

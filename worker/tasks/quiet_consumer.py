@@ -13,8 +13,6 @@ from redis.exceptions import RedisError
 from keye.config.connection import passes
 from keye.config.topology import ANALYZE_TASK
 
-# Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second.
-SILENCE = {"without_gossip": True, "without_mingle": True}
 TALKATIVE = (
     "celery.worker.consumer.consumer",
     "kombu.asynchronous.hub",
@@ -57,10 +55,12 @@ class QuietConsumer(Consumer):
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         app = kwargs["app"]
         # Celery's own send whatever is put into their arguments.
-        for name in [each for each in app.tasks if each != ANALYZE_TASK]:
+        for name in app.tasks.keys() - {ANALYZE_TASK}:
             app.tasks.unregister(name)
-        # Who looks at a worker's events wants to hear of its heart, too.
-        silence = {**SILENCE, "without_heartbeat": not app.conf.worker_send_task_events}
+        # Gossip and heartbeats fan out with the square of the workers, mingle delays every start by a second. Who looks
+        # at a worker's events wants to hear of its heart, too.
+        silence = {"without_gossip": True, "without_mingle": True}
+        silence["without_heartbeat"] = not app.conf.worker_send_task_events
         super().__init__(*args, worker_options={**(worker_options or {}), **silence}, **kwargs)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from keye.config.job import ImagePart, MediaPart, VideoPart
+from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import MediaSeen
-from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
+from keye.worker.media.decoded import Decoded, DecodedVideo
 from keye.worker.media.frames.video_plan import tell_thinning
 from keye.worker.model.image_processing import Image, Video, frame_types, tell_slow_from_fast
 from keye.worker.sizing import Sizing
@@ -16,13 +16,16 @@ def visual_inputs(
     """The images and the videos of a job, each in the order of its parts, and an entry a part for the result."""
     images, videos, seen = [], [], []
     for part, medium in zip(parts, decoded, strict=True):
-        if isinstance(medium, DecodedImage):
-            image, entry = _image_input(sizing, part, medium)
-            images.append(image)
-        else:
+        if isinstance(medium, DecodedVideo):
             assert isinstance(part, VideoPart)
             video, entry = _video_input(sizing, part, medium)
             videos.append(video)
+        else:
+            size = sizing.fit_image(part, *medium.original_size)
+            area = size[0] * size[1]
+            images.append(Image(medium.pixels, min_pixels=area, max_pixels=area, size=size))
+            tokens = sizing.num_tokens(size)
+            entry = MediaSeen(type="image", original_size=medium.original_size, resized_size=size, visual_tokens=tokens)
         seen.append(entry)
     return images, videos, tuple(seen)
 
@@ -36,44 +39,26 @@ def thinning_warnings(decoded: Sequence[Decoded], min_frames_per_second: float) 
     )
 
 
-def _image_input(sizing: Sizing, part: MediaPart, medium: DecodedImage) -> tuple[Image, MediaSeen]:
-    size = sizing.fit_image(part, *medium.original_size)
-    area = size[0] * size[1]
-    seen = MediaSeen(
-        type="image",
-        original_size=medium.original_size,
-        resized_size=size,
-        visual_tokens=sizing.num_tokens(size),
-    )
-    return Image(medium.pixels, min_pixels=area, max_pixels=area, size=size), seen
-
-
 def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple[Video, MediaSeen]:
-    plan, num_frames = medium.plan, len(medium.frames)
+    plan, frames, fps = medium.plan, medium.frames, medium.fps
     if sizing.splits_video_into_frames:
-        types = tell_slow_from_fast(medium.frames)
+        types = tell_slow_from_fast(frames)
         slow, fast = sizing.fit_frames(part, types.count(0), types.count(1), *medium.original_size)
-        video = Video(
-            medium.frames,
-            medium.fps,
-            size=slow,
-            fast_size=fast,
-            frame_types=types,
-            timestamps=medium.timestamps_seconds,
-        )
+        times = medium.timestamps_seconds
+        video = Video(frames, fps, size=slow, fast_size=fast, frame_types=types, timestamps=times)
     else:
         slow = fast = plan.size
         # The decoder has already met the model's size; equal limits keep the processor from resizing again.
         area = slow[0] * slow[1]
-        video = Video(medium.frames, medium.fps, min_pixels=area, max_pixels=area)
+        video = Video(frames, fps, min_pixels=area, max_pixels=area)
     num_fast = sum(frame_types(video))
     seen = MediaSeen(
         type="video",
         original_size=medium.original_size,
         resized_size=slow,
-        visual_tokens=(num_frames - num_fast) * sizing.num_tokens(slow) + num_fast * sizing.num_tokens(fast),
-        frames=num_frames,
-        fps=medium.fps,
+        visual_tokens=(len(frames) - num_fast) * sizing.num_tokens(slow) + num_fast * sizing.num_tokens(fast),
+        frames=len(frames),
+        fps=fps,
         duration_seconds=medium.duration_seconds,
         frames_corrupt=medium.frames_corrupt,
         frames_asked=plan.frames_asked,

@@ -19,9 +19,8 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
-from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.attempt import SamplingDefaults, Workbench
 from keye.worker.tasks.celery_app import build_app
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
 from tests.integration.analyze.plant import (
     CHECKPOINT,
     CONCURRENCY,

@@ -31,7 +31,7 @@ from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Workbench
-from keye.worker.tasks.stranded import StrandedJobs
+from keye.worker.tasks.stragglers import StrandedJobs
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4

@@ -14,7 +14,7 @@ from keye.producer import Client
 from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
-from keye.worker.tasks.stranded import StrandedJobs
+from keye.worker.tasks.stragglers import StrandedJobs
 from tests.support.leased_jobs import a_job, claim, messages, record
 
 NOT_KNOWN: list[dict[str, Any]] = [{"planted": 1}, {"thinking": "briefly"}, {"media": [{"type": "audio"}]}]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from keye.config.job import GenerationOptions
-from keye.worker.tasks.sampling_defaults import SamplingDefaults
+from keye.worker.tasks.attempt import SamplingDefaults
 
 
 def defaults_of(folder: Path, **written: object) -> SamplingDefaults:
