@@ -20,9 +20,9 @@ from keye.config.outcome import WorkerIdentity
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
-from keye.worker.daemon.broker import check_celery, check_transport
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, select
+from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.watch import STDERR, Watch
 from keye.worker.leases.cancel_listener import CancelListener
 from keye.worker.leases.job_lease import LeaseStore
@@ -77,8 +77,8 @@ class EngineStep(bootsteps.StartStopStep):
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
         redis = connect(settings.redis_url.get_secret_value())
-        loading = Presence(worker=_identity(settings.device), state=WorkerState.LOADING)
-        self._announcer = Announcer(redis, loading)
+        identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=settings.device)
+        self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING))
         self._announcer.start()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
@@ -86,7 +86,7 @@ class EngineStep(bootsteps.StartStopStep):
         stranded = StrandedJobs(settlement)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
-        self._reaper = Reaper(leases, loading.worker.name, waiting, stranded.dead_letter, stranded.expire)
+        self._reaper = Reaper(leases, identity.name, waiting, stranded.dead_letter, stranded.expire)
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
@@ -106,7 +106,7 @@ class EngineStep(bootsteps.StartStopStep):
         gc.collect()
         gc.freeze()
 
-        identity = _identity(served.device)
+        identity = identity.model_copy(update={"device": served.device})
         self._engine = served.engine
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
@@ -160,16 +160,11 @@ class EngineStep(bootsteps.StartStopStep):
     def stop(self, worker: Any) -> None:
         """Called by Celery once the consumer takes no more messages."""
         with ExitStack() as ending:
-            # Entered from last to first: whatever fails, the rest is stopped too.
-            ending.callback(self._client.close)
-            ending.callback(self._announcer.stop)
-            ending.callback(self._reaper.stop)
-            # A drain may outlast a lease: renew until the last job has ended.
-            ending.callback(self._renewal.stop)
-            ending.callback(self._cancels.stop)
-            ending.callback(self._watch.stop)
-            ending.callback(self._engine.stop)
-            ending.callback(self._decoders.stop)
+            # From last to first: whatever fails, the rest is stopped too. A drain may outlast a lease: renew until the
+            # last job has ended.
+            last = (self._client.close, self._announcer.stop, self._reaper.stop, self._renewal.stop)
+            for stop in (*last, self._cancels.stop, self._watch.stop, self._engine.stop, self._decoders.stop):
+                ending.callback(stop)
             time_is_up = Timer(self._drain_seconds, self._renewal.drain)
             time_is_up.daemon = True
             time_is_up.start()
@@ -200,7 +195,3 @@ class EngineStep(bootsteps.StartStopStep):
 
     def _announce_ready(self, **_: Any) -> None:
         self._announcer.announce(self._ready)
-
-
-def _identity(device: str) -> WorkerIdentity:
-    return WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=device)

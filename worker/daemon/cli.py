@@ -58,7 +58,7 @@ def doctor(
 
     Ends with exit code 10 when something would stop a worker.
     """
-    from keye.worker.daemon.doctor import examine
+    from keye.worker.daemon.preflight import examine
 
     settings = read_settings()
     findings = []

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -16,7 +17,8 @@ from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
-from keye.worker.model.device import TorchFacts
+from keye.worker.model.device import TorchFacts, torch_facts
+from keye.worker.model.precision import WEIGHT_SHARE
 from keye.worker.sizing import Sizing
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
@@ -24,8 +26,18 @@ MEMORY_HEADROOM = 1.2
 CLIP_FRAMES = 8
 
 
+def try_parts(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
+    """All but the answer; `gpus` are those the driver lists."""
+    torch = torch_facts()
+    yield check_torch_sees_gpus(gpus, torch)
+    if gpus and settings.model_path is not None:
+        num_file_bytes = sum(file.stat().st_size for file in settings.model_path.glob("*.safetensors"))
+        yield check_gpu_memory(int(WEIGHT_SHARE[settings.precision] * num_file_bytes), torch)
+    yield check_decoders(settings.video_decoder)
+    yield check_s3(settings.s3_endpoint_url)
+
+
 def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
-    """`gpus` are those the driver lists."""
     subject = "torch and CUDA"
     if not gpus:
         return ok(subject, f"torch {torch.version} on the CPU, {torch.num_threads} threads")
@@ -65,9 +77,7 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
             return fault("decoders", f"a clip made here cannot be read back: {error}", cure)
     assert isinstance(video, DecodedVideo)
     if video.decoder != chosen:
-        cure = (
-            "torchcodec needs the shared libraries of FFmpeg 4 to 9: apt install ffmpeg. Or unset KEYE_VIDEO_DECODER."
-        )
+        cure = "torchcodec needs the libraries of FFmpeg 4 to 9: apt install ffmpeg. Or unset KEYE_VIDEO_DECODER."
         return fault("decoders", f"{chosen} cannot read a clip made here, PyAV stepped in", cure)
     library = ".".join(map(str, av.library_versions["libavcodec"]))
     return ok("decoders", f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")

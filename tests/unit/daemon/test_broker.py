@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from keye.worker.daemon.broker import check_broker, check_password, check_skew, measure_skew
 from keye.worker.daemon.findings import Finding, Severity, select
+from keye.worker.daemon.preflight import check_broker, check_password, check_skew, measure_skew
 
 
 def check(url: str, require_durable: bool = False) -> list[Finding]:

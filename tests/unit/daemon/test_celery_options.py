@@ -3,8 +3,8 @@
 import pytest
 from celery import Celery
 
-from keye.worker.daemon.broker import check_celery
 from keye.worker.daemon.findings import Severity
+from keye.worker.daemon.preflight import check_celery
 
 
 def test_json_from_our_own_server_is_right() -> None:
