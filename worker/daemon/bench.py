@@ -30,6 +30,10 @@ NEW_TOKENS = 128
 NUM_RUNNING = (8, 32, 64)
 CHECK_CACHE_BYTES = 2**30  # for one prompt, of the largest checkpoint at full size
 
+# By the rules of `answer`: nothing that the checkpoint's own options say.
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY |= {"repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
+
 # Two sums of the same numbers in another order differ by about so many of a precision's smallest steps. In float32
 # kernels round too, to what tensor cores multiply.
 TIE_STEPS = 4
@@ -231,27 +235,14 @@ def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
 def _generate(
     model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **options: bool
 ) -> Any:
-    """Greedy, exactly `new_tokens`, by the rules of `answer`: nothing that the checkpoint's own options say."""
-    batch: dict[str, Any] = {
-        "input_ids": torch.stack([prompt.input_ids for prompt in prompts]),
-        "position_ids": torch.stack([prompt.position_ids for prompt in prompts], dim=1),
-        "pixel_values": torch.cat([prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]),
-        "image_grid_thw": torch.cat([prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]),
-    }
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    return model.generate(
-        **batch,
-        attention_mask=torch.ones_like(batch["input_ids"]),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        repetition_penalty=1.0,
-        eos_token_id=None,
-        max_new_tokens=new_tokens,
-        pad_token_id=0,
-        **options,
-    )
+    """Greedy, exactly `new_tokens`; of prompts of equal length with an image each."""
+    names = ("pixel_values", "image_grid_thw")
+    batch = {name: torch.cat([getattr(prompt, name) for prompt in prompts]) for name in names}
+    batch["input_ids"] = torch.stack([prompt.input_ids for prompt in prompts])
+    batch["position_ids"] = torch.stack([prompt.position_ids for prompt in prompts], dim=1)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    return model.generate(**batch, **GREEDY, max_new_tokens=new_tokens, **options)
 
 
 def wait_for(device: torch.device) -> None:

@@ -121,10 +121,11 @@ def plan(
     except (OSError, KeyError, ValueError, Fault) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+    totals = planning.sum_up(planned, facts, room)
     if as_json:
-        print(planning.as_json(planned, facts, room))
+        print(json.dumps({"media": [asdict(medium) for medium in planned], **totals}))
     else:
-        Console().print(planning.as_table(planned, facts, room))
+        Console().print(planning.as_table(planned, totals))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -62,10 +62,6 @@ class PlannedMedium:
     reasons: tuple[str, ...] = ()
     warning: str | None = None
 
-    @property
-    def pixel_bytes(self) -> int:
-        return 3 * self.frames * self.size[0] * self.size[1]
-
 
 def part_of(path: Path, **asked: object) -> ImagePart | VideoPart:
     """A part for the file, by its first bytes; `asked` are fields of `VideoPart`, of which an image takes its own."""
@@ -85,67 +81,57 @@ def plan_media(
     shown.
     """
     sizing = facts.sizing.share(parts, num_tokens)
-    return [
-        _plan_video(part, sizing, min_frames_per_second) if isinstance(part, VideoPart) else _plan_image(part, sizing)
-        for part in parts
-    ]
+    return [_plan_medium(part, sizing, min_frames_per_second) for part in parts]
 
 
-def _plan_image(part: ImagePart, sizing: Sizing) -> PlannedMedium:
+def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_second: float) -> PlannedMedium:
     with open(part.uri, "rb") as file:
-        original_size = decode_image(file, part.uri, _MAX_PIXELS, _MAX_BYTES).original_size
-    size = sizing.fit_image(part, *original_size)
-    return PlannedMedium(part.uri, "image", original_size, size, sizing.num_tokens(size))
-
-
-def _plan_video(part: VideoPart, sizing: Sizing, min_frames_per_second: float) -> PlannedMedium:
-    with open(part.uri, "rb") as file:
+        if isinstance(part, ImagePart):
+            original_size = decode_image(file, part.uri, _MAX_PIXELS, _MAX_BYTES).original_size
+            size = sizing.fit_image(part, *original_size)
+            return PlannedMedium(part.uri, part.type, original_size, size, sizing.num_tokens(size))
         clip = examine_clip(file, part.uri, _MAX_PIXELS)
     plan = plan_video(clip.index, part, sizing.fit_video, clip.upright_size, part.uri)
     return PlannedMedium(
-        part.uri,
-        "video",
-        clip.upright_size,
-        plan.size,
-        sizing.most_tokens(part, len(plan.wanted), *clip.upright_size),
-        plan.frames_asked,
-        len(plan.wanted),
-        plan.fps,
-        clip.index.duration_seconds,
-        plan.reasons,
-        tell_thinning(plan, min_frames_per_second),
+        name=part.uri,
+        type=part.type,
+        original_size=clip.upright_size,
+        size=plan.size,
+        visual_tokens=sizing.most_tokens(part, len(plan.wanted), *clip.upright_size),
+        frames_asked=plan.frames_asked,
+        frames=len(plan.wanted),
+        fps=plan.fps,
+        duration_seconds=clip.index.duration_seconds,
+        reasons=plan.reasons,
+        warning=tell_thinning(plan, min_frames_per_second),
     )
 
 
-def as_json(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> str:
-    return json.dumps({"media": [asdict(medium) for medium in planned], **_totals(planned, facts, room)})
+def sum_up(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> dict[str, int]:
+    """What all of them take of memory, and of the context, in which text and answer leave `room`."""
+    num_tokens = sum(medium.visual_tokens for medium in planned)
+    return {
+        "visual_tokens": num_tokens,
+        "room": room,
+        "pixel_bytes": sum(3 * medium.frames * medium.size[0] * medium.size[1] for medium in planned),
+        "patch_bytes": num_tokens * _PATCH_BYTES,
+        "cache_bytes": num_tokens * facts.cache_bytes,
+    }
 
 
-def as_table(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> Table:
-    totals = _totals(planned, facts, room)
+def as_table(planned: Sequence[PlannedMedium], totals: dict[str, int]) -> Table:
     table = Table("file", "of", "frames", "shown at", "visual tokens", "why not what was asked", show_footer=True)
     for medium in planned:
         frames = "" if medium.fps is None else f"{medium.frames} ({medium.fps:.3g}/s)"
         why = medium.warning or "; ".join(medium.reasons)
         shown = (_in_words(medium.original_size), frames, _in_words(medium.size), f"{medium.visual_tokens:,}")
         table.add_row(medium.name.rpartition("/")[2], *shown, why)
-    table.columns[4].footer = f"{totals['visual_tokens']:,} of {room:,}"
+    table.columns[4].footer = f"{totals['visual_tokens']:,} of {totals['room']:,}"
     table.caption = (
         f"memory: pixels {totals['pixel_bytes'] / 2**20:,.0f} MiB, patches {totals['patch_bytes'] / 2**20:,.0f} MiB, "
         f"cache {totals['cache_bytes'] / 2**20:,.0f} MiB"
     )
     return table
-
-
-def _totals(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> dict[str, int]:
-    num_tokens = sum(medium.visual_tokens for medium in planned)
-    return {
-        "visual_tokens": num_tokens,
-        "room": room,
-        "pixel_bytes": sum(medium.pixel_bytes for medium in planned),
-        "patch_bytes": num_tokens * _PATCH_BYTES,
-        "cache_bytes": num_tokens * facts.cache_bytes,
-    }
 
 
 def _in_words(size: tuple[int, int]) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
@@ -197,8 +198,8 @@ def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]
     if chosen is None:
         return _listed_by_driver()
     # As CUDA reads it: a negative index ends the list.
-    gpus = [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
-    return gpus[: next((i for i, gpu in enumerate(gpus) if gpu.startswith("-")), len(gpus))]
+    gpus = filter(None, map(str.strip, chosen.split(",")))
+    return list(takewhile(lambda gpu: not gpu.startswith("-"), gpus))
 
 
 def _listed_by_driver() -> list[str]:
