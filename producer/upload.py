@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.contract import Contract, escaped, name_kind
 from keye.config.faults import UploadFailed
-from keye.config.formats import Format, format_of, media_type_of
+from keye.config.formats import format_of, media_type_of
 from keye.config.host import install_command
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, MAX_MEDIA
 from keye.config.settings import ProducerSettings
@@ -40,21 +40,43 @@ class Media:
         self._prefix = settings.upload_prefix if settings else None
         self._endpoint_url = settings.s3_endpoint_url if settings else None
         self._room = MAX_INLINE_URI_CHARS
-        self._uploads: list[tuple[int, bytes, Format, str]] = []
+        self._uploads: list[tuple[int, bytes, str, str, str]] = []
         # One more than a job may hold is enough to be told of; a generator need not end.
         self.parts = [self._part_of(medium, i) for i, medium in enumerate(islice(_each_of(given), MAX_MEDIA + 1))]
 
     def upload(self) -> None:
         """Raises `UploadFailed`."""
-        for index, content, content_format, key in self._uploads:
-            _upload(content, content_format, index, key, self._prefix or "", self._endpoint_url)
+        for index, content, mime, bucket, key in self._uploads:
+            try:
+                from botocore.exceptions import BotoCoreError, ClientError
+
+                with _making_client:
+                    client = _client(os.getpid(), self._endpoint_url)
+                client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": mime})
+            except ImportError:
+                fault = f"boto3 is not installed: {install_command('upload')}"
+            except ClientError as error:
+                fault = error.response.get("Error", {}).get("Code", "unknown")
+            except BotoCoreError as error:
+                fault = type(error).__name__
+            except ValueError:
+                fault = "the endpoint is no URL"
+            else:
+                continue
+            raise UploadFailed.of(index, self._prefix or "", fault)
 
     def _part_of(self, medium: Any, index: int) -> Any:
         try:
             if isinstance(medium, Mapping | Contract):
                 return medium
             if isinstance(medium, str | os.PathLike):
-                return _typed_part(os.fsdecode(medium))
+                uri = os.fsdecode(medium)
+                if media_type := media_type_of(uri):
+                    return {"type": media_type, "uri": uri}
+                raise _NoMedium(
+                    "neither its suffix nor bytes that could be read here tell image from video. "
+                    "Give an ImagePart or a VideoPart."
+                )
             return self._hold(_content_of(medium), index)
         except _NoMedium as fault:
             self.faults.append(f"media.{index}: {fault}")
@@ -79,7 +101,7 @@ class Media:
         bucket, _, folder = self._prefix.removeprefix("s3://").partition("/")
         name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
         key = "/".join(filter(None, (folder.strip("/"), name)))
-        self._uploads.append((index, content, content_format, key))
+        self._uploads.append((index, content, content_format.mime, bucket, key))
         return {"type": content_format.media_type, "uri": f"s3://{bucket}/{key}"}
 
 
@@ -91,18 +113,8 @@ def _each_of(given: Any) -> Iterable[Any]:
     if given is None:
         return ()
     is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping | Contract)
-    is_one = is_one or not isinstance(given, Iterable) or _is_file(given) or _is_array(given)
+    is_one = is_one or not isinstance(given, Iterable) or _is_file(given) or hasattr(given, "__array__")
     return (given,) if is_one else given
-
-
-def _typed_part(uri: str) -> dict[str, str]:
-    media_type = media_type_of(uri)
-    if media_type is None:
-        raise _NoMedium(
-            "neither its suffix nor bytes that could be read here tell image from video. "
-            "Give an ImagePart or a VideoPart."
-        )
-    return {"type": media_type, "uri": uri}
 
 
 def _content_of(medium: Any) -> bytes:
@@ -112,7 +124,7 @@ def _content_of(medium: Any) -> bytes:
         return _encode(medium)
     if _is_file(medium):
         return _read(medium)
-    if _is_array(medium):
+    if hasattr(medium, "__array__"):
         raise _NoMedium(
             f"is {name_kind(medium)}: nothing tells the order and the range of its numbers. Give a PIL image, as "
             "PIL.Image.fromarray makes it of RGB from 0 to 255, or the bytes of a file."
@@ -121,10 +133,6 @@ def _content_of(medium: Any) -> bytes:
         f"is {name_kind(medium)}. Give a path or URI, the bytes of a file, a file opened with 'rb', a PIL image, "
         "an ImagePart or a VideoPart."
     )
-
-
-def _is_array(medium: Any) -> bool:
-    return hasattr(medium, "__array__") and not _is_picture(medium)
 
 
 def _is_file(medium: Any) -> bool:
@@ -169,35 +177,12 @@ def _encode(picture: "Image") -> bytes:
     return file.getvalue()
 
 
-def _upload(content: bytes, content_format: Format, index: int, key: str, prefix: str, endpoint: str | None) -> None:
-    bucket = prefix.removeprefix("s3://").partition("/")[0]
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        client = _client(os.getpid(), endpoint)
-    except ImportError:
-        raise UploadFailed.of(index, prefix, f"boto3 is not installed: {install_command('upload')}") from None
-    except ValueError:
-        raise UploadFailed.of(index, prefix, "the endpoint is no URL") from None
-    try:
-        client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": content_format.mime})
-    except ClientError as error:
-        raise UploadFailed.of(index, prefix, error.response.get("Error", {}).get("Code", "unknown")) from None
-    except BotoCoreError as error:
-        raise UploadFailed.of(index, prefix, type(error).__name__) from None
-
-
+# Threads may share a client but not make one; forked children may not even share it.
 _making_client = threading.Lock()
 
 
-def _client(pid: int, endpoint_url: str | None) -> "S3Client":
-    # Threads may share a client but not make one; forked children may not even share it.
-    with _making_client:
-        return _make_client(pid, endpoint_url)
-
-
 @cache
-def _make_client(pid: int, endpoint_url: str | None) -> "S3Client":
+def _client(pid: int, endpoint_url: str | None) -> "S3Client":
     import boto3
     from botocore.config import Config
 
