@@ -4,11 +4,12 @@ Anybody may have written what lies in the queue: it is read as bytes, and whatev
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.client import NEVER_DECODE
@@ -31,8 +32,7 @@ _MAX_MESSAGE_BYTES = 2 * MAX_SEALED_BYTES
 _PAGE_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Irregularity:
+class Irregularity(NamedTuple):
     """`job_id` is in no legal state; `what` says how, and what follows from it."""
 
     job_id: str
@@ -79,72 +79,65 @@ def judge(ledger: Ledger, lease_seconds: float) -> Iterator[Irregularity]:
     for job_id, record in ledger.records.items():
         for what in _faults(ledger, job_id, record, overdue):
             yield Irregularity(job_id, what)
-    for job_id, ends_at in ledger.leases.items():
-        if job_id not in ledger.records and ends_at < overdue:
-            yield Irregularity(job_id, "has a lease and no record")
     if None in ledger.messages:
         yield Irregularity(
             "-",
             f"a message in {QUEUE} names no job or cannot be read: somebody else's? Workers put it into quarantine "
             "(keye dead list --messages)",
         )
-    for name, entries in (("queued", ledger.queued), ("a deadline", ledger.deadlines)):
-        for job_id in entries.keys() - ledger.records.keys():
-            yield Irregularity(job_id, f"is listed as {name} and has no record")
+    without_record = {
+        "has a lease and no record": {job_id for job_id, ends_at in ledger.leases.items() if ends_at < overdue},
+        "is listed as queued and has no record": ledger.queued.keys(),
+        "is listed as a deadline and has no record": ledger.deadlines.keys(),
+    }
+    for what, job_ids in without_record.items():
+        for job_id in job_ids - ledger.records.keys():
+            yield Irregularity(job_id, what)
 
 
 def _faults(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue: float) -> Iterator[str]:
-    match record["state"]:
+    """What is wrong with one job: all that must not be of one in its state, and whether it is."""
+    state, outcome = record["state"], record["outcome"]
+    has_lease, is_listed, expires = job_id in ledger.leases, job_id in ledger.queued, ledger.ttls[job_id] != _NEVER
+    is_lease_overdue = ledger.leases.get(job_id, math.inf) < overdue
+    match state:
         case JobState.QUEUED:
-            yield from _faults_of_queued(ledger, job_id, record, overdue)
+            is_overlooked = not ledger.messages and ledger.queued.get(job_id, math.inf) < 2 * overdue - ledger.now
+            faults = {
+                ", and its message was due long ago: is any worker alive?": is_lease_overdue,
+                ", its message is lost and nobody has noticed: is any worker alive?": not has_lease and is_overlooked,
+                " without a message, and nobody will publish one": not (
+                    has_lease or is_listed or job_id in ledger.messages
+                ),
+                " without an attempt left": int(record["attempts"] or 0) >= int(record["max_attempts"] or 1),
+                " past its deadline: is any worker alive?": float(record["deadline_at"] or math.inf) < overdue,
+            }
         case JobState.RUNNING:
-            if job_id not in ledger.leases:
-                yield "RUNNING without a lease: nobody notices when its worker dies"
-            elif ledger.leases[job_id] < overdue:
-                yield "RUNNING, and its lease ended long ago: is any worker alive?"
-            if job_id in ledger.queued:
-                yield "RUNNING, and listed as queued too"
-        case JobState.SUCCEEDED | JobState.FAILED | JobState.CANCELLED | JobState.EXPIRED as state:
-            yield from _faults_of_ended(ledger, job_id, record, JobState(state))
-            return
-        case state:
+            faults = {
+                " without a lease: nobody notices when its worker dies": not has_lease,
+                ", and its lease ended long ago: is any worker alive?": is_lease_overdue,
+                ", and listed as queued too": is_listed,
+            }
+        case JobState.SUCCEEDED | JobState.FAILED | JobState.CANCELLED | JobState.EXPIRED:
+            outcome_state = None if outcome is None else OUTCOME.validate_json(outcome).state
+            is_dead_letter = job_id in ledger.dead_letters
+            should_be_one = state == JobState.FAILED and record["requeued_as"] is None
+            faults = {
+                " without an outcome": outcome is None,
+                ", and its outcome says otherwise": outcome_state not in (None, state),
+                " without a time": record["ended_at"] is None,
+                ", and its record never expires": not expires,
+                ", and still listed as queued": is_listed,
+                ", and a dead letter": is_dead_letter and not should_be_one,
+                ", and no dead letter": should_be_one and not is_dead_letter,
+            }
+        case _:
             yield f"{state!r} is no state of a job"
             return
-    if record["outcome"] is not None:
-        yield f"{record['state']}, and yet it has an outcome"
-    if ledger.ttls[job_id] != _NEVER:
-        yield f"{record['state']}, and its record expires before it has ended"
-
-
-def _faults_of_queued(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue: float) -> Iterator[str]:
-    if job_id in ledger.leases:
-        if ledger.leases[job_id] < overdue:
-            yield "QUEUED, and its message was due long ago: is any worker alive?"
-    elif job_id in ledger.queued:
-        if not ledger.messages and ledger.queued[job_id] < 2 * overdue - ledger.now:
-            yield "QUEUED, its message is lost and nobody has noticed: is any worker alive?"
-    elif job_id not in ledger.messages:
-        yield "QUEUED without a message, and nobody will publish one"
-    if int(record["attempts"] or 0) >= int(record["max_attempts"] or 1):
-        yield "QUEUED without an attempt left"
-    if record["deadline_at"] and float(record["deadline_at"]) < overdue:
-        yield "QUEUED past its deadline: is any worker alive?"
-
-
-def _faults_of_ended(ledger: Ledger, job_id: str, record: dict[str, str | None], state: JobState) -> Iterator[str]:
-    if record["outcome"] is None:
-        yield f"{state} without an outcome"
-    elif OUTCOME.validate_json(record["outcome"]).state is not state:
-        yield f"{state}, and its outcome says otherwise"
-    if record["ended_at"] is None:
-        yield f"{state} without a time"
-    if ledger.ttls[job_id] == _NEVER:
-        yield f"{state}, and its record never expires"
-    if job_id in ledger.queued:
-        yield f"{state}, and still listed as queued"
-    is_dead_letter = job_id in ledger.dead_letters
-    if is_dead_letter != (state is JobState.FAILED and record["requeued_as"] is None):
-        yield f"{state}, and a dead letter" if is_dead_letter else f"{state}, and no dead letter"
+    if state in (JobState.QUEUED, JobState.RUNNING):
+        faults[", and yet it has an outcome"] = outcome is not None
+        faults[", and its record expires before it has ended"] = expires
+    yield from (f"{state}{what}" for what, is_so in faults.items() if is_so)
 
 
 def read_ledger(redis: Redis) -> Ledger:
