@@ -19,7 +19,7 @@ from keye.config.job import Priority, Thinking
 from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.job import Cancellation, Job
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, exit_code_of
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected
 
 app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
 app.add_typer(dead_cli.app, name="dead")
@@ -40,21 +40,17 @@ def submit(
     job_file: Annotated[
         typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="wait for the answer and print it, as `keye result` does")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the answer and print it")] = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
     """Queue a job and print its id."""
+    if (prompt is None) == (job_file is None):
+        raise typer.BadParameter("give either a prompt, or a whole job with --job")
     with connected(redis_url) as client:
         if job_file is not None:
-            if prompt is not None:
-                raise typer.BadParameter("give either a prompt or --job, not both")
             job = client.submit(**read_job(job_file.read()))
-        elif prompt is None:
-            raise typer.BadParameter("give a prompt, or a whole job with --job")
         else:
             job = client.submit(
                 prompt=prompt,
@@ -86,7 +82,7 @@ def submit_many(
                 typer.echo(f"line {number}: {answer}", err=True)
             typer.echo(json.dumps({"line": number, "job_id": answer.id}) if as_json else answer.id or "")
     if refusals:
-        raise typer.Exit(exit_code_of(refusals[0]))
+        raise typer.Exit(ExitCode.of(refusals[0]))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -103,10 +99,7 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
         job = client.find(job_id)
         transcript = Transcript()
         for event in job.events(timeout):
-            if as_json:
-                typer.echo(event.model_dump_json())
-            else:
-                typer.echo(transcript.show(event), nl=False)
+            typer.echo(event.model_dump_json() if as_json else transcript.show(event), nl=as_json)
         result = job.result(timeout)
         if not as_json:
             typer.echo(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
@@ -133,9 +126,8 @@ def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Read everything that Redis holds of jobs, and print each job that is in no legal state."""
     with connected(redis_url) as client:
         ledger, irregularities = client.verify()
-    for irregularity in irregularities:
-        found = {"job_id": irregularity.job_id, "what": irregularity.what}
-        typer.echo(json.dumps(found) if as_json else escaped(f"{irregularity.job_id}  {irregularity.what}"))
+    for found in irregularities:
+        typer.echo(json.dumps(found._asdict()) if as_json else escaped("  ".join(found)))
     counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
     summary = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
     summary += f", {ledger.num_quarantined} messages in quarantine"

@@ -1,43 +1,44 @@
-"""What every `keye` command shares: its options, the connection, each error's exit code, what a terminal may get."""
+"""What every `keye` command shares: its options, the connection, each error's exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
 import keye
-from keye.config.faults import (
-    DeadLetterNotFound,
-    IdempotencyConflict,
-    JobFailed,
-    JobNotEnded,
-    JobNotFound,
-    KeyeError,
-    MessageNotFound,
-    QueueUnavailable,
-)
+from keye.config import faults
 from keye.producer.client import Client
 
 
 class ExitCode(IntEnum):
-    OK = 0
-    INVALID = 2  # also what typer exits with for wrong arguments
-    JOB_FAILED = 3
-    NOT_ENDED = 4
-    NOT_FOUND = 5
-    CONFLICT = 6
-    UNAVAILABLE = 7
-    TOO_LATE = 8
-    IRREGULAR = 9
+    """How a command ends: the number, what it means, and the errors that end it so. All others are INVALID."""
+
+    meaning: str
+    errors: tuple[type[Exception], ...]
+
+    def __new__(cls, value: int, meaning: str, *errors: type[Exception]) -> Self:
+        code = int.__new__(cls, value)
+        code._value_, code.meaning, code.errors = value, meaning, errors
+        return code
+
+    OK = 0, "done"
+    INVALID = 2, "wrong arguments or an invalid job"  # also what typer exits with for wrong arguments
+    JOB_FAILED = 3, "the job ended without an answer", faults.JobFailed
+    NOT_ENDED = 4, "it had not ended in time", faults.JobNotEnded
+    NOT_FOUND = 5, "no such job or message", faults.JobNotFound, faults.DeadLetterNotFound, faults.MessageNotFound
+    CONFLICT = 6, "the idempotency key belongs to another job", faults.IdempotencyConflict
+    UNAVAILABLE = 7, "Redis is unavailable", faults.QueueUnavailable
+    TOO_LATE = 8, "too late to cancel, the job had ended"
+    IRREGULAR = 9, "a job is in no legal state"
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        return next((code for code in cls if isinstance(error, code.errors)), cls.INVALID)
 
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 2 wrong arguments or an invalid job; 3 the job ended without an answer; 4 it had not ended "
-    "in time; 5 no such job or message; 6 the idempotency key belongs to another job; 7 Redis is unavailable; "
-    "8 too late to cancel, the job had ended; 9 a job is in no legal state."
-)
+EXIT_CODES = f"Exit codes: {'; '.join(f'{code.value} {code.meaning}' for code in ExitCode)}."
 
 RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -77,22 +78,6 @@ def connected(redis_url: str | None) -> Iterator[Client]:
         with Client(redis_url) as client:
             yield client
     # ValueError: a record that somebody else has written into.
-    except (KeyeError, ValueError) as error:
+    except (faults.KeyeError, ValueError) as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(exit_code_of(error)) from None
-
-
-def exit_code_of(error: Exception) -> ExitCode:
-    match error:
-        case JobFailed():
-            return ExitCode.JOB_FAILED
-        case JobNotEnded():
-            return ExitCode.NOT_ENDED
-        case JobNotFound() | DeadLetterNotFound() | MessageNotFound():
-            return ExitCode.NOT_FOUND
-        case IdempotencyConflict():
-            return ExitCode.CONFLICT
-        case QueueUnavailable():
-            return ExitCode.UNAVAILABLE
-        case _:
-            return ExitCode.INVALID
+        raise typer.Exit(ExitCode.of(error)) from None

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
-from keye.producer.shell import EXIT_CODES
+from keye.producer.shell import ExitCode
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 
@@ -23,7 +23,7 @@ def reference() -> str:
         [code(each.value), each.facts.blame, "yes" if each.facts.retryable else "no", each.facts.meaning]
         for each in ErrorCode
     ]
-    exits = [each.split(" ", 1) for each in EXIT_CODES.removeprefix("Exit codes: ").removesuffix(".").split("; ")]
+    exits = [[code(str(each.value)), each.meaning] for each in ExitCode]
     return f"""# Reference
 
 Made from the code by `python tools/reference.py`; change it there.
@@ -45,7 +45,7 @@ What `failure.code` of a job that ended without an answer may be. Which of them 
 
 Those of `keye-worker` stand in [operations](operations.md#how-did-a-process-end).
 
-{table("code", "meaning", rows=[[code(number), meaning] for number, meaning in exits])}
+{table("code", "meaning", rows=exits)}
 """
 
 
