@@ -1,23 +1,16 @@
 """The producer's front door: send a job, find it again."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from os import PathLike
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from pydantic import SecretStr, ValidationError
 
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
-from keye.config.faults import InvalidJob, JobNotFound, Refusal
-from keye.config.job import (
-    AnalysisJob,
-    ChatMessage,
-    GenerationOptions,
-    MediaPart,
-    Priority,
-    Thinking,
-)
+from keye.config.faults import InvalidJob, Refusal
+from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
@@ -29,8 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     Medium = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | MediaPart | Mapping[str, Any]
-
-T = TypeVar("T")
 
 # Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
 JOBS_PER_ROUND_TRIP = 250
@@ -95,32 +86,32 @@ class Client:
         stays in its place. What a medium or `jobs` itself raises becomes an `InvalidJob` with that for its cause, and
         ends the list where `jobs` raised it.
         """
-        waiting = _to_the_end(jobs)
         answers: list[Job | Refusal] = []
+        waiting = self._enclose_all(jobs)
         while batch := list(islice(waiting, JOBS_PER_ROUND_TRIP)):
-            answers += self._submit_batch(batch)
+            sent = iter(self._transport.submit_many([each for each in batch if isinstance(each, Envelope)]))
+            for each in batch:
+                answer = next(sent) if isinstance(each, Envelope) else each
+                answers.append(Job(answer, self._transport) if isinstance(answer, str) else answer)
         return answers
 
-    def _submit_batch(self, jobs: Sequence[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[Job | Refusal]:
-        sealed: list[Envelope | Refusal] = []
-        for job in jobs:
-            try:
-                sealed.append(job if isinstance(job, Refusal) else self._enclose(job))
-            except Exception as error:
-                sealed.append(error if isinstance(error, Refusal) else _refuse(error))
-        answers = iter(self._transport.submit_many([e for e in sealed if isinstance(e, Envelope)]))
-        for envelope in sealed:
-            answer = next(answers) if isinstance(envelope, Envelope) else envelope
-            yield Job(answer, self._transport) if isinstance(answer, str) else answer
+    def _enclose_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[Envelope | Refusal]:
+        """Each of them, or why it is none; ends where `jobs` itself raises, with that for the last."""
+        try:
+            for job in jobs:
+                try:
+                    yield job if isinstance(job, Refusal) else self._enclose(job)
+                except Exception as error:
+                    yield error if isinstance(error, Refusal) else _refuse(error)
+        except Exception as error:
+            yield _refuse(error)
 
     def _enclose(self, job: AnalysisJob | Mapping[str, Any]) -> Envelope:
         return enclose(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
 
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
-        (state,) = self._transport.read_record(job_id, "state")
-        if state is None:
-            raise JobNotFound.of(job_id)
+        self._transport.read_record(job_id, "state")
         return Job(job_id, self._transport)
 
     @property
@@ -177,10 +168,3 @@ def _refuse(error: Exception) -> InvalidJob:
     refusal = InvalidJob(f"1 fault: job: reading it raised {type(error).__name__}: {escaped(str(error))}")
     refusal.__cause__ = error
     return refusal
-
-
-def _to_the_end(jobs: Iterable[T]) -> Iterator[T | Refusal]:
-    try:
-        yield from jobs
-    except Exception as error:
-        yield _refuse(error)

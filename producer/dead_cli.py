@@ -3,18 +3,19 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from keye.config.codes import ErrorCode
 from keye.config.contract import escaped
-from keye.config.faults import DeadLetterNotFound, MessageNotFound
+from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
-from keye.producer.dead_letters import DeadLetter, describe_job
+from keye.producer.dead_letters import DeadLetter
 from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected
 
 app = typer.Typer(
@@ -37,8 +38,7 @@ Codes = Annotated[list[ErrorCode] | None, typer.Option("--code", help="only with
 Since = Annotated[
     float | None, typer.Option(parser=parse_period, metavar="PERIOD", help="only of the last 90s, 30m, 2h or 7d")
 ]
-JobIds = Annotated[list[str] | None, typer.Argument(help="which jobs; or choose by --code, --since or --all")]
-Ids = Annotated[list[str] | None, typer.Argument(help="which jobs or messages; or choose by --code, --since or --all")]
+Ids = Annotated[list[str] | None, typer.Argument(help="which ones; or choose by --code, --since or --all")]
 All = Annotated[bool, typer.Option("--all", help="every dead letter; with --messages, every quarantined message")]
 Messages = Annotated[bool, typer.Option("--messages", help="of the messages that no worker could read")]
 
@@ -55,14 +55,9 @@ def list_letters(
 
     With --messages, one for each quarantined message, without its content: `keye dead show` has that.
     """
-    refuse_code_of_messages(code, messages)
     with connected(redis_url) as client:
-        if messages:
-            for message in client.quarantine.select(since):
-                typer.echo(json.dumps(facts_of(message)) if as_json else facts_in_a_line(message))
-        else:
-            for letter in client.dead_letters.select(code or (), since):
-                typer.echo(json.dumps(as_dict(letter)) if as_json else in_a_line(letter))
+        for found in select(client, code, since, messages):
+            typer.echo(json.dumps(as_dict(found)) if as_json else escaped(in_a_line(found)))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -75,25 +70,16 @@ def show(
     """What the job asked for, and what went wrong in each of its attempts; or the quarantined message, and why."""
     with connected(redis_url) as client:
         found = find(client, job_or_message_id, messages)
-    if isinstance(found, QuarantinedMessage):
-        typer.echo(json.dumps(facts_of(found) | content_of(found), indent=2) if as_json else in_full(found))
-        return
     if as_json:
-        typer.echo(json.dumps(as_dict(found), indent=2))
-        return
-    typer.echo(f"{in_a_line(found)}\n{escaped(describe_job(found))}")
-    for attempt in found.attempts:
-        began_at = datetime.fromtimestamp(attempt.began_at)
-        line = (
-            f"attempt {attempt.attempt}: {began_at:%Y-%m-%d %H:%M:%S}, {attempt.ended_at - attempt.began_at:.1f} s, "
-            f"{attempt.worker}, in stage {attempt.stage}: {attempt.code}: {attempt.message}"
-        )
-        typer.echo(escaped(line))
+        content = content_of(found) if isinstance(found, QuarantinedMessage) else {}
+        typer.echo(json.dumps(as_dict(found) | content, indent=2))
+    else:
+        typer.echo("\n".join(map(escaped, (in_a_line(found), *details_of(found)))))
 
 
 @app.command(epilog=EXIT_CODES)
 def requeue(
-    job_ids: JobIds = None,
+    ids: Ids = None,
     code: Codes = None,
     since: Since = None,
     every: Annotated[bool, typer.Option("--all", help="every dead letter")] = False,
@@ -103,12 +89,15 @@ def requeue(
     redis_url: RedisUrl = None,
 ) -> None:
     """Send jobs once more, as new jobs; prints the old id and the new one."""
-    require_one_choice(job_ids, code, since, every)
+    require_one_choice(ids, code, since, every)
     with connected(redis_url) as client:
-        for letter in chosen(client, job_ids, code, since):
-            job = client.dead_letters.requeue(letter, max_pixels, fps)
-            ids = {"job_id": letter.job_id, "requeued_as": job.id}
-            typer.echo(json.dumps(ids) if as_json else f"{letter.job_id} -> {job.id}")
+        letters = client.dead_letters
+        # Read whole before anything is done to them, here and below.
+        chosen = [letters.find(each) for each in ids] if ids else list(letters.select(code or (), since))
+        for letter in chosen:
+            job = letters.requeue(letter, max_pixels, fps)
+            both = {"job_id": letter.job_id, "requeued_as": job.id}
+            typer.echo(json.dumps(both) if as_json else f"{letter.job_id} -> {job.id}")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -121,17 +110,10 @@ def purge(
     redis_url: RedisUrl = None,
 ) -> None:
     """Forget jobs (their input, their failure, all of it) or quarantined messages. Prints their ids."""
-    refuse_code_of_messages(code, messages)
     require_one_choice(ids, code, since, every)
     with connected(redis_url) as client:
-        unwanted: Sequence[DeadLetter | QuarantinedMessage]
-        if ids:
-            unwanted = [find(client, each, messages) for each in ids]
-        elif messages:
-            unwanted = list(client.quarantine.select(since))
-        else:
-            unwanted = chosen(client, None, code, since)
-        for each in unwanted:
+        chosen = [find(client, each, messages) for each in ids] if ids else list(select(client, code, since, messages))
+        for each in chosen:
             if isinstance(each, QuarantinedMessage):
                 client.quarantine.purge([each.message_id])
                 typer.echo(each.message_id)
@@ -145,18 +127,14 @@ def require_one_choice(ids: list[str] | None, codes: list[ErrorCode] | None, sin
         raise typer.BadParameter("name the ids, or choose by --code and --since, or take --all: one of the three")
 
 
-def refuse_code_of_messages(codes: list[ErrorCode] | None, messages: bool) -> None:
-    if codes and messages:
+def select(
+    client: Client, codes: list[ErrorCode] | None, since: float | None, messages: bool
+) -> Iterator[DeadLetter | QuarantinedMessage]:
+    if not messages:
+        return client.dead_letters.select(codes or (), since)
+    if codes:
         raise typer.BadParameter("messages have no code: give either --code or --messages, not both")
-
-
-def chosen(
-    client: Client, job_ids: list[str] | None, codes: list[ErrorCode] | None, since: float | None
-) -> list[DeadLetter]:
-    """Read whole before anything is done to them."""
-    if job_ids:
-        return [client.dead_letters.find(job_id) for job_id in job_ids]
-    return list(client.dead_letters.select(codes or (), since))
+    return client.quarantine.select(since)
 
 
 def find(client: Client, job_or_message_id: str, only_messages: bool) -> DeadLetter | QuarantinedMessage:
@@ -172,42 +150,46 @@ def find(client: Client, job_or_message_id: str, only_messages: bool) -> DeadLet
             raise no_letter from None
 
 
-def in_a_line(letter: DeadLetter) -> str:
-    ended_at = datetime.fromtimestamp(letter.ended_at)
-    failure = letter.failure
-    line = f"{letter.job_id}  {ended_at:%Y-%m-%d %H:%M:%S}  {failure.code} in {failure.stage}: {failure.message}"
-    return escaped(line)
+def in_a_line(found: DeadLetter | QuarantinedMessage) -> str:
+    if isinstance(found, DeadLetter):
+        failure = found.failure
+        return f"{found.job_id}  {moment(found.ended_at)}  {failure.code} in {failure.stage}: {failure.message}"
+    line = f"{found.message_id}  {moment(found.quarantined_at)}  {found.size:,} bytes  {found.reason}"
+    return line if found.job_id is None else f"{line}  (job {found.job_id})"
 
 
-def as_dict(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "job_id": letter.job_id,
-        "ended_at": letter.ended_at,
-        "failure": letter.failure.model_dump(mode="json"),
-        "attempts": [attempt.model_dump(mode="json") for attempt in letter.attempts],
-        "sealed": letter.sealed,
-    }
+def details_of(found: DeadLetter | QuarantinedMessage) -> Iterator[str]:
+    """The lines below that one."""
+    if isinstance(found, DeadLetter):
+        yield describe_job(found)
+        for each in found.attempts:
+            yield (
+                f"attempt {each.attempt}: {moment(each.began_at)}, {each.ended_at - each.began_at:.1f} s, "
+                f"{each.worker}, in stage {each.stage}: {each.code}: {each.message}"
+            )
+        return
+    yield f"put there by {found.worker}; this is what lay in the queue:"
+    yield text_of(found)
+    if (num_cut := found.size - len(found.raw)) > 0:
+        yield f"... cut here: these are the first {len(found.raw):,} bytes, {num_cut:,} more were not kept"
 
 
-def facts_in_a_line(message: QuarantinedMessage) -> str:
-    quarantined_at = datetime.fromtimestamp(message.quarantined_at)
-    job = "" if message.job_id is None else f"  (job {message.job_id})"
-    return escaped(
-        f"{message.message_id}  {quarantined_at:%Y-%m-%d %H:%M:%S}  {message.size:,} bytes  {message.reason}{job}"
-    )
+def describe_job(letter: DeadLetter) -> str:
+    """The prompt and the media in a line; what cannot be read says so."""
+    try:
+        job = letter.job
+    except (InvalidJob, UnknownSchemaVersion) as unreadable:
+        return f"unreadable: {unreadable}"
+    uris = [part.uri if len(part.uri) < 200 else f"{part.uri[:40]}..." for part in job.all_media()]
+    return " ".join([json.dumps(job.prompt, ensure_ascii=False) if job.prompt else "(chat messages)", *uris])
 
 
-def in_full(message: QuarantinedMessage) -> str:
-    num_cut = message.size - len(message.raw)
-    lines = [facts_in_a_line(message), escaped(f"put there by {message.worker}; this is what lay in the queue:")]
-    lines.append(escaped(text_of(message)))
-    if num_cut > 0:
-        lines.append(f"... cut here: these are the first {len(message.raw):,} bytes, {num_cut:,} more were not kept")
-    return "\n".join(lines)
-
-
-def facts_of(message: QuarantinedMessage) -> dict[str, Any]:
-    return message.model_dump(mode="json", exclude={"raw"}) | {"quarantined_at": message.quarantined_at}
+def as_dict(found: DeadLetter | QuarantinedMessage) -> dict[str, Any]:
+    facts: dict[str, Any] = to_jsonable_python(found, exclude={"sealed", "raw"})
+    if isinstance(found, DeadLetter):
+        # As it was sent, which may be nothing that pydantic would write.
+        return facts | {"sealed": found.sealed}
+    return facts | {"quarantined_at": found.quarantined_at}
 
 
 def content_of(message: QuarantinedMessage) -> dict[str, Any]:
@@ -217,3 +199,7 @@ def content_of(message: QuarantinedMessage) -> dict[str, Any]:
 
 def text_of(message: QuarantinedMessage) -> str:
     return message.raw.decode("utf-8", "backslashreplace")
+
+
+def moment(at: float) -> str:
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"

@@ -8,19 +8,23 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, cast
 
+from keye.config import keys
 from keye.config.codes import ErrorCode
-from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
+from keye.config.faults import DeadLetterNotFound, MessageNotFound
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
+from keye.config.scripts import load_script
 from keye.config.wire import Outline, open_sealed
 from keye.producer.job import Job
-from keye.producer.transport import Transport
+from keye.producer.transport import Transport, reaching_redis
 
 # Redis takes other texts for ids too, some of them for a range.
 _MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+# Together up to 4 MiB.
+_MESSAGES_PER_ROUND_TRIP = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,34 @@ class DeadLetter:
     """
 
     job_id: str
-    sealed: Any
+    ended_at: float
     failure: JobFailure
     attempts: tuple[FailedAttempt, ...]
-    ended_at: float
+    sealed: Any
+
+    @classmethod
+    def of(cls, job_id: str, record: Mapping[str, str]) -> Self:
+        """From the whole record of a job that failed."""
+        failure = OUTCOME.validate_json(record["outcome"])
+        assert isinstance(failure, JobFailure)
+        ended_at = float(record["ended_at"])
+        read = (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
+        by_number = {attempt.attempt: attempt for attempt in read}
+        # The attempt that settled the job wrote the outcome instead.
+        by_number.setdefault(
+            failure.attempts,
+            FailedAttempt(
+                attempt=failure.attempts,
+                worker=record["worker"],
+                began_at=float(record["claimed_at"]),
+                ended_at=ended_at,
+                stage=failure.stage,
+                code=failure.code,
+                message=failure.message,
+            ),
+        )
+        attempts = tuple(by_number[number] for number in sorted(by_number))
+        return cls(job_id, ended_at, failure, attempts, json.loads(record["sealed"]))
 
     @property
     def job(self) -> AnalysisJob:
@@ -47,47 +75,61 @@ class DeadLetters:
 
     def __init__(self, submit: Callable[[AnalysisJob], Job], transport: Transport) -> None:
         self._submit = submit
-        self._transport = transport
+        self._redis = transport.redis
+        self._result_ttl_seconds = transport.result_ttl_seconds
 
     def find(self, job_id: str) -> DeadLetter:
         """Raises `DeadLetterNotFound`."""
-        record = self._transport.read_dead_letter(job_id)
-        if record is None:
+        with reaching_redis("read the dead letter"), self._redis.pipeline() as reading:
+            reading.zscore(keys.dead_letters(), job_id)
+            reading.hgetall(keys.record(job_id))
+            score, record = reading.execute()
+        if score is None or not record:
             raise DeadLetterNotFound(
                 f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was "
                 "requeued, purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
             )
-        return _letter(job_id, record)
+        return DeadLetter.of(job_id, record)
 
     def select(self, codes: Iterable[ErrorCode] = (), since_seconds: float | None = None) -> Iterator[DeadLetter]:
         """Oldest first: those with one of `codes` (none means any) that ended within the last `since_seconds`."""
         wanted = frozenset(codes)
         since = 0.0 if since_seconds is None else time.time() - since_seconds
-        for job_id in self._transport.list_dead_letters(since):
-            record = self._transport.read_dead_letter(job_id)
-            if record is None:
+        with reaching_redis("list the dead letters"):
+            ids = cast(list[str], self._redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
+        for job_id in ids:
+            try:
+                letter = self.find(job_id)
+            except DeadLetterNotFound:
+                # Requeued or purged meanwhile.
                 continue
-            letter = _letter(job_id, record)
             if not wanted or letter.failure.code in wanted:
                 yield letter
 
     def requeue(self, letter: DeadLetter, max_pixels: int | None = None, fps: float | None = None) -> Job:
         """Send the job once more, as a new one, with `max_pixels` for every medium and `fps` for every video.
 
-        The letter leaves the list, and its record names the new job in `requeued_as`. Cut off in between, the call can
-        be repeated: the job is queued once. Raises what `Client.submit` raises, and `InvalidJob` for odd options.
+        The letter leaves the list, and its record, which now goes as that of any ended job, names the new job in
+        `requeued_as`. Cut off in between, the call can be repeated: the job is queued once. Raises what `Client.submit`
+        raises, and `InvalidJob` for odd options.
         """
+        changed = change_media(letter.job, max_pixels, fps)
         # The first job's key would lead back to its failure.
-        changed = change_media(letter.job, max_pixels, fps).model_copy(
-            update={"idempotency_key": f"requeued:{letter.job_id}"}
-        )
-        job = self._submit(changed)
-        self._transport.close_dead_letter(letter.job_id, job.id)
+        job = self._submit(changed.model_copy(update={"idempotency_key": f"requeued:{letter.job_id}"}))
+        with reaching_redis("close the dead letter"), self._redis.pipeline() as closing:
+            closing.zrem(keys.dead_letters(), letter.job_id)
+            closing.hset(keys.record(letter.job_id), "requeued_as", job.id)
+            closing.expire(keys.record(letter.job_id), self._result_ttl_seconds)
+            closing.expire(keys.events(letter.job_id), self._result_ttl_seconds)
+            closing.execute()
         return job
 
     def purge(self, letter: DeadLetter) -> None:
         """Forget the job at once: its input, its failure, and that there ever was one."""
-        self._transport.purge_dead_letter(letter.job_id, Outline.of(letter.sealed).job.idempotency_key)
+        names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.dead_letters()]
+        names += keys.idempotency_of(Outline.of(letter.sealed).job.idempotency_key)
+        with reaching_redis("purge the dead letter"):
+            load_script(self._redis, "purge")(keys=names, args=[letter.job_id])
 
 
 def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) -> AnalysisJob:
@@ -110,62 +152,39 @@ def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) ->
     return AnalysisJob(**fields)
 
 
-def describe_job(letter: DeadLetter) -> str:
-    """The prompt and the media in a line; what cannot be read says so."""
-    try:
-        job = letter.job
-    except (InvalidJob, UnknownSchemaVersion) as unreadable:
-        return f"unreadable: {unreadable}"
-    uris = [part.uri if len(part.uri) < 200 else f"{part.uri[:40]}..." for part in job.all_media()]
-    return " ".join([json.dumps(job.prompt, ensure_ascii=False) if job.prompt else "(chat messages)", *uris])
-
-
-def _letter(job_id: str, record: Mapping[str, str]) -> DeadLetter:
-    failure = OUTCOME.validate_json(record["outcome"])
-    assert isinstance(failure, JobFailure)
-    ended_at = float(record["ended_at"])
-    read = (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
-    by_number = {attempt.attempt: attempt for attempt in read}
-    # The attempt that settled the job wrote the outcome instead.
-    by_number.setdefault(
-        failure.attempts,
-        FailedAttempt(
-            attempt=failure.attempts,
-            worker=record["worker"],
-            began_at=float(record["claimed_at"]),
-            ended_at=ended_at,
-            stage=failure.stage,
-            code=failure.code,
-            message=failure.message,
-        ),
-    )
-    attempts = tuple(by_number[number] for number in sorted(by_number))
-    return DeadLetter(job_id, json.loads(record["sealed"]), failure, attempts, ended_at)
-
-
 class Quarantine:
     """The quarantined messages of one Redis, the newest `keye.config.quarantine.MAX_MESSAGES`."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        self._redis = transport.redis
 
     def find(self, message_id: str) -> QuarantinedMessage:
         """Raises `MessageNotFound`, for what cannot be an id too."""
         is_id = _MESSAGE_ID.fullmatch(message_id) is not None
-        fields = self._transport.read_quarantined(message_id) if is_id else None
-        if fields is None:
+        with reaching_redis("read the quarantined message"):
+            found: Any = is_id and self._redis.xrange(keys.quarantine(), message_id, message_id)
+        if not found:
             raise MessageNotFound(
                 f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed "
                 f"out by newer ones (the newest {MAX_MESSAGES:,} stay)."
             )
-        return QuarantinedMessage.of(message_id, fields)
+        return QuarantinedMessage.of(*found[0])
 
     def select(self, since_seconds: float | None = None) -> Iterator[QuarantinedMessage]:
         """Oldest first: those that were put there within the last `since_seconds`; read bit by bit."""
         since = 0.0 if since_seconds is None else time.time() - since_seconds
-        for message_id, fields in self._transport.list_quarantined(since):
-            yield QuarantinedMessage.of(message_id, fields)
+        first = str(max(0, int(since * 1000)))
+        while True:
+            with reaching_redis("list the quarantined messages"):
+                page: Any = self._redis.xrange(keys.quarantine(), first, "+", count=_MESSAGES_PER_ROUND_TRIP)
+            for message_id, fields in page:
+                yield QuarantinedMessage.of(message_id, fields)
+            if len(page) < _MESSAGES_PER_ROUND_TRIP:
+                return
+            first = f"({page[-1][0]}"
 
     def purge(self, message_ids: Iterable[str]) -> None:
         """Forget them; passes over what is gone already."""
-        self._transport.purge_quarantined([each for each in message_ids if _MESSAGE_ID.fullmatch(each)])
+        if known := [each for each in message_ids if _MESSAGE_ID.fullmatch(each)]:
+            with reaching_redis("purge the quarantined messages"):
+                self._redis.xdel(keys.quarantine(), *known)

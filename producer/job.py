@@ -112,8 +112,6 @@ class Job:
                 if time.monotonic() - ended_at > patience:
                     raise
                 time.sleep(OUTAGE_PAUSE_SECONDS)
-        if outcome_json is None:
-            raise JobNotFound.of(self.id)
         outcome = OUTCOME.validate_json(outcome_json)
         if isinstance(outcome, JobFailure):
             raise JobFailed.of(outcome)
@@ -122,8 +120,6 @@ class Job:
     def _look(self) -> tuple[JobState, float]:
         """The state now, and the deadline: Unix seconds of the submitter's clock, infinite where there is none."""
         state, deadline_at = self._transport.read_record(self.id, "state", "deadline_at")
-        if state is None:
-            raise JobNotFound.of(self.id)
         return JobState(state), float(deadline_at or math.inf)
 
     def cancel(self) -> Cancellation:
@@ -134,8 +130,6 @@ class Job:
         stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
-        if sealed_json is None:
-            raise JobNotFound.of(self.id)
         job = Outline.of(json.loads(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,

@@ -1,4 +1,4 @@
-"""All that the producer reads from Redis and changes there: records, messages, events, dead letters, the quarantine."""
+"""How jobs reach Redis, and what is read of them there: their records and their events."""
 
 import hashlib
 import json
@@ -14,15 +14,12 @@ from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.connection import ArgumentTooLarge, check_arguments, connect
 from keye.config.event import JobEvent, read_event
-from keye.config.faults import IdempotencyConflict, InvalidJob, QueueUnavailable, Refusal
+from keye.config.faults import IdempotencyConflict, InvalidJob, JobNotFound, QueueUnavailable, Refusal
 from keye.config.job import AnalysisJob
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob, seal
-
-# Of the quarantine; together up to 4 MiB.
-ENTRIES_PER_ROUND_TRIP = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +50,10 @@ class Transport:
     """Connections to one Redis. Threads may share it; a forked child opens connections of its own."""
 
     def __init__(self, settings: ProducerSettings) -> None:
-        self._result_ttl_seconds = settings.result_ttl_seconds
+        self.result_ttl_seconds = settings.result_ttl_seconds
         self.redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
-        self._purge = load_script(self.redis, "purge")
 
     def submit(self, envelope: Envelope) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
@@ -66,13 +62,15 @@ class Transport:
         are all that the live workers hold for a job, or where Redis does not take a message of its size.
         """
         with reaching_redis("queue the job"):
-            answer = self._submit(*self._submission(envelope))
-        return _owner(envelope, answer)
+            reply = self._submit(*self._submission(envelope))
+        if isinstance(answer := _answer(envelope, reply), Refusal):
+            raise answer
+        return answer
 
     def submit_many(self, envelopes: Sequence[Envelope]) -> list[str | Refusal]:
         """As `submit` for each, in one round trip; what it would raise stands where the id would."""
         refused: dict[int, InvalidJob] = {}
-        answers: Iterator[Any]
+        replies: Iterator[Any]
         with self.redis.pipeline(transaction=False) as sending:
             try:
                 for index, envelope in enumerate(envelopes):
@@ -80,72 +78,26 @@ class Transport:
                         self._submit(*self._submission(envelope), client=sending)
                     except InvalidJob as refusal:
                         refused[index] = refusal
-                answers = iter(sending.execute(raise_on_error=False))
+                replies = iter(sending.execute(raise_on_error=False))
             except RedisError as error:
-                answers = repeat(error)
-        return [refused.get(i) or _owner_or_refusal(e, next(answers)) for i, e in enumerate(envelopes)]
+                replies = repeat(error)
+        return [refused.get(i) or _answer(e, next(replies)) for i, e in enumerate(envelopes)]
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
         waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
         names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
-        args = (job_id, JobState.CANCELLED.value, outcome_json, self._result_ttl_seconds, keys.cancellations())
+        args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.cancellations())
         with reaching_redis("cancel the job"):
             return cast(str | None, self._end_queued(keys=names, args=args))
 
-    def read_record(self, job_id: str, *fields: str) -> tuple[str | None, ...]:
-        """The named fields of the job's record, None for what is not there."""
+    def read_record(self, job_id: str, *fields: str) -> list[str]:
+        """These fields of the job's record, "" for what is not there. Raises `JobNotFound` where the first is not."""
         with reaching_redis("read the job"):
-            return tuple(cast(list[str | None], self.redis.hmget(keys.record(job_id), list(fields))))
-
-    def list_dead_letters(self, since: float) -> list[str]:
-        """Ids of jobs that failed at `since` (Unix seconds) or later, oldest first."""
-        with reaching_redis("list the dead letters"):
-            return cast(list[str], self.redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
-
-    def read_dead_letter(self, job_id: str) -> dict[str, str] | None:
-        """The whole record of a job that failed; None where there is no such dead letter."""
-        with reaching_redis("read the dead letter"), self.redis.pipeline() as reading:
-            reading.zscore(keys.dead_letters(), job_id)
-            reading.hgetall(keys.record(job_id))
-            score, record = reading.execute()
-        return record if score is not None and record else None
-
-    def close_dead_letter(self, job_id: str, requeued_as: str) -> None:
-        """The job was sent once more: its record goes as that of any ended job."""
-        with reaching_redis("close the dead letter"), self.redis.pipeline() as closing:
-            closing.zrem(keys.dead_letters(), job_id)
-            closing.hset(keys.record(job_id), "requeued_as", requeued_as)
-            closing.expire(keys.record(job_id), self._result_ttl_seconds)
-            closing.expire(keys.events(job_id), self._result_ttl_seconds)
-            closing.execute()
-
-    def purge_dead_letter(self, job_id: str, idempotency_key: str | None) -> None:
-        names = [keys.record(job_id), keys.events(job_id), keys.dead_letters(), *keys.idempotency_of(idempotency_key)]
-        with reaching_redis("purge the dead letter"):
-            self._purge(keys=names, args=[job_id])
-
-    def list_quarantined(self, since: float) -> Iterator[tuple[str, dict[str, str]]]:
-        """Entry id and fields of messages put into quarantine at `since` (Unix seconds) or later, oldest first."""
-        first = str(max(0, int(since * 1000)))
-        while True:
-            with reaching_redis("list the quarantined messages"):
-                page: Any = self.redis.xrange(keys.quarantine(), first, "+", count=ENTRIES_PER_ROUND_TRIP)
-            yield from page
-            if len(page) < ENTRIES_PER_ROUND_TRIP:
-                return
-            first = f"({page[-1][0]}"
-
-    def read_quarantined(self, message_id: str) -> dict[str, str] | None:
-        """The fields of one entry; None where there is none."""
-        with reaching_redis("read the quarantined message"):
-            entries: Any = self.redis.xrange(keys.quarantine(), message_id, message_id)
-        return dict(entries[0][1]) if entries else None
-
-    def purge_quarantined(self, message_ids: Sequence[str]) -> None:
-        if message_ids:
-            with reaching_redis("purge the quarantined messages"):
-                self.redis.xdel(keys.quarantine(), *message_ids)
+            values = cast(list[str | None], self.redis.hmget(keys.record(job_id), list(fields)))
+        if values[0] is None:
+            raise JobNotFound.of(job_id)
+        return [value or "" for value in values]
 
     def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent | None]]:
         """Events behind the entry `after`, with their entry ids; None for one of a type that only newer releases know.
@@ -182,32 +134,25 @@ class Transport:
         return names, args
 
 
-def _owner(envelope: Envelope, answer: list[str]) -> str:
-    """The id in the script's answer; raises as `Transport.submit` does."""
+def _answer(envelope: Envelope, reply: list[str] | RedisError) -> str | Refusal:
+    """The id in the script's reply, or what `Transport.submit` raises."""
     job = envelope.sealed.job
-    match answer:
+    match reply:
+        case RedisError() as error:
+            return unavailable("queue the job", error)
         case ["too_long", context]:
-            raise InvalidJob(
+            return InvalidJob(
                 f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
                 f"the workers hold {context} tokens for one job"
             )
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")
     if fingerprint != envelope.fingerprint:
-        raise IdempotencyConflict(
+        return IdempotencyConflict(
             f"The idempotency key {job.idempotency_key!r} belongs to a job that asks for something else. "
             "Send the same job again, or use another key."
         )
     return job_id
-
-
-def _owner_or_refusal(envelope: Envelope, answer: list[str] | RedisError) -> str | Refusal:
-    if isinstance(answer, RedisError):
-        return unavailable("queue the job", answer)
-    try:
-        return _owner(envelope, answer)
-    except Refusal as refusal:
-        return refusal
 
 
 @contextmanager
