@@ -1,4 +1,7 @@
-"""The words that workers report: codes, states, stages. Without pydantic: the engine says them too."""
+"""The words of workers and of whoever runs them: codes, states, stages, devices.
+
+Without pydantic: the engine and the model say them too.
+"""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -6,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic_core import CoreSchema
+
+DeviceSetting = Literal["auto", "cpu", "cuda"]
+PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
 
 
 class OpenEnum(StrEnum):
@@ -55,12 +61,7 @@ class ErrorCode(OpenEnum):
         False,
         "No worker knew the job's schema version, for KEYE_NEWER_JOB_SECONDS if it is a newer one.",
     )
-    PROMPT_TOO_LONG = (
-        "PROMPT_TOO_LONG",
-        "caller",
-        False,
-        "Prompt, visual tokens and new tokens together exceed the model's context.",
-    )
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG", "caller", False, "Prompt, media and new tokens exceed the model's context."
     MEDIA_NOT_FOUND = "MEDIA_NOT_FOUND", "caller", False, "There is no such file, bucket or key."
     MEDIA_FORBIDDEN = (
         "MEDIA_FORBIDDEN",
@@ -74,12 +75,7 @@ class ErrorCode(OpenEnum):
     MEDIA_TOO_LARGE = "MEDIA_TOO_LARGE", "media", False, "It exceeds a limit on bytes, pixels, memory or decoding time."
     CANCELLED = "CANCELLED", "caller", False, "The caller cancelled the job."
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED", "caller", False, "The job did not end within its deadline_seconds."
-    TIME_LIMIT_EXCEEDED = (
-        "TIME_LIMIT_EXCEEDED",
-        "service",
-        True,
-        "A stage, or the whole attempt, took longer than this worker lets one take.",
-    )
+    TIME_LIMIT_EXCEEDED = "TIME_LIMIT_EXCEEDED", "service", True, "A stage or the attempt outlasted its worker's limit."
     OUT_OF_MEMORY = "OUT_OF_MEMORY", "service", True, "The job alone does not fit into the device's memory."
     WORKER_LOST = "WORKER_LOST", "service", False, "The worker died under the job max_attempts times."
     INTERNAL = "INTERNAL", "service", True, "A fault of the worker itself; its log has the traceback."
@@ -105,17 +101,13 @@ class JobState(OpenEnum):
         return LEGAL_MOVES.get(self) == frozenset()
 
 
+_UNANSWERED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
 # RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a draining worker
-# gave the job back.
+# requeued the job.
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}),
-    JobState.RUNNING: frozenset(
-        {JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}
-    ),
-    JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
-    JobState.EXPIRED: frozenset(),
+    JobState.QUEUED: _UNANSWERED | {JobState.RUNNING},
+    JobState.RUNNING: _UNANSWERED | {JobState.SUCCEEDED, JobState.QUEUED},
+    **dict.fromkeys((JobState.SUCCEEDED, *_UNANSWERED), frozenset()),
 }
 
 

@@ -15,13 +15,19 @@ KeyeError
 └── InvalidSettings      (ValueError)       KEYE_* settings are wrong; all faults listed
 """
 
-from typing import TYPE_CHECKING, NoReturn, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from keye.config.codes import ErrorCode, JobState
 
 if TYPE_CHECKING:
     # The engine raises faults, and runs where there is no pydantic.
     from keye.config.outcome import JobFailure, PartialText
+
+
+def install_command(extra: Literal["worker", "upload", "quantised", "decoders"]) -> str:
+    """What a sentence about a missing package ends with."""
+    return f"pip install 'keye-worker[{extra}]'"
 
 
 class KeyeError(Exception):
@@ -152,6 +158,7 @@ for _error in [each for each in vars().values() if isinstance(each, type) and is
     _error.__module__ = "keye"
 
 
+@dataclass(eq=False, repr=False)
 class Fault(Exception):
     """A job cannot be answered, and it is known why: the code and the sentence that its caller will read.
 
@@ -160,20 +167,11 @@ class Fault(Exception):
     left alone.
     """
 
-    def __init__(
-        self,
-        code: ErrorCode,
-        message: str,
-        media_index: int | None = None,
-        partial: "PartialText | None" = None,
-        retry_after_seconds: float | None = None,
-    ) -> None:
-        super().__init__(code, message)
-        self.code = code
-        self.message = message
-        self.media_index = media_index
-        self.partial = partial
-        self.retry_after_seconds = retry_after_seconds
+    code: ErrorCode
+    message: str
+    media_index: int | None = None
+    partial: "PartialText | None" = None
+    retry_after_seconds: float | None = None
 
     def __str__(self) -> str:
         return self.message

@@ -132,13 +132,8 @@ class JobFailure(Report):
 
     @property
     def state(self) -> JobState:
-        match self.code:
-            case ErrorCode.CANCELLED:
-                return JobState.CANCELLED
-            case ErrorCode.DEADLINE_EXCEEDED:
-                return JobState.EXPIRED
-            case _:
-                return JobState.FAILED
+        named = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_EXCEEDED: JobState.EXPIRED}
+        return named.get(self.code, JobState.FAILED)
 
 
 Outcome = Annotated[JobResult | JobFailure, Field(discriminator="kind")]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from keye.config.codes import DeviceSetting, PrecisionSetting
 from keye.config.faults import InvalidSettings
-from keye.config.host import DeviceSetting, PrecisionSetting
 
 
 def _decoders() -> int:
@@ -90,9 +90,7 @@ class Settings(ProducerSettings):
     )
     drain_seconds: float = Field(default=60, ge=0, description="how long SIGTERM lets running jobs go on")
     load_seconds: float = Field(
-        default=1800,
-        gt=0,
-        description="longest reading of the model, first answer included; then the process ends",
+        default=1800, gt=0, description="longest reading of the model, first answer included; then the process ends"
     )
     step_seconds: float = Field(
         default=300, gt=0, description="longest step of the engine, first compilations too; beyond it the process ends"

@@ -13,9 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.contract import Contract, escaped, name_kind
-from keye.config.faults import UploadFailed
+from keye.config.faults import UploadFailed, install_command
 from keye.config.formats import format_of, media_type_of
-from keye.config.host import install_command
 from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, MAX_MEDIA
 from keye.config.settings import ProducerSettings
 

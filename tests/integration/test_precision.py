@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from keye.config.host import PrecisionSetting
+from keye.config.codes import PrecisionSetting
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine

@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from keye.config.host import PrecisionSetting
+from keye.config.codes import PrecisionSetting
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.questions import Question, Thinking
 from keye.worker.demo.scenes import IMAGE_SIZE, Size, draw_image_scene, draw_images, draw_video_scene

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from keye.config.connection import connect
-from keye.config.faults import Fault, InvalidJob, InvalidSettings
-from keye.config.host import install_command
+from keye.config.faults import Fault, InvalidJob, InvalidSettings, install_command
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
 from keye.producer.shell import command_line

@@ -16,7 +16,7 @@ from keye.worker.model.load import load_model
 from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.tasks.attempt import SamplingDefaults
-from keye.worker.telemetry.warning_filters import tell_warnings
+from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
 
-from keye.config.host import DeviceSetting
+from keye.config.codes import DeviceSetting
 from keye.worker.daemon.exit_codes import ExitCode, describe
 from keye.worker.telemetry.presence import WorkerState, read_presence
 

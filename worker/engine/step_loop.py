@@ -25,7 +25,7 @@ from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import KVCache
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.telemetry.warning_filters import tell_warnings
+from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
 

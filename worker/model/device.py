@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from keye.config.host import DeviceSetting
+from keye.config.codes import DeviceSetting
 
 
 def choose_device(asked: DeviceSetting) -> torch.device:

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from keye.config.host import PrecisionSetting, install_command
+from keye.config.codes import PrecisionSetting
+from keye.config.faults import install_command
 
 Quantization = TorchAoConfig | BitsAndBytesConfig
 

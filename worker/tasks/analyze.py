@@ -34,7 +34,7 @@ from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
 from keye.worker.tasks.stragglers import Stragglers, read_sealed
-from keye.worker.telemetry.warning_filters import tell_warnings
+from keye.worker.telemetry import tell_warnings
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from keye.config.settings import Settings
 from keye.config.topology import celery_options
 from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME
-from keye.worker.telemetry.warning_filters import tell_warnings
+from keye.worker.telemetry import tell_warnings
 
 
 def build_app(settings: Settings) -> Celery:

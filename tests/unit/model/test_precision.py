@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from keye.config.host import PrecisionSetting
+from keye.config.codes import PrecisionSetting
 from keye.config.settings import Settings
 from keye.worker.model import precision
 from keye.worker.model.checkpoint import tensor_shapes

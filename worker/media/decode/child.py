@@ -24,7 +24,7 @@ from keye.worker.media.decode.sandbox import allow, confine
 from keye.worker.media.decoded import Decoded, DecodedImage
 from keye.worker.media.frames.video import decode_video
 from keye.worker.sizing import Sizing
-from keye.worker.telemetry.warning_filters import tell_warnings
+from keye.worker.telemetry import tell_warnings
 
 NICENESS = 5
 
