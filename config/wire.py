@@ -7,16 +7,7 @@ import time
 import uuid
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    Field,
-    JsonValue,
-    StringConstraints,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-)
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticSerializationError, to_json
 
 from keye.config.codes import JobState
@@ -48,14 +39,13 @@ class SealedJob(Asked):
 
     @property
     def record(self) -> dict[str, str]:
-        """The fields of the job's record (see `keye.config.keys.record`) at the moment of submission."""
         return record_of(self.job, self.submitted_at, self.model_dump_json())
 
 
 def seal(job: AnalysisJob) -> SealedJob:
     """Give the job its id and its time of submission. Raises `InvalidJob` where it cannot be sent as JSON."""
     sealed = SealedJob(schema_version=version_needed(job), job_id=str(uuid.uuid4()), submitted_at=time.time(), job=job)
-    _check_size(_as_json(sealed))
+    _to_json(sealed)
     return sealed
 
 
@@ -70,8 +60,7 @@ def open_sealed(payload: Any) -> SealedJob:
             f"The job has schema version {version}, this release reads up to {SCHEMA_VERSION}. Upgrade the older side.",
             version > SCHEMA_VERSION,
         )
-    text = _as_json(payload)
-    _check_size(text)
+    text = _to_json(payload)
     try:
         # As JSON, not as Python objects: a list is then a tuple, and a number written as a string is a fault.
         return SealedJob.model_validate_json(text, strict=True)
@@ -79,29 +68,22 @@ def open_sealed(payload: Any) -> SealedJob:
         raise InvalidJob(describe_faults(error)) from None
 
 
-def _as_json(value: Any) -> bytes:
+def _to_json(value: Any) -> bytes:
+    """Raises `InvalidJob` where JSON cannot hold it, or it is too large."""
     try:
-        return to_json(value)
+        text = to_json(value)
     except (PydanticSerializationError, ValueError, RecursionError):
         # Python's JSON reader and its texts let through what JSON cannot hold.
         raise InvalidJob("1 fault: job: holds half a character (a lone surrogate), or is nested too deeply") from None
 
-
-def _check_size(text: bytes) -> None:
     if len(text) > MAX_SEALED_BYTES:
         raise InvalidJob(f"1 fault: job: {len(text)} bytes of JSON, the limit is {MAX_SEALED_BYTES}")
+    return text
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """JSON Schemas for producers in other languages: what they send, and what they read back."""
-    return {
-        "job": TypeAdapter(SealedJob).json_schema(),
-        "outcome": OUTCOME.json_schema(),
-        "event": EVENT.json_schema(),
-    }
-
-
-Name = Annotated[str, StringConstraints(min_length=1)]
+    return {"job": SealedJob.model_json_schema(), "outcome": OUTCOME.json_schema(), "event": EVENT.json_schema()}
 
 
 class _Lenient(Report):
@@ -120,7 +102,7 @@ class JobOutline(_Lenient):
     priority: Priority = Priority.NORMAL
     deadline_seconds: Annotated[float, Field(gt=0)] | None = None
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    idempotency_key: Name | None = None
+    idempotency_key: Annotated[str, Field(min_length=1)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -136,13 +118,9 @@ class Outline(_Lenient):
         """Never raises, whatever decoded JSON it is given."""
         return cls.model_validate(payload) if isinstance(payload, dict) else cls()
 
-    def record(self, sealed_json: str) -> dict[str, str]:
-        """As `SealedJob.record`; `sealed_json` is the job as it was sealed."""
-        return record_of(self.job, self.submitted_at, sealed_json)
-
 
 def record_of(job: AnalysisJob | JobOutline, submitted_at: float | None, sealed_json: str) -> dict[str, str]:
-    """The fields of a job's record (see `keye.config.keys.record`) at the moment of submission."""
+    """The fields of a job's record (see `keye.config.keys.record`) at the moment of submission, as `sealed_json`."""
     deadline = job.deadline_seconds
     return {
         "state": JobState.QUEUED.value,

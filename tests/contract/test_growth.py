@@ -27,7 +27,7 @@ from keye.config.outcome import (
     WorkerIdentity,
 )
 from keye.config.quarantine import QuarantinedMessage
-from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, seal
+from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record_of, seal
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outbox import Verdict
@@ -257,7 +257,7 @@ def test_an_outline_tells_of_any_newer_job_what_it_takes_to_end_it(growth: dict[
     assert outline.job == JobOutline(
         priority=Priority.LOW, idempotency_key="k", deadline_seconds=9, max_attempts=2, metadata={"order": 7}
     )
-    assert outline.record("raw") == sealed.record | {"sealed": "raw"}
+    assert record_of(outline.job, outline.submitted_at, "raw") == sealed.record | {"sealed": "raw"}
 
 
 @pytest.mark.parametrize(

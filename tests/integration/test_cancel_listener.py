@@ -6,14 +6,14 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
-from keye.worker.leases import cancel_listener
-from keye.worker.leases.cancel_listener import CancelListener
+from keye.worker.leases import renewal
+from keye.worker.leases.renewal import CancelListener
 from tests.support.silent_proxy import SilentProxy
 
 
 def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     # A tenth of a worker's times.
-    monkeypatch.setattr(cancel_listener, "LISTEN_SECONDS", 0.1)
+    monkeypatch.setattr(renewal, "LISTEN_SECONDS", 0.1)
     port = redis.connection_pool.connection_kwargs["port"]
     heard: SimpleQueue[str | None] = SimpleQueue()
     with SilentProxy(port) as proxy, Redis(port=proxy.port, decode_responses=True, health_check_interval=1) as client:

@@ -24,10 +24,9 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, select
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.watch import STDERR, Watch
-from keye.worker.leases.cancel_listener import CancelListener
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
-from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.leases.renewal import CancelListener, LeaseRenewal
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox, Spool

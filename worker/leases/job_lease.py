@@ -3,8 +3,9 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Annotated, Literal, Self, TypeVar, cast
 
 from pydantic import Field
 from redis import Redis
@@ -13,10 +14,10 @@ from keye.config import keys
 from keye.config.codes import Stage
 from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
-from keye.config.outcome import OUTCOME, JobFailure, JobResult
+from keye.config.outcome import OUTCOME, JobFailure, Outcome
 from keye.config.scripts import load_script
 from keye.config.topology import message, message_list
-from keye.config.wire import Outline, SealedJob
+from keye.config.wire import Outline, SealedJob, record_of
 
 T = TypeVar("T")
 
@@ -47,7 +48,8 @@ class QueuedJob:
     @classmethod
     def unreadable(cls, outline: Outline, job_id: str, payload_json: str, is_newer: bool = False) -> Self:
         """A job that is left to others or claimed only to be failed. Its key, where it has one, must end with it."""
-        return cls(job_id, outline.record(payload_json), outline.job.idempotency_key, is_newer)
+        record = record_of(outline.job, outline.submitted_at, payload_json)
+        return cls(job_id, record, outline.job.idempotency_key, is_newer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Claimed:
 class AlreadySettled:
     """Another attempt, a cancel or the reaper ended the job: this delivery has nothing to do."""
 
-    outcome: JobResult | JobFailure
+    outcome: Outcome
     canvas_json: str | None = None
 
 
@@ -152,14 +154,8 @@ class LeaseStore:
         self.redis = redis
         self.lease_seconds = lease_seconds
         self.patience = Patience()
-        self._claim = load_script(redis, "claim")
-        self._leave = load_script(redis, "leave")
-        self._renew = load_script(redis, "renew")
-        self._retry = load_script(redis, "retry")
-        self._requeue = load_script(redis, "requeue")
-        self._reap = load_script(redis, "reap")
-        self._sweep = load_script(redis, "sweep")
-        self._publish = load_script(redis, "publish")
+        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish")
+        self._run = {move: load_script(redis, move) for move in moves}
 
     def claim(
         self, job: QueuedJob, worker: str, is_alone: bool = False
@@ -172,16 +168,14 @@ class LeaseStore:
         token = new_token()
         args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token]
         claiming = f"claiming job {job.job_id}"
-        answer = self.patience.wait_out(lambda: self._claim(names, args), claiming)
+        answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
         if answer == ["unknown"]:
             # Not sent at once: our producers have written it, and it is most of what would travel.
-            args += [part for field in job.record.items() for part in field]
-            answer = self.patience.wait_out(lambda: self._claim(names, args), claiming)
+            args += chain.from_iterable(job.record.items())
+            answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
         match answer:
             case ["claimed", sealed_json, canvas_json, *facts]:
-                lease = _claimed(job.job_id, token, facts, job.idempotency_key)
-                canvas_json = canvas_json or None
-                return replace(lease, sealed_json=sealed_json, canvas_json=canvas_json, delivery_tag=job.delivery_tag)
+                return _claimed(job, token, sealed_json, facts, canvas_json or None)
             case ["settled", outcome, canvas_json]:
                 return AlreadySettled(OUTCOME.validate_json(outcome), canvas_json or None)
             case ["suspect"]:
@@ -211,17 +205,17 @@ class LeaseStore:
         Returns for how many seconds it was left before; None once that is `patience_seconds`, or where it does not
         wait: then a claim tells the rest.
         """
-        fields = [part for field in job.record.items() for part in field]
         names = [keys.record(job.job_id), keys.leases(), keys.queued(job.record["priority"]), keys.deadlines()]
-        args: list[str | float] = [job.job_id, patience_seconds, job.record["deadline_at"], *fields]
-        left = self.patience.wait_out(lambda: self._leave(names, args), f"leaving job {job.job_id}")
+        args: list[str | float] = [job.job_id, patience_seconds, job.record["deadline_at"]]
+        args += chain.from_iterable(job.record.items())
+        left = self.patience.wait_out(lambda: self._run["leave"](names, args), f"leaving job {job.job_id}")
         return None if left is None else float(left)
 
     def renew(self, leases: list[Claimed]) -> list[Renewal]:
         """Extend all of them in one round trip; the answers are in their order."""
         names = [keys.leases(), *(keys.record(lease.job_id) for lease in leases)]
         holders = [part for lease in leases for part in (lease.job_id, lease.token)]
-        return list(self._renew(names, [self.lease_seconds, *holders])) if leases else []
+        return list(self._run["renew"](names, [self.lease_seconds, *holders])) if leases else []
 
     def retry(
         self, lease: Claimed, failure: JobFailure, pause_seconds: float, max_visual_tokens: int | None
@@ -233,7 +227,7 @@ class LeaseStore:
         reason = (failure.stage.value, failure.code.value, failure.message)
         limit = "" if max_visual_tokens is None else max_visual_tokens
         args = [lease.job_id, lease.token, pause_seconds, *reason, limit, new_token()]
-        return cast(Postponement, self._retry(_job_keys(lease.job_id), args))
+        return cast(Postponement, self._run["retry"](_job_keys(lease.job_id), args))
 
     def requeue(self, leases: list[Claimed]) -> list[Postponement]:
         """As `retry`, at once, at the head of the queue and without counting the attempts: their worker ends.
@@ -253,7 +247,7 @@ class LeaseStore:
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
             args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
-        answers = dict(zip(in_order, self._requeue(names, args), strict=True))
+        answers = dict(zip(in_order, self._run["requeue"](names, args), strict=True))
         return [answers[lease] for lease in leases]
 
     def overdue(self, limit: int) -> list[str]:
@@ -263,11 +257,11 @@ class LeaseStore:
     def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
         """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
         token = new_token()
-        match self._reap(_job_keys(job_id), [job_id, reaper, self.lease_seconds, token]):
+        match self._run["reap"](_job_keys(job_id), [job_id, reaper, self.lease_seconds, token]):
             case ["requeued", dead_worker, sealed_json, priority, newest]:
                 return Requeued(job_id, sealed_json, dead_worker or None, priority, newest)
             case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
-                lease = _claimed(job_id, token, facts, None)
+                lease = _claimed(QueuedJob(job_id, {}), token, sealed_json, facts)
                 return TakenOver(lease, sealed_json, dead_worker, Stage(stage), bool(cancel_requested))
             case _:
                 return None
@@ -277,7 +271,7 @@ class LeaseStore:
         priority = Priority(requeued.priority)
         names = [keys.record(requeued.job_id), keys.leases(), keys.queued(priority), message_list(priority)]
         body = self._message(requeued.job_id, requeued.sealed_json, priority)
-        self._publish(names, [requeued.job_id, requeued.token, body])
+        self._run["publish"](names, [requeued.job_id, requeued.token, body])
 
     def sweep(self, limit: int) -> list[str]:
         """Make queued jobs whose message was lost overdue; returns their ids.
@@ -287,7 +281,7 @@ class LeaseStore:
         lost: list[str] = []
         for priority in Priority:
             names = [keys.queued(priority), keys.taken(), keys.leases(), message_list(priority)]
-            lost += self._sweep(names, [priority.value, 2 * self.lease_seconds, limit])
+            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
         return lost
 
     def late(self, limit: int) -> list[str]:
@@ -327,10 +321,10 @@ def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.leases()]
 
 
-def _claimed(job_id: str, token: str, facts: list[Any], idempotency_key: str | None) -> Claimed:
+def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], canvas_json: str | None = None) -> Claimed:
     attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens = facts
     return Claimed(
-        job_id=job_id,
+        job_id=job.job_id,
         token=token,
         attempt=int(attempt),
         max_attempts=int(max_attempts),
@@ -338,5 +332,8 @@ def _claimed(job_id: str, token: str, facts: list[Any], idempotency_key: str | N
         submitted_at=float(submitted_at) if submitted_at else None,
         deadline_at=float(deadline_at) if deadline_at else None,
         max_visual_tokens=int(max_visual_tokens) if max_visual_tokens else None,
-        idempotency_key=idempotency_key,
+        idempotency_key=job.idempotency_key,
+        sealed_json=sealed_json,
+        canvas_json=canvas_json,
+        delivery_tag=job.delivery_tag,
     )

@@ -1,4 +1,7 @@
-"""One thread that keeps every lease this process holds, and tells its holder when it is lost or the caller cancels."""
+"""One thread keeps every lease of this process, and tells its holder when it is lost or the caller cancels.
+
+Another hears at once of jobs being cancelled. What it misses, the next renewal finds out.
+"""
 
 import logging
 import threading
@@ -6,8 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from redis import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from keye.config import keys
 from keye.worker.leases.job_lease import Claimed, Interruption, LeaseStore
 from keye.worker.periodic_thread import PeriodicThread
 
@@ -19,6 +25,12 @@ HEARD_OF = 256
 OnInterrupt = Callable[[Interruption], None]
 
 REQUEUE_PATIENCE_SECONDS = 5.0
+
+LISTEN_SECONDS = 0.5
+PAUSE_SECONDS = 1.0
+# Once nothing has come for its health check's interval the client asks for a sign of life with every look; that none
+# comes it leaves to us to notice.
+MAX_UNANSWERED = 8
 
 
 class LeaseRenewal(PeriodicThread):
@@ -38,11 +50,17 @@ class LeaseRenewal(PeriodicThread):
         self._is_drained = False
 
     def turn(self) -> None:
+        """One round trip for all."""
+        held = list(self.held)
         try:
-            self.renew_all()
+            answers = self._store.renew(held)
         except RedisError as fault:
             # The jobs go on: whether their leases outlived the outage is settle's to say.
             log.warning("leases not renewed: %s", fault)
+            return
+        for lease, answer in zip(held, answers, strict=True):
+            if answer != "renewed":
+                self._interrupt(lease, answer)
 
     def hurry(self, job_id: str | None) -> None:
         """Renew now if the job is one of ours: its caller may have cancelled it. None means any job."""
@@ -88,14 +106,6 @@ class LeaseRenewal(PeriodicThread):
             with self._lock:
                 self._held.pop(lease, None)
 
-    def renew_all(self) -> None:
-        """One round trip for all; raises `RedisError` where Redis is away."""
-        with self._lock:
-            held = dict(self._held)
-        for lease, answer in zip(held, self._store.renew(list(held)), strict=True):
-            if answer != "renewed":
-                self._interrupt(lease, answer)
-
     def _requeue(self, leases: list[Claimed]) -> None:
         try:
             answers = self._store.patience.wait_out(
@@ -115,3 +125,37 @@ class LeaseRenewal(PeriodicThread):
         # It may have ended meanwhile.
         if on_interrupt is not None:
             on_interrupt(reason)
+
+
+class CancelListener(PeriodicThread):
+    """Calls `on_cancel` with the id of every job that is cancelled while it runs, whoever runs it.
+
+    And with None whenever it begins to listen, after a lost connection too: some may have been missed.
+    """
+
+    def __init__(self, redis: Redis, on_cancel: Callable[[str | None], None]) -> None:
+        super().__init__("cancel-listener", PAUSE_SECONDS)
+        self._redis = redis
+        self._on_cancel = on_cancel
+        self._is_listening = True
+        self.wake()
+
+    def turn(self) -> None:
+        """Listens until the connection breaks."""
+        try:
+            with self._redis.pubsub() as notices:
+                notices.subscribe(keys.cancellations())
+                while not self.is_stopping:
+                    match notices.get_message(timeout=LISTEN_SECONDS):
+                        case {"type": "subscribe"}:
+                            self._is_listening = True
+                            self._on_cancel(None)
+                        case {"type": "message", "data": job_id}:
+                            self._on_cancel(job_id)
+                    if notices.health_check_response_counter > MAX_UNANSWERED:
+                        raise RedisTimeoutError("the connection is silent")
+        except (RedisError, UnicodeDecodeError) as fault:
+            # Once an outage, which may be long. Anybody may publish what is no text.
+            if self._is_listening:
+                log.warning("not listening for cancellations for a moment: %s", fault)
+            self._is_listening = False

@@ -108,7 +108,7 @@ def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None
     job = plant.client.submit(prompt="go on", generation=endlessly())
     eventually(lambda: generating(plant, job.id))
     job.cancel()
-    plant.renewal.renew_all()
+    plant.renewal.turn()
     failed = plant.fail(job)
     assert failed.code is ErrorCode.CANCELLED
     assert failed.failure.stage is Stage.GENERATE
@@ -120,7 +120,7 @@ def test_cancelling_before_the_engine_has_the_job_counts_too(plant: Plant) -> No
         job = plant.client.submit(a_job(prompt="wait"))
         assert is_held.wait(30)
         job.cancel()
-        plant.renewal.renew_all()
+        plant.renewal.turn()
     failed = plant.fail(job)
     assert failed.code is ErrorCode.CANCELLED
     assert failed.failure.stage is Stage.PREPARE
@@ -132,7 +132,7 @@ def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> N
     plant.redis.hset(keys.record(job.id), "token", "another's")
     plant.redis.zrem(keys.leases(), job.id)
     before = plant.record(job.id)
-    plant.renewal.renew_all()
+    plant.renewal.turn()
 
     eventually(lambda: plant.redis.hlen(UNACKED) == 0)
     assert plant.record(job.id) == before

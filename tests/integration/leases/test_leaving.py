@@ -9,7 +9,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
-from keye.config.wire import Outline, seal
+from keye.config.wire import seal
 from keye.producer import Client
 from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
@@ -106,7 +106,7 @@ def test_a_newer_job_whose_deadline_passes_ends_with_all_that_is_its_own(
     payload = a_newer_job(priority="low", deadline_seconds=0.001, idempotency_key="k", metadata={"order": 7})
     entry = f"{payload['job_id']} fingerprint"
     redis.set(keys.idempotency("k"), entry)
-    redis.hset(keys.record(payload["job_id"]), mapping=Outline.of(payload).record(json.dumps(payload)))
+    redis.hset(keys.record(payload["job_id"]), mapping=dict(newer(payload).record))
     redis.zadd(keys.queued("low"), {payload["job_id"]: 1})
     redis.zadd(keys.deadlines(), {payload["job_id"]: 1})
     StrandedJobs(settlement).expire(store.read_late(payload["job_id"]))

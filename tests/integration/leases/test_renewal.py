@@ -25,8 +25,8 @@ def test_holder_is_told_once_that_its_lease_is_lost(brief: LeaseStore, redis: Re
     lease = claim(brief, a_job())
     with renewal.holding(lease, told.append):
         redis.hset(keys.record(lease.job_id), "token", "another's")
-        renewal.renew_all()
-        renewal.renew_all()
+        renewal.turn()
+        renewal.turn()
     assert told == ["lost"]
 
 
@@ -37,7 +37,7 @@ def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: Lease
     with renewal.holding(lease, told.append):
         redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
         eventually(lambda: brief.overdue(10))
-        renewal.renew_all()
+        renewal.turn()
         assert told == ["cancelled"]
         assert brief.overdue(10) == []
 
