@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -10,6 +11,7 @@ from redis.exceptions import RedisError
 from keye.config import keys
 from keye.config.codes import Stage
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
+from keye.config.contract import Report
 from keye.config.event import Channel, FramesDecoded, StageStarted, TextGenerated
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.thinking import Piece, ThinkingSplitter
@@ -74,7 +76,7 @@ def without_oversized(redis: Redis, lease: Claimed, events: Sequence[str]) -> li
 class AttemptEvents:
     """What one attempt says, by its own thread. What `may_wait` is written with what follows, or by the settlement.
 
-    Each call but those says whether the event was written.
+    Each call says whether the event is taken care of: written, or kept to be.
     """
 
     def __init__(self, writer: EventWriter, lease: Claimed) -> None:
@@ -84,32 +86,28 @@ class AttemptEvents:
 
     def stage(self, stage: Stage, may_wait: bool = False) -> bool:
         """The attempt reached `stage`."""
-        return self._tell(StageStarted(stage=stage, attempt=self._lease.attempt, at=time.time()), may_wait)
+        return self._tell(StageStarted, may_wait, stage=stage)
 
     def frames(self, media_index: int, done: int, total: int) -> bool:
         """`done` of `total` frames of a video are decoded."""
-        attempt, now = self._lease.attempt, time.time()
-        return self._tell(FramesDecoded(media_index=media_index, done=done, total=total, attempt=attempt, at=now))
+        return self._tell(FramesDecoded, media_index=media_index, done=done, total=total)
 
     def text(self, channel: Channel, text: str, offset: int, num_tokens: int, may_wait: bool = False) -> bool:
         """The model wrote `text` after the first `offset` characters of `channel`, and `num_tokens` in all."""
-        attempt, now = self._lease.attempt, time.time()
-        event = TextGenerated(channel=channel, text=text, offset=offset, num_tokens=num_tokens, attempt=attempt, at=now)
-        return self._tell(event, may_wait)
+        return self._tell(TextGenerated, may_wait, channel=channel, text=text, offset=offset, num_tokens=num_tokens)
 
     def flush(self) -> None:
         """Write what waits."""
         if self.unwritten and self._writer.write(self._lease, self.unwritten):
             self.unwritten = []
 
-    def _tell(self, event: StageStarted | FramesDecoded | TextGenerated, may_wait: bool = False) -> bool:
+    def _tell(self, kind: type[Report], may_wait: bool = False, **facts: Any) -> bool:
+        event = kind.model_validate({**facts, "attempt": self._lease.attempt, "at": time.time()})
         events = [*self.unwritten, event.model_dump_json()]
-        is_written = not may_wait and self._writer.write(self._lease, events)
-        if is_written:
-            self.unwritten = []
-        elif may_wait:
-            self.unwritten = events
-        return is_written
+        is_taken_care_of = may_wait or self._writer.write(self._lease, events)
+        if is_taken_care_of:
+            self.unwritten = events if may_wait else []
+        return is_taken_care_of
 
 
 class Coalescer:
@@ -138,10 +136,7 @@ class Coalescer:
     def flush(self) -> None:
         """Nothing follows: what waits is written with the end of the job."""
         self._add(self._splitter.flush())
-        for channel, text in self._waiting:
-            self._events.text(channel, text, self._offsets[channel], self._num_tokens, may_wait=True)
-            self._offsets[channel] += len(text)
-        self._waiting.clear()
+        self._tell(may_wait=True)
 
     def _add(self, pieces: list[Piece]) -> None:
         for piece in pieces:
@@ -149,10 +144,10 @@ class Coalescer:
                 piece = Piece(piece.channel, self._waiting.pop().text + piece.text)
             self._waiting.append(piece)
 
-    def _tell(self) -> None:
+    def _tell(self, may_wait: bool = False) -> None:
         while self._waiting:
             channel, text = self._waiting[0]
-            if not self._events.text(channel, text, self._offsets[channel], self._num_tokens):
+            if not self._events.text(channel, text, self._offsets[channel], self._num_tokens, may_wait):
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)

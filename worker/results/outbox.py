@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
-from keye.config.outcome import JobFailure, JobResult, Outcome
+from keye.config.outcome import Outcome
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 
@@ -63,17 +64,14 @@ class Spool:
                     f"{self._folder} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
                     f"{self._max_files} and {self._max_bytes}"
                 )
-            self._write(verdict.lease.token, content)
+            partial_path = self._path(verdict.lease.token).with_suffix(".partial")
+            with partial_path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial_path.rename(self._path(verdict.lease.token))
         except OSError as fault:
             log.warning("job %s: outcome is kept in memory only: %s", verdict.lease.job_id, fault)
-
-    def _write(self, token: str, content: bytes) -> None:
-        partial = self._folder / f"{token}.partial"
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self._path(token))
 
     def waiting(self) -> Iterator[Verdict]:
         """All that is kept; what cannot be read is told of and dropped, and its job runs again."""
@@ -108,7 +106,7 @@ class Outbox:
     def settle(
         self,
         lease: Claimed,
-        outcome: JobResult | JobFailure,
+        outcome: Outcome,
         last_events: Sequence[str] = (),
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> bool:
@@ -116,17 +114,15 @@ class Outbox:
 
         The caller may then go on with other work: the outcome stays on disk to be delivered.
         """
+        settle = partial(self._settlement.settle, lease, outcome, last_events)
         try:
-            return self._settlement.settle(lease, outcome, last_events)
+            return settle()
         except RedisError as fault:
             if not passes(fault):
                 raise
         self._spool.keep(Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events)))
-        settling = f"settling job {lease.job_id}"
         try:
-            is_written = self._patience.wait_out(
-                lambda: self._settlement.settle(lease, outcome, last_events), settling, patience_seconds
-            )
+            is_written = self._patience.wait_out(settle, f"settling job {lease.job_id}", patience_seconds)
         except OutcomeTooLarge:
             self._spool.drop(lease.token)
             raise

@@ -17,7 +17,7 @@ from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.faults import Fault, JobFailed
 from keye.config.job import MAX_METADATA_BYTES
-from keye.config.outcome import JobFailure, JobResult
+from keye.config.outcome import JobFailure, JobResult, Outcome
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline
@@ -64,7 +64,7 @@ class Settlement:
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
-    def settle(self, lease: Claimed, outcome: JobResult | JobFailure, last_events: Sequence[str] = ()) -> bool:
+    def settle(self, lease: Claimed, outcome: Outcome, last_events: Sequence[str] = ()) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
         `last_events` (JSON) are what the attempt said and has not written yet. Raises `OutcomeTooLarge` for a result
@@ -80,7 +80,7 @@ class Settlement:
         args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, celery_json, MAX_EVENTS)
         return bool(self._settle(names, (*args, lease.delivery_tag, *events)))
 
-    def tell_celery(self, task_id: str, outcome: JobResult | JobFailure) -> None:
+    def tell_celery(self, task_id: str, outcome: Outcome) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""
         key = result_key(task_id)
         try:
@@ -99,7 +99,7 @@ class Settlement:
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         return self._end_queued(names, args) == JobState.QUEUED
 
-    def _encode(self, task_id: str, outcome: JobResult | JobFailure) -> tuple[str, str]:
+    def _encode(self, task_id: str, outcome: Outcome) -> tuple[str, str]:
         """As JSON and as Celery's result, both of a size that Redis takes; raises `OutcomeTooLarge` for a result."""
         outcome_json = outcome.model_dump_json()
         celery_json = result_message(task_id, outcome, outcome_json)
@@ -117,7 +117,7 @@ def result_key(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
-def result_message(task_id: str, outcome: JobResult | JobFailure, outcome_json: str) -> str:
+def result_message(task_id: str, outcome: Outcome, outcome_json: str) -> str:
     """What stands under that key; the result of a job that failed is the exception `JobFailed`."""
     if isinstance(outcome, JobResult):
         status, result = "SUCCESS", outcome_json

@@ -65,8 +65,11 @@ class Announcer(PeriodicThread):
 
     def turn(self) -> None:
         try:
-            if self._presence.max_tokens is not None:
-                self._announce_context(self._presence.max_tokens)
+            if (max_tokens := self._presence.max_tokens) is not None:
+                # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
+                announced = self._redis.get(keys.context())
+                if announced is None or max_tokens <= int(announced):
+                    self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)
             self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
         except RedisError as error:
             logger.warning("not announced (%s), next try in %g s", error, RENEW_EVERY_SECONDS)
@@ -74,9 +77,3 @@ class Announcer(PeriodicThread):
     @property
     def _key(self) -> str:
         return keys.worker(self._presence.worker.host, self._presence.worker.pid)
-
-    def _announce_context(self, max_tokens: int) -> None:
-        """Let the smallest of all live workers' be what producers read: a larger one's is not renewed beside it."""
-        announced = self._redis.get(keys.context())
-        if announced is None or max_tokens <= int(announced):
-            self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)
