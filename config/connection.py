@@ -29,7 +29,7 @@ HOW_TO_WRITE_URL = "Write redis://:password@host:6379/0, with %40 for an @ in th
 
 
 def connect(
-    redis_url: str, timeout_seconds: float | None = None, retries: int = 1, retry_pause_seconds: float = 0
+    redis_url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS, retries: int = 1, retry_pause_seconds: float = 0
 ) -> Redis:
     """A client for any number of threads, which notices a half-open connection within seconds.
 
@@ -37,13 +37,12 @@ def connect(
     connecting and in commands, one within the other: a mute server costs four timeouts. Raises `InvalidSettings`
     for a URL that cannot be read.
     """
-    timeout = timeout_seconds or SOCKET_TIMEOUT_SECONDS
     try:
         return Redis.from_url(
             redis_url,
             decode_responses=True,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
             socket_keepalive=True,
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(ConstantBackoff(retry_pause_seconds), retries),

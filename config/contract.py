@@ -4,10 +4,9 @@ words its faults are told.
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 # More of them, or longer names of unknown fields, nobody reads.
@@ -48,20 +47,13 @@ def version_needed(value: Any) -> int:
     match value:
         case Contract():
             fields = type(value).model_fields
-            used = [(fields[name], inner) for name, inner in value if inner != fields[name].default]
-            versions += [max(_added_in(field), version_needed(inner)) for field, inner in used]
+            for name, inner in value:
+                if inner != fields[name].default:
+                    facts = cast(dict[str, int], fields[name].json_schema_extra or {})
+                    versions += [facts.get("added_in", 1), version_needed(inner)]
         case list() | tuple() | frozenset():
             versions += map(version_needed, value)
     return max(versions)
-
-
-def _added_in(field: FieldInfo) -> int:
-    extra = field.json_schema_extra
-    return int(str(extra["added_in"])) if isinstance(extra, dict) and "added_in" in extra else 1
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def describe_faults(error: ValidationError) -> str:

@@ -39,14 +39,8 @@ FORMATS = (
     Format("TIFF", rb"II\*\0|MM\0\*", "image", "image/tiff", (".tiff", ".tif")),
     Format("BMP", rb"BM.{4}\0\0\0\0", "image", "image/bmp", (".bmp",)),
     # Brands of the container alone (mif1, msf1, miaf) leave it to those beside them what is in it.
-    Format("AVIF", rb".{4}ftyp(avif|avis|(mif1|msf1|miaf).{4}(.{4}){0,9}avi[fs])", "image", "image/avif", (".avif",)),
-    Format(
-        "HEIF",
-        rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|mif2|msf1|miaf)",
-        "image",
-        "image/heic",
-        (".heic", ".heif", ".hif"),
-    ),
+    Format("AVIF", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,9}avi[fs])", "image", "image/avif", (".avif",)),
+    Format("HEIF", rb".{4}ftyp(he[iv][cxms]|mif[12]|msf1|miaf)", "image", "image/heic", (".heic", ".heif", ".hif")),
     Format(
         "MP4",
         rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide|pnot)",
@@ -78,7 +72,6 @@ FORMATS = (
     Format("text", rb"[\t\n\r\x20-\x7e]+\Z"),
 )
 _UNKNOWN = Format("something unknown", b"")
-_BEGINS = [re.compile(row.begins, re.DOTALL) for row in FORMATS]
 
 _BY_SUFFIX = {suffix: row.media_type for row in FORMATS for suffix in row.suffixes}
 _ALSO_TYPESCRIPT = (".ts", ".mts")
@@ -88,7 +81,7 @@ _SAID: dict[str, MediaType] = {"image/": "image", "video/": "video"}
 def format_of(content: bytes) -> Format:
     """What a file is whose first bytes, or all of whose bytes, these are. Names that callers give are not believed."""
     head = content[:HEAD_BYTES]
-    return next((row for row, begins in zip(FORMATS, _BEGINS, strict=True) if begins.match(head)), _UNKNOWN)
+    return next((row for row in FORMATS if re.match(row.begins, head, re.DOTALL)), _UNKNOWN)
 
 
 def format_of_file(file: BinaryIO) -> Format:
@@ -108,10 +101,10 @@ def media_type_of(uri: str) -> MediaType | None:
         return format_of(_inline_head(uri)).media_type or _SAID.get(uri[5:11].lower())
     suffix = PurePosixPath(uri.partition("?")[0]).suffix.lower()
     media_type = _BY_SUFFIX.get(suffix)
-    if media_type is None or suffix in _ALSO_TYPESCRIPT:
-        head = _local_head(uri)
-        return media_type if head is None else format_of(head).media_type
-    return media_type
+    if media_type is not None and suffix not in _ALSO_TYPESCRIPT:
+        return media_type
+    head = _local_head(uri)
+    return media_type if head is None else format_of(head).media_type
 
 
 def _inline_head(uri: str) -> bytes:

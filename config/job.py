@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from keye.config.contract import Contract, describe_faults
+from keye.config.faults import InvalidJob
 
 MAX_MEDIA = 64
 MAX_METADATA_BYTES = 16 * 1024
@@ -93,9 +94,6 @@ class Asked(Contract):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            # Not among the imports above: errors carry outcomes, which know what a job is.
-            from keye.config.faults import InvalidJob
-
             raise InvalidJob(describe_faults(error)) from None
 
     # To pydantic it is its own: it would call another for each model within a model, and lose the places of faults.
@@ -242,9 +240,7 @@ class AnalysisJob(Asked):
 
     def conversation(self) -> tuple[ChatMessage, ...]:
         """The job as chat messages; a plain prompt is one user turn with its media before the text."""
-        if self.messages is not None:
-            return self.messages
-        return (ChatMessage(role="user", content=(*self.media, TextPart(text=self.prompt or ""))),)
+        return self.messages or (ChatMessage(role="user", content=self.all_parts()),)
 
     def all_parts(self) -> tuple[TextPart | ImagePart | VideoPart, ...]:
         """All that the model is shown, in prompt order."""
@@ -259,14 +255,11 @@ class AnalysisJob(Asked):
 
 
 RULE = "1 to 128 letters, digits, dots, colons, hyphens and underscores, and not :events at its end"
-# The stream of a job's events has this behind the key of its record.
-_RESERVED = ":events"
 
 
 def is_job_id(value: Any) -> TypeGuard[str]:
-    if not isinstance(value, str) or value.endswith(_RESERVED):
-        return False
-    return re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", value) is not None
+    # The stream of a job's events has :events behind the key of its record.
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}(?<!:events)", value) is not None
 
 
 def _of_the_kind(job_id: str) -> str:

@@ -24,14 +24,8 @@ class QuarantinedMessage(Report):
     @classmethod
     def of(cls, message_id: str, fields: Mapping[str, str]) -> Self:
         """An entry of the stream `keye.config.keys.quarantine`; its id is the message's."""
-        return cls(
-            message_id=message_id,
-            reason=fields["reason"],
-            worker=fields["worker"],
-            job_id=fields["job_id"] or None,
-            size=int(fields["size"]),
-            raw=b64decode(fields["raw"]),
-        )
+        decoded = {"message_id": message_id, "job_id": fields["job_id"] or None, "raw": b64decode(fields["raw"])}
+        return cls.model_validate({**fields, **decoded})
 
     @property
     def quarantined_at(self) -> float:
