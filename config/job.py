@@ -233,9 +233,7 @@ class AnalysisJob(Asked):
             raise ValueError(f"prompt, messages and stop are {size} bytes of text, the limit is {MAX_TEXT_BYTES}")
         inline = sum(len(part.uri) for part in self.all_media() if part.uri[:5].lower() == "data:")
         if inline > MAX_INLINE_URI_CHARS:
-            raise ValueError(
-                f"{inline} characters of data: URIs, the limit is {MAX_INLINE_URI_CHARS} a job: upload them instead"
-            )
+            raise ValueError(f"{inline} characters of data: URIs, a job may have {MAX_INLINE_URI_CHARS}: upload them")
         return self
 
     def conversation(self) -> tuple[ChatMessage, ...]:
