@@ -3,13 +3,15 @@
 import logging
 import threading
 
+from redis import RedisError
+
 log = logging.getLogger(__name__)
 
 
 class PeriodicThread:
     """Takes a `turn` every `period_seconds`, and at once after `wake`, until `stop`; never two at a time.
 
-    A turn sees to a Redis that is away itself; any other fault is logged, and the next turn comes.
+    A fault is logged, that of a Redis that is away in one line, and the next turn comes.
     """
 
     def __init__(self, name: str, period_seconds: float) -> None:
@@ -43,5 +45,7 @@ class PeriodicThread:
                 return
             try:
                 self.turn()
+            except RedisError as fault:
+                log.warning("%s: %s, next try in %g s", self._thread.name, fault, self.period_seconds)
             except Exception:
                 log.exception("%s: a fault of its own, going on", self._thread.name)

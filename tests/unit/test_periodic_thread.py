@@ -4,6 +4,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from keye.worker.periodic_thread import PeriodicThread
 from tests.support.conditions import eventually
@@ -63,3 +66,12 @@ def test_a_stop_waits_for_the_turn_that_is_being_taken() -> None:
     thread.stop()
     assert ended.is_set()
     assert thread.num_turns == 1
+
+
+def test_a_redis_that_is_away_takes_one_line_and_the_next_turn_comes(caplog: pytest.LogCaptureFixture) -> None:
+    thread = Counting(0.01, Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)).ping)
+    thread.start()
+    eventually(lambda: thread.num_turns >= 2)
+    thread.stop()
+    assert "counting: Error 111 connecting to 127.0.0.1:1. Connection refused., next try in 0.01 s" in caplog.text
+    assert "Traceback" not in caplog.text

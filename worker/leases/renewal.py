@@ -50,15 +50,9 @@ class LeaseRenewal(PeriodicThread):
         self._is_drained = False
 
     def turn(self) -> None:
-        """One round trip for all."""
+        """One round trip for all. Where Redis is away the jobs go on: what became of their leases is settle's to say."""
         held = list(self.held)
-        try:
-            answers = self._store.renew(held)
-        except RedisError as fault:
-            # The jobs go on: whether their leases outlived the outage is settle's to say.
-            log.warning("leases not renewed: %s", fault)
-            return
-        for lease, answer in zip(held, answers, strict=True):
+        for lease, answer in zip(held, self._store.renew(held), strict=True):
             if answer != "renewed":
                 self._interrupt(lease, answer)
 

@@ -64,15 +64,12 @@ class Announcer(PeriodicThread):
             logger.warning("This worker stays announced for %d s: %s", EXPIRY_SECONDS, error)
 
     def turn(self) -> None:
-        try:
-            if (max_tokens := self._presence.max_tokens) is not None:
-                # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
-                announced = self._redis.get(keys.context())
-                if announced is None or max_tokens <= int(announced):
-                    self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)
-            self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
-        except RedisError as error:
-            logger.warning("not announced (%s), next try in %g s", error, RENEW_EVERY_SECONDS)
+        if (max_tokens := self._presence.max_tokens) is not None:
+            # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
+            announced = self._redis.get(keys.context())
+            if announced is None or max_tokens <= int(announced):
+                self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)
+        self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
 
     @property
     def _key(self) -> str:
