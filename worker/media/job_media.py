@@ -29,22 +29,12 @@ __all__ = [
     "FetchedMedium",
     "MediaCache",
     "MediaLimits",
-    "OnFrame",
     "decode",
     "fetch",
 ]
 
 # Media of one job under way at once; each of them, where it is large, in several parts.
 _MAX_DOWNLOADS = 8
-
-# (media_index, frames done, frames in all), called after each frame of a video; what it raises ends the decoding.
-OnFrame = Callable[[int, int, int], None]
-
-
-def _tell_nobody(media_index: int, done: int, total: int) -> None: ...
-
-
-def _go_on() -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,7 @@ def fetch(
     parts: Sequence[ImagePart | VideoPart],
     limits: MediaLimits,
     media_cache: MediaCache,
-    check: Callable[[], None] = _go_on,
+    check: Callable[[], None] = lambda: None,
 ) -> list[FetchedMedium]:
     """Open every medium; what lies on other machines is downloaded, side by side, unless `media_cache` has it.
 
@@ -78,7 +68,7 @@ def _close_late(opening: "Sequence[Future[BinaryIO]]") -> None:
     """Not waited for: what a silent store holds up must not hold up the end of the job."""
 
     def close(medium: "Future[BinaryIO]") -> None:
-        if not medium.cancelled() and not medium.exception():
+        if not medium.exception():
             medium.result().close()
 
     for medium in opening:
@@ -91,13 +81,14 @@ def decode(
     limits: MediaLimits,
     sizing: Sizing,
     decoders: DecoderPool,
-    on_frame: OnFrame = _tell_nobody,
-    check: Callable[[], None] = _go_on,
+    on_frame: Callable[[int, int, int], None] = lambda *_: None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Decoded]:
     """Turn what `fetch` opened into pixels of the sizes that `sizing` asks for, side by side, in order, and close it.
 
     `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
-    medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time.
+    medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time, after
+    each frame of a video: (media_index, frames done, frames in all). What it raises ends the decoding too.
     """
     telling = Lock()
 
@@ -135,8 +126,8 @@ def _open(
     part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache, check: Callable[[], None]
 ) -> BinaryIO:
     max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
-    patience = (limits.fetch_timeout_seconds, limits.max_fetch_seconds)
-    transfer = Transfer(name_medium(part.uri), max_bytes, *patience, check)
+    name = name_medium(part.uri)
+    transfer = Transfer(name, max_bytes, limits.fetch_timeout_seconds, limits.max_fetch_seconds, check)
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
     match scheme:
         case "" | "file":
@@ -150,6 +141,6 @@ def _open(
         case _:
             raise Fault(
                 ErrorCode.MEDIA_FORBIDDEN,
-                f"{transfer.name}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
+                f"{name}: {scheme}: is off on this worker (KEYE_ALLOW_HTTPS). "
                 "Put the file on S3 or below a media root.",
             )

@@ -27,34 +27,31 @@ def do_side_by_side(
     given them all to see to what still comes. The `Fault` of a medium has its call's number as `media_index`.
     """
     given_up = Event()
-    futures = start_calls([partial(call, partial(_stop_if, given_up)) for call in calls], max_at_once)
+
+    def go_on() -> None:
+        if given_up.is_set():
+            raise CancelledError
+
+    def make(call: Callable[[Callable[[], None]], Made]) -> Made:
+        go_on()  # what has not begun by then need not
+        return call(go_on)
+
+    futures: list[Future[Made]] = [Future() for _ in calls]
+    waiting = deque((future, partial(make, call)) for future, call in zip(futures, calls, strict=True))
+    for _ in range(min(max_at_once, len(calls))):
+        # These end with the process: an executor's would hold up its exit.
+        Thread(target=_work, args=(waiting,), name="media", daemon=True).start()
     try:
         while not _have_all_ended(futures):
             check()
         return [future.result() for future in futures]
     except BaseException:
         given_up.set()
-        cancel_calls(futures)
         leave(tuple(futures))
         raise
     finally:
         # An error's traceback leads to here: the pixels of all would live until a search for cycles.
         futures.clear()
-
-
-def start_calls(calls: Sequence[Callable[[], Made]], max_at_once: int) -> list[Future[Made]]:
-    """Make `calls`, in their order, in threads that end with the process: an executor's would hold up its exit."""
-    futures: list[Future[Made]] = [Future() for _ in calls]
-    waiting = deque(zip(futures, calls, strict=True))
-    for _ in range(min(max_at_once, len(calls))):
-        Thread(target=_work, args=(waiting,), name="media", daemon=True).start()
-    return futures
-
-
-def cancel_calls(futures: Sequence[Future[Made]]) -> None:
-    """Those that have not begun."""
-    for future in futures:
-        future.cancel()
 
 
 def _work(waiting: "deque[tuple[Future[Made], Callable[[], Made]]]") -> None:
@@ -63,11 +60,10 @@ def _work(waiting: "deque[tuple[Future[Made], Callable[[], Made]]]") -> None:
             future, call = waiting.popleft()
         except IndexError:
             return
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
         del future, call  # they hold what came of it
 
 
@@ -84,8 +80,3 @@ def _have_all_ended(futures: Sequence[Future[Made]]) -> bool:
                 fault.media_index = media_index
             raise
     return all(have_ended)
-
-
-def _stop_if(given_up: Event) -> None:
-    if given_up.is_set():
-        raise CancelledError

@@ -2,13 +2,13 @@
 
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import as_completed, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, NotRequired, TypedDict
 
 import boto3
 from botocore.config import Config
@@ -27,16 +27,19 @@ from keye.config.faults import Fault
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size
-from keye.worker.media.side_by_side import cancel_calls, start_calls
+from keye.worker.media.side_by_side import do_side_by_side
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import GetObjectRequestTypeDef
 
 
-class _AskedVersion(TypedDict, total=False):
-    VersionId: str
+class _Asked(TypedDict):
+    """The object, as the store's calls take it. A version only where the caller asked for one."""
+
+    Bucket: str
+    Key: str
+    VersionId: NotRequired[str]
 
 
 # How often an object may be replaced under our reading before we leave it to its writer.
@@ -55,35 +58,24 @@ _CHUNK_BYTES = 64 * 2**10
 _MAX_BREAKS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _ObjectVersion:
-    """`version_id` is "" where the caller asked for none; `etag` pins the version all the same."""
-
-    bucket: str
-    key: str
-    version_id: str
-    etag: str
-    num_bytes: int
-
-
 class _ObjectChanged(Exception):
-    """The object was replaced since its `_ObjectVersion` was read."""
+    """The object was replaced since its `_ObjectVersion` was found."""
 
 
 def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
     """Open `s3://bucket/key` (or `...?versionId=...`), downloaded unless the cache holds this very version of it."""
     name = transfer.name
-    bucket, key, version_id = _parse(uri, name)
-    if limits.s3_buckets and bucket not in limits.s3_buckets:
+    asked = _parse(uri, name)
+    if limits.s3_buckets and asked["Bucket"] not in limits.s3_buckets:
         raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
     with _told_as_faults(name):
         client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
-            found = _find_version(client, bucket, key, version_id)
+            found = _find_version(client, asked)
             check_size(found.num_bytes, transfer.max_bytes, name)
-            identity = (limits.s3_endpoint_url or "s3", bucket, key, version_id, found.etag, str(found.num_bytes))
+            identity = (limits.s3_endpoint_url or "s3", uri, found.etag, str(found.num_bytes))
             try:
-                download = _RangedDownload(client, found, transfer)
+                download = partial(found.download, transfer.go_on)
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
             except _ObjectChanged:
                 continue
@@ -93,24 +85,26 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
     )
 
 
-def _parse(uri: str, name: str) -> tuple[str, str, str]:
+def _parse(uri: str, name: str) -> _Asked:
     bucket, _, key = uri[len("s3://") :].partition("/")
     key, _, version_id = key.partition("?versionId=")
     if uri[:5].lower() != "s3://" or not bucket or not key:
         raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
-    return bucket, key, version_id
+    asked: _Asked = {"Bucket": bucket, "Key": key}
+    if version_id:
+        asked["VersionId"] = version_id
+    return asked
 
 
-def _find_version(client: "S3Client", bucket: str, key: str, version_id: str) -> _ObjectVersion:
-    version: _AskedVersion = {"VersionId": version_id} if version_id else {}
+def _find_version(client: "S3Client", asked: _Asked) -> "_ObjectVersion":
     try:
-        head = client.head_object(Bucket=bucket, Key=key, **version)
+        head = client.head_object(**asked)
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
             # An answer to HEAD has no body, and so no reason. Whoever asks for a byte is told.
-            client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **version)["Body"].close()
+            client.get_object(Range="bytes=0-0", **asked)["Body"].close()
         raise
-    return _ObjectVersion(bucket, key, version_id, head["ETag"], head["ContentLength"])
+    return _ObjectVersion(client, asked, head["ETag"], head["ContentLength"])
 
 
 @contextmanager
@@ -138,11 +132,8 @@ def _fault_of_answer(error: ClientError, name: str) -> Fault:
     if reason in _PASSING or status >= 500 or status == 429:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         retry_after = read_retry_after(headers.get("retry-after"))
-        return Fault(
-            ErrorCode.MEDIA_UNREACHABLE,
-            f"{name}: the store answered {status} {reason}.",
-            retry_after_seconds=retry_after,
-        )
+        answered = f"{name}: the store answered {status} {reason}."
+        return Fault(ErrorCode.MEDIA_UNREACHABLE, answered, retry_after_seconds=retry_after)
     if reason in _NOT_FOUND or status == 404:
         return Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
     return Fault(
@@ -173,33 +164,26 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
 
-class _RangedDownload:
-    """Called with a file's handle, it writes the whole object there.
+@dataclass(frozen=True, slots=True)
+class _ObjectVersion:
+    """What a store has of the object that was asked for; `etag` pins it, whether or not a version was."""
 
-    Raises `_ObjectChanged`, what `transfer.go_on` raises, or botocore's own errors.
-    """
+    client: "S3Client"
+    asked: _Asked
+    etag: str
+    num_bytes: int
 
-    def __init__(self, client: "S3Client", version: _ObjectVersion, transfer: Transfer) -> None:
-        self._client = client
-        self._version = version
-        self._transfer = transfer
-        self._given_up = threading.Event()
+    def download(self, check: Callable[[], None], handle: int) -> None:
+        """Write the whole object to the file of this handle.
 
-    def __call__(self, handle: int) -> None:
-        num_bytes = self._version.num_bytes
-        starts = range(0, num_bytes, _PART_BYTES)
-        calls = [partial(self._fetch, handle, start, min(start + _PART_BYTES, num_bytes)) for start in starts]
-        parts = start_calls(calls, _MAX_CONNECTIONS)
-        try:
-            for part in as_completed(parts):
-                part.result()
-        except BaseException:
-            self._given_up.set()
-            cancel_calls(parts)
-            wait(parts)  # they write to the handle
-            raise
+        Raises `_ObjectChanged`, what `check` raises, or botocore's own errors.
+        """
+        starts = range(0, self.num_bytes, _PART_BYTES)
+        calls = [partial(self._fetch, handle, start, min(start + _PART_BYTES, self.num_bytes)) for start in starts]
+        # Waited for in any case: they write to the handle.
+        do_side_by_side(calls, _MAX_CONNECTIONS, check, wait)
 
-    def _fetch(self, handle: int, start: int, end: int) -> None:
+    def _fetch(self, handle: int, start: int, end: int, go_on: Callable[[], None]) -> None:
         num_breaks = 0
         while start < end:
             try:
@@ -207,9 +191,7 @@ class _RangedDownload:
                     for chunk in body.iter_chunks(_CHUNK_BYTES):
                         num_written = os.pwrite(handle, chunk, start)
                         start += num_written
-                        if self._given_up.is_set():
-                            return
-                        self._transfer.go_on()
+                        go_on()
                         if num_written < len(chunk):
                             break  # the disk is full, and says so at the next write
             except (HTTPClientError, IncompleteReadError):
@@ -218,22 +200,13 @@ class _RangedDownload:
                     raise
 
     def _ask(self, start: int, end: int) -> "StreamingBody":
-        asked = self._version
-        request: GetObjectRequestTypeDef = {
-            "Bucket": asked.bucket,
-            "Key": asked.key,
-            "IfMatch": asked.etag,
-            "Range": f"bytes={start}-{end - 1}",
-        }
-        if asked.version_id:
-            request["VersionId"] = asked.version_id
         try:
-            response = self._client.get_object(**request)
+            response = self.client.get_object(IfMatch=self.etag, Range=f"bytes={start}-{end - 1}", **self.asked)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.PRECONDITION_FAILED:
                 raise _ObjectChanged from None
             raise
-        if response["ETag"] != asked.etag or response["ContentLength"] != end - start:
+        if response["ETag"] != self.etag or response["ContentLength"] != end - start:
             # It went on with another version, or sends all of it: a store that knows neither If-Match nor Range.
             response["Body"].close()
             raise _ObjectChanged
