@@ -58,6 +58,5 @@ def resolve_public(host: str, port: int, name: str) -> list[str]:
 
 def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
-    if ip.version == 6 and ip not in _UNICAST_6:
-        return False
-    return not any(ip in network for network in _NOT_PUBLIC if network.version == ip.version)
+    is_unicast = ip.version == 4 or ip in _UNICAST_6
+    return is_unicast and not any(ip in network for network in _NOT_PUBLIC if network.version == ip.version)

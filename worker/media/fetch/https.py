@@ -5,12 +5,11 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from http import HTTPStatus
 from threading import Timer
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from keye.config.codes import ErrorCode
@@ -42,7 +41,7 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO
     for _ in range(_MAX_REDIRECTS + 1):
         target = _parse(base, uri, name)
         addresses = resolve_public(target.host, target.port, name)
-        with _PinnedConnection(target, addresses, transfer) as connection:
+        with _connect(target, addresses, transfer) as connection:
             with _told_as_faults(transfer):
                 connection.request("GET", target.path, headers=_HEADERS)
                 response = connection.getresponse()
@@ -50,9 +49,7 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO
                 if response.status not in _REDIRECTS:
                     return _receive(response, target, transfer, media_cache)
                 base, uri = target.url, response.getheader("Location", "")
-    raise Fault(
-        ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects more than {_MAX_REDIRECTS} times. Send the last address."
-    )
+    raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects over {_MAX_REDIRECTS} times. Send the last address.")
 
 
 _HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "keye-worker"}
@@ -73,65 +70,52 @@ def _parse(base: str, uri: str, name: str) -> _Target:
         url = urlsplit(whole)
         host = (url.hostname or "").encode("idna").decode()
         port = url.port or 443
+        if url.scheme != "https" or "@" in url.netloc:
+            what = f"{name}: leads to a scheme other than https, or names a user; neither is read."
+            raise Fault(ErrorCode.MEDIA_FORBIDDEN, what)
+        # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
+        if not host or not (base + uri).isprintable() or "\\" in base + uri:
+            raise ValueError
     except ValueError:
-        raise _invalid(name) from None
-    if url.scheme != "https" or "@" in url.netloc:
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: leads to a scheme other than https, or names a user; neither is read."
-        )
-    # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
-    if not host or not (base + uri).isprintable() or "\\" in base + uri:
-        raise _invalid(name)
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.") from None
     path = quote(url.path or "/", safe=_AS_IT_IS) + (f"?{quote(url.query, safe=_AS_IT_IS)}" if url.query else "")
     return _Target(whole.partition("#")[0], host, port, path)
 
 
-def _invalid(name: str) -> Fault:
-    return Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.")
-
-
-class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to one of `addresses`, whatever the name means by now; asks for the name, and verifies it, all the same.
+@contextmanager
+def _connect(target: _Target, addresses: list[str], transfer: Transfer) -> Iterator[http.client.HTTPSConnection]:
+    """To one of `addresses`, whatever the name means by now; asks for the name, and verifies it, all the same.
 
     It breaks off when the transfer's time is over: a timeout alone never ends an answer that comes byte by byte.
     """
+    with closing(http.client.HTTPSConnection(target.host, target.port, context=_tls())) as connection:
+        with _told_as_faults(transfer):
+            connection.sock = wire = _tls().wrap_socket(
+                _dial(addresses, target.port, transfer.timeout_seconds),
+                server_hostname=target.host,
+                do_handshake_on_connect=False,  # but below, where the alarm covers it
+                suppress_ragged_eofs=False,  # what is cut off would pass for complete
+            )
+        alarm = Timer(transfer.seconds_left, _break_off, [wire])
+        alarm.daemon = True
+        alarm.start()
+        try:
+            with _told_as_faults(transfer):
+                wire.do_handshake()
+            yield connection
+        finally:
+            alarm.cancel()
 
-    def __init__(self, target: _Target, addresses: list[str], transfer: Transfer) -> None:
-        super().__init__(target.host, target.port, timeout=transfer.timeout_seconds, context=_tls())
-        self._addresses = addresses
-        self._transfer = transfer
-        self._alarm: Timer | None = None
 
-    def connect(self) -> None:
-        wire = _tls().wrap_socket(
-            self._dial(),
-            server_hostname=self.host,
-            do_handshake_on_connect=False,  # but below, where the alarm covers it
-            suppress_ragged_eofs=False,  # what is cut off would pass for complete
-        )
-        self.sock = wire
-        self._alarm = Timer(self._transfer.seconds_left, _break_off, [wire])
-        self._alarm.daemon = True
-        self._alarm.start()
-        wire.do_handshake()
-
-    def _dial(self) -> socket.socket:
-        refusal: OSError | None = None
-        for address in self._addresses:
-            try:
-                return socket.create_connection((address, self.port), self.timeout)
-            except OSError as error:
-                refusal = error
-        assert refusal is not None, "the resolver gave no address"
-        raise refusal
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self.close()
+def _dial(addresses: list[str], port: int, timeout_seconds: float) -> socket.socket:
+    refusal: OSError | None = None
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), timeout_seconds)
+        except OSError as error:
+            refusal = error
+    assert refusal is not None, "the resolver gave no address"
+    raise refusal
 
 
 def _break_off(wire: ssl.SSLSocket) -> None:
@@ -176,9 +160,8 @@ def _check_status(response: http.client.HTTPResponse, name: str) -> None:
         raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
     if status in _PASSING or status >= 500:
         retry_after = read_retry_after(response.getheader("Retry-After"))
-        raise Fault(
-            ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server answered {status}.", retry_after_seconds=retry_after
-        )
+        answered = f"{name}: the server answered {status}."
+        raise Fault(ErrorCode.MEDIA_UNREACHABLE, answered, retry_after_seconds=retry_after)
     raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
 
 

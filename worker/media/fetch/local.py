@@ -16,39 +16,18 @@ from keye.worker.media.limits import check_size
 
 
 def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
-    """Open an absolute path or a `file:` URI (RFC 8089: percent-encoded, on this host)."""
-    name = name_medium(uri)
-    file = _open_inside(_path_of(uri, name), roots, name)
-    try:
-        check_size(os.fstat(file.fileno()).st_size, max_bytes, name)
-    except Fault:
-        file.close()
-        raise
-    return file
-
-
-def _path_of(uri: str, name: str) -> str:
-    if uri.startswith("/"):
-        return uri
-    url = urlsplit(uri)
-    if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no file URI of this host. Write file:///folder/name.")
-    return unquote(url.path)
-
-
-def _open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
     """Open a regular file below one of `roots`, wherever symbolic links on the way lead (Linux only: needs /proc).
 
-    No moment is left between the check and the use.
+    `uri` is an absolute path or a `file:` URI (RFC 8089: percent-encoded, on this host). No moment is left between the
+    check and the use.
 
     A hard link leaves no trace of where the file's other names lie, only how many it has. So a file of more than one
     name is refused: one of them may be outside.
     """
+    name = name_medium(uri)
+    path = _path_of(uri, name)
     if not roots:
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN,
-            f"{name}: local files are off on this worker. Set KEYE_MEDIA_ROOTS to allow them.",
-        )
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: this worker reads no local files. Set KEYE_MEDIA_ROOTS.")
     if ".." in path.split("/"):
         raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: holds '..'. Write the path without it.")
     resolved_roots = [os.path.realpath(root) for root in roots]
@@ -73,20 +52,26 @@ def _open_inside(path: str, roots: Sequence[Path], name: str) -> BinaryIO:
                 ErrorCode.MEDIA_FORBIDDEN,
                 f"{name}: has {found.st_nlink} names (hard links), and others may lie outside. Copy the file.",
             )
+        check_size(found.st_size, max_bytes, name)
         return open(itself, "rb")
     except PermissionError:
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: the worker's user may not read it. Change the file's permissions."
-        ) from None
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the worker may not read it. Change its permissions.") from None
     finally:
         os.close(handle)
 
 
+def _path_of(uri: str, name: str) -> str:
+    if uri.startswith("/"):
+        return uri
+    url = urlsplit(uri)
+    if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
+        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no file URI of this host. Write file:///folder/name.")
+    return unquote(url.path)
+
+
 def _check_inside(real_path: str, resolved_roots: Sequence[str], name: str) -> None:
     if not any(os.path.commonpath((root, real_path)) == root for root in resolved_roots):
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: lies outside the folders this worker may read (KEYE_MEDIA_ROOTS)."
-        )
+        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: lies outside the folders that are read (KEYE_MEDIA_ROOTS).")
 
 
 def open_inline(uri: str, max_bytes: int) -> BinaryIO:
