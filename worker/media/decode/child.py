@@ -1,10 +1,8 @@
 """The process that decodes. It opens nothing: it is handed open files, and memory for the pixels."""
 
 import gc
-import json
 import os
 import sys
-from dataclasses import fields
 from functools import partial
 from math import prod
 from mmap import mmap
@@ -13,50 +11,44 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.job import ImagePart, VideoPart
+from keye.config.job import AnyMedia, ImagePart, VideoPart
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine
-from keye.worker.media.decoded import Decoded, DecodedImage
 from keye.worker.media.frames.video import decode_video
 from keye.worker.sizing import Sizing
 from keye.worker.telemetry import tell_warnings
 
 NICENESS = 5
 
-_PARTS: dict[str, type[ImagePart] | type[VideoPart]] = {"image": ImagePart, "video": VideoPart}
+# What no message holds: the worker has it.
+_PIXELS = {"pixels", "frames"}
+
+_PART: TypeAdapter[ImagePart | VideoPart] = TypeAdapter(AnyMedia)
 
 
 class Refused(BaseException):
     """The worker wants no more of this medium, for now or at all. No `Exception`: it is no fault of the file."""
 
 
-class Parent:
-    """What the child asks of the worker that started it."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def new_pixels(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        self._channel.send({"allocate": prod(shape)})
-        _, handle = self._channel.receive_file()
-        if handle is None:
-            raise Refused
-        memory = mmap(handle, prod(shape))
-        os.close(handle)
-        return np.frombuffer(memory, np.uint8).reshape(shape)
-
-    def on_frame(self, done: int, total: int) -> None:
-        self._channel.send({"frame": [done, total]})
+def new_pixels(channel: Channel, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Memory of the worker's, which it reads afterwards. Raises `Refused` where it gives none."""
+    channel.send({"allocate": prod(shape)})
+    _, handle = channel.receive_file()
+    if handle is None:
+        raise Refused
+    memory = mmap(handle, prod(shape))
+    os.close(handle)
+    return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
 def serve(channel: Channel) -> None:
     """Decode what comes until the worker closes its end."""
-    parent = Parent(channel)
     gc.freeze()  # what is imported is never garbage
     while True:
         # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
@@ -71,7 +63,7 @@ def serve(channel: Channel) -> None:
         with os.fdopen(handle, "rb") as file:
             file.seek(0)  # a child that was refused room before may have read from it
             try:
-                answer = _decode(request, file, parent)
+                answer = _decode(request, file, channel)
             except Refused:
                 continue
             except Fault as fault:
@@ -82,36 +74,22 @@ def serve(channel: Channel) -> None:
         channel.send(answer)
 
 
-def _decode(request: Message, file: BinaryIO, parent: Parent) -> Message:
-    # Where it came from is not the child's business, and may be a secret.
-    part = _PARTS[request["part"]["type"]].model_validate_json(json.dumps({**request["part"], "uri": "file:"}))
+def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
+    part = _PART.validate_json(request["part"])
     name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
+    allocate = partial(new_pixels, channel)
     sizing = Sizing(**request["sizing"])
     if isinstance(part, ImagePart):
         fit = partial(sizing.fit_image, part) if sizing.is_bicubic else None
-        image = decode_image(file, name, max_pixels, max_bytes, parent.new_pixels, fit)
-        return {"image": _facts(image), "shape": image.pixels.shape}
-    video = decode_video(
-        file,
-        name,
-        part,
-        sizing.fit_video,
-        max_pixels,
-        max_bytes,
-        parent.on_frame,
-        parent.new_pixels,
-        request["video_decoder"],
-        request["num_threads"],
-    )
-    return {"video": _facts(video), "shape": video.frames.shape}
+        image = decode_image(file, name, max_pixels, max_bytes, allocate, fit)
+        return {"image": to_jsonable_python(image, exclude=_PIXELS), "shape": image.pixels.shape}
 
+    def on_frame(done: int, total: int) -> None:
+        channel.send({"frame": [done, total]})
 
-def _facts(decoded: Decoded) -> Message:
-    """All of it but the pixels, which the worker has."""
-    facts = {field.name: getattr(decoded, field.name) for field in fields(decoded)}
-    facts.pop("pixels" if isinstance(decoded, DecodedImage) else "frames")
-    jsonable: Message = to_jsonable_python(facts)
-    return jsonable
+    fit_video, decoder, num_threads = sizing.fit_video, request["video_decoder"], request["num_threads"]
+    video = decode_video(file, name, part, fit_video, max_pixels, max_bytes, on_frame, allocate, decoder, num_threads)
+    return {"video": to_jsonable_python(video, exclude=_PIXELS), "shape": video.frames.shape}
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from mmap import mmap
 from multiprocessing.connection import wait
-from typing import Any, BinaryIO, get_type_hints
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
-from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
+from keye.worker.media.decoded import Decoded, DecodedVideo
 from keye.worker.media.frames.video_plan import is_of_rule
 from keye.worker.sizing import Sizing
 
@@ -34,13 +33,15 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 # A pool of threads for linear algebra would keep the sandbox from being entered; arenas waste the address space.
 _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
+# What a child says, as its fields' types have it: it is not believed to send the right ones.
+_DECODED: TypeAdapter[Decoded] = TypeAdapter(Decoded, config={"arbitrary_types_allowed": True})
 
+
+@dataclass(eq=False)
 class NoRoom(Exception):
     """The pixels do not fit beside those of other jobs now."""
 
-    def __init__(self, num_bytes: int) -> None:
-        super().__init__(num_bytes)
-        self.num_bytes = num_bytes
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,17 @@ class Decoder:
             self._memory = None
 
     def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
-        self._send_order(order, num_threads)
+        request = {
+            # Where it came from is not the child's business, and may be a secret.
+            "part": order.part.model_copy(update={"uri": "file:"}).model_dump_json(),
+            "name": order.name,
+            "max_pixels": order.max_pixels,
+            "max_bytes": order.max_bytes,
+            "sizing": asdict(order.sizing),
+            "video_decoder": order.video_decoder,
+            "num_threads": num_threads,
+        }
+        self._channel.send(request, order.file.fileno())
         while True:
             match self._next_message(order):
                 case {"frame": [done, total]}:
@@ -126,26 +137,15 @@ class Decoder:
                     raise Fault(ErrorCode(code), message)
                 case {"image": facts, "shape": shape} if isinstance(order.part, ImagePart):
                     self.is_free = True
-                    return DecodedImage(self._pixels(shape), **_typed(DecodedImage, facts))
+                    return _DECODED.validate_python({**facts, "pixels": self._pixels(shape)})
                 case {"video": facts, "shape": shape} if isinstance(order.part, VideoPart):
-                    video = DecodedVideo(self._pixels(shape), **_typed(DecodedVideo, facts))
+                    video = _DECODED.validate_python({**facts, "frames": self._pixels(shape)})
+                    assert isinstance(video, DecodedVideo)
                     _require_rule(video, order.part, order.sizing)
                     self.is_free = True
                     return video
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
-
-    def _send_order(self, order: DecodingOrder, num_threads: int) -> None:
-        message = {
-            "part": order.part.model_dump(mode="json", exclude={"uri"}),
-            "name": order.name,
-            "max_pixels": order.max_pixels,
-            "max_bytes": order.max_bytes,
-            "sizing": asdict(order.sizing),
-            "video_decoder": order.video_decoder,
-            "num_threads": num_threads,
-        }
-        self._channel.send(message, order.file.fileno())
 
     def _next_message(self, order: DecodingOrder) -> Message:
         silent_since = time.monotonic()
@@ -180,23 +180,18 @@ class Decoder:
         # Where it only closed its end it still runs; how one that has died died no longer changes.
         self._process.kill()
         status = self._process.wait()
+        if status >= 0:
+            return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
+        code = ErrorCode.MEDIA_TOO_LARGE
         match -status:
             case signal.SIGXCPU:
-                return Fault(
-                    ErrorCode.MEDIA_TOO_LARGE,
-                    f"{name}: takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch.",
-                )
+                how = f"takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch."
             case signal.SIGKILL:
-                return Fault(
-                    ErrorCode.MEDIA_TOO_LARGE,
-                    f"{name}: its decoder was killed, most likely for want of memory. Send a smaller one.",
-                )
-            case number if number > 0:
-                return Fault(
-                    ErrorCode.MEDIA_CORRUPT,
-                    f"{name}: its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file.",
-                )
-        return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
+                how = "its decoder was killed, most likely for want of memory. Send a smaller one."
+            case number:
+                code = ErrorCode.MEDIA_CORRUPT
+                how = f"its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file."
+        return Fault(code, f"{name}: {how}")
 
 
 def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:
@@ -207,13 +202,3 @@ def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:
         raise RuntimeError(
             f"a decoder child says what none should: {video.frames.shape} of {video.original_size} by {plan!r:.200}"
         )
-
-
-def _typed(kind: type, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as their fields' types have them. A child is not believed to send the right ones."""
-    return {name: _reader(kind, name).validate_python(value) for name, value in facts.items()}
-
-
-@cache
-def _reader(kind: type, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(get_type_hints(kind)[name])

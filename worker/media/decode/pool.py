@@ -7,11 +7,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from mmap import mmap
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
-from types import TracebackType
+from threading import Lock, RLock, Thread
 from typing import Self
 
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
@@ -27,12 +27,12 @@ _RETRY_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, slots=True)
 class PixelShare:
     """The pixels of one job; see `PixelBudget`."""
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
-        self.is_decoding = True
+    num_bytes: int = 0
+    is_decoding: bool = True
 
 
 class PixelBudget:
@@ -44,7 +44,7 @@ class PixelBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._lock = Lock()
+        self._lock = RLock()
         self._shares: list[PixelShare] = []
         # Finalizers put into it: they run in any thread at any moment, where a lock could be held already.
         self._freed: SimpleQueue[tuple[PixelShare, int]] = SimpleQueue()
@@ -62,28 +62,22 @@ class PixelBudget:
 
     def has_room(self, share: PixelShare, num_bytes: int) -> bool:
         with self._lock:
-            return self._has_room(share, num_bytes)
+            while not self._freed.empty():
+                freed, num_freed = self._freed.get()
+                freed.num_bytes -= num_freed
+            self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
+            return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
 
     def allocate(self, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
         """Memory and a handle of it to send and close; None where there is no room now."""
         with self._lock:
-            if not self._has_room(share, num_bytes):
+            if not self.has_room(share, num_bytes):
                 return None
             # Counted only once it is there: where handles run out, nothing would ever give the bytes back.
             memory, handle = _new_memory(num_bytes)
             share.num_bytes += num_bytes
         weakref.finalize(memory, self._freed.put, (share, num_bytes)).atexit = False
         return memory, handle
-
-    def _has_room(self, share: PixelShare, num_bytes: int) -> bool:
-        while True:
-            try:
-                freed, num_freed = self._freed.get_nowait()
-            except Empty:
-                break
-            freed.num_bytes -= num_freed
-        self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
-        return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
 
 
 class DecoderPool:
@@ -103,7 +97,7 @@ class DecoderPool:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -125,14 +119,20 @@ class DecoderPool:
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
         """Waits for a child and for room. Raises `Fault`, or what `order`'s callables raise."""
         while True:
+            decoder = self._take(order.check)
             try:
-                with self._lend(order.check) as decoder:
-                    return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
+                return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
             except NoRoom as refusal:
-                # Without a child, so that those who are to make room get on.
-                while not self._budget.has_room(share, refusal.num_bytes):
-                    order.check()
-                    time.sleep(_TICK_SECONDS)
+                num_bytes = refusal.num_bytes
+            finally:
+                if decoder.is_free and decoder.num_decoded < MAX_MEDIA_A_CHILD:
+                    self._idle.put(decoder)
+                else:
+                    self._replace(decoder)
+            # Without a child, so that those who are to make room get on.
+            while not self._budget.has_room(share, num_bytes):
+                order.check()
+                time.sleep(_TICK_SECONDS)
 
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
@@ -144,17 +144,6 @@ class DecoderPool:
         with self._allocating:
             check_decoded_bytes(num_bytes, order.max_bytes - share.num_bytes, order.name)
             return self._budget.allocate(share, num_bytes)
-
-    @contextmanager
-    def _lend(self, check: Callable[[], None]) -> Iterator[Decoder]:
-        decoder = self._take(check)
-        try:
-            yield decoder
-        finally:
-            if decoder.is_free and decoder.num_decoded < MAX_MEDIA_A_CHILD:
-                self._idle.put(decoder)
-            else:
-                self._replace(decoder)
 
     def _take(self, check: Callable[[], None]) -> Decoder:
         while True:
