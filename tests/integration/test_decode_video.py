@@ -1,6 +1,7 @@
 """The frames read are the frames on screen at those times, on every kind of clip; what is damaged is salvaged."""
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -78,7 +79,7 @@ def test_frames_at_random_times_are_the_ones_on_screen(zoo: Zoo, name: str, num_
         for seed in (1, 2) if name in SMALL else (1,):
             chosen = sorted(np.random.default_rng(seed).integers(0, len(clip.index.pts), num_frames).tolist())
             wanted = clip.index.pts[chosen].tolist()
-            with FrameReader(file, clip, wanted, 10**8) as reader:
+            with closing(FrameReader(file, clip, wanted, 10**8)) as reader:
                 frames = [reader.read(pts).frame.reformat(CLIP_SIZE[1], CLIP_SIZE[0], "rgb24") for pts in wanted]
             numbers = [read_number(frame.to_ndarray()) for frame in frames]
             assert numbers == [CLIPS[name].cut_at + number for number in chosen]

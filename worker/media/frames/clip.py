@@ -1,6 +1,7 @@
 """A video file before it is planned: opened, its packets indexed, and from one frame its upright size."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO, NoReturn
@@ -85,10 +86,11 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
         return None
     pts_of_frames = np.array(sorted(durations), np.int64)
     last = int(pts_of_frames[-1])
+    usual_step = int(np.median(np.diff(pts_of_frames))) if len(durations) > 1 else 1
     return PacketIndex(
         pts=pts_of_frames,
         keyframe_pts=np.array(sorted(keyframes), np.int64),
-        end=last + (durations[last] or _usual_step(pts_of_frames)),
+        end=last + (durations[last] or usual_step),
         time_base=time_base,
         hides_frames=hides_frames,
         has_open_groups=has_open_groups,
@@ -98,10 +100,6 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
 def presentation_time(timed: "Packet[VideoStream] | VideoFrame") -> int | None:
     """The pts, or where the container stores none (AVI) the dts, which is the same unless frames are reordered."""
     return timed.pts if timed.pts is not None else timed.dts
-
-
-def _usual_step(pts: npt.NDArray[np.int64]) -> int:
-    return int(np.median(np.diff(pts))) if len(pts) > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +143,6 @@ def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
     if index is None:
         raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
     num_turns = 0
-    if first.frame is None and 0 in size:
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: none of its frames can be decoded.")
     if first.frame is not None:
         size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
     if 0 in size:
@@ -175,17 +171,11 @@ class _FirstFrame:
     def watch(self, packets: "Iterator[Packet[VideoStream]]") -> "Iterator[Packet[VideoStream]]":
         for packet in packets:
             if self.frame is None and packet.is_keyframe and packet.size:
-                self.frame = self._decode(packet)
+                with suppress(av.FFmpegError):
+                    frames = [*self._codec.decode(packet), *self._codec.decode(None)]
+                    self.frame = next(iter(frames), None)
+                self._codec.flush_buffers()
             yield packet
-
-    def _decode(self, packet: "Packet[VideoStream]") -> VideoFrame | None:
-        try:
-            frames = [*self._codec.decode(packet), *self._codec.decode(None)]
-        except av.FFmpegError:
-            return None
-        finally:
-            self._codec.flush_buffers()
-        return next(iter(frames), None)
 
 
 def open_container(file: BinaryIO, demuxer: str, name: str) -> InputContainer:

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
 import av
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -33,13 +31,11 @@ class TimedFrame(NamedTuple):
 
 
 class FrameReader:
-    """A context manager that reads the frames at `wanted` pts and no others.
+    """Reads the frames at `wanted` pts and no others; `close` it.
 
     `damaged` holds the pts of the packets and frames found damaged so far; `num_threads` 0 is a thread a core.
     """
 
-    _container: InputContainer
-    _stream: VideoStream
     _frames: Iterator[TimedFrame]
     # The latest frame decoded, or just before the first that will be.
     _position: int
@@ -57,10 +53,7 @@ class FrameReader:
         self._newest: TimedFrame | None = None
         self._start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         self._container.close()
 
     def read(self, pts: int) -> TimedFrame:

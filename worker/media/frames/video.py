@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -21,17 +22,8 @@ from keye.worker.media.limits import check_decoded_bytes
 # Called with the frames done and the frames in all.
 OnFrame = Callable[[int, int], None]
 
-# uint8 [T, H, W, 3] of the plan's size, to be filled with upright frames.
-_Pixels = npt.NDArray[np.uint8]
-
-
-class _FramesRead(NamedTuple):
-    """`pts` are those that the frames really have, in ticks."""
-
-    decoder: str
-    pts: Sequence[int]
-    num_damaged: int
-
+# The pts that frames really have, in ticks, and the frames: uint8 [T, H, W, 3], upright, of the plan's size.
+_Batch = tuple[Sequence[int], npt.NDArray[np.generic]]
 
 # As the model's own tools resize; where it shrinks, swscale widens the kernel, so nothing aliases.
 _BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
@@ -44,9 +36,6 @@ _DECORD_WRONG_CODECS = ("hevc", "av1", "libdav1d")
 _BATCH = 16
 
 
-def _tell_nobody(done: int, total: int) -> None: ...
-
-
 def decode_video(
     file: BinaryIO,
     name: str,
@@ -54,7 +43,7 @@ def decode_video(
     fit_video: FitVideo,
     max_frame_pixels: int,
     max_decoded_bytes: int,
-    on_frame: OnFrame = _tell_nobody,
+    on_frame: OnFrame = lambda *_: None,
     new_pixels: NewPixels = own_pixels,
     decoder: VideoDecoder = "pyav",
     num_threads: int = 0,
@@ -76,58 +65,54 @@ def decode_video(
     plan = plan_video(clip.index, part, fit_video, clip.upright_size, name)
     check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes, name)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
-    read = _CHOSEN[decoder](file, clip, plan, pixels, tell) if decoder in _CHOSEN else None
-    if read is None:
+    pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if decoder in _OTHERS else ()
+    num_damaged = 0
+    if len(pts_read) < len(pixels):
+        decoder = "pyav"
         try:
-            read = _read_by_pyav(file, clip, plan, pixels, tell, max_frame_pixels, num_threads)
+            with closing(FrameReader(file, clip, plan.wanted, max_frame_pixels, num_threads)) as reader:
+                pts_read = _fill(pixels, _read_by_pyav(reader, clip, plan), tell)
+                num_damaged = len(reader.damaged)
         except av.FFmpegError as error:
             raise damaged(name, clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)
     return DecodedVideo(
         frames=pixels,
-        timestamps_seconds=tuple((pts - start) * tick for pts in read.pts),
+        timestamps_seconds=tuple((pts - start) * tick for pts in pts_read),
         plan=plan,
         original_size=clip.upright_size,
         duration_seconds=clip.index.duration_seconds,
-        frames_corrupt=read.num_damaged,
-        decoder=read.decoder,
+        frames_corrupt=num_damaged,
+        decoder=decoder,
     )
 
 
-def _read_by_pyav(
-    file: BinaryIO,
-    clip: Clip,
-    plan: VideoPlan,
-    pixels: _Pixels,
-    on_frame: OnFrame,
-    max_frame_pixels: int,
-    num_threads: int,
-) -> _FramesRead:
-    """Right on every kind of clip; a damaged frame is replaced by its neighbour.
+def _fill(pixels: npt.NDArray[np.uint8], batches: Iterator[_Batch], on_frame: OnFrame) -> tuple[int, ...]:
+    """The pts of the frames that `batches` came to: fewer than `pixels` where they ended early."""
+    pts_read: list[int] = []
+    for pts, frames in batches:
+        pixels[len(pts_read) : len(pts_read) + len(pts)] = frames
+        pts_read += pts
+        on_frame(len(pts_read), len(pixels))
+    return tuple(pts_read)
 
-    Raises `av.FFmpegError` where the file cannot be opened.
-    """
+
+def _read_by_pyav(reader: FrameReader, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
+    """Right on every kind of clip; a damaged frame is replaced by its neighbour."""
     height, width = clip.turn(plan.size)
-    times = []
     reformatter = VideoReformatter()
-    with FrameReader(file, clip, plan.wanted, max_frame_pixels, num_threads) as reader:
-        for position, pts in enumerate(plan.wanted):
-            shown = reader.read(pts)
-            # One thread: the cores belong to the jobs beside this one.
-            resized = reformatter.reformat(shown.frame, width, height, "rgb24", interpolation=_BICUBIC, threads=1)
-            pixels[position] = np.rot90(resized.to_ndarray(), clip.num_turns)
-            times.append(shown.pts)
-            on_frame(position + 1, len(plan.wanted))
-        return _FramesRead("pyav", times, len(reader.damaged))
+    for pts in plan.wanted:
+        shown = reader.read(pts)
+        # One thread: the cores belong to the jobs beside this one.
+        resized = reformatter.reformat(shown.frame, width, height, "rgb24", interpolation=_BICUBIC, threads=1)
+        yield [shown.pts], np.rot90(resized.to_ndarray(), clip.num_turns)[np.newaxis]
 
 
-def _read_by_decord(
-    file: BinaryIO, clip: Clip, plan: VideoPlan, pixels: _Pixels, on_frame: OnFrame
-) -> _FramesRead | None:
-    """None for clips that decord fails on or is known to read wrongly: edit lists and open groups are not for it."""
+def _read_by_decord(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
+    """Ends early on clips that decord fails on or is known to read wrongly: it knows no edit lists, no open groups."""
     is_known_wrong = clip.demuxer in _DECORD_WRONG_CONTAINERS or clip.codec in _DECORD_WRONG_CODECS
     if is_known_wrong or clip.index.hides_frames or clip.index.has_open_groups:
-        return None
+        return
     from decord import DECORDError, VideoReader
 
     height, width = plan.size
@@ -135,22 +120,17 @@ def _read_by_decord(
         # By its handle: given a file object, decord reads all of it into memory first.
         reader = VideoReader(f"/proc/self/fd/{file.fileno()}", width=width, height=height, num_threads=1)
         if len(reader) != len(clip.index.pts):
-            return None
-        numbers = np.searchsorted(clip.index.pts, plan.wanted).tolist()
-        for start in range(0, len(numbers), _BATCH):
-            batch = reader.get_batch(numbers[start : start + _BATCH]).asnumpy()
-            pixels[start : start + len(batch)] = batch
-            on_frame(start + len(batch), len(numbers))
+            return
+        for start in range(0, len(plan.wanted), _BATCH):
+            wanted = plan.wanted[start : start + _BATCH]
+            yield wanted, reader.get_batch(np.searchsorted(clip.index.pts, wanted).tolist()).asnumpy()
     except DECORDError:
-        return None
-    return _FramesRead("decord", plan.wanted, num_damaged=0)
+        return
 
 
-def _read_by_torchcodec(
-    file: BinaryIO, clip: Clip, plan: VideoPlan, pixels: _Pixels, on_frame: OnFrame
-) -> _FramesRead | None:
-    """Exact mode. None where torchcodec fails, finds no FFmpeg, or gives other frames than those
-    wanted, as it does for MPEG-TS.
+def _read_by_torchcodec(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
+    """Exact mode. Ends early where torchcodec fails, finds no FFmpeg, or gives frames of another size or others than
+    those wanted, as it does for MPEG-TS.
     """
     # Importing torch asks for a folder for temporary files, and Python looks for one by writing, which no child may.
     tempfile.tempdir = tempfile.tempdir or os.sep
@@ -162,15 +142,14 @@ def _read_by_torchcodec(
     try:
         decoder = VideoDecoder(file, dimension_order="NHWC", transforms=[Resize(plan.size)])
         for start in range(0, len(plan.wanted), _BATCH):
-            wanted = np.array(plan.wanted[start : start + _BATCH])
+            wanted = plan.wanted[start : start + _BATCH]
             batch = decoder.get_frames_at(np.searchsorted(clip.index.pts, wanted).tolist())
-            if not np.array_equal(np.round(batch.pts_seconds.numpy() / tick), wanted):
-                return None
-            pixels[start : start + len(wanted)] = batch.data.numpy()
-            on_frame(start + len(wanted), len(plan.wanted))
+            are_wanted = np.array_equal(np.round(batch.pts_seconds.numpy() / tick), wanted)
+            if not are_wanted or batch.data.shape != (len(wanted), *plan.size, 3):
+                return
+            yield wanted, batch.data.numpy()
     except (RuntimeError, ValueError, IndexError):
-        return None
-    return _FramesRead("torchcodec", plan.wanted, num_damaged=0)
+        return
 
 
-_CHOSEN = {"torchcodec": _read_by_torchcodec, "decord": _read_by_decord}
+_OTHERS = {"torchcodec": _read_by_torchcodec, "decord": _read_by_decord}
