@@ -173,10 +173,10 @@ def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixel
     if width < factor:
         height, width = round(height * factor / width), factor
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        ratio = max(height, width) / min(height, width)
         raise Fault(
             ErrorCode.MEDIA_UNSUPPORTED,
-            f"an image of {width}x{height} pixels has an aspect ratio of "
-            f"{max(height, width) / min(height, width):.0f}, "
+            f"an image of {width}x{height} pixels has an aspect ratio of {ratio:.0f}, "
             f"the limit is {MAX_ASPECT_RATIO}; crop it",
         )
     fitted_height, fitted_width = round(height / factor) * factor, round(width / factor) * factor

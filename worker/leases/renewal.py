@@ -50,7 +50,7 @@ class LeaseRenewal(PeriodicThread):
         self._is_drained = False
 
     def turn(self) -> None:
-        """One round trip for all. Where Redis is away the jobs go on: what became of their leases is settle's to say."""
+        """One round trip for all. Where Redis is away jobs go on: what became of their leases is settle's to say."""
         held = list(self.held)
         for lease, answer in zip(held, self._store.renew(held), strict=True):
             if answer != "renewed":
