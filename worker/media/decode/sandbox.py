@@ -1,6 +1,6 @@
 """What a decoder child may not do: outlive its worker, reach the network, write files, take all memory or time.
 
-Limits are against files that break decoders. Linux only, as `guard` is.
+Limits are against files that break decoders. Linux only.
 """
 
 import ctypes
