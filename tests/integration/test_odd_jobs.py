@@ -54,7 +54,8 @@ ODD: dict[str, Any] = {
     "half a copied metadata": GOOD.model_copy(update={"metadata": {"a": HALF}}),
     "fields that raise": Raising(),
     "path that raises": {"prompt": "?", "media": [RaisingPath()]},
-    "media that raise": {"prompt": "?", "media": media_that_end_early()},
+    # Made for the test: a generator can be read once.
+    "media that raise": lambda: {"prompt": "?", "media": media_that_end_early()},
     "nothing": None,
     "text": "What is it?",
     "too large": {"prompt": "?", "media": b"\xff\xd8\xff" + bytes(2**20)},
@@ -65,7 +66,8 @@ ODD: dict[str, Any] = {
 def test_odd_job_is_refused_alone(redis: Redis, redis_url: str, odd: str) -> None:
     jobs = [{"prompt": str(number)} for number in range(NUM_JOBS)]
     with Client(redis_url) as client:
-        answers = client.submit_many([*jobs[:PLACE], ODD[odd], *jobs[PLACE + 1 :]])
+        job = ODD[odd]() if callable(ODD[odd]) else ODD[odd]
+        answers = client.submit_many([*jobs[:PLACE], job, *jobs[PLACE + 1 :]])
     assert isinstance(answers[PLACE], InvalidJob)
     str(answers[PLACE]).encode()
     assert [type(answer) for answer in answers].count(Job) == NUM_JOBS - 1
