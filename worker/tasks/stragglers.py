@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
@@ -33,7 +34,8 @@ class Stragglers:
     def __init__(self, settlement: Settlement) -> None:
         self._settlement = settlement
         self._running: set[Attempt] = set()
-        self._ended: set[Attempt] = set()
+        # An attempt may end by itself just before it is noted here, and nobody would take it out.
+        self._ended: WeakSet[Attempt] = WeakSet()
 
     @contextmanager
     def watching(self, attempt: Attempt) -> Iterator[None]:
@@ -42,7 +44,6 @@ class Stragglers:
             yield
         finally:
             self._running.discard(attempt)
-            self._ended.discard(attempt)
 
     def end_overdue(self) -> dict[Claimed, float]:
         """End the jobs whose time is over; returns those whose threads run on, and for how many seconds beyond it."""
@@ -51,8 +52,9 @@ class Stragglers:
         seconds_over = {attempt: now - attempt.ends_at for attempt in self._running.copy()}
         overdue = {attempt: seconds for attempt, seconds in seconds_over.items() if seconds > GRACE_SECONDS}
         try:
-            for attempt in overdue.keys() - self._ended:
-                self._end(attempt)
+            for attempt in overdue:
+                if attempt not in self._ended:
+                    self._end(attempt)
         except RedisError as error:
             log.warning("%d jobs hang and cannot be ended while Redis is away: %s", len(overdue), error)
         return {attempt.lease: seconds for attempt, seconds in overdue.items()}
