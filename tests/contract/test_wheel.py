@@ -156,7 +156,7 @@ def test_a_users_modules_of_our_old_names_are_beside_a_client_and_a_plain_celery
     for name in NAMESAKES:
         (tmp_path / f"{name}.py").write_text("WHOSE = 'the user'")
     (tmp_path / "ask.py").write_text(PROGRAM)
-    environment |= {
+    environment = environment | {
         "KEYE_REDIS_URL": environment["KEYE_REDIS_URL"].removesuffix("/0") + "/1",
         "KEYE_MODEL_PATH": str(packages / "keye/worker/demo/checkpoint"),
         "KEYE_MEDIA_ROOTS": str(hostile),
