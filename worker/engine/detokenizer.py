@@ -4,8 +4,7 @@ For byte-level vocabularies such as Qwen2's.
 """
 
 import codecs
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -13,9 +12,13 @@ class TokenBytes:
     """What each token id stands for in bytes; special tokens and ids without a token stand for none."""
 
     def __init__(self, tokenizer: Any) -> None:
+        # Imported here because it is heavy: all else in this file has no use for it.
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
         special = set(tokenizer.all_special_ids)
         self._bytes = [
-            b"" if token_id in special or token is None else _bytes_of(token)
+            b"" if token_id in special or token is None else _bytes_of(token, letters)
             for token_id, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
         ]
 
@@ -69,22 +72,11 @@ class StopStrings:
         return held
 
 
-def _bytes_of(token: str) -> bytes:
-    letters = _byte_letters()
+def _bytes_of(token: str, letters: Mapping[str, int]) -> bytes:
+    """`letters` stand for a byte each in a byte-level vocabulary."""
     if all(letter in letters for letter in token):
         return bytes(letters[letter] for letter in token)
     return token.encode()
-
-
-@cache
-def _byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in a byte-level vocabulary.
-
-    Printable Latin-1 bytes stand for themselves, the others follow each other from U+0100, as GPT-2 laid down.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _overlap(text: str, stop: str) -> int:
