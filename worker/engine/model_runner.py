@@ -31,20 +31,21 @@ class VisualRows:
     """The images, or the videos, of one prompt, in prompt order: item by item, as the prompt's chunks need them.
 
     `columns` [n] are the placeholders, `patches` [p, 3, s, s] and `grids` [items, 3] the media, `merged` how many
-    patches make one row. Raises `PlaceholderMismatch` when they do not come to the same number of rows.
+    patches make one row. Of each item are kept its `patches` and `num_rows`, and in `encoded` what the tower gave.
+    Raises `PlaceholderMismatch` when they do not come to the same number of rows.
     """
 
     def __init__(self, columns: Tensor, patches: Tensor, grids: Tensor, merged: int) -> None:
         num_patches = grids.prod(dim=1)
-        num_rows = int(num_patches.sum()) // merged
-        if num_rows != len(columns):
-            raise PlaceholderMismatch(f"{len(columns)} placeholder tokens, but the media give {num_rows} rows")
+        total = int(num_patches.sum()) // merged
+        if total != len(columns):
+            raise PlaceholderMismatch(f"{len(columns)} placeholder tokens, but the media give {total} rows")
         self.grids = grids
+        self.patches = patches.split(num_patches.tolist())
+        self.num_rows = (num_patches // merged).tolist()
+        self.encoded: dict[int, Tensor] = {}
         self._columns = columns
-        self._patches = patches.split(num_patches.tolist())
         self._row_ends = num_patches.cumsum(dim=0) // merged
-        self._merged = merged
-        self._encoded: dict[int, Tensor] = {}
 
     def unencoded(self, start: int, stop: int) -> list[int]:
         """The items that fill columns from `start` up to `stop` and are still to go through the tower."""
@@ -52,21 +53,12 @@ class VisualRows:
         if first == last:
             return []
         first_item, last_item = torch.searchsorted(self._row_ends, torch.tensor([first, last - 1]), right=True).tolist()
-        return [item for item in range(first_item, last_item + 1) if item not in self._encoded]
-
-    def patches(self, item: int) -> Tensor:
-        return self._patches[item]
-
-    def num_rows(self, item: int) -> int:
-        return len(self._patches[item]) // self._merged
-
-    def store(self, item: int, rows: Tensor) -> None:
-        self._encoded[item] = rows
+        return [item for item in range(first_item, last_item + 1) if item not in self.encoded]
 
     def fill(self, embeds: Tensor, start: int) -> None:
         """Put the rows into a chunk's embeddings [n, H], of the columns from `start` on."""
         first, last = self._rows_within(start, start + len(embeds))
-        for item, rows in self._encoded.items():
+        for item, rows in self.encoded.items():
             item_end = int(self._row_ends[item])
             item_start = item_end - len(rows)
             low, high = max(first, item_start), min(last, item_end)
@@ -144,11 +136,11 @@ class ModelRunner:
                     start = sequence.num_cached
                     wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
             if wanted:
-                patches = torch.cat([media.patches(item).to(self._device) for media, item in wanted])
+                patches = torch.cat([media.patches[item].to(self._device) for media, item in wanted])
                 rows = encode(patches, torch.stack([media.grids[item] for media, item in wanted]))
-                num_rows = [media.num_rows(item) for media, item in wanted]
+                num_rows = [media.num_rows[item] for media, item in wanted]
                 for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):
-                    media.store(item, item_rows)
+                    media.encoded[item] = item_rows
 
     def run(self, chunks: Seq[Chunk]) -> Tensor:
         """Logits [n, V] for the next token of each of the n chunks that reach the end of their sequence, in order."""

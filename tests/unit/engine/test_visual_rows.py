@@ -35,14 +35,14 @@ def test_chunk_asks_for_the_items_it_reaches(media: VisualRows, start: int, stop
 
 
 def test_item_is_asked_for_once(media: VisualRows) -> None:
-    media.store(1, torch.ones(1, 2))
+    media.encoded[1] = torch.ones(1, 2)
     assert media.unencoded(0, 40) == [0, 2]
 
 
 def test_items_are_the_patches_of_their_grids(media: VisualRows) -> None:
-    assert [len(media.patches(item)) for item in range(3)] == [8, 4, 8]
-    assert media.patches(1).flatten().tolist() == [8, 9, 10, 11]
-    assert [media.num_rows(item) for item in range(3)] == [2, 1, 2]
+    assert [len(media.patches[item]) for item in range(3)] == [8, 4, 8]
+    assert media.patches[1].flatten().tolist() == [8, 9, 10, 11]
+    assert media.num_rows == [2, 1, 2]
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, 8, 14])
@@ -53,7 +53,7 @@ def test_chunks_together_have_every_row_in_its_column(media: VisualRows, chunk_s
         chunk = embeds[start : start + chunk_size]
         for item in media.unencoded(start, start + len(chunk)):
             first = [0, 2, 3][item]
-            media.store(item, rows[first : first + media.num_rows(item)])
+            media.encoded[item] = rows[first : first + media.num_rows[item]]
         media.fill(chunk, start)
     assert embeds.flatten().tolist() == [0, 0, 0, 1, 2, 0, 0, 3, 0, 4, 0, 0, 5, 0]
 
