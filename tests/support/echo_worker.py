@@ -107,7 +107,7 @@ def _step(pending: PendingGeneration) -> bool:
         pending.deliver(prompt.text, len(prompt.input_ids))
     elif pending.is_abandoned:
         reason = "abandoned"
-    elif pending.deadline is not None and time.monotonic() >= pending.deadline:
+    elif time.monotonic() >= pending.deadline:
         reason = "deadline"
     else:
         return False

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from keye.config.codes import ErrorCode
@@ -65,7 +66,7 @@ class PendingGeneration:
     """One generation, seen by the thread that waits for it and by the thread that steps it."""
 
     def __init__(
-        self, prompt: "PreparedPrompt", sampling: SamplingOptions, priority: int = 0, deadline: float | None = None
+        self, prompt: "PreparedPrompt", sampling: SamplingOptions, priority: int = 0, deadline: float = inf
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
@@ -85,9 +86,7 @@ class PendingGeneration:
         Raises `Fault` when the generation failed.
         """
         while True:
-            left = None
-            if self.deadline is not None:
-                left = min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
+            left = min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
             with self._changed:
                 if not self.wait(left):
                     self.abandon()
@@ -106,8 +105,8 @@ class PendingGeneration:
                 else:
                     return
 
-    def wait(self, seconds: float | None) -> bool:
-        """Whether within so many seconds, or ever, there is text to read or the generation ends."""
+    def wait(self, seconds: float) -> bool:
+        """Whether within so many seconds there is text to read or the generation ends."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._num_unread_tokens) or self.has_ended, seconds)
 
@@ -155,7 +154,7 @@ class Inbox:
         self._is_woken = False
 
     def submit(
-        self, prompt: "PreparedPrompt", sampling: SamplingOptions, *, priority: int = 0, deadline: float | None = None
+        self, prompt: "PreparedPrompt", sampling: SamplingOptions, *, priority: int = 0, deadline: float = inf
     ) -> PendingGeneration:
         """Hand in a prepared prompt; `priority` is how many steps below the highest, `deadline` is of `time.monotonic`.
 

@@ -53,8 +53,7 @@ class Sequence:
 
     def is_given_up(self, now: float) -> bool:
         """Its job abandoned it, or its deadline has passed."""
-        deadline = self.pending.deadline
-        return self.pending.is_abandoned or (deadline is not None and now >= deadline)
+        return self.pending.is_abandoned or now >= self.pending.deadline
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take the next token, deliver the text it completes, say whether the sequence is over."""

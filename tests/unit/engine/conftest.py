@@ -1,6 +1,7 @@
 """Sequences without a model, and the tokenizer of the small checkpoint."""
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
     def make(
         ids: list[int],
         priority: int = 0,
-        deadline: float | None = None,
+        deadline: float = inf,
         eos_token_ids: tuple[int, ...] = (),
         **sampling: Any,
     ) -> Sequence:
