@@ -39,6 +39,7 @@ from tests.support.conditions import eventually
 from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
 
 SETTINGS = ("proto-max-bulk-len", "client-query-buffer-limit")
+ANSWER = {"channel": "answer", "num_tokens": 1}
 PICTURE = b"\x89PNG\r\n\x1a\n" + os.urandom(900_000)
 
 
@@ -246,7 +247,7 @@ class TestSettle:
         lease = claim(store, a_job())
         said = AttemptEvents(EventWriter(redis), lease)
         for offset, size in enumerate((400_000, 2**21, 400_000, 400_000)):
-            said.text("answer", "x" * size, offset, 1, may_wait=True)
+            said.tell(TextGenerated, may_wait=True, text="x" * size, offset=offset, **ANSWER)
         assert settlement.settle(lease, a_failure(lease), said.unwritten)
         _, *texts, end = events(redis, lease.job_id)
         assert [text.offset for text in texts if isinstance(text, TextGenerated)] == [0, 2, 3]
@@ -259,17 +260,17 @@ class TestEvents:
     ) -> None:
         lease = claim(store, a_job())
         said = AttemptEvents(EventWriter(redis), lease)
-        assert said.text("answer", "x" * 2**21, 0, 9)
-        assert said.text("answer", "end", 2**21, 10)
+        assert said.tell(TextGenerated, text="x" * 2**21, offset=0, **ANSWER)
+        assert said.tell(TextGenerated, text="end", offset=2**21, **ANSWER)
         (told,) = [event for event in events(redis, lease.job_id) if isinstance(event, TextGenerated)]
         assert (told.text, told.offset) == ("end", 2**21)
 
     def test_events_that_are_large_together_are_all_told(self, store: LeaseStore, redis: Redis, setting: str) -> None:
         lease = claim(store, a_job())
         said = AttemptEvents(EventWriter(redis), lease)
-        said.stage(Stage.GENERATE, may_wait=True)
+        said.tell(StageStarted, may_wait=True, stage=Stage.GENERATE)
         for offset in range(4):
-            said.text("answer", "x" * 400_000, offset, 1, may_wait=True)
+            said.tell(TextGenerated, may_wait=True, text="x" * 400_000, offset=offset, **ANSWER)
         said.flush()
         assert said.unwritten == []
         told = events(redis, lease.job_id)

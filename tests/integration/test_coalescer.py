@@ -8,7 +8,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.codes import Stage
 from keye.config.connection import connect
-from keye.config.event import EVENT, TextGenerated
+from keye.config.event import EVENT, StageStarted, TextGenerated
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
 from keye.config.wire import seal
@@ -82,7 +82,7 @@ def test_text_does_not_wait_long(coalescer: Coalescer, told: Told) -> None:
 def test_the_last_text_is_told_with_the_end_of_the_job(
     client: Redis, coalescer: Coalescer, said: AttemptEvents, lease: Claimed, redis: Redis
 ) -> None:
-    said.stage(Stage.GENERATE, may_wait=True)
+    said.tell(StageStarted, may_wait=True, stage=Stage.GENERATE)
     coalescer.push("A", 1, is_last=True)
     coalescer.flush()
     assert redis.xlen(keys.events(lease.job_id)) == 1, "the claim's"

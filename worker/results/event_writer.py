@@ -9,10 +9,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from keye.config import keys
-from keye.config.codes import Stage
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
 from keye.config.contract import Report
-from keye.config.event import Channel, FramesDecoded, StageStarted, TextGenerated
+from keye.config.event import Channel, TextGenerated
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.thinking import Piece, ThinkingSplitter
 
@@ -74,40 +73,29 @@ def without_oversized(redis: Redis, lease: Claimed, events: Sequence[str]) -> li
 
 
 class AttemptEvents:
-    """What one attempt says, by its own thread. What `may_wait` is written with what follows, or by the settlement.
-
-    Each call says whether the event is taken care of: written, or kept to be.
-    """
+    """What one attempt says, by its own thread."""
 
     def __init__(self, writer: EventWriter, lease: Claimed) -> None:
         self._writer = writer
         self._lease = lease
         self.unwritten: list[str] = []
 
-    def stage(self, stage: Stage, may_wait: bool = False) -> bool:
-        """The attempt reached `stage`."""
-        return self._tell(StageStarted, may_wait, stage=stage)
+    def tell(self, kind: type[Report], may_wait: bool = False, **facts: Any) -> bool:
+        """An event of this kind with these facts. What `may_wait` is written with what follows, or by the settlement.
 
-    def frames(self, media_index: int, done: int, total: int) -> bool:
-        """`done` of `total` frames of a video are decoded."""
-        return self._tell(FramesDecoded, media_index=media_index, done=done, total=total)
-
-    def text(self, channel: Channel, text: str, offset: int, num_tokens: int, may_wait: bool = False) -> bool:
-        """The model wrote `text` after the first `offset` characters of `channel`, and `num_tokens` in all."""
-        return self._tell(TextGenerated, may_wait, channel=channel, text=text, offset=offset, num_tokens=num_tokens)
-
-    def flush(self) -> None:
-        """Write what waits."""
-        if self.unwritten and self._writer.write(self._lease, self.unwritten):
-            self.unwritten = []
-
-    def _tell(self, kind: type[Report], may_wait: bool = False, **facts: Any) -> bool:
+        Says whether it is taken care of: written, or kept to be.
+        """
         event = kind.model_validate({**facts, "attempt": self._lease.attempt, "at": time.time()})
         events = [*self.unwritten, event.model_dump_json()]
         is_taken_care_of = may_wait or self._writer.write(self._lease, events)
         if is_taken_care_of:
             self.unwritten = events if may_wait else []
         return is_taken_care_of
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.unwritten and self._writer.write(self._lease, self.unwritten):
+            self.unwritten = []
 
 
 class Coalescer:
@@ -147,7 +135,8 @@ class Coalescer:
     def _tell(self, may_wait: bool = False) -> None:
         while self._waiting:
             channel, text = self._waiting[0]
-            if not self._events.text(channel, text, self._offsets[channel], self._num_tokens, may_wait):
+            facts = {"channel": channel, "text": text, "offset": self._offsets[channel], "num_tokens": self._num_tokens}
+            if not self._events.tell(TextGenerated, may_wait, **facts):
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)

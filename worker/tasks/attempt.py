@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from keye.config.codes import ErrorCode, Stage
+from keye.config.event import FramesDecoded, StageStarted
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority, VideoPart
 from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
@@ -199,7 +200,7 @@ class Attempt:
     @contextmanager
     def _in_stage(self, stage: Stage, is_brief: bool = False) -> Iterator[None]:
         self.stage = stage
-        self.events.stage(stage, may_wait=is_brief)
+        self.events.tell(StageStarted, may_wait=is_brief, stage=stage)
         started_at = time.monotonic()
         yield
         self._seconds[stage.value] = time.monotonic() - started_at
@@ -242,7 +243,7 @@ class Attempt:
         now = time.monotonic()
         if done == total or now - self._frames_told_at >= FRAMES_TOLD_EVERY_SECONDS:
             self._frames_told_at = now
-            self.events.frames(media_index, done, total)
+            self.events.tell(FramesDecoded, media_index=media_index, done=done, total=total)
 
     def _require_room(self, prompt: "PreparedPrompt") -> None:
         context = self._bench.processor.config.max_position_embeddings

@@ -5,6 +5,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import connect
+from keye.config.event import StageStarted
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
@@ -108,7 +109,7 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     brief: LeaseStore, client: Redis, redis: Redis
 ) -> None:
     sealed = a_job(max_attempts=3)
-    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).stage(Stage.FETCH)
+    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).tell(StageStarted, stage=Stage.FETCH)
     eventually(lambda: brief.overdue(10))
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")

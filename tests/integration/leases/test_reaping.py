@@ -2,13 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.contract import Report
+from keye.config.event import FramesDecoded, StageStarted, TextGenerated
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
@@ -142,18 +144,18 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
 
 
 @pytest.mark.parametrize(
-    ("say", "stage"),
+    ("kind", "facts", "stage"),
     [
-        (lambda said: said.stage(Stage.PREPARE), Stage.PREPARE),
-        (lambda said: said.frames(0, 1, 9), Stage.DECODE),
-        (lambda said: said.text("answer", "a", 0, 1), Stage.GENERATE),
+        (StageStarted, {"stage": Stage.PREPARE}, Stage.PREPARE),
+        (FramesDecoded, {"media_index": 0, "done": 1, "total": 9}, Stage.DECODE),
+        (TextGenerated, {"channel": "answer", "text": "a", "offset": 0, "num_tokens": 1}, Stage.GENERATE),
     ],
 )
 def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
-    brief: LeaseStore, client: Redis, say: Callable[[AttemptEvents], bool], stage: Stage
+    brief: LeaseStore, client: Redis, kind: type[Report], facts: dict[str, Any], stage: Stage
 ) -> None:
     lease = claim(brief, a_job(max_attempts=1))
-    assert say(AttemptEvents(EventWriter(client), lease))
+    assert AttemptEvents(EventWriter(client), lease).tell(kind, **facts)
     eventually(lambda: brief.overdue(10))
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)

@@ -9,7 +9,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
-from keye.config.event import JobEnded
+from keye.config.event import JobEnded, StageStarted
 from keye.config.outcome import OUTCOME, JobFailure
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import SealedJob
@@ -105,7 +105,7 @@ def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, red
 def test_late_event_does_not_bring_an_expired_stream_back(store: LeaseStore, client: Redis, redis: Redis) -> None:
     lease = claim(store, a_job())
     redis.delete(keys.events(lease.job_id))
-    AttemptEvents(EventWriter(client), lease).stage(Stage.GENERATE)
+    AttemptEvents(EventWriter(client), lease).tell(StageStarted, stage=Stage.GENERATE)
     assert not redis.exists(keys.events(lease.job_id))
 
 
