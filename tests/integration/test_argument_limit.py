@@ -186,7 +186,7 @@ class TestSettle:
             outbox.settle(lease, a_result(lease, 2**21))
         assert record(redis, lease.job_id)["state"] == JobState.RUNNING
         # As the analyst does with any outcome that cannot be written.
-        assert outbox.settle(lease, failure_of(explain(raised.value), Stage.GENERATE, lease, sealed.job))
+        assert outbox.settle(lease, failure_of(explain(raised.value), Stage.GENERATE, lease, sealed.job.metadata))
         told = outcome(redis, lease.job_id)
         assert isinstance(told, JobFailure)
         assert (told.code, told.state, told.metadata) == (ErrorCode.INVALID_JOB, JobState.FAILED, {"order": 7})

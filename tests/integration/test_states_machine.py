@@ -5,6 +5,7 @@ Every move is the project's own; only time is faked, by making what is due later
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -40,7 +41,7 @@ from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere,
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
-from keye.worker.tasks.stragglers import StrandedJobs
+from keye.worker.tasks.stragglers import dead_letter, expire
 from tests.support.scale import SCALE, SHORT
 
 LEASE_SECONDS = 30
@@ -68,8 +69,8 @@ class Jobs(RuleBasedStateMachine):
         self.settlement = Settlement(self.redis, 3600, 9000)
         self.spool = Spool(Path(mkdtemp(dir=self.folder)))
         self.outbox = Outbox(self.settlement, self.spool, self.store.patience)
-        stranded = StrandedJobs(self.settlement)
-        self.reaper = Reaper(self.store, "reaper", (), stranded.dead_letter, stranded.expire)
+        ends = (partial(dead_letter, self.settlement), partial(expire, self.settlement))
+        self.reaper = Reaper(self.store, "reaper", (), *ends)
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}

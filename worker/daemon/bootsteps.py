@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from contextlib import ExitStack, suppress
+from functools import partial
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
-from keye.worker.tasks.stragglers import StrandedJobs
+from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class EngineStep(bootsteps.StartStopStep):
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
         outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
-        stranded = StrandedJobs(settlement)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
-        self._reaper = Reaper(leases, identity.name, waiting, stranded.dead_letter, stranded.expire)
+        ends = (partial(dead_letter, settlement), partial(expire, settlement))
+        self._reaper = Reaper(leases, identity.name, waiting, *ends)
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)

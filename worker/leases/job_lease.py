@@ -121,11 +121,11 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class LateJob:
-    """One whose deadline has passed, and that had not ended a moment ago."""
+    """One whose deadline has passed, and that had not ended a moment ago; `attempt` is its last, 0 where none began."""
 
     job_id: str
     sealed_json: str
-    attempts: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,6 @@ class TakenOver:
     """
 
     lease: Claimed
-    sealed_json: str
     dead_worker: str
     stage: Stage
     cancel_requested: bool
@@ -182,10 +181,6 @@ class LeaseStore:
                 return Suspect()
             case _:
                 return HeldElsewhere()
-
-    def require_room(self, job: QueuedJob) -> None:
-        """Raises `ArgumentTooLarge` where Redis would not take the job's record."""
-        check_arguments(self.redis, job.record.values())
 
     def sealed(self, job_id: str) -> str | None:
         """What the job's record says is asked (JSON); None where it has none."""
@@ -250,9 +245,12 @@ class LeaseStore:
         answers = dict(zip(in_order, self._run["requeue"](names, args), strict=True))
         return [answers[lease] for lease in leases]
 
-    def overdue(self, limit: int) -> list[str]:
-        """Ids of jobs whose lease has ended, longest ago first."""
-        return self._due(keys.leases(), limit)
+    def due(self, found_in: str, limit: int) -> list[str]:
+        """Ids of jobs whose time among the leases, or the deadlines, has passed, whether they wait or run.
+
+        Longest ago first.
+        """
+        return cast(list[str], self.redis.zrangebyscore(found_in, "-inf", self._now(), start=0, num=limit))
 
     def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
         """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
@@ -262,7 +260,7 @@ class LeaseStore:
                 return Requeued(job_id, sealed_json, dead_worker or None, priority, newest)
             case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
                 lease = _claimed(QueuedJob(job_id, {}), token, sealed_json, facts)
-                return TakenOver(lease, sealed_json, dead_worker, Stage(stage), bool(cancel_requested))
+                return TakenOver(lease, dead_worker, Stage(stage), bool(cancel_requested))
             case _:
                 return None
 
@@ -284,16 +282,12 @@ class LeaseStore:
             lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
         return lost
 
-    def late(self, limit: int) -> list[str]:
-        """Ids of jobs whose deadline has passed, whether they wait or run; longest ago first."""
-        return self._due(keys.deadlines(), limit)
-
     def read_late(self, job_id: str) -> LateJob:
         sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))
         return LateJob(job_id, sealed_json or "null", int(attempts or 0))
 
     def postpone(self, job_id: str, found_in: str) -> None:
-        """Let the job, found due among the leases or the deadlines, be due again in a lease's time."""
+        """Let a job that was due be so again in a lease's time."""
         self.redis.zadd(found_in, {job_id: self._now() + self.lease_seconds}, xx=True)
 
     def _message(self, job_id: str, sealed_json: str | None, priority: Priority) -> str:
@@ -304,9 +298,6 @@ class LeaseStore:
         except ValueError:  # `ArgumentTooLarge` is one
             return message(job_id, None, priority)
         return whole
-
-    def _due(self, name: str, limit: int) -> list[str]:
-        return cast(list[str], self.redis.zrangebyscore(name, "-inf", self._now(), start=0, num=limit))
 
     def _now(self) -> float:
         seconds, microseconds = self.redis.time()

@@ -66,7 +66,7 @@ class Reaper(PeriodicThread):
 
     def look_around(self) -> None:
         """All there is to do, once; raises `RedisError` where Redis is away."""
-        for job_id in self._store.late(limit=MAX_JOBS_PER_PASS):
+        for job_id in self._store.due(keys.deadlines(), limit=MAX_JOBS_PER_PASS):
             with self._sparing_the_others(job_id, keys.deadlines()):
                 self._expire(self._store.read_late(job_id))
         for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
@@ -79,7 +79,7 @@ class Reaper(PeriodicThread):
         Gives up its turn for now when that takes long: thousands may wait here for another attempt or a newer worker.
         """
         gives_up_at = time.monotonic() + self.period_seconds / 2
-        while overdue := self._store.overdue(limit=MAX_JOBS_PER_PASS):
+        while overdue := self._store.due(keys.leases(), limit=MAX_JOBS_PER_PASS):
             for job_id in overdue:
                 with self._sparing_the_others(job_id, keys.leases()):
                     self._reap(job_id)

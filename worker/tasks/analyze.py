@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from keye.config.codes import ErrorCode, Stage
-from keye.config.connection import ArgumentTooLarge, passes
+from keye.config.connection import ArgumentTooLarge, check_arguments, passes
 from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import ANALYZE_TASK
@@ -123,7 +123,7 @@ class Analyst:
         tell_warnings()
         queued, opened = self._identify(payload, delivery_id, asked)
         try:
-            self._leases.require_room(queued)
+            check_arguments(self._leases.redis, queued.record.values())
         except ArgumentTooLarge as fault:
             queued = QueuedJob.unreadable(Outline(), queued.job_id, "null")
             opened = Fault(ErrorCode.INVALID_JOB, f"The job cannot be stored: it has {fault}.")
@@ -240,7 +240,7 @@ class Analyst:
 
     def _run(self, opened: SealedJob | Fault, lease: Claimed) -> JobResult | JobFailure | None:
         if isinstance(opened, Fault):
-            return self._settle(lease, failure_of(opened, Stage.OPEN, lease, job=None))
+            return self._settle(lease, failure_of(opened, Stage.OPEN, lease, metadata={}))
         attempt = Attempt(self._bench, opened.job, lease)
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
@@ -258,7 +258,7 @@ class Analyst:
                 fault = explain(error)
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
-                outcome = failure_of(fault, attempt.stage, lease, opened.job)
+                outcome = failure_of(fault, attempt.stage, lease, opened.job.metadata)
                 again = decide_retry(
                     *(fault, lease.attempt, lease.max_attempts, attempt.num_visual_tokens),
                     *(attempt.seconds_to_deadline, random.random()),
@@ -272,7 +272,7 @@ class Analyst:
                 raise
             except BaseException as error:
                 log.exception("job %s: its outcome cannot be written", lease.job_id)
-                return self._settle(lease, failure_of(explain(error), attempt.stage, lease, opened.job))
+                return self._settle(lease, failure_of(explain(error), attempt.stage, lease, opened.job.metadata))
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match self._leases.patience.wait_out(

@@ -2,12 +2,12 @@
 
 from copy import copy
 
+from pydantic import JsonValue
+
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
-from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
-from keye.config.wire import JobOutline
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.job_lease import Claimed, LateJob
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 CANCELLED_BEFORE = "The caller cancelled the job before it ran."
@@ -25,8 +25,8 @@ def explain(error: BaseException) -> Fault:
     )
 
 
-def failure_of(fault: Fault, stage: Stage, lease: Claimed, job: AnalysisJob | JobOutline | None) -> JobFailure:
-    """The outcome that tells the caller; `job` is None where it could not be read."""
+def failure_of(fault: Fault, stage: Stage, lease: Claimed | LateJob, metadata: dict[str, JsonValue]) -> JobFailure:
+    """The outcome that tells the caller; `metadata` is the job's, empty where it could not be read."""
     return JobFailure(
         job_id=lease.job_id,
         code=fault.code,
@@ -36,5 +36,5 @@ def failure_of(fault: Fault, stage: Stage, lease: Claimed, job: AnalysisJob | Jo
         attempts=lease.attempt,
         media_index=fault.media_index,
         partial=fault.partial,
-        metadata={} if job is None else job.metadata,
+        metadata=metadata,
     )

@@ -15,7 +15,6 @@ from redis.exceptions import RedisError
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
-from keye.config.outcome import JobFailure
 from keye.config.wire import Outline
 from keye.worker.leases.job_lease import Claimed, LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
@@ -62,47 +61,38 @@ class Stragglers:
     def _end(self, attempt: Attempt) -> None:
         if (fault := attempt.fault_of_time()) is None:
             return
-        failure = failure_of(fault, attempt.stage, attempt.lease, attempt.job)
+        failure = failure_of(fault, attempt.stage, attempt.lease, attempt.job.metadata)
         if self._settlement.settle(attempt.lease, failure):
             why = (failure.stage, failure.code, failure.message)
             log.error("job %s: hangs in %s: %s: %r", attempt.lease.job_id, *why)
         self._ended.add(attempt)
 
 
-class StrandedJobs:
-    """Makes dead letters and expires for the reaper; both raise when Redis is away, and are then called again."""
-
-    def __init__(self, settlement: Settlement) -> None:
-        self._settlement = settlement
-
-    def dead_letter(self, taken: TakenOver) -> None:
-        """End a job that may not run again as failed, or as cancelled where its caller wanted that."""
-        job = Outline.of(read_sealed(taken.sealed_json)).job
-        lease = replace(taken.lease, idempotency_key=job.idempotency_key)
-        if taken.cancel_requested:
-            fault = Fault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
-        else:
-            fault = Fault(
-                ErrorCode.WORKER_LOST,
-                f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
-                f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
-            )
-        self._settlement.settle(lease, failure_of(fault, taken.stage, lease, job))
-
-    def expire(self, late: LateJob) -> None:
-        """End a job whose deadline passed while it waited; of a running one its worker ends it."""
-        job = Outline.of(read_sealed(late.sealed_json)).job
-        failure = JobFailure(
-            job_id=late.job_id,
-            code=ErrorCode.DEADLINE_EXCEEDED,
-            message="The job's deadline_seconds were over while it was queued. Give it longer, or add workers.",
-            stage=Stage.QUEUED,
-            retryable=False,
-            attempts=late.attempts,
-            metadata=job.metadata,
+def dead_letter(settlement: Settlement, taken: TakenOver) -> None:
+    """End a job that may not run again as failed, or as cancelled where its caller wanted that."""
+    job = Outline.of(read_sealed(taken.lease.sealed_json)).job
+    lease = replace(taken.lease, idempotency_key=job.idempotency_key)
+    if taken.cancel_requested:
+        fault = Fault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
+    else:
+        fault = Fault(
+            ErrorCode.WORKER_LOST,
+            f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
+            f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
         )
-        if self._settlement.expire(failure, job):
-            log.info("job %s: %s while it was queued", late.job_id, failure.state)
+    settlement.settle(lease, failure_of(fault, taken.stage, lease, job.metadata))
+
+
+def expire(settlement: Settlement, late: LateJob) -> None:
+    """End a job whose deadline passed while it waited; of a running one its worker ends it."""
+    job = Outline.of(read_sealed(late.sealed_json)).job
+    fault = Fault(
+        ErrorCode.DEADLINE_EXCEEDED,
+        "The job's deadline_seconds were over while it was queued. Give it longer, or add workers.",
+    )
+    failure = failure_of(fault, Stage.QUEUED, late, job.metadata)
+    if settlement.expire(failure, job):
+        log.info("job %s: %s while it was queued", late.job_id, failure.state)
 
 
 def read_sealed(sealed_json: str | None) -> Any:

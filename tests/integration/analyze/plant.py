@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Workbench
-from keye.worker.tasks.stragglers import StrandedJobs
+from keye.worker.tasks.stragglers import dead_letter, expire
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4
@@ -181,8 +182,8 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
 
 
 def a_reaper(plant: Plant) -> Reaper:
-    jobs = StrandedJobs(plant.settlement)
-    return Reaper(plant.leases, "reaper", (), jobs.dead_letter, jobs.expire)
+    ends = (partial(dead_letter, plant.settlement), partial(expire, plant.settlement))
+    return Reaper(plant.leases, "reaper", (), *ends)
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:

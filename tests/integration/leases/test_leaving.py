@@ -14,7 +14,7 @@ from keye.producer import Client
 from keye.worker.leases.job_lease import LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
-from keye.worker.tasks.stragglers import StrandedJobs
+from keye.worker.tasks.stragglers import expire
 from tests.support.leased_jobs import a_job, claim, messages, record
 
 NOT_KNOWN: list[dict[str, Any]] = [{"planted": 1}, {"thinking": "briefly"}, {"media": [{"type": "audio"}]}]
@@ -109,7 +109,7 @@ def test_a_newer_job_whose_deadline_passes_ends_with_all_that_is_its_own(
     redis.hset(keys.record(payload["job_id"]), mapping=dict(newer(payload).record))
     redis.zadd(keys.queued("low"), {payload["job_id"]: 1})
     redis.zadd(keys.deadlines(), {payload["job_id"]: 1})
-    StrandedJobs(settlement).expire(store.read_late(payload["job_id"]))
+    expire(settlement, store.read_late(payload["job_id"]))
     failure = JobFailure.model_validate_json(record(redis, payload["job_id"])["outcome"])
     assert failure.metadata == {"order": 7}
     assert redis.ttl(keys.idempotency("k")) > 0

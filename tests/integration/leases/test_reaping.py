@@ -23,7 +23,7 @@ from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events,
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
     lease = claim(brief, a_job())
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     assert brief.renew([lease]) == ["renewed"]
     assert brief.reap(lease.job_id, "reaper") is None
     assert record(redis, lease.job_id)["state"] == JobState.RUNNING
@@ -48,10 +48,10 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
 def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     assert isinstance(brief.reap(sealed.job_id, "this reaper dies before it publishes"), Requeued)
 
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     requeued = brief.reap(sealed.job_id, "the next reaper")
     assert isinstance(requeued, Requeued)
     brief.publish(requeued)
@@ -62,13 +62,13 @@ def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: Lea
 def test_publishing_too_late_does_not_end_the_next_lease(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     requeued = brief.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     claim(brief, sealed, "faster than the message")
     brief.publish(requeued)
     assert messages(redis) == []
-    eventually(lambda: brief.overdue(10) == [sealed.job_id])
+    eventually(lambda: brief.due(keys.leases(), 10) == [sealed.job_id])
 
 
 def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
@@ -76,7 +76,7 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 ) -> None:
     sealed = a_job(max_attempts=1)
     dead = claim(brief, sealed, "dead")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.lease.attempt == 1
@@ -90,10 +90,10 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 def test_job_whose_reaper_died_too_is_taken_over_again(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=1)
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     assert isinstance(brief.reap(sealed.job_id, "dies too"), TakenOver)
     assert brief.reap(sealed.job_id, "too early") is None
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     assert isinstance(brief.reap(sealed.job_id, "lives"), TakenOver)
 
 
@@ -101,7 +101,7 @@ def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, re
     sealed = a_job(max_attempts=3)
     claim(brief, sealed, "dead")
     redis.hset(keys.record(sealed.job_id), "cancel_requested", "1")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.cancel_requested
@@ -130,7 +130,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     redis.zadd(keys.deadlines(), {"no-hash": overdue, "late": overdue})
     lost = a_job()
     claim(brief, lost)
-    eventually(lambda: lost.job_id in brief.overdue(10))
+    eventually(lambda: lost.job_id in brief.due(keys.leases(), 10))
     expired: list[str] = []
     reaper = a_reaper(brief, expire=lambda late: expired.append(late.job_id))
     for _ in range(2):
@@ -140,7 +140,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     assert "late" in expired
     told = [line for line in caplog.messages if "cannot be looked after" in line]
     assert len(told) == 3, "once a lease, not at every look"
-    eventually(lambda: {"no-hash", "odd"} <= set(brief.overdue(10)))
+    eventually(lambda: {"no-hash", "odd"} <= set(brief.due(keys.leases(), 10)))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
 ) -> None:
     lease = claim(brief, a_job(max_attempts=1))
     assert AttemptEvents(EventWriter(client), lease).tell(kind, **facts)
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.stage is stage

@@ -91,7 +91,7 @@ def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
     sealed = a_job()
     frozen = claim(brief, sealed, "frozen")
-    eventually(lambda: brief.overdue(10))
+    eventually(lambda: brief.due(keys.leases(), 10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
 
     assert not settlement.settle(frozen, a_failure(frozen)), "requeued: the old token is worth nothing"
@@ -129,14 +129,14 @@ def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
     redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
     redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
 
-    assert store.late(10) == [sealed.job_id]
+    assert store.due(keys.deadlines(), 10) == [sealed.job_id]
     assert settlement.expire(late_failure(sealed), sealed.job)
     assert not settlement.expire(late_failure(sealed), sealed.job), "once"
     fields = record(redis, sealed.job_id)
     assert fields["state"] == JobState.EXPIRED
     assert OUTCOME.validate_json(fields["outcome"]) == late_failure(sealed)
     assert [event.state for event in events(redis, sealed.job_id)] == [JobState.EXPIRED]
-    assert store.late(10) == []
+    assert store.due(keys.deadlines(), 10) == []
     assert not redis.exists(keys.queued("normal"))
     for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k")):
         assert 0 < redis.ttl(key) <= TTL
@@ -151,7 +151,7 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
     lease = claim(store, sealed)
     assert not settlement.expire(late_failure(sealed), sealed.job)
     assert record(redis, sealed.job_id)["state"] == JobState.RUNNING
-    assert store.late(10) == [], "looked at again later, should the worker die"
+    assert store.due(keys.deadlines(), 10) == [], "looked at again later, should the worker die"
     assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
     settlement.settle(lease, a_failure(lease))
     assert not redis.exists(keys.deadlines())
