@@ -23,7 +23,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, SamplingDefaults, Workbench
+from keye.worker.tasks.attempt import Attempt, Workbench, load_sampling
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "v1_5" / "checkpoint"
 NEW_TOKENS = 24
@@ -61,7 +61,7 @@ def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, decoders: Deco
     return Workbench(
         inbox=engine.inbox,
         processor=processor,
-        sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
+        sampling=load_sampling(CHECKPOINT),
         media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,))),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,

@@ -18,7 +18,7 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, SamplingDefaults, Workbench
+from keye.worker.tasks.attempt import Attempt, Workbench, load_sampling
 from tests.support.zoo import encode_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -47,7 +47,7 @@ def bench(checkpoint: Path, engine: Engine, redis: Redis, decoders: DecoderPool,
     return Workbench(
         inbox=engine.inbox,
         processor=KeyeProcessor.from_checkpoint(checkpoint),
-        sampling=SamplingDefaults.from_checkpoint(checkpoint),
+        sampling=load_sampling(checkpoint),
         media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,), min_frames_per_second=0.9)),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,

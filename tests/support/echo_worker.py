@@ -19,7 +19,6 @@ from keye.config.settings import Settings
 from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
 from keye.worker.sizing import Sizing
-from keye.worker.tasks.attempt import SamplingDefaults
 from keye.worker.tasks.celery_app import build_app
 
 if TYPE_CHECKING:
@@ -131,10 +130,7 @@ class EchoStep(EngineStep):
         engine = EchoEngine()
         engine.start()
         model = ModelIdentity(name="echo", model_type="echo", precision="float32")
-        sampling = SamplingDefaults(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
-        served = SimpleNamespace(
-            engine=engine, processor=EchoProcessor(), sampling=sampling, model=model, device="none"
-        )
+        served = SimpleNamespace(engine=engine, processor=EchoProcessor(), sampling={}, model=model, device="none")
         return cast("ServedModel", served)
 
 

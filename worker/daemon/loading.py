@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
@@ -15,7 +15,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
-from keye.worker.tasks.attempt import SamplingDefaults
+from keye.worker.tasks.attempt import load_sampling
 from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class ServedModel:
 
     engine: Engine
     processor: KeyeProcessor
-    sampling: SamplingDefaults
+    sampling: dict[str, Any]
     model: ModelIdentity
     device: str
 
@@ -73,4 +73,4 @@ def load_served_model(settings: Settings) -> ServedModel:
         "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
         *(path.name, precision.name, device_name, loaded - started, time.monotonic() - started),
     )
-    return ServedModel(engine, processor, SamplingDefaults.from_checkpoint(path), identity, device_name)
+    return ServedModel(engine, processor, load_sampling(path), identity, device_name)

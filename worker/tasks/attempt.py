@@ -4,10 +4,10 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.event import FramesDecoded, StageStarted
@@ -40,29 +40,16 @@ class Drained(Exception):
     """The process ends before the job does, and has given it back: another worker is to run it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """How the checkpoint samples where a job does not say."""
+def load_sampling(folder: Path) -> dict[str, Any]:
+    """How the checkpoint samples where a job does not say, as `SamplingOptions` has it; what it leaves out is off."""
+    written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    sampling = {name: written[name] for name in ("top_p", "top_k", "repetition_penalty") if name in written}
+    return sampling | {"temperature": written.get("temperature", 1.0) if written.get("do_sample") else 0.0}
 
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
 
-    @classmethod
-    def from_checkpoint(cls, folder: Path) -> Self:
-        """What `generation_config.json` says; what it leaves out is off."""
-        written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        return cls(
-            temperature=written.get("temperature", 1.0) if written.get("do_sample") else 0.0,
-            top_p=written.get("top_p", 1.0),
-            top_k=written.get("top_k", 0),
-            repetition_penalty=written.get("repetition_penalty", 1.0),
-        )
-
-    def complete(self, options: GenerationOptions) -> SamplingOptions:
-        """The job's options, each one left out taken from the checkpoint."""
-        return SamplingOptions(**(asdict(self) | options.model_dump(exclude_none=True)))
+def complete_sampling(options: GenerationOptions, defaults: dict[str, Any]) -> SamplingOptions:
+    """The job's options, each one left out taken from the checkpoint."""
+    return SamplingOptions(**(defaults | options.model_dump(exclude_none=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +58,7 @@ class Workbench:
 
     inbox: Inbox
     processor: "KeyeProcessor"
-    sampling: SamplingDefaults
+    sampling: dict[str, Any]
     media_limits: MediaLimits
     media_cache: MediaCache
     decoders: DecoderPool
@@ -259,7 +246,7 @@ class Attempt:
     def _generate(self, prompt: "PreparedPrompt") -> Generated:
         limit = TimeLimit("KEYE_MAX_GENERATE_SECONDS", self._bench.max_generate_seconds, time.monotonic())
         self._limits.append(limit)
-        options = self._bench.sampling.complete(self.job.generation)
+        options = complete_sampling(self.job.generation, self._bench.sampling)
         priority = list(Priority).index(self.job.priority)
         self._pending = self._bench.inbox.submit(prompt, options, priority=priority, deadline=self.ends_at)
         if self._interruption is not None:

@@ -19,7 +19,7 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
-from keye.worker.tasks.attempt import SamplingDefaults, Workbench
+from keye.worker.tasks.attempt import Workbench, load_sampling
 from keye.worker.tasks.celery_app import build_app
 from tests.integration.analyze.plant import (
     CHECKPOINT,
@@ -52,7 +52,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     bench = Workbench(
         inbox=FaultyInbox(engine.inbox),
         processor=processor,
-        sampling=SamplingDefaults.from_checkpoint(CHECKPOINT),
+        sampling=load_sampling(CHECKPOINT),
         media_limits=MediaLimits.of(settings),
         media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
         decoders=decoders,
