@@ -65,17 +65,15 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     faults = select(findings, Severity.FAULT)
     # Without a package the trials could not even be imported.
     if not any(finding.subject == "packages" for finding in faults):
-        from keye.worker.daemon.trials import try_parts
+        from keye.worker.daemon.trials import check_smoke_job, try_parts
 
         for finding in try_parts(settings, gpus):
             faults += select([finding], Severity.FAULT)
             yield finding
-    if faults:
-        yield fault("smoke job", "not tried", "Cure the faults above first.")
-    else:
-        from keye.worker.daemon.trials import check_smoke_job
-
-        yield check_smoke_job(settings)
+        if not faults:
+            yield check_smoke_job(settings)
+            return
+    yield fault("smoke job", "not tried", "Cure the faults above first.")
 
 
 def check_packages() -> Iterator[Finding]:
