@@ -52,17 +52,13 @@ def plan_step(
     staying = list(running[: limits.max_running])
     preempted = list(running[limits.max_running :])
     num_free += sum(len(sequence.block_table) for sequence in preempted)
-    at = 0
-    while at < len(staying):
-        sequence = staying[at]
-        num_missing = sequence.num_missing_blocks(block_size)
-        while num_missing > num_free and at < len(staying):
-            youngest = staying.pop()
-            num_free += len(youngest.block_table)
-            preempted.append(youngest)
-        if at < len(staying):
-            num_free -= num_missing
-            at += 1
+    num_missing = sum(sequence.num_missing_blocks(block_size) for sequence in staying)
+    while num_missing > num_free:
+        youngest = staying.pop()
+        num_missing -= youngest.num_missing_blocks(block_size)
+        num_free += len(youngest.block_table)
+        preempted.append(youngest)
+    num_free -= num_missing
 
     decoding = [sequence for sequence in staying if sequence.is_decoding]
     decoding.sort(key=attrgetter("num_cached"), reverse=True)
