@@ -121,15 +121,14 @@ class ImageProcessor:
     def process_slow_fast_video(self, video: Video) -> Patches:
         """Slow and fast frames each at their own size, in time order, as 1.5 sees a video.
 
-        Neighbours of equal size share a grid. A size given for a kind of frame is met exactly, by bilinear
-        interpolation; otherwise frames are fitted as an image is.
+        Neighbours that are to have the same size share a grid. A size given for a kind of frame is met exactly, by
+        bilinear interpolation; otherwise frames are fitted as an image is.
         """
         _require_rgb(video.frames, ndim=4)
-        types = frame_types(video)
+        sizes = [video.fast_size if kind == 1 else video.size for kind in frame_types(video)]
         fitted = self._fit(video, video.frames.shape[1:3])
         cut: list[Patches] = []
-        for is_fast, run in groupby(range(len(types)), key=lambda index: types[index] == 1):
-            exact = video.fast_size if is_fast else video.size
+        for exact, run in groupby(range(len(sizes)), key=lambda index: sizes[index]):
             frames = video.frames[list(run)]
             if exact is None:
                 resized = _resize(frames, fitted, self.resample)
@@ -141,7 +140,8 @@ class ImageProcessor:
             else:
                 resized = _interpolate(frames, exact)
             cut.append(self._cut(resized))
-        return join_patches(cut)
+        grids = tuple(grid for part in cut for grid in part.grids)
+        return Patches(np.concatenate([part.values for part in cut]), grids)
 
     def _fit(self, visual: Image | Video, size: Size) -> Size:
         least, most = visual.min_pixels or self.min_pixels, visual.max_pixels or self.max_pixels
@@ -185,17 +185,6 @@ def tell_slow_from_fast(frames: np.ndarray) -> tuple[int, ...]:
         window = frames[[latest_slow, *range(start, min(start + _WINDOW, len(frames)))]]
         types += extract_slow_fast_frames(torch.from_numpy(window).permute(0, 3, 1, 2))[1:].tolist()
     return tuple(types)
-
-
-def join_patches(parts: list[Patches]) -> Patches:
-    """Items one behind the other; neighbours of equal size become one grid."""
-    grids = [grid for part in parts for grid in part.grids]
-    merged = tuple(
-        (sum(t for t, _, _ in run), h, w)
-        for (h, w), group in groupby(grids, key=lambda grid: grid[1:])
-        for run in [list(group)]
-    )
-    return Patches(np.concatenate([part.values for part in parts]), merged)
 
 
 def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> np.ndarray:
