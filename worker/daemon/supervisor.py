@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from queue import Empty, SimpleQueue
 
@@ -35,11 +35,23 @@ MAX_DEATHS_BEFORE_READY = 5
 
 
 @dataclass(slots=True)
-class Revival:
-    """One child's history: how often it died in a row, and how often of these before it was ever ready."""
+class Child:
+    """One pinned worker process; times are `time.monotonic`.
 
+    `deaths` is how often it died in a row, `deaths_before_ready` how often of these before it was ever ready.
+    """
+
+    gpu: str | None
+    index: int
     deaths: int = 0
     deaths_before_ready: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    start_at: float = 0.0
+    started_at: float = 0.0
+    ready_at: float | None = None
+
+    def __str__(self) -> str:
+        return "worker on the CPU" if self.gpu is None else f"worker on GPU {self.gpu}"
 
     def pause_after_death(self, ready_seconds: float | None) -> float | None:
         """Seconds to wait before the next start (1, 2, 4 .. 60), or None to give up.
@@ -57,22 +69,6 @@ class Revival:
                 self.deaths = 0
         self.deaths += 1
         return min(2.0 ** (self.deaths - 1), MAX_PAUSE_SECONDS)
-
-
-@dataclass(slots=True)
-class Child:
-    """One pinned worker process and its history; times are `time.monotonic`."""
-
-    gpu: str | None
-    index: int
-    revival: Revival = field(default_factory=Revival)
-    process: subprocess.Popen[bytes] | None = None
-    start_at: float = 0.0
-    started_at: float = 0.0
-    ready_at: float | None = None
-
-    def __str__(self) -> str:
-        return "worker on the CPU" if self.gpu is None else f"worker on GPU {self.gpu}"
 
     def start(self) -> None:
         # In place before anything imports torch. A pinned child must not fall back to the CPU in silence.
@@ -119,12 +115,12 @@ class Supervisor:
     def _plan_revival(self, child: Child, dead: subprocess.Popen[bytes], now: float) -> bool:
         child.process = None
         how = describe(dead.returncode)
-        pause = child.revival.pause_after_death(None if child.ready_at is None else now - child.ready_at)
+        pause = child.pause_after_death(None if child.ready_at is None else now - child.ready_at)
         if pause is None:
             logger.critical(
                 "%s ended with %s, %d times in a row before it was ready: giving up. Its log above says why; "
                 "`keye-worker doctor` checks the whole set-up.",
-                *(child, how, child.revival.deaths_before_ready),
+                *(child, how, child.deaths_before_ready),
             )
             return False
         logger.error("%s ended with %s; it is started again in %g s", child, how, pause)

@@ -1,33 +1,33 @@
 """When a dead child is started again."""
 
-from keye.worker.daemon.supervisor import MAX_DEATHS_BEFORE_READY, STEADY_SECONDS, Revival
+from keye.worker.daemon.supervisor import MAX_DEATHS_BEFORE_READY, STEADY_SECONDS, Child
 
 
 def test_pauses_grow_from_one_second_to_a_minute_and_no_further() -> None:
-    revival = Revival()
-    pauses = [revival.pause_after_death(ready_seconds=0.5) for _ in range(9)]
+    child = Child(gpu=None, index=0)
+    pauses = [child.pause_after_death(ready_seconds=0.5) for _ in range(9)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_steady_run_brings_the_pause_back_to_one_second() -> None:
-    revival = Revival()
+    child = Child(gpu=None, index=0)
     for _ in range(4):
-        revival.pause_after_death(ready_seconds=0.5)
-    assert revival.pause_after_death(ready_seconds=STEADY_SECONDS) == 1
-    assert revival.pause_after_death(ready_seconds=0.5) == 2
+        child.pause_after_death(ready_seconds=0.5)
+    assert child.pause_after_death(ready_seconds=STEADY_SECONDS) == 1
+    assert child.pause_after_death(ready_seconds=0.5) == 2
 
 
 def test_a_child_that_never_becomes_ready_is_given_up() -> None:
-    revival = Revival()
-    pauses = [revival.pause_after_death(ready_seconds=None) for _ in range(MAX_DEATHS_BEFORE_READY)]
+    child = Child(gpu=None, index=0)
+    pauses = [child.pause_after_death(ready_seconds=None) for _ in range(MAX_DEATHS_BEFORE_READY)]
     assert pauses == [1, 2, 4, 8, None]
 
 
 def test_deaths_before_ready_count_only_in_a_row() -> None:
-    revival = Revival()
+    child = Child(gpu=None, index=0)
     for _ in range(MAX_DEATHS_BEFORE_READY - 1):
-        assert revival.pause_after_death(ready_seconds=None) is not None
-    assert revival.pause_after_death(ready_seconds=3) == 16
+        assert child.pause_after_death(ready_seconds=None) is not None
+    assert child.pause_after_death(ready_seconds=3) == 16
     for _ in range(MAX_DEATHS_BEFORE_READY - 1):
-        assert revival.pause_after_death(ready_seconds=None) is not None
-    assert revival.pause_after_death(ready_seconds=None) is None
+        assert child.pause_after_death(ready_seconds=None) is not None
+    assert child.pause_after_death(ready_seconds=None) is None
