@@ -14,7 +14,6 @@ class CheckpointFault(Exception):
     """The checkpoint folder cannot be loaded; `faults` holds every reason, not just the first."""
 
     def __init__(self, path: Path, faults: list[str]) -> None:
-        self.path = path
         self.faults = faults
         shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
         super().__init__(

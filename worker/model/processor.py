@@ -55,15 +55,13 @@ class PreparedPrompt:
     """int64 [videos]"""
 
 
+@dataclass(eq=False)
 class KeyeProcessor:
-    def __init__(
-        self, config: KeyeConfig, prompt_format: PromptFormat, images: ImageProcessor, eos_token_ids: Sequence[int]
-    ) -> None:
-        self.config = config
-        self.prompt_format = prompt_format
-        self.image_processor = images
-        self.eos_token_ids = tuple(eos_token_ids)
-        """A generation ends at any of these."""
+    config: KeyeConfig
+    prompt_format: PromptFormat
+    image_processor: ImageProcessor
+    eos_token_ids: Sequence[int]
+    """A generation ends at any of these."""
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "KeyeProcessor":

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -20,10 +21,6 @@ from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 
 log = logging.getLogger(__name__)
 
-# Of a spool.
-MAX_FILES = 10_000
-MAX_BYTES = 2**28
-
 
 class Verdict(Report):
     """An outcome, the claim that it was reached under, and the events (JSON) that go before the last."""
@@ -33,16 +30,16 @@ class Verdict(Report):
     last_events: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Spool:
     """A file for each outcome, named by its claim's token, shared by all workers of a host that have the same Redis.
 
     It is bounded, and its disk may fail: what it does not take stays in memory, and the log says so.
     """
 
-    def __init__(self, folder: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
-        self._folder = folder
-        self._max_files = max_files
-        self._max_bytes = max_bytes
+    folder: Path
+    max_files: int = 10_000
+    max_bytes: int = 2**28
 
     @classmethod
     def of(cls, redis: Redis, folder: Path) -> Self:
@@ -55,14 +52,14 @@ class Spool:
         """In one step: a process that dies in the middle leaves nothing that is read."""
         content = verdict.model_dump_json().encode()
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._folder.stat().st_uid != os.geteuid():
-                raise PermissionError(f"{self._folder} belongs to another user, set KEYE_SPOOL_FOLDER")
-            sizes = [entry.stat().st_size for entry in os.scandir(self._folder)]
-            if len(sizes) >= self._max_files or sum(sizes) + len(content) > self._max_bytes:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.folder.stat().st_uid != os.geteuid():
+                raise PermissionError(f"{self.folder} belongs to another user, set KEYE_SPOOL_FOLDER")
+            sizes = [entry.stat().st_size for entry in os.scandir(self.folder)]
+            if len(sizes) >= self.max_files or sum(sizes) + len(content) > self.max_bytes:
                 raise OSError(
-                    f"{self._folder} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
-                    f"{self._max_files} and {self._max_bytes}"
+                    f"{self.folder} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
+                    f"{self.max_files} and {self.max_bytes}"
                 )
             partial_path = self._path(verdict.lease.token).with_suffix(".partial")
             with partial_path.open("wb") as file:
@@ -75,7 +72,7 @@ class Spool:
 
     def waiting(self) -> Iterator[Verdict]:
         """All that is kept; what cannot be read is told of and dropped, and its job runs again."""
-        for path in self._folder.glob("*.json"):
+        for path in self.folder.glob("*.json"):
             try:
                 yield Verdict.model_validate_json(path.read_bytes())
             except FileNotFoundError:
@@ -92,7 +89,7 @@ class Spool:
             log.warning("an outcome stays on disk, where it does no harm: %s", fault)
 
     def _path(self, token: str) -> Path:
-        return self._folder / f"{token}.json"
+        return self.folder / f"{token}.json"
 
 
 class Outbox:
