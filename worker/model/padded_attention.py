@@ -6,11 +6,11 @@ For `generate`, training and comparisons; an engine's pass is packed and paged, 
 from collections.abc import Callable
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
 from keye.worker.model.text_decoder import Attend, KeyeDecoderLayer, KeyeTextModel
 
@@ -25,7 +25,7 @@ def attend_padded(
     # By position: releases of this major differ in what they call a cache.
     mask = create_causal_mask(decoder.config, inputs_embeds, attention_mask, cache)
     kernel: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-        decoder.config._attn_implementation, eager_attention
+        decoder.config._attn_implementation, eager_attention_forward
     )
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -36,22 +36,3 @@ def attend_padded(
         return kernel(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
 
     return attend
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Attention as it is written on paper, for comparison with the kernels. [B, heads, L, d] to [B, L, heads, d]."""
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
