@@ -259,10 +259,8 @@ class Analyst:
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
                 outcome = failure_of(fault, attempt.stage, lease, opened.job.metadata)
-                again = decide_retry(
-                    *(fault, lease.attempt, lease.max_attempts, attempt.num_visual_tokens),
-                    *(attempt.seconds_to_deadline, random.random()),
-                )
+                left_seconds, jitter = attempt.seconds_to_deadline, random.random()
+                again = decide_retry(fault, lease, attempt.num_visual_tokens, left_seconds, jitter)
                 if again is not None:
                     attempt.events.flush()
                     return self._retry(lease, outcome, again)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.worker.leases.job_lease import Claimed
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
 _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)
@@ -23,12 +24,7 @@ class RetryDecision:
 
 
 def decide_retry(
-    fault: Fault,
-    attempt: int,
-    max_attempts: int,
-    num_visual_tokens: int,
-    seconds_to_deadline: float | None,
-    jitter: float,
+    fault: Fault, lease: Claimed, num_visual_tokens: int, seconds_to_deadline: float, jitter: float
 ) -> RetryDecision | None:
     """The next attempt, or None where this failure is the job's outcome. `jitter` is evenly drawn from [0, 1).
 
@@ -37,14 +33,14 @@ def decide_retry(
     The pause is full jitter under an exponential ceiling, so that the jobs of one outage do not come back as one wave;
     what the store asked for by Retry-After comes on top. No attempt begins behind the job's deadline.
     """
-    if fault.code not in _RETRIED or attempt >= max_attempts:
+    if fault.code not in _RETRIED or lease.attempt >= lease.max_attempts:
         return None
-    pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
+    pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (lease.attempt - 1), MAX_PAUSE_SECONDS)
     if fault.retry_after_seconds is not None:
         if fault.retry_after_seconds > MAX_RETRY_AFTER_SECONDS:
             return None
         pause += fault.retry_after_seconds
-    if seconds_to_deadline is not None and pause >= seconds_to_deadline:
+    if pause >= seconds_to_deadline:
         return None
     if fault.code is not ErrorCode.OUT_OF_MEMORY:
         return RetryDecision(pause)

@@ -1,5 +1,6 @@
 """Which failures get another attempt, when, and with how much of the media."""
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.worker.leases.job_lease import Claimed
 from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,
@@ -21,8 +23,10 @@ PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 
 def retry_of(jitter: float, code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **facts: Any) -> RetryDecision | None:
     fault = Fault(code, "it failed", retry_after_seconds=facts.pop("retry_after", None))
-    known = {"attempt": 1, "max_attempts": 10, "num_visual_tokens": 1000, "seconds_to_deadline": None, **facts}
-    return decide_retry(fault, **known, jitter=jitter)
+    attempt, max_attempts = facts.pop("attempt", 1), facts.pop("max_attempts", 10)
+    lease = Claimed("job", "token", attempt, max_attempts, 0.0, None, None, None)
+    known = {"num_visual_tokens": 1000, "seconds_to_deadline": inf, **facts}
+    return decide_retry(fault, lease, **known, jitter=jitter)
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -58,7 +62,7 @@ def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> Non
     attempt=st.integers(1, 20),
     max_attempts=st.integers(1, 20),
     retry_after=st.none() | st.floats(0, 1e6),
-    seconds_to_deadline=st.none() | st.floats(-1e3, 1e6),
+    seconds_to_deadline=st.just(inf) | st.floats(-1e3, 1e6),
     num_visual_tokens=st.integers(0, 10**6),
     jitter=st.floats(0, 1, exclude_max=True),
 )
@@ -73,7 +77,7 @@ def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_o
     asked_for = facts["retry_after"] or 0.0
     assert asked_for <= again.pause_seconds <= asked_for + MAX_PAUSE_SECONDS
     assert asked_for <= MAX_RETRY_AFTER_SECONDS
-    assert facts["seconds_to_deadline"] is None or again.pause_seconds < facts["seconds_to_deadline"]
+    assert again.pause_seconds < facts["seconds_to_deadline"]
     if code is ErrorCode.OUT_OF_MEMORY:
         assert again.max_visual_tokens is not None
         assert 0 < again.max_visual_tokens <= facts["num_visual_tokens"] / 2
