@@ -172,10 +172,6 @@ class ModelRunner:
     def forget_media(self, sequence: Sequence) -> None:
         self._visual.pop(sequence, None)
 
-    def wipe(self, sequence: Sequence) -> None:
-        """Take what the sequence left in its blocks out of the cache."""
-        self._cache.wipe(sequence.block_table)
-
     def _media_of(self, prompt: PreparedPrompt) -> dict[str, VisualRows]:
         config = self._model.config
         merged = config.vision_config.spatial_merge_size**2

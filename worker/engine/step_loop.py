@@ -76,8 +76,8 @@ class Engine:
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._limits = MemoryLimits(limits)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
-        cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
-        self._runner = ModelRunner(model, cache, attention)
+        self._cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
+        self._runner = ModelRunner(model, self._cache, attention)
         self._sampler = Sampler()
         self._is_stopping = False
         self.is_alive = True
@@ -189,7 +189,7 @@ class Engine:
             self._runner.forget_media(sequence)
             token_id = next(next_token_ids)
             if token_id is None:
-                self._runner.wipe(sequence)
+                self._cache.wipe(sequence.block_table)
                 self._fail(sequence, ErrorCode.INTERNAL, "The model's numbers overflowed. Run it at another precision.")
             elif reason := sequence.append(token_id, now):
                 self._leave(sequence)
