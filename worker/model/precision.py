@@ -51,9 +51,22 @@ def choose_precision(asked: PrecisionSetting, device: torch.device) -> Precision
         case "auto":
             return Precision(str(dtype).removeprefix("torch."), dtype)
         case "int8":
-            return Precision(asked, dtype, _int8())
+            _require("torchao", asked)
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            # A scale a row and activations as they are: the same sums on every device, whatever else is in the batch.
+            return Precision(asked, dtype, TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=_UNQUANTISED))
         case "int4":
-            return Precision(asked, dtype, _int4(dtype))
+            _require("bitsandbytes", asked)
+            _import_bitsandbytes_as_installed()
+            # NF4, 64 weights a scale: of the 4-bit forms that transformers loads, the one a CPU and a GPU both have.
+            nf4 = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=_UNQUANTISED,
+            )
+            return Precision(asked, dtype, nf4)
         case _:
             return Precision(asked, getattr(torch, asked))
 
@@ -62,26 +75,6 @@ def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def _int8() -> Quantization:
-    """A scale a row and activations as they are: the same sums on every device, whatever else is in the batch."""
-    _require("torchao", "int8")
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=_UNQUANTISED)
-
-
-def _int4(dtype: torch.dtype) -> Quantization:
-    """NF4, 64 weights a scale: of the 4-bit forms that transformers loads, the one a CPU and a GPU both have."""
-    _require("bitsandbytes", "int4")
-    _import_bitsandbytes_as_installed()
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_UNQUANTISED,
-    )
 
 
 def _import_bitsandbytes_as_installed() -> None:
