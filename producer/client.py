@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from os import PathLike
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from pydantic import SecretStr, ValidationError
@@ -12,9 +11,10 @@ from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.faults import InvalidJob, Refusal
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
+from keye.config.wire import SealedJob, seal
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.job import Job
-from keye.producer.transport import Envelope, Transport, enclose, reaching_redis
+from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
 
@@ -75,8 +75,8 @@ class Client:
         """
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
-        envelope = self._enclose(fields if job is None else job)
-        return Job(self._transport.submit(envelope), self._transport)
+        sealed = self._seal(fields if job is None else job)
+        return Job(self._transport.submit(sealed), self._transport)
 
     def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> list[Job | Refusal]:
         """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
@@ -87,27 +87,25 @@ class Client:
         ends the list where `jobs` raised it.
         """
         answers: list[Job | Refusal] = []
-        waiting = self._enclose_all(jobs)
+        waiting = self._seal_all(jobs)
         while batch := list(islice(waiting, JOBS_PER_ROUND_TRIP)):
-            sent = iter(self._transport.submit_many([each for each in batch if isinstance(each, Envelope)]))
-            for each in batch:
-                answer = next(sent) if isinstance(each, Envelope) else each
-                answers.append(Job(answer, self._transport) if isinstance(answer, str) else answer)
+            sent = self._transport.submit_many(batch)
+            answers += (Job(each, self._transport) if isinstance(each, str) else each for each in sent)
         return answers
 
-    def _enclose_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[Envelope | Refusal]:
+    def _seal_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[SealedJob | Refusal]:
         """Each of them, or why it is none; ends where `jobs` itself raises, with that for the last."""
         try:
             for job in jobs:
                 try:
-                    yield job if isinstance(job, Refusal) else self._enclose(job)
+                    yield job if isinstance(job, Refusal) else self._seal(job)
                 except Exception as error:
                     yield error if isinstance(error, Refusal) else _refuse(error)
         except Exception as error:
             yield _refuse(error)
 
-    def _enclose(self, job: AnalysisJob | Mapping[str, Any]) -> Envelope:
-        return enclose(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
+    def _seal(self, job: AnalysisJob | Mapping[str, Any]) -> SealedJob:
+        return seal(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
 
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
@@ -135,7 +133,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

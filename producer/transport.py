@@ -4,8 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, cast
 
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -19,31 +18,13 @@ from keye.config.job import AnalysisJob
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
-from keye.config.wire import JobOutline, SealedJob, seal
+from keye.config.wire import JobOutline, SealedJob
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """One submission: `fingerprint` tells whether two jobs ask for the same thing."""
-
-    sealed: SealedJob
-    fingerprint: str
-
-    @property
-    def job_id(self) -> str:
-        return self.sealed.job_id
-
-    @property
-    def message(self) -> str:
-        """What lies in the queue."""
-        return message(self.job_id, self.sealed.model_dump(mode="json"), self.sealed.job.priority)
-
-
-def enclose(job: AnalysisJob) -> Envelope:
-    """Seal a job under a new id, ready to be submitted. Raises `InvalidJob` where it cannot be sent."""
-    sealed = seal(job)
-    canonical = json.dumps(sealed.job.model_dump(mode="json"), sort_keys=True)
-    return Envelope(sealed, hashlib.sha256(canonical.encode()).hexdigest())
+def fingerprint_of(job: AnalysisJob) -> str:
+    """The same for two jobs that ask for the same thing."""
+    canonical = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Transport:
@@ -55,33 +36,34 @@ class Transport:
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
 
-    def submit(self, envelope: Envelope) -> str:
+    def submit(self, sealed: SealedJob) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
         Raises `IdempotencyConflict` where that one asks for something else, and `InvalidJob` where the new tokens alone
         are all that the live workers hold for a job, or where Redis does not take a message of its size.
         """
         with reaching_redis("queue the job"):
-            reply = self._submit(*self._submission(envelope))
-        if isinstance(answer := _answer(envelope, reply), Refusal):
+            reply = self._submit(*self._submission(sealed))
+        if isinstance(answer := _answer(sealed, reply), Refusal):
             raise answer
         return answer
 
-    def submit_many(self, envelopes: Sequence[Envelope]) -> list[str | Refusal]:
-        """As `submit` for each, in one round trip; what it would raise stands where the id would."""
-        refused: dict[int, InvalidJob] = {}
+    def submit_many(self, jobs: Sequence[SealedJob | Refusal]) -> list[str | Refusal]:
+        """As `submit` for each, in one round trip; what it would raise stands where the id would, as refusals do."""
+        accepted = list(jobs)
         replies: Iterator[Any]
         with self.redis.pipeline(transaction=False) as sending:
             try:
-                for index, envelope in enumerate(envelopes):
-                    try:
-                        self._submit(*self._submission(envelope), client=sending)
-                    except InvalidJob as refusal:
-                        refused[index] = refusal
+                for index, job in enumerate(jobs):
+                    if isinstance(job, SealedJob):
+                        try:
+                            self._submit(*self._submission(job), client=sending)
+                        except InvalidJob as refusal:
+                            accepted[index] = refusal
                 replies = iter(sending.execute(raise_on_error=False))
             except RedisError as error:
                 replies = repeat(error)
-        return [refused.get(i) or _answer(e, next(replies)) for i, e in enumerate(envelopes)]
+        return [job if isinstance(job, Refusal) else _answer(job, next(replies)) for job in accepted]
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
@@ -115,15 +97,14 @@ class Transport:
     def close(self) -> None:
         self.redis.close()
 
-    def _submission(self, envelope: Envelope) -> tuple[list[str], list[str | int]]:
+    def _submission(self, sealed: SealedJob) -> tuple[list[str], list[str | int]]:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
-        job, record = envelope.sealed.job, envelope.sealed.record
+        job, job_id, record = sealed.job, sealed.job_id, sealed.record
         queue = (keys.queued(job.priority), message_list(job.priority))
-        names = [keys.record(envelope.job_id), keys.context(), *queue, keys.deadlines()]
+        names = [keys.record(job_id), keys.context(), *queue, keys.deadlines()]
         names += keys.idempotency_of(job.idempotency_key)
-        fields = [text for pair in record.items() for text in pair]
-        args: list[str | int] = [envelope.job_id, envelope.fingerprint, job.generation.max_new_tokens]
-        args += [record["deadline_at"], envelope.message, *fields]
+        args: list[str | int] = [job_id, fingerprint_of(job), job.generation.max_new_tokens, record["deadline_at"]]
+        args += [message(job_id, sealed.model_dump(mode="json"), job.priority), *chain.from_iterable(record.items())]
         try:
             check_arguments(self.redis, args)
         except ArgumentTooLarge as fault:
@@ -134,9 +115,9 @@ class Transport:
         return names, args
 
 
-def _answer(envelope: Envelope, reply: list[str] | RedisError) -> str | Refusal:
+def _answer(sealed: SealedJob, reply: list[str] | RedisError) -> str | Refusal:
     """The id in the script's reply, or what `Transport.submit` raises."""
-    job = envelope.sealed.job
+    job = sealed.job
     match reply:
         case RedisError() as error:
             return unavailable("queue the job", error)
@@ -147,7 +128,7 @@ def _answer(envelope: Envelope, reply: list[str] | RedisError) -> str | Refusal:
             )
         case [_, entry]:
             job_id, fingerprint = entry.split(" ")
-    if fingerprint != envelope.fingerprint:
+    if job_id != sealed.job_id and fingerprint != fingerprint_of(job):
         return IdempotencyConflict(
             f"The idempotency key {job.idempotency_key!r} belongs to a job that asks for something else. "
             "Send the same job again, or use another key."

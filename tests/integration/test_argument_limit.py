@@ -27,9 +27,10 @@ from keye.config.outcome import (
     WorkerIdentity,
 )
 from keye.config.settings import Settings
-from keye.config.topology import QUEUE, UNACKED, celery_options
+from keye.config.topology import QUEUE, UNACKED, celery_options, message
+from keye.config.wire import seal
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
-from keye.producer.transport import Transport, enclose
+from keye.producer.transport import Transport
 from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.outbox import Outbox, Spool, Verdict
@@ -134,12 +135,13 @@ class TestSubmit:
     def test_largest_message_that_is_queued_can_be_taken(self, redis: Redis, redis_url: str, setting: str) -> None:
         """Celery keeps what it has taken, with more around it and in a transaction, until it is acknowledged."""
         transport = Transport(Settings(redis_url=SecretStr(redis_url)))
-        around = len(enclose(AnalysisJob(prompt="x")).message)
+        sealed = seal(AnalysisJob(prompt="x"))
+        around = len(message(sealed.job_id, sealed.model_dump(mode="json"), sealed.job.priority))
         # Three characters are four of base64; a time of submission may have a few digits more than another.
         num_chars = (LOWEST_LIMIT_BYTES - 1024 - around) // 4 * 3
-        transport.submit(enclose(AnalysisJob(prompt="x" * (num_chars - 30))))
+        transport.submit(seal(AnalysisJob(prompt="x" * (num_chars - 30))))
         with pytest.raises(InvalidJob, match=setting):
-            transport.submit(enclose(AnalysisJob(prompt="x" * (num_chars + 30))))
+            transport.submit(seal(AnalysisJob(prompt="x" * (num_chars + 30))))
         transport.close()
 
         options = celery_options(redis_url, TTL, 3600)["broker_transport_options"]

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from keye.config import keys
+from keye.config.wire import seal
 from keye.producer import (
     AnalysisJob,
     Client,
@@ -21,7 +22,7 @@ from keye.producer import (
     QueueUnavailable,
     Settings,
 )
-from keye.producer.transport import Transport, enclose
+from keye.producer.transport import Transport
 from tests.support.worker_side import JOB
 
 QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs\x06\x166"}
@@ -91,8 +92,8 @@ class TestSubmit:
     def test_a_submission_whose_answer_was_lost_is_sent_again_and_queued_once(
         self, redis: Redis, redis_url: str
     ) -> None:
-        envelope, transport = enclose(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
-        assert [transport.submit(envelope) for _ in range(2)] == [envelope.job_id] * 2
+        sealed, transport = seal(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
+        assert [transport.submit(sealed) for _ in range(2)] == [sealed.job_id] * 2
         assert redis.llen(QUEUES["normal"]) == 1
         transport.close()
 
