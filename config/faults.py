@@ -1,19 +1,4 @@
-"""What can go wrong: what a caller meets is a `KeyeError`, what ends a job inside its worker a `Fault`.
-
-KeyeError
-├── Refusal                                 a job was not accepted; `Client.submit_many` puts it in the job's place
-│   ├── InvalidJob           (ValueError)       it does not fit the schema; all faults listed
-│   ├── UploadFailed         (ConnectionError)  a medium could not be put where KEYE_UPLOAD_PREFIX says
-│   ├── IdempotencyConflict                     the key was used before, for another job
-│   └── QueueUnavailable     (ConnectionError)  Redis cannot be reached, or refuses; not only of new jobs
-├── JobFailed                               the job ended without an answer; carries the `JobFailure`
-├── JobNotEnded          (TimeoutError)     the job is still waiting or running when the caller's patience ends
-├── JobNotFound          (LookupError)      no record under this id: never sent, or its outcome has expired
-├── DeadLetterNotFound   (LookupError)      the job is unknown or did not fail, or its dead letter is gone
-├── MessageNotFound      (LookupError)      no such message in quarantine: it never was, or it was purged or pushed out
-├── UnknownSchemaVersion (ValueError)       the job was sealed by a release that this one cannot read
-└── InvalidSettings      (ValueError)       KEYE_* settings are wrong; all faults listed
-"""
+"""What can go wrong: what a caller meets is a `KeyeError`, what ends a job inside its worker a `Fault`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
@@ -41,7 +26,7 @@ class KeyeError(Exception):
 
 
 class Refusal(KeyeError):
-    """Why a job was not accepted. In the job's place it has a `Job`'s verbs, and each of them raises it."""
+    """Why a job was not accepted. `Client.submit_many` puts it in the job's place: a `Job`'s verbs raise it."""
 
     id: None = None
 
@@ -49,22 +34,15 @@ class Refusal(KeyeError):
     def error(self) -> Self:
         return self
 
-    @property
-    def state(self) -> NoReturn:
-        self._refuse()
-
-    def events(self, timeout: float | None = None) -> NoReturn:
-        self._refuse()
-
     def result(self, timeout: float | None = None) -> NoReturn:
-        self._refuse()
-
-    def cancel(self) -> NoReturn:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
         # Where it was raised before is no news to who raises it now, and would keep alive what was in those frames.
         raise self.with_traceback(None)
+
+    events = cancel = result
+
+    @property
+    def state(self) -> NoReturn:
+        self.result()
 
 
 class InvalidJob(Refusal, ValueError):
@@ -72,20 +50,18 @@ class InvalidJob(Refusal, ValueError):
 
 
 class UploadFailed(Refusal, ConnectionError):
-    @classmethod
-    def of(cls, index: int, prefix: str, reason: str) -> Self:
-        return cls(
-            f"media.{index} could not be uploaded to {prefix} ({reason}). Check KEYE_UPLOAD_PREFIX, "
-            "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
-        )
+    """A medium could not be put where KEYE_UPLOAD_PREFIX says."""
 
 
 class IdempotencyConflict(Refusal):
-    """It does not say whose the key is: who finds out another's key should not get at his job by it."""
+    """The key was used before, for another job.
+
+    It does not say whose the key is: who finds out another's key should not get at his job by it.
+    """
 
 
 class QueueUnavailable(Refusal, ConnectionError):
-    """Redis is away, is full, or refuses."""
+    """Redis is away, is full, or refuses; not only new jobs."""
 
 
 class JobFailed(KeyeError):
@@ -110,7 +86,7 @@ class JobFailed(KeyeError):
 
 
 class JobNotEnded(KeyeError, TimeoutError):
-    """`state` is what the job was in when the wait ended."""
+    """The job is still waiting or running, as `state` says, when the caller's patience ends."""
 
     def __init__(self, message: str, state: str) -> None:
         super().__init__(message)
@@ -125,6 +101,8 @@ class JobNotEnded(KeyeError, TimeoutError):
 
 
 class JobNotFound(KeyeError, LookupError):
+    """No record under this id."""
+
     @classmethod
     def of(cls, job_id: str) -> Self:
         return cls(
@@ -134,11 +112,11 @@ class JobNotFound(KeyeError, LookupError):
 
 
 class DeadLetterNotFound(KeyeError, LookupError):
-    """No such dead letter, or no longer."""
+    """The job is unknown or did not fail, or its dead letter is gone."""
 
 
 class MessageNotFound(KeyeError, LookupError):
-    """No such message in quarantine, or no longer."""
+    """No such message in quarantine: it never was, or it was purged or pushed out."""
 
 
 class UnknownSchemaVersion(KeyeError, ValueError):

@@ -62,7 +62,10 @@ class Media:
                 fault = "the endpoint is no URL"
             else:
                 continue
-            raise UploadFailed.of(index, self._prefix or "", fault)
+            raise UploadFailed(
+                f"media.{index} could not be uploaded to {self._prefix} ({fault}). Check KEYE_UPLOAD_PREFIX, "
+                "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
+            )
 
     def _part_of(self, medium: Any, index: int) -> Any:
         try:

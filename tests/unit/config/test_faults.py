@@ -61,7 +61,7 @@ EXAMPLES = [
     KeyeError("it broke"),
     Refusal("not accepted"),
     InvalidJob("1 fault: prompt: is empty"),
-    UploadFailed.of(3, "s3://uploads", "NoSuchBucket"),
+    UploadFailed("media.3 could not be uploaded to s3://uploads (NoSuchBucket)."),
     IdempotencyConflict("The idempotency key 'order 7' belongs to another job."),
     QueueUnavailable("Redis could not queue the job."),
     JobFailed.of(FAILURE),
