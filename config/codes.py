@@ -47,11 +47,11 @@ class CodeFacts(NamedTuple):
 class ErrorCode(OpenEnum):
     """Why a job ended without an answer. Codes stay for ever; the sentences beside them (`facts`) may improve."""
 
-    _facts: CodeFacts
+    facts: CodeFacts
 
     def __new__(cls, word: str, *facts: Any) -> Self:
         code = str.__new__(cls, word)
-        code._value_, code._facts = word, CodeFacts(*facts)
+        code._value_, code.facts = word, CodeFacts(*facts)
         return code
 
     INVALID_JOB = "INVALID_JOB", "caller", False, "The job does not fit the schema; every fault is listed."
@@ -80,12 +80,9 @@ class ErrorCode(OpenEnum):
     WORKER_LOST = "WORKER_LOST", "service", False, "The worker died under the job max_attempts times."
     INTERNAL = "INTERNAL", "service", True, "A fault of the worker itself; its log has the traceback."
 
-    @property
-    def facts(self) -> CodeFacts:
-        return getattr(self, "_facts", _UNKNOWN)
 
-
-_UNKNOWN = CodeFacts("service", False, "A code of a newer release; the sentence beside it says what it means.")
+# Of a word that is none of these.
+ErrorCode.facts = CodeFacts("service", False, "A code of a newer release; the sentence beside it says what it means.")
 
 
 class JobState(OpenEnum):
