@@ -32,10 +32,7 @@ def added_in(version: int, default: Value) -> Value:
 
     A job that leaves the field at it is sealed without the field, so that workers that do not know it read the job.
     """
-    field: Any = Field(
-        default=default, exclude_if=lambda value: value == default, json_schema_extra={"added_in": version}
-    )
-    return field  # type: ignore[no-any-return]
+    return Field(default=default, exclude_if=lambda value: value == default, json_schema_extra={"added_in": version})
 
 
 def version_needed(value: Any) -> int:

@@ -135,15 +135,13 @@ def _protocol(headers: dict[str, Any], content: Any) -> tuple[Headers, list[Any]
 def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: int) -> tuple[Any, Asked]:
     """`sealed` is what our producers send; of `job`, as it is written by hand, the task's id is the job's."""
     match args, kwargs:
-        case [], {"sealed": sealed, **rest} if not rest:
+        case ([sealed], {**rest}) | ([], {"sealed": sealed, **rest}) if not rest:
             return sealed, NOTHING_ASKED
         # Ours, of a message that has passed before: see `_written`.
         case [], {"written": str(written), **rest} if not rest:
             arguments = parse(written.encode(errors="surrogatepass"), "written")
             if isinstance(arguments, dict):
                 return arguments.get("sealed"), validated(Asked, arguments.get("asked"), "asked")
-        case [sealed], {**rest} if not rest:
-            return sealed, NOTHING_ASKED
         case [], {"job": job, **rest} if not rest:
             if isinstance(job, dict) and step and "priority" not in job:
                 job = job | {"priority": {3: Priority.NORMAL}.get(step, Priority.LOW).value}
