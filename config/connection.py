@@ -1,6 +1,6 @@
 """Connections to Redis, patience with one that is away, and how large an argument may be.
 
-Celery keeps connections of its own, with the same timeouts (`topology.celery_options`).
+Celery keeps connections of its own, with the same timeouts (`keye.worker.tasks.celery_app`).
 """
 
 import logging

@@ -1,11 +1,10 @@
-"""How jobs travel through Celery: the task's name, the queue, priorities, and the options both sides share."""
+"""How jobs travel through Celery: the task's name, the queue, priorities, and what a message looks like."""
 
 import json
 import secrets
 from base64 import b64encode
 from typing import Any
 
-from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS
 from keye.config.job import Priority, is_job_id
 
 ANALYZE_TASK = "keye.analyze"
@@ -72,45 +71,3 @@ def message_around(body: str, task_id: str, step: int) -> str:
             },
         }
     )
-
-
-def celery_options(redis_url: str, result_ttl_seconds: int, visibility_timeout_seconds: float) -> dict[str, Any]:
-    """Options of the Celery app, the same for who publishes and who consumes.
-
-    Timeouts and health checks are set on every connection: without them a half-open connection leaves a worker deaf
-    for as long as the operating system keeps the socket.
-    """
-    timeouts = {"socket_timeout": SOCKET_TIMEOUT_SECONDS, "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS}
-    return {
-        "broker_url": redis_url,
-        "result_backend": redis_url,
-        "result_expires": result_ttl_seconds,
-        "task_default_queue": QUEUE,
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "accept_content": ["json"],
-        "task_acks_late": True,
-        "task_track_started": False,
-        "worker_prefetch_multiplier": 1,
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
-        # A server that is full or misses its replicas answers with errors, which else end the worker.
-        "broker_channel_error_retry": True,
-        # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-        **{f"redis_{name}": seconds for name, seconds in timeouts.items()},
-        "redis_backend_health_check_interval": HEALTH_CHECK_SECONDS,
-        "broker_transport_options": {
-            "priority_steps": sorted(PRIORITY_STEPS.values()),
-            "queue_order_strategy": "priority",
-            "visibility_timeout": visibility_timeout_seconds,
-            "unacked_restore_interval": 1,
-            "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": 10,
-            **timeouts,
-            "health_check_interval": HEALTH_CHECK_SECONDS,
-        },
-        # Ours are leases, events and metrics; Celery's chatter costs connections and fans out with every worker.
-        "worker_send_task_events": False,
-        "task_send_sent_event": False,
-    }

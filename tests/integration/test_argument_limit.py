@@ -27,7 +27,7 @@ from keye.config.outcome import (
     WorkerIdentity,
 )
 from keye.config.settings import Settings
-from keye.config.topology import QUEUE, UNACKED, celery_options, message
+from keye.config.topology import QUEUE, UNACKED, message
 from keye.config.wire import seal
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
 from keye.producer.transport import Transport
@@ -35,6 +35,7 @@ from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
+from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.fault import explain, failure_of
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
@@ -134,7 +135,8 @@ class TestSubmit:
 
     def test_largest_message_that_is_queued_can_be_taken(self, redis: Redis, redis_url: str, setting: str) -> None:
         """Celery keeps what it has taken, with more around it and in a transaction, until it is acknowledged."""
-        transport = Transport(Settings(redis_url=SecretStr(redis_url)))
+        settings = Settings(redis_url=SecretStr(redis_url), lease_seconds=3600)
+        transport = Transport(settings)
         sealed = seal(AnalysisJob(prompt="x"))
         around = len(message(sealed.job_id, sealed.model_dump(mode="json"), sealed.job.priority))
         # Three characters are four of base64; a time of submission may have a few digits more than another.
@@ -144,7 +146,7 @@ class TestSubmit:
             transport.submit(seal(AnalysisJob(prompt="x" * (num_chars + 30))))
         transport.close()
 
-        options = celery_options(redis_url, TTL, 3600)["broker_transport_options"]
+        options = build_app(settings).conf.broker_transport_options
         with Connection(redis_url, transport_options=options) as broker:
             taken = broker.default_channel.basic_get(QUEUE)
             assert redis.hlen(UNACKED) == 1

@@ -13,7 +13,7 @@ from celery.contrib.testing.worker import start_worker
 from redis import Redis
 
 from keye.config import keys
-from keye.config.topology import ANALYZE_TASK, celery_options
+from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, QUEUE
 from keye.config.wire import open_sealed
 from keye.producer import Client, JobState
 
@@ -79,7 +79,12 @@ def test_a_job_sent_by_the_printed_node_code_reaches_a_worker_and_its_outcome_co
     received: list[Any] = []
     arrived = threading.Event()
     app = Celery("worker", set_as_current=False)
-    app.conf.update(celery_options(redis_url, 60, 30))
+    app.conf.update(
+        broker_url=redis_url,
+        result_backend=redis_url,
+        task_default_queue=QUEUE,
+        broker_transport_options={"priority_steps": sorted(PRIORITY_STEPS.values())},
+    )
 
     # The worker's own task is shared with every app, once another test has imported it.
     app.finalize()

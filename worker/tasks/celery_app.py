@@ -4,9 +4,9 @@ from ssl import CERT_REQUIRED
 
 from celery import Celery
 
-from keye.config.connection import connect
+from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS, connect
 from keye.config.settings import Settings
-from keye.config.topology import celery_options
+from keye.config.topology import QUEUE
 from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME
 from keye.worker.telemetry import tell_warnings
@@ -15,28 +15,55 @@ from keye.worker.telemetry import tell_warnings
 def build_app(settings: Settings) -> Celery:
     """An app that consumes jobs; what answers them is put on it, as `analyst`, before it starts to.
 
-    Messages pass its `quarantine`'s door first, see `keye.worker.broker`.
+    Messages pass its `quarantine`'s door first, see `keye.worker.broker`. Timeouts and health checks are set on every
+    connection: without them a half-open one leaves a worker deaf for as long as the operating system keeps the socket.
     """
     url = settings.redis_url.get_secret_value()
     app = Celery("keye", include=["keye.worker.tasks.analyze"])
     redis = connect(url)
     app.quarantine = Quarantine(redis)
-    # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
-    app.conf.update(celery_options(url, settings.result_ttl_seconds, visibility_timeout_seconds=settings.lease_seconds))
+    timeouts = {"socket_timeout": SOCKET_TIMEOUT_SECONDS, "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS}
     app.conf.update(
+        broker_url=url,
         broker_transport=SCHEME,
         broker_transport_options={
-            **app.conf.broker_transport_options,
             "admission": Admission(redis, app.quarantine, settings.celery_canvas),
             # Whatever steps a Celery client knows, its messages are in one of these.
             "priority_steps": list(range(10)),
+            "queue_order_strategy": "priority",
+            # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
+            "visibility_timeout": settings.lease_seconds,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 10,
+            **timeouts,
+            "health_check_interval": HEALTH_CHECK_SECONDS,
         },
         # kombu knows a scheme only of transports of its own.
         broker_use_ssl={"ssl_cert_reqs": CERT_REQUIRED} if url.startswith("rediss://") else None,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # A server that is full or misses its replicas answers with errors, which else end the worker.
+        broker_channel_error_retry=True,
+        result_backend=url,
+        result_expires=settings.result_ttl_seconds,
+        **{f"redis_{name}": seconds for name, seconds in timeouts.items()},
+        redis_backend_health_check_interval=HEALTH_CHECK_SECONDS,
+        task_default_queue=QUEUE,
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        task_track_started=False,
         worker_pool="threads",
         worker_concurrency=settings.concurrency,
+        worker_prefetch_multiplier=1,
+        # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_consumer="keye.worker.tasks.quiet_consumer:QuietConsumer",
+        # Ours are leases, events and metrics; Celery's chatter costs connections and fans out with every worker.
         worker_send_task_events=settings.celery_events,
+        task_send_sent_event=False,
     )
     return app
 

@@ -51,7 +51,7 @@ class QuietConsumer(Consumer):
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         for name in TALKATIVE:
             logging.getLogger(name).addFilter(OUTAGE_FILTER)
-        # Of each lost connection: that an option which `celery_options` sets may have another default one day.
+        # Of each lost connection: that an option which `build_app` sets may have another default one day.
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         app = kwargs["app"]
         # Celery's own send whatever is put into their arguments.
