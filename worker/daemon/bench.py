@@ -92,16 +92,11 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`seconds` for `num_images` images, and the most memory torch had allocated meanwhile (None on a CPU)."""
+    """`peak_bytes` is the most memory that torch had allocated meanwhile (None on a CPU)."""
 
     name: str
-    seconds: float
-    num_images: int
+    images_per_second: float
     peak_bytes: int | None
-
-    @property
-    def images_per_second(self) -> float:
-        return self.num_images / self.seconds
 
 
 class Disagreement(Exception):
@@ -223,7 +218,7 @@ def _measured(name: str, run: Callable[[], None], num_images: int, device: torch
     wait_for(device)
     seconds = time.perf_counter() - began
     peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Row(name, seconds, num_images, peak_bytes)
+    return Row(name, num_images / seconds, peak_bytes)
 
 
 def _prompt(processor: KeyeProcessor) -> PreparedPrompt:

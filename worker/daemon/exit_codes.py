@@ -30,6 +30,5 @@ def describe(returncode: int) -> str:
     """A process's return code in words; negative means killed by that signal, as `subprocess` says it."""
     if returncode < 0:
         return f"killed by signal {-returncode}"
-    if returncode in set(ExitCode):
-        return f"exit code {returncode} ({ExitCode(returncode).name})"
-    return f"exit code {returncode}"
+    name = f" ({ExitCode(returncode).name})" if returncode in set(ExitCode) else ""
+    return f"exit code {returncode}{name}"
