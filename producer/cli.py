@@ -50,7 +50,10 @@ def submit(
         raise typer.BadParameter("give either a prompt, or a whole job with --job")
     with connected(redis_url) as client:
         if job_file is not None:
-            job = client.submit(**read_job(job_file.read()))
+            fields = read_job(job_file.read())
+            if isinstance(fields, InvalidJob):
+                raise fields
+            job = client.submit(**fields)
         else:
             job = client.submit(
                 prompt=prompt,
@@ -76,7 +79,7 @@ def submit_many(
     """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
     refusals = []
     with connected(redis_url) as client:
-        for number, answer in enumerate(client.submit_many(map(read_or_refuse, jobs)), 1):
+        for number, answer in enumerate(client.submit_many(map(read_job, jobs)), 1):
             if isinstance(answer, Refusal):
                 refusals.append(answer)
                 typer.echo(f"line {number}: {answer}", err=True)
@@ -165,22 +168,13 @@ def absolute(uri: str) -> str:
     return uri if ":" in uri else os.path.abspath(uri)
 
 
-def read_job(text: bytes) -> dict[str, Any]:
-    """The fields of a job. Raises `InvalidJob`."""
+def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
+    """The fields of a job, or why it has none."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as fault:
-        raise InvalidJob(f"1 fault: job: is no JSON ({fault})") from None
-    if not isinstance(fields, dict):
-        raise InvalidJob("1 fault: job: is no JSON object")
-    return fields
-
-
-def read_or_refuse(text: bytes) -> dict[str, Any] | InvalidJob:
-    try:
-        return read_job(text)
-    except InvalidJob as fault:
-        return fault
+        return InvalidJob(f"1 fault: job: is no JSON ({fault})")
+    return fields if isinstance(fields, dict) else InvalidJob("1 fault: job: is no JSON object")
 
 
 class Transcript:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self, cast
 
 from keye.config import keys
@@ -134,21 +135,15 @@ class DeadLetters:
 
 def change_media(job: AnalysisJob, max_pixels: int | None, fps: float | None) -> AnalysisJob:
     """The job with other limits on its media; limits that contradict the new ones go. Raises `InvalidJob`."""
-
-    def change(part: dict[str, Any]) -> dict[str, Any]:
+    fields = job.model_dump(mode="json")
+    contents = [message["content"] for message in fields["messages"] or ()]
+    for part in chain(fields["media"], *(content for content in contents if not isinstance(content, str))):
         if max_pixels is not None and part["type"] in ("image", "video"):
-            part |= {"max_pixels": max_pixels, "resized_height": None, "resized_width": None}
+            part.update(max_pixels=max_pixels, resized_height=None, resized_width=None)
             if part["min_pixels"] is not None and part["min_pixels"] > max_pixels:
                 part["min_pixels"] = None
         if fps is not None and part["type"] == "video":
-            part |= {"fps": fps, "content": None}
-        return part
-
-    fields = job.model_dump(mode="json")
-    fields["media"] = [change(part) for part in fields["media"]]
-    for message in fields["messages"] or ():
-        if not isinstance(message["content"], str):
-            message["content"] = [change(part) for part in message["content"]]
+            part.update(fps=fps, content=None)
     return AnalysisJob(**fields)
 
 

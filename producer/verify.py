@@ -65,8 +65,7 @@ class Ledger:
 def verify(redis: Redis, lease_seconds: float) -> tuple[Ledger, list[Irregularity]]:
     """The state of all jobs, and what is wrong: what was at the first look and still is at a second."""
     ledger = read_ledger(redis)
-    suspected = set(judge(ledger, lease_seconds))
-    if suspected:
+    if suspected := set(judge(ledger, lease_seconds)):
         time.sleep(LOOK_AGAIN_SECONDS)
         ledger = read_ledger(redis)
         suspected &= set(judge(ledger, lease_seconds))
