@@ -2,6 +2,41 @@
 
 PREFIX = "keye:"
 
+# Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
+#
+# Holds the running jobs, and those that need a message: queued ones that are not known to be published yet, or (then
+# by the time it is due) wait for another attempt, and ended ones of which a worker must hear: they ended while they
+# waited and have no Celery result, or something is to be called for them. The reaper looks after all that is overdue.
+LEASES = f"{PREFIX}leases"
+
+# Sorted set of the priorities by the publication time of the newest job that a worker took. A job that was
+# published earlier and still waits has lost its message. Stays.
+TAKEN = f"{PREFIX}taken"
+
+# Sorted set of the jobs that have a deadline and have not ended, by that deadline, Unix seconds.
+DEADLINES = f"{PREFIX}deadlines"
+
+# Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. Their records stay for
+# `dead_letter_ttl_seconds`, and so do the entries.
+DEAD_LETTERS = f"{PREFIX}dead"
+
+# Stream of messages that could not be read, the newest `keye.config.quarantine.MAX_MESSAGES` of them: fields
+# reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays.
+QUARANTINE = f"{PREFIX}quarantine"
+
+# String, the worker whose turn it is to look for overdue leases; expires before the next turn.
+REAPER_TURN = f"{PREFIX}reaper-turn"
+
+# Pub/sub channel: ids of running jobs the moment their callers cancel them. The record holds the request.
+CANCELLATIONS = f"{PREFIX}cancellations"
+
+# String, tokens that a prompt and its answer may have together: the smallest of the live workers', since any of
+# them may get the job. They renew it with their presence, and it expires as that does.
+CONTEXT = f"{PREFIX}context"
+
+# Pattern that the presence keys (`worker`) of all workers match.
+WORKERS = f"{PREFIX}worker:*"
+
 
 def record(job_id: str) -> str:
     """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED, as long as
@@ -29,53 +64,10 @@ def events(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}:events"
 
 
-def leases() -> str:
-    """Sorted set of job ids by the end of their lease, Unix seconds of the server's clock.
-
-    Holds the running jobs, and those that need a message: queued ones that are not known to be published yet, or (then
-    by the time it is due) wait for another attempt, and ended ones of which a worker must hear: they ended while they
-    waited and have no Celery result, or something is to be called for them. The reaper looks after all that is overdue.
-    """
-    return f"{PREFIX}leases"
-
-
 def queued(priority: str) -> str:
     """Sorted set of the queued jobs whose message is known to be published, by when, Unix seconds of the server's
     clock. One for each priority, as Celery keeps its messages."""
     return f"{PREFIX}queued:{priority}"
-
-
-def taken() -> str:
-    """Sorted set of the priorities by the publication time of the newest job that a worker took. A job that was
-    published earlier and still waits has lost its message. Stays."""
-    return f"{PREFIX}taken"
-
-
-def deadlines() -> str:
-    """Sorted set of the jobs that have a deadline and have not ended, by that deadline, Unix seconds."""
-    return f"{PREFIX}deadlines"
-
-
-def dead_letters() -> str:
-    """Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. Their records stay for
-    `dead_letter_ttl_seconds`, and so do the entries."""
-    return f"{PREFIX}dead"
-
-
-def quarantine() -> str:
-    """Stream of messages that could not be read, the newest `keye.config.quarantine.MAX_MESSAGES` of them: fields
-    reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays."""
-    return f"{PREFIX}quarantine"
-
-
-def reaper_turn() -> str:
-    """String, the worker whose turn it is to look for overdue leases; expires before the next turn."""
-    return f"{PREFIX}reaper-turn"
-
-
-def cancellations() -> str:
-    """Pub/sub channel: ids of running jobs the moment their callers cancel them. The record holds the request."""
-    return f"{PREFIX}cancellations"
 
 
 def idempotency(key: str) -> str:
@@ -88,17 +80,6 @@ def idempotency_of(key: str | None) -> list[str]:
     return [] if key is None else [idempotency(key)]
 
 
-def context() -> str:
-    """String, tokens that a prompt and its answer may have together: the smallest of the live workers', since any of
-    them may get the job. They renew it with their presence, and it expires as that does."""
-    return f"{PREFIX}context"
-
-
 def worker(host: str, pid: int) -> str:
     """String, JSON of `keye.worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
     return f"{PREFIX}worker:{host}:{pid}"
-
-
-def workers() -> str:
-    """Pattern that the presence keys of all workers match."""
-    return f"{PREFIX}worker:*"

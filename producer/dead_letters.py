@@ -82,7 +82,7 @@ class DeadLetters:
     def find(self, job_id: str) -> DeadLetter:
         """Raises `DeadLetterNotFound`."""
         with reaching_redis("read the dead letter"), self._redis.pipeline() as reading:
-            reading.zscore(keys.dead_letters(), job_id)
+            reading.zscore(keys.DEAD_LETTERS, job_id)
             reading.hgetall(keys.record(job_id))
             score, record = reading.execute()
         if score is None or not record:
@@ -97,7 +97,7 @@ class DeadLetters:
         wanted = frozenset(codes)
         since = 0.0 if since_seconds is None else time.time() - since_seconds
         with reaching_redis("list the dead letters"):
-            ids = cast(list[str], self._redis.zrangebyscore(keys.dead_letters(), since, "+inf"))
+            ids = cast(list[str], self._redis.zrangebyscore(keys.DEAD_LETTERS, since, "+inf"))
         for job_id in ids:
             try:
                 letter = self.find(job_id)
@@ -118,7 +118,7 @@ class DeadLetters:
         # The first job's key would lead back to its failure.
         job = self._submit(changed.model_copy(update={"idempotency_key": f"requeued:{letter.job_id}"}))
         with reaching_redis("close the dead letter"), self._redis.pipeline() as closing:
-            closing.zrem(keys.dead_letters(), letter.job_id)
+            closing.zrem(keys.DEAD_LETTERS, letter.job_id)
             closing.hset(keys.record(letter.job_id), "requeued_as", job.id)
             closing.expire(keys.record(letter.job_id), self._result_ttl_seconds)
             closing.expire(keys.events(letter.job_id), self._result_ttl_seconds)
@@ -127,7 +127,7 @@ class DeadLetters:
 
     def purge(self, letter: DeadLetter) -> None:
         """Forget the job at once: its input, its failure, and that there ever was one."""
-        names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.dead_letters()]
+        names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.DEAD_LETTERS]
         names += keys.idempotency_of(Outline.of(letter.sealed).job.idempotency_key)
         with reaching_redis("purge the dead letter"):
             load_script(self._redis, "purge")(keys=names, args=[letter.job_id])
@@ -157,7 +157,7 @@ class Quarantine:
         """Raises `MessageNotFound`, for what cannot be an id too."""
         is_id = _MESSAGE_ID.fullmatch(message_id) is not None
         with reaching_redis("read the quarantined message"):
-            found: Any = is_id and self._redis.xrange(keys.quarantine(), message_id, message_id)
+            found: Any = is_id and self._redis.xrange(keys.QUARANTINE, message_id, message_id)
         if not found:
             raise MessageNotFound(
                 f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed "
@@ -171,7 +171,7 @@ class Quarantine:
         first = str(max(0, int(since * 1000)))
         while True:
             with reaching_redis("list the quarantined messages"):
-                page: Any = self._redis.xrange(keys.quarantine(), first, "+", count=_MESSAGES_PER_ROUND_TRIP)
+                page: Any = self._redis.xrange(keys.QUARANTINE, first, "+", count=_MESSAGES_PER_ROUND_TRIP)
             for message_id, fields in page:
                 yield QuarantinedMessage.of(message_id, fields)
             if len(page) < _MESSAGES_PER_ROUND_TRIP:
@@ -182,4 +182,4 @@ class Quarantine:
         """Forget them; passes over what is gone already."""
         if known := [each for each in message_ids if _MESSAGE_ID.fullmatch(each)]:
             with reaching_redis("purge the quarantined messages"):
-                self._redis.xdel(keys.quarantine(), *known)
+                self._redis.xdel(keys.QUARANTINE, *known)

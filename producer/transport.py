@@ -67,9 +67,9 @@ class Transport:
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
-        waiting = (keys.leases(), keys.queued(job.priority), keys.deadlines())
+        waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES)
         names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
-        args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.cancellations())
+        args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.CANCELLATIONS)
         with reaching_redis("cancel the job"):
             return cast(str | None, self._end_queued(keys=names, args=args))
 
@@ -101,7 +101,7 @@ class Transport:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record
         queue = (keys.queued(job.priority), message_list(job.priority))
-        names = [keys.record(job_id), keys.context(), *queue, keys.deadlines()]
+        names = [keys.record(job_id), keys.CONTEXT, *queue, keys.DEADLINES]
         names += keys.idempotency_of(job.idempotency_key)
         args: list[str | int] = [job_id, fingerprint_of(job), job.generation.max_new_tokens, record["deadline_at"]]
         args += [message(job_id, sealed.model_dump(mode="json"), job.priority), *chain.from_iterable(record.items())]

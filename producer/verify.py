@@ -142,10 +142,10 @@ def _faults(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue:
 def read_ledger(redis: Redis) -> Ledger:
     """Read everything; in no single instant, so a job on its way may look odd."""
     seconds, microseconds = redis.time()
-    leases, deadlines, dead = (_scores(redis, name) for name in (keys.leases(), keys.deadlines(), keys.dead_letters()))
+    leases, deadlines, dead = (_scores(redis, name) for name in (keys.LEASES, keys.DEADLINES, keys.DEAD_LETTERS))
     queued = {job_id: at for priority in Priority for job_id, at in _scores(redis, keys.queued(priority)).items()}
     messages = frozenset(_messages(redis))
-    num_quarantined = redis.xlen(keys.quarantine())
+    num_quarantined = redis.xlen(keys.QUARANTINE)
     records: dict[str, dict[str, str | None]] = {}
     ttls: dict[str, int] = {}
     for name in redis.scan_iter(match=keys.record("*"), count=1000, _type="hash"):

@@ -63,7 +63,7 @@ class EchoWorker:
 
     def held_jobs(self) -> list[str]:
         """Ids of the jobs that run here now."""
-        job_ids = cast(list[str], self._redis.zrange(keys.leases(), 0, -1))
+        job_ids = cast(list[str], self._redis.zrange(keys.LEASES, 0, -1))
         with self._redis.pipeline(transaction=False) as reading:
             for job_id in job_ids:
                 reading.hmget(keys.record(job_id), "state", "worker")

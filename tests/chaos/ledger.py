@@ -64,7 +64,7 @@ def assert_each_succeeded_once(redis: Redis, jobs: list[Job]) -> None:
 
 def assert_nothing_is_left(client: Client, redis: Redis, lease_seconds: float) -> None:
     """No lease, no queued job, no message; a dead worker's message may be with it for as long as a lease."""
-    names = [keys.leases(), *(keys.queued(p) for p in Priority), *(message_list(p) for p in Priority), UNACKED]
+    names = [keys.LEASES, *(keys.queued(p) for p in Priority), *(message_list(p) for p in Priority), UNACKED]
 
     def left() -> dict[str, Any]:
         return {name: redis.type(name) for name in names if redis.exists(name)}

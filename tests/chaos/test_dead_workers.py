@@ -118,7 +118,7 @@ def test_a_job_that_kills_its_worker_is_a_dead_letter_and_its_neighbours_succeed
     outcome = outcome_of(broker.redis, poison)
     assert isinstance(outcome, JobFailure)
     assert outcome.code is ErrorCode.WORKER_LOST
-    assert poison.id in broker.redis.zrange(keys.dead_letters(), 0, -1)
+    assert poison.id in broker.redis.zrange(keys.DEAD_LETTERS, 0, -1)
     wait_for_all(broker.redis, good, within_seconds=10 * SCALE.lease_seconds)
     assert_all_is_well(good)
 

@@ -76,8 +76,8 @@ def test_no_message_ends_a_worker_or_gets_lost(
         eventually(lambda: not redis.exists(UNACKED), within_seconds=60)
         assert [job.result(timeout=60).answer for job in good] == ["said between them"] * len(good)
         good.clear()
-        entries = [QuarantinedMessage.of(*entry) for entry in redis.xrange(keys.quarantine())]
-        redis.delete(keys.quarantine())
+        entries = [QuarantinedMessage.of(*entry) for entry in redis.xrange(keys.QUARANTINE)]
+        redis.delete(keys.QUARANTINE)
         num_quarantined += len(entries)
         kept = {entry.raw for entry in entries}
         for raw, job_id, is_named in sent:
@@ -94,7 +94,7 @@ def test_no_message_ends_a_worker_or_gets_lost(
     assert worker.exit_code(0) is None
     strange = [name for name in redis.scan_iter(count=1000) if not name.startswith(OURS)]
     assert strange == []
-    assert redis.type(keys.leases()) in ("zset", "none")
+    assert redis.type(keys.LEASES) in ("zset", "none")
     assert all(redis.type(message_list(priority)) in ("list", "none") for priority in Priority)
     _, irregularities = client.verify()
     assert irregularities == []

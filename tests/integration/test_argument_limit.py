@@ -296,7 +296,7 @@ class TestDeliver:
         assert isinstance(told, JobFailure)
         assert (told.code, told.attempts, told.metadata) == (ErrorCode.INVALID_JOB, 1, {"order": 7})
         assert setting in told.message
-        assert redis.zcard(keys.dead_letters()) == 2
+        assert redis.zcard(keys.DEAD_LETTERS) == 2
 
 
 @pytest.mark.parametrize("size", [0, LOWEST_LIMIT_BYTES - 1024])

@@ -22,12 +22,12 @@ def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, mo
         assert heard.get(timeout=5) is None  # it has begun to listen
         with pytest.raises(Empty):
             heard.get(timeout=2.5)
-        redis.publish(keys.cancellations(), "one")
+        redis.publish(keys.CANCELLATIONS, "one")
         assert heard.get(timeout=5) == "one"
 
         assert proxy.fall_silent() == 1
-        redis.publish(keys.cancellations(), "missed")
+        redis.publish(keys.CANCELLATIONS, "missed")
         assert heard.get(timeout=15) is None  # it has begun anew: whatever it missed is looked for
-        redis.publish(keys.cancellations(), "two")
+        redis.publish(keys.CANCELLATIONS, "two")
         assert heard.get(timeout=5) == "two"
         listener.stop()

@@ -85,7 +85,7 @@ def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) ->
     codes = (ErrorCode.INTERNAL, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL)
     for job, code in zip(jobs, codes, strict=True):
         fail(worker, job, code)
-    worker.zincrby(keys.dead_letters(), -7200, jobs[0].id)
+    worker.zincrby(keys.DEAD_LETTERS, -7200, jobs[0].id)
 
     everything = [job.id for job in jobs]
     assert ids(client.dead_letters.select()) == everything
@@ -97,7 +97,7 @@ def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) ->
 def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Redis) -> None:
     old, new = client.submit(prompt="old"), client.submit(prompt="new")
     fail(worker, old)
-    worker.zincrby(keys.dead_letters(), -DEAD_LETTER_TTL, old.id)
+    worker.zincrby(keys.DEAD_LETTERS, -DEAD_LETTER_TTL, old.id)
     fail(worker, new)
     assert ids(client.dead_letters.select()) == [new.id]
 
@@ -139,7 +139,7 @@ def test_purged_job_is_gone_and_its_key_is_free(client: Client, worker: Redis) -
     client.dead_letters.purge(client.dead_letters.find(job.id))
     with pytest.raises(JobNotFound):
         client.find(job.id)
-    assert not worker.exists(keys.record(job.id), keys.events(job.id), keys.dead_letters())
+    assert not worker.exists(keys.record(job.id), keys.events(job.id), keys.DEAD_LETTERS)
     assert client.submit(prompt="secret", idempotency_key="k").id != job.id
 
 

@@ -86,7 +86,7 @@ class TestSubmit:
 
     def test_a_queued_job_is_no_business_of_the_reaper(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
-        assert redis.zcard(keys.leases()) == 0
+        assert redis.zcard(keys.LEASES) == 0
         assert redis.zrange(keys.queued("normal"), 0, -1) == [job.id]
 
     def test_a_submission_whose_answer_was_lost_is_sent_again_and_queued_once(
@@ -99,17 +99,17 @@ class TestSubmit:
 
     def test_a_deadline_is_known_from_the_start_and_forgotten_with_the_job(self, client: Client, redis: Redis) -> None:
         job = client.submit(prompt="?", deadline_seconds=60)
-        assert redis.zscore(keys.deadlines(), job.id) == pytest.approx(time.time() + 60, abs=5)
+        assert redis.zscore(keys.DEADLINES, job.id) == pytest.approx(time.time() + 60, abs=5)
         job.cancel()
-        assert not redis.exists(keys.deadlines(), keys.queued("normal"))
+        assert not redis.exists(keys.DEADLINES, keys.queued("normal"))
 
     def test_more_new_tokens_than_the_workers_model_holds_are_refused_with_the_numbers(
         self, client: Client, redis: Redis
     ) -> None:
-        redis.set(keys.context(), 4096)
+        redis.set(keys.CONTEXT, 4096)
         with pytest.raises(InvalidJob, match=r"1 fault: generation\.max_new_tokens: 4096 .* workers hold 4096 tokens"):
             client.submit(prompt="?", generation={"max_new_tokens": 4096}, idempotency_key="k")
-        assert redis.keys(f"{keys.PREFIX}*") == [keys.context()]
+        assert redis.keys(f"{keys.PREFIX}*") == [keys.CONTEXT]
         client.submit(prompt="?", generation={"max_new_tokens": 4095}, idempotency_key="k")
 
     def test_an_absent_redis_is_a_typed_error_that_names_the_setting(self) -> None:
@@ -138,7 +138,7 @@ class TestSubmitMany:
         assert {job.state for job in jobs} == {JobState.QUEUED}
 
     def test_each_job_that_is_refused_has_its_own_error_and_costs_no_other(self, client: Client, redis: Redis) -> None:
-        redis.set(keys.context(), 4096)
+        redis.set(keys.CONTEXT, 4096)
         taken = client.submit(prompt="?", idempotency_key="taken")
         fields = [
             {"prompt": "?", "idempotency_key": "k"},

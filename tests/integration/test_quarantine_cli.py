@@ -55,7 +55,7 @@ def put(
 ) -> str:
     """Into quarantine, as a worker does; its id. The earlier ones first."""
     entry_id = f"{int((time.time() - seconds_ago) * 1000)}-*"
-    return redis.xadd(keys.quarantine(), entry_of(raw, reason, "gpu-1:7", job_id), id=entry_id)
+    return redis.xadd(keys.QUARANTINE, entry_of(raw, reason, "gpu-1:7", job_id), id=entry_id)
 
 
 def fail(redis: Redis, client: Client) -> str:
@@ -66,7 +66,7 @@ def fail(redis: Redis, client: Client) -> str:
     )
     outcome = {"outcome": failure.model_dump_json(), "worker": "gpu-1:7", "claimed_at": "1", "ended_at": "2"}
     redis.hset(keys.record(job.id), mapping={"state": "FAILED", **outcome})
-    redis.zadd(keys.dead_letters(), {job.id: time.time()})
+    redis.zadd(keys.DEAD_LETTERS, {job.id: time.time()})
     return job.id
 
 

@@ -93,9 +93,9 @@ class Jobs(RuleBasedStateMachine):
             # A producer in another language, which dies before it sends the message.
             sealed = seal(asked)
             self.redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
-            self.redis.zadd(keys.leases(), {sealed.job_id: time.time() + LEASE_SECONDS})
+            self.redis.zadd(keys.LEASES, {sealed.job_id: time.time() + LEASE_SECONDS})
             if deadline:
-                self.redis.zadd(keys.deadlines(), {sealed.job_id: sealed.submitted_at + deadline})
+                self.redis.zadd(keys.DEADLINES, {sealed.job_id: sealed.submitted_at + deadline})
             job = self.client.find(sealed.job_id)
         self.claims[job.id] = 0
         return job
@@ -199,7 +199,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job=jobs)
     def time_passes_over_a_lease_or_a_pause(self, job: Job) -> None:
-        self.redis.zadd(keys.leases(), {job.id: time.time() - 1}, xx=True)
+        self.redis.zadd(keys.LEASES, {job.id: time.time() - 1}, xx=True)
         if "due_at" in self.record(job.id):
             self.redis.hset(keys.record(job.id), "due_at", time.time() - 1)
 
@@ -207,7 +207,7 @@ class Jobs(RuleBasedStateMachine):
     def time_passes_over_a_deadline(self, job: Job) -> None:
         if self.record(job.id)["deadline_at"]:
             self.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
-            self.redis.zadd(keys.deadlines(), {job.id: time.time() - 1}, xx=True)
+            self.redis.zadd(keys.DEADLINES, {job.id: time.time() - 1}, xx=True)
 
     @rule(lease=leases)
     def a_worker_freezes_and_comes_back_late(self, lease: Claimed) -> None:

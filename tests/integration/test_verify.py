@@ -98,13 +98,13 @@ def test_job_that_nobody_will_ever_run_is_found(client: Client, worker: Redis) -
 def test_job_of_a_worker_that_died_and_was_never_missed_is_found(client: Client, worker: Redis) -> None:
     job = client.submit(prompt="?")
     claim(worker, job)
-    worker.zadd(keys.leases(), {job.id: time.time() - 61})
+    worker.zadd(keys.LEASES, {job.id: time.time() - 61})
     assert "is any worker alive?" in irregularities(client)[job.id]
 
 
 def test_entries_without_a_job_are_found(client: Client, worker: Redis) -> None:
-    worker.zadd(keys.leases(), {"gone-1": 1})
-    worker.zadd(keys.deadlines(), {"gone-2": 1})
+    worker.zadd(keys.LEASES, {"gone-1": 1})
+    worker.zadd(keys.DEADLINES, {"gone-2": 1})
     assert irregularities(client).keys() == {"gone-1", "gone-2"}
 
 
@@ -127,8 +127,8 @@ def test_failed_job_must_be_a_dead_letter_and_no_other(client: Client, worker: R
     lease = claim(worker, failed)
     Settlement(worker, 3600, 9000).settle(lease, failure(lease))
     cancelled.cancel()
-    worker.zrem(keys.dead_letters(), failed.id)
-    worker.zadd(keys.dead_letters(), {cancelled.id: 1})
+    worker.zrem(keys.DEAD_LETTERS, failed.id)
+    worker.zadd(keys.DEAD_LETTERS, {cancelled.id: 1})
     worker.persist(keys.record(cancelled.id))
     found = {(found.job_id, found.what) for found in client.verify()[1]}
     assert found == {

@@ -20,7 +20,7 @@ JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
 def start(redis: Redis, job: Job) -> None:
     """What a worker's claim writes."""
     redis.hset(keys.record(job.id), mapping={"state": "RUNNING", "attempts": 1})
-    redis.zadd(keys.leases(), {job.id: time.time() + 30})
+    redis.zadd(keys.LEASES, {job.id: time.time() + 30})
     event = StageStarted(stage=Stage.FETCH, attempt=1, at=time.time())
     redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
 

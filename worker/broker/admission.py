@@ -51,7 +51,7 @@ class Quarantine:
             except IndexError:
                 return  # another thread had it
             try:
-                self._redis.xadd(keys.quarantine(), entry, maxlen=MAX_MESSAGES, approximate=False)
+                self._redis.xadd(keys.QUARANTINE, entry, maxlen=MAX_MESSAGES, approximate=False)
             except RedisError:
                 self._waiting.appendleft(entry)
                 raise

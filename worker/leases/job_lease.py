@@ -21,7 +21,7 @@ from keye.config.wire import Outline, SealedJob, record_of
 
 T = TypeVar("T")
 
-_CLAIM_KEYS = (keys.taken(), keys.deadlines(), *map(keys.queued, Priority))
+_CLAIM_KEYS = (keys.TAKEN, keys.DEADLINES, *map(keys.queued, Priority))
 
 # Settling needs it no more, and a spool on disk should not hold it: signed URLs stand in it.
 Unsaved = Annotated[T, Field(exclude=True)]
@@ -191,7 +191,7 @@ class LeaseStore:
         """Nobody is to call it once more."""
         with self.redis.pipeline() as closing:
             closing.hdel(keys.record(job_id), "canvas")
-            closing.zrem(keys.leases(), job_id)
+            closing.zrem(keys.LEASES, job_id)
             closing.execute()
 
     def leave(self, job: QueuedJob, patience_seconds: float) -> float | None:
@@ -200,7 +200,7 @@ class LeaseStore:
         Returns for how many seconds it was left before; None once that is `patience_seconds`, or where it does not
         wait: then a claim tells the rest.
         """
-        names = [keys.record(job.job_id), keys.leases(), keys.queued(job.record["priority"]), keys.deadlines()]
+        names = [keys.record(job.job_id), keys.LEASES, keys.queued(job.record["priority"]), keys.DEADLINES]
         args: list[str | float] = [job.job_id, patience_seconds, job.record["deadline_at"]]
         args += chain.from_iterable(job.record.items())
         left = self.patience.wait_out(lambda: self._run["leave"](names, args), f"leaving job {job.job_id}")
@@ -208,7 +208,7 @@ class LeaseStore:
 
     def renew(self, leases: list[Claimed]) -> list[Renewal]:
         """Extend all of them in one round trip; the answers are in their order."""
-        names = [keys.leases(), *(keys.record(lease.job_id) for lease in leases)]
+        names = [keys.LEASES, *(keys.record(lease.job_id) for lease in leases)]
         holders = [part for lease in leases for part in (lease.job_id, lease.token)]
         return list(self._run["renew"](names, [self.lease_seconds, *holders])) if leases else []
 
@@ -236,7 +236,7 @@ class LeaseStore:
             for lease in in_order:
                 reading.hmget(keys.record(lease.job_id), ["sealed", "priority"])
             records = reading.execute()
-        names: list[str] = [keys.leases()]
+        names: list[str] = [keys.LEASES]
         args: list[str | float] = [2 * self.lease_seconds]
         for lease, (sealed_json, priority) in zip(in_order, records, strict=True):
             priority = Priority(priority or Priority.NORMAL)
@@ -267,7 +267,7 @@ class LeaseStore:
     def publish(self, requeued: Requeued) -> None:
         """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
         priority = Priority(requeued.priority)
-        names = [keys.record(requeued.job_id), keys.leases(), keys.queued(priority), message_list(priority)]
+        names = [keys.record(requeued.job_id), keys.LEASES, keys.queued(priority), message_list(priority)]
         body = self._message(requeued.job_id, requeued.sealed_json, priority)
         self._run["publish"](names, [requeued.job_id, requeued.token, body])
 
@@ -278,7 +278,7 @@ class LeaseStore:
         """
         lost: list[str] = []
         for priority in Priority:
-            names = [keys.queued(priority), keys.taken(), keys.leases(), message_list(priority)]
+            names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority)]
             lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
         return lost
 
@@ -309,7 +309,7 @@ def new_token() -> str:
 
 
 def _job_keys(job_id: str) -> list[str]:
-    return [keys.record(job_id), keys.events(job_id), keys.leases()]
+    return [keys.record(job_id), keys.events(job_id), keys.LEASES]
 
 
 def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], canvas_json: str | None = None) -> Claimed:

@@ -57,7 +57,7 @@ class Reaper(PeriodicThread):
     def _look_around_if_first(self) -> None:
         # The lock is the turn: it runs out by itself just before the next one is due.
         turn_ms = int(self.period_seconds * 800)
-        has_turn = self._store.redis.set(keys.reaper_turn(), self._worker, nx=True, px=turn_ms)
+        has_turn = self._store.redis.set(keys.REAPER_TURN, self._worker, nx=True, px=turn_ms)
         if self._is_away:
             # After an outage every lease is overdue: first let the living renew theirs, and settle.
             self._is_away, self._looks_at = False, time.monotonic() + self._store.lease_seconds
@@ -66,8 +66,8 @@ class Reaper(PeriodicThread):
 
     def look_around(self) -> None:
         """All there is to do, once; raises `RedisError` where Redis is away."""
-        for job_id in self._store.due(keys.deadlines(), limit=MAX_JOBS_PER_PASS):
-            with self._sparing_the_others(job_id, keys.deadlines()):
+        for job_id in self._store.due(keys.DEADLINES, limit=MAX_JOBS_PER_PASS):
+            with self._sparing_the_others(job_id, keys.DEADLINES):
                 self._expire(self._store.read_late(job_id))
         for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
             log.warning("job %s: its message was lost, queued again", job_id)
@@ -79,9 +79,9 @@ class Reaper(PeriodicThread):
         Gives up its turn for now when that takes long: thousands may wait here for another attempt or a newer worker.
         """
         gives_up_at = time.monotonic() + self.period_seconds / 2
-        while overdue := self._store.due(keys.leases(), limit=MAX_JOBS_PER_PASS):
+        while overdue := self._store.due(keys.LEASES, limit=MAX_JOBS_PER_PASS):
             for job_id in overdue:
-                with self._sparing_the_others(job_id, keys.leases()):
+                with self._sparing_the_others(job_id, keys.LEASES):
                     self._reap(job_id)
             if time.monotonic() > gives_up_at:
                 return

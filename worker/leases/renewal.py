@@ -138,7 +138,7 @@ class CancelListener(PeriodicThread):
         """Listens until the connection breaks."""
         try:
             with self._redis.pubsub() as notices:
-                notices.subscribe(keys.cancellations())
+                notices.subscribe(keys.CANCELLATIONS)
                 while not self.is_stopping:
                     match notices.get_message(timeout=LISTEN_SECONDS):
                         case {"type": "subscribe"}:

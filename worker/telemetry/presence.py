@@ -39,7 +39,7 @@ def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
 
 def list_present(redis: Redis) -> list[Presence]:
     """Every worker process that has spoken within `EXPIRY_SECONDS`."""
-    contents = (redis.get(key) for key in redis.scan_iter(keys.workers()))
+    contents = (redis.get(key) for key in redis.scan_iter(keys.WORKERS))
     return [Presence.model_validate_json(content) for content in contents if content is not None]
 
 
@@ -66,9 +66,9 @@ class Announcer(PeriodicThread):
     def turn(self) -> None:
         if (max_tokens := self._presence.max_tokens) is not None:
             # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
-            announced = self._redis.get(keys.context())
+            announced = self._redis.get(keys.CONTEXT)
             if announced is None or max_tokens <= int(announced):
-                self._redis.set(keys.context(), max_tokens, ex=EXPIRY_SECONDS)
+                self._redis.set(keys.CONTEXT, max_tokens, ex=EXPIRY_SECONDS)
         self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
 
     @property

@@ -63,7 +63,7 @@ def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
 def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
     sealed = seal(a_job())
     dead, reaper = a_dead_worker(plant, sealed)
-    eventually(lambda: sealed.job_id in dead.due(keys.leases(), 10))
+    eventually(lambda: sealed.job_id in dead.due(keys.LEASES, 10))
     reaper.reap_overdue()
     assert plant.finish(plant.client.find(sealed.job_id)).attempts == 2
 
@@ -71,7 +71,7 @@ def test_job_of_a_dead_worker_is_answered_by_a_living_one(plant: Plant) -> None:
 def test_job_that_killed_its_last_worker_ends_with_worker_lost(plant: Plant) -> None:
     sealed = seal(a_job(max_attempts=1, metadata={"order": 7}))
     dead, reaper = a_dead_worker(plant, sealed)
-    eventually(lambda: sealed.job_id in dead.due(keys.leases(), 10))
+    eventually(lambda: sealed.job_id in dead.due(keys.LEASES, 10))
     reaper.reap_overdue()
     assert plant.client.find(sealed.job_id).state is JobState.FAILED
 
@@ -126,7 +126,7 @@ def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant:
     sealed = seal(a_job(prompt="wait", max_attempts=4))
     for _ in range(2):
         dead, _ = a_dead_worker(plant, sealed)
-        eventually(lambda: sealed.job_id in dead.due(keys.leases(), 10))  # noqa: B023
+        eventually(lambda: sealed.job_id in dead.due(keys.LEASES, 10))  # noqa: B023
         dead.reap(sealed.job_id, "reaper")
     with FaultyProcessor.held_up(), reaping(plant):
         suspect = plant.client.find(sealed.job_id)

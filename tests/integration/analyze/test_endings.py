@@ -44,7 +44,7 @@ def test_deadline_between_two_attempts_ends_the_job_and_its_celery_result(plant:
     job = plant.client.submit(a_job(deadline_seconds=600, metadata={"order": 7}))
     eventually(lambda: "due_at" in plant.record(job.id))
     plant.redis.hset(keys.record(job.id), "deadline_at", time.time() - 1)
-    plant.redis.zadd(keys.deadlines(), {job.id: time.time() - 1})
+    plant.redis.zadd(keys.DEADLINES, {job.id: time.time() - 1})
     a_reaper(plant).look_around()
 
     failed = plant.fail(job)
@@ -130,7 +130,7 @@ def test_attempt_that_lost_its_lease_stops_and_writes_nothing(plant: Plant) -> N
     job = plant.client.submit(prompt="go on", generation=endlessly())
     eventually(lambda: generating(plant, job.id))
     plant.redis.hset(keys.record(job.id), "token", "another's")
-    plant.redis.zrem(keys.leases(), job.id)
+    plant.redis.zrem(keys.LEASES, job.id)
     before = plant.record(job.id)
     plant.renewal.turn()
 

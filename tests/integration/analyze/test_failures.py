@@ -158,7 +158,7 @@ def test_a_newer_job_goes_back_to_the_queue_until_a_worker_comes_that_knows_it(
         monkeypatch.setattr(wire, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         result = plant.finish(plant.client.find(job_id))
     assert result.attempts == 1
-    assert plant.redis.zscore(keys.leases(), job_id) is None
+    assert plant.redis.zscore(keys.LEASES, job_id) is None
 
 
 def test_a_newer_job_that_no_worker_knows_ends_when_its_time_is_over(plant: Plant, newer: Callable[..., Any]) -> None:
@@ -268,6 +268,6 @@ def test_message_with_half_a_character_fails_by_name(plant: Plant, field: str) -
 
 def test_record_without_a_readable_job_ends_as_a_failure(plant: Plant) -> None:
     plant.redis.hset(keys.record("scribbled"), mapping={"state": "QUEUED", "sealed": "{'not': JSON}"})
-    plant.redis.zadd(keys.leases(), {"scribbled": time.time() - 1})
+    plant.redis.zadd(keys.LEASES, {"scribbled": time.time() - 1})
     a_reaper(plant).reap_overdue()
     assert plant.fail(plant.client.find("scribbled")).code is ErrorCode.INVALID_JOB

@@ -120,7 +120,7 @@ class EchoHost:
         """The newest entry with this message."""
 
         def look() -> QuarantinedMessage | None:
-            entries = (QuarantinedMessage.of(*entry) for entry in self.redis.xrevrange(keys.quarantine()))
+            entries = (QuarantinedMessage.of(*entry) for entry in self.redis.xrevrange(keys.QUARANTINE))
             return next((e for e in entries if e.raw == raw[:MAX_KEPT_BYTES] and e.size == len(raw)), None)
 
         return eventually(look)

@@ -22,8 +22,8 @@ def assert_nothing_but_jobs(host: EchoHost) -> None:
     host.answer_another()
     assert host.foreign_keys() == []
     running = host.client.submit(prompt="wait 0.3", priority=Priority.HIGH)
-    eventually(lambda: host.redis.zscore(keys.leases(), running.id) is not None)
-    assert host.redis.type(keys.leases()) == "zset"
+    eventually(lambda: host.redis.zscore(keys.LEASES, running.id) is not None)
+    assert host.redis.type(keys.LEASES) == "zset"
     assert running.result(timeout=60).answer == "wait 0.3"
 
 
@@ -135,7 +135,7 @@ def test_the_neighbour_of_these_tests_may_do_no_more(host: EchoHost) -> None:
         lambda: sender.get("celery-task-meta-x"),
         lambda: sender.publish(BROADCASTS, "x"),
         lambda: caster.lpush(MESSAGES, "x"),
-        lambda: caster.publish(keys.cancellations(), "x"),
+        lambda: caster.publish(keys.CANCELLATIONS, "x"),
     ):
         with pytest.raises(NoPermissionError):
             forbidden()

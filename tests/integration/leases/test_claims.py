@@ -104,7 +104,7 @@ def test_redelivery_after_settling_finds_the_outcome(store: LeaseStore, settleme
 
 def die_under(brief: LeaseStore, sealed: SealedJob, is_alone: bool = False) -> Requeued | TakenOver | None:
     assert isinstance(brief.claim(QueuedJob.of(sealed), "dies", is_alone), Claimed)
-    eventually(lambda: sealed.job_id in brief.due(keys.leases(), 10))
+    eventually(lambda: sealed.job_id in brief.due(keys.LEASES, 10))
     return brief.reap(sealed.job_id, "reaper")
 
 

@@ -24,7 +24,7 @@ def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis:
     assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
     assert store.claim(QueuedJob.of(sealed), "a stray message") == HeldElsewhere(), "not before it is due"
     assert store.reap(sealed.job_id, "too early") is None
-    eventually(lambda: store.due(keys.leases(), 10) == [sealed.job_id])
+    eventually(lambda: store.due(keys.LEASES, 10) == [sealed.job_id])
     requeued = store.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     assert requeued.dead_worker is None
@@ -100,7 +100,7 @@ def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: Lea
     lease = claim(brief, a_job())
     brief.requeue([lease])
     redis.delete(message_list(Priority.NORMAL))
-    eventually(lambda: brief.due(keys.leases(), 10) == [lease.job_id])
+    eventually(lambda: brief.due(keys.LEASES, 10) == [lease.job_id])
     a_reaper(brief).reap_overdue()
     assert messages(redis) == [lease.job_id]
 
@@ -110,12 +110,12 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
 ) -> None:
     sealed = a_job(max_attempts=3)
     AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).tell(StageStarted, stage=Stage.FETCH)
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")
     brief.retry(second, a_failure(second, "it broke"), 0, None)
     assert isinstance(brief.claim(QueuedJob.of(sealed), "dies too", is_alone=True), Claimed)
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), TakenOver)
 
     fields = record(redis, sealed.job_id)
@@ -136,4 +136,4 @@ def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseSt
     lease = claim(store, sealed)
     assert store.retry(lease, a_failure(lease), 0.1, None) == "queued"
     store.publish(Requeued(sealed.job_id, "", None, "normal", "0"))
-    eventually(lambda: store.due(keys.leases(), 10) == [sealed.job_id])
+    eventually(lambda: store.due(keys.LEASES, 10) == [sealed.job_id])

@@ -35,14 +35,14 @@ def a_newer_job(**fields: Any) -> dict[str, Any]:
 def pause(redis: Redis, job_id: str) -> float:
     """Seconds until it is published again."""
     seconds, microseconds = redis.time()
-    due_at = redis.zscore(keys.leases(), job_id)
+    due_at = redis.zscore(keys.LEASES, job_id)
     assert due_at is not None
     return due_at - seconds - microseconds / 1e6
 
 
 def bring_back(store: LeaseStore, redis: Redis, job_id: str) -> None:
     """Its pause is over, and a reaper does its work."""
-    redis.zadd(keys.leases(), {job_id: 1})
+    redis.zadd(keys.LEASES, {job_id: 1})
     requeued = store.reap(job_id, "reaper")
     assert requeued is not None
     store.publish(requeued)
@@ -97,7 +97,7 @@ def test_a_newer_job_without_a_record_gets_one_with_all_that_can_be_told_of_it(
     assert (kept["state"], kept["priority"], kept["max_attempts"], kept["attempts"]) == ("QUEUED", "high", "2", "0")
     assert json.loads(kept["sealed"]) == payload
     deadline_at = payload["submitted_at"] + 60
-    assert float(kept["deadline_at"]) == redis.zscore(keys.deadlines(), payload["job_id"]) == deadline_at
+    assert float(kept["deadline_at"]) == redis.zscore(keys.DEADLINES, payload["job_id"]) == deadline_at
 
 
 def test_a_newer_job_whose_deadline_passes_ends_with_all_that_is_its_own(
@@ -108,7 +108,7 @@ def test_a_newer_job_whose_deadline_passes_ends_with_all_that_is_its_own(
     redis.set(keys.idempotency("k"), entry)
     redis.hset(keys.record(payload["job_id"]), mapping=dict(newer(payload).record))
     redis.zadd(keys.queued("low"), {payload["job_id"]: 1})
-    redis.zadd(keys.deadlines(), {payload["job_id"]: 1})
+    redis.zadd(keys.DEADLINES, {payload["job_id"]: 1})
     expire(settlement, store.read_late(payload["job_id"]))
     failure = JobFailure.model_validate_json(record(redis, payload["job_id"])["outcome"])
     assert failure.metadata == {"order": 7}

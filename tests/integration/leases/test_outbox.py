@@ -111,7 +111,7 @@ def test_outcomes_wait_while_the_server_is_away_and_none_is_dropped(
         outbox.deliver()
     assert len(list(spool.waiting())) == 3
     outbox.deliver()
-    assert redis.zcard(keys.dead_letters()) == 3
+    assert redis.zcard(keys.DEAD_LETTERS) == 3
 
 
 def test_another_redis_does_not_get_them(client: Redis, outbox: Outbox, store: LeaseStore, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events,
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
     lease = claim(brief, a_job())
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert brief.renew([lease]) == ["renewed"]
     assert brief.reap(lease.job_id, "reaper") is None
     assert record(redis, lease.job_id)["state"] == JobState.RUNNING
@@ -41,34 +41,34 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
     told = FailedAttempt.model_validate_json(record(redis, sealed.job_id)["attempt:1"])
     assert (told.worker, told.code) == ("dead", ErrorCode.WORKER_LOST)
     assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
-    assert redis.zcard(keys.leases()) == 0
+    assert redis.zcard(keys.LEASES) == 0
     assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED]
 
 
 def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert isinstance(brief.reap(sealed.job_id, "this reaper dies before it publishes"), Requeued)
 
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     requeued = brief.reap(sealed.job_id, "the next reaper")
     assert isinstance(requeued, Requeued)
     brief.publish(requeued)
-    assert brief.redis.zcard(keys.leases()) == 0
+    assert brief.redis.zcard(keys.LEASES) == 0
     assert claim(brief, sealed).attempt == 2, "being queued twice is no attempt"
 
 
 def test_publishing_too_late_does_not_end_the_next_lease(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     requeued = brief.reap(sealed.job_id, "reaper")
     assert isinstance(requeued, Requeued)
     claim(brief, sealed, "faster than the message")
     brief.publish(requeued)
     assert messages(redis) == []
-    eventually(lambda: brief.due(keys.leases(), 10) == [sealed.job_id])
+    eventually(lambda: brief.due(keys.LEASES, 10) == [sealed.job_id])
 
 
 def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
@@ -76,7 +76,7 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 ) -> None:
     sealed = a_job(max_attempts=1)
     dead = claim(brief, sealed, "dead")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.lease.attempt == 1
@@ -90,10 +90,10 @@ def test_job_whose_attempts_are_used_up_is_taken_over_and_settled_once(
 def test_job_whose_reaper_died_too_is_taken_over_again(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=1)
     claim(brief, sealed, "dead")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert isinstance(brief.reap(sealed.job_id, "dies too"), TakenOver)
     assert brief.reap(sealed.job_id, "too early") is None
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert isinstance(brief.reap(sealed.job_id, "lives"), TakenOver)
 
 
@@ -101,7 +101,7 @@ def test_cancelled_job_of_a_dead_worker_does_not_run_again(brief: LeaseStore, re
     sealed = a_job(max_attempts=3)
     claim(brief, sealed, "dead")
     redis.hset(keys.record(sealed.job_id), "cancel_requested", "1")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     taken = brief.reap(sealed.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.cancel_requested
@@ -114,7 +114,7 @@ def test_of_several_reapers_each_job_is_published_once(brief: LeaseStore, redis:
     reapers = [a_reaper(brief) for _ in range(3)]
     for reaper in reapers:
         reaper.start()
-    eventually(lambda: brief.redis.zcard(keys.leases()) == 0)
+    eventually(lambda: brief.redis.zcard(keys.LEASES) == 0)
     for reaper in reapers:
         reaper.stop()
     assert sorted(messages(redis)) == sorted(sealed.job_id for sealed in jobs)
@@ -126,11 +126,11 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     redis.set(keys.record("no-hash"), "of another kind")
     redis.hset(keys.record("odd"), mapping={"state": "QUEUED", "priority": "whenever"})
     overdue = time.time() - 100
-    redis.zadd(keys.leases(), {"no-hash": overdue, "odd": overdue})
-    redis.zadd(keys.deadlines(), {"no-hash": overdue, "late": overdue})
+    redis.zadd(keys.LEASES, {"no-hash": overdue, "odd": overdue})
+    redis.zadd(keys.DEADLINES, {"no-hash": overdue, "late": overdue})
     lost = a_job()
     claim(brief, lost)
-    eventually(lambda: lost.job_id in brief.due(keys.leases(), 10))
+    eventually(lambda: lost.job_id in brief.due(keys.LEASES, 10))
     expired: list[str] = []
     reaper = a_reaper(brief, expire=lambda late: expired.append(late.job_id))
     for _ in range(2):
@@ -140,7 +140,7 @@ def test_jobs_that_cannot_be_looked_after_hold_up_nobody(
     assert "late" in expired
     told = [line for line in caplog.messages if "cannot be looked after" in line]
     assert len(told) == 3, "once a lease, not at every look"
-    eventually(lambda: {"no-hash", "odd"} <= set(brief.due(keys.leases(), 10)))
+    eventually(lambda: {"no-hash", "odd"} <= set(brief.due(keys.LEASES, 10)))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
 ) -> None:
     lease = claim(brief, a_job(max_attempts=1))
     assert AttemptEvents(EventWriter(client), lease).tell(kind, **facts)
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.stage is stage
@@ -200,7 +200,7 @@ def test_a_job_with_two_messages_makes_no_other_seem_lost(brief: LeaseStore, red
     twice, patient = a_job(), a_job()
     publish(redis, twice, time.time() - 200)
     publish(redis, patient, time.time() - 100)
-    redis.zadd(keys.leases(), {twice.job_id: time.time() - 1})
+    redis.zadd(keys.LEASES, {twice.job_id: time.time() - 1})
     a_reaper(brief).reap_overdue()
     claim(brief, twice)
     assert brief.sweep(10) == []

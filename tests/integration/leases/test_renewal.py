@@ -14,8 +14,8 @@ def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, r
     renewal.start()
     held, left = claim(brief, a_job()), claim(brief, a_job())
     with renewal.holding(held, lambda reason: None):
-        eventually(lambda: brief.due(keys.leases(), 10) == [left.job_id])
-    eventually(lambda: len(brief.due(keys.leases(), 10)) == 2)
+        eventually(lambda: brief.due(keys.LEASES, 10) == [left.job_id])
+    eventually(lambda: len(brief.due(keys.LEASES, 10)) == 2)
     renewal.stop()
 
 
@@ -36,10 +36,10 @@ def test_holder_is_told_that_the_caller_cancels_and_keeps_the_lease(brief: Lease
     lease = claim(brief, a_job())
     with renewal.holding(lease, told.append):
         redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
-        eventually(lambda: brief.due(keys.leases(), 10))
+        eventually(lambda: brief.due(keys.LEASES, 10))
         renewal.turn()
         assert told == ["cancelled"]
-        assert brief.due(keys.leases(), 10) == []
+        assert brief.due(keys.LEASES, 10) == []
 
 
 def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client: Redis, redis: Redis) -> None:

@@ -62,9 +62,9 @@ def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
     assert isinstance(last, JobEnded)
     assert last.state is JobState.FAILED
     assert last.at == pytest.approx(time.time(), abs=5)
-    assert redis.zscore(keys.leases(), sealed.job_id) is None
+    assert redis.zscore(keys.LEASES, sealed.job_id) is None
     assert TTL < redis.ttl(keys.record(sealed.job_id)) == redis.ttl(keys.events(sealed.job_id)) <= DEAD_LETTER_TTL
-    assert redis.zscore(keys.dead_letters(), sealed.job_id) == pytest.approx(last.at)
+    assert redis.zscore(keys.DEAD_LETTERS, sealed.job_id) == pytest.approx(last.at)
     assert 0 < redis.ttl(keys.idempotency("receipt-7")) <= TTL
 
 
@@ -91,7 +91,7 @@ def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
     sealed = a_job()
     frozen = claim(brief, sealed, "frozen")
-    eventually(lambda: brief.due(keys.leases(), 10))
+    eventually(lambda: brief.due(keys.LEASES, 10))
     assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
 
     assert not settlement.settle(frozen, a_failure(frozen)), "requeued: the old token is worth nothing"
@@ -126,17 +126,17 @@ def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
     sealed = a_job(deadline_seconds=5, idempotency_key="k")
     sealed = sealed.model_copy(update={"submitted_at": time.time() - 6})
     publish(redis, sealed)
-    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    redis.zadd(keys.DEADLINES, {sealed.job_id: time.time() - 1})
     redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
 
-    assert store.due(keys.deadlines(), 10) == [sealed.job_id]
+    assert store.due(keys.DEADLINES, 10) == [sealed.job_id]
     assert settlement.expire(late_failure(sealed), sealed.job)
     assert not settlement.expire(late_failure(sealed), sealed.job), "once"
     fields = record(redis, sealed.job_id)
     assert fields["state"] == JobState.EXPIRED
     assert OUTCOME.validate_json(fields["outcome"]) == late_failure(sealed)
     assert [event.state for event in events(redis, sealed.job_id)] == [JobState.EXPIRED]
-    assert store.due(keys.deadlines(), 10) == []
+    assert store.due(keys.DEADLINES, 10) == []
     assert not redis.exists(keys.queued("normal"))
     for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k")):
         assert 0 < redis.ttl(key) <= TTL
@@ -147,14 +147,14 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
 ) -> None:
     sealed = a_job(deadline_seconds=5).model_copy(update={"submitted_at": time.time() - 6})
     publish(redis, sealed)
-    redis.zadd(keys.deadlines(), {sealed.job_id: time.time() - 1})
+    redis.zadd(keys.DEADLINES, {sealed.job_id: time.time() - 1})
     lease = claim(store, sealed)
     assert not settlement.expire(late_failure(sealed), sealed.job)
     assert record(redis, sealed.job_id)["state"] == JobState.RUNNING
-    assert store.due(keys.deadlines(), 10) == [], "looked at again later, should the worker die"
-    assert redis.zscore(keys.deadlines(), sealed.job_id) > time.time()
+    assert store.due(keys.DEADLINES, 10) == [], "looked at again later, should the worker die"
+    assert redis.zscore(keys.DEADLINES, sealed.job_id) > time.time()
     settlement.settle(lease, a_failure(lease))
-    assert not redis.exists(keys.deadlines())
+    assert not redis.exists(keys.DEADLINES)
 
 
 @pytest.mark.parametrize("canvas_json", [None, '{"callbacks": [{"task": "app.save"}]}'])
@@ -182,14 +182,14 @@ def test_a_job_for_which_celery_is_to_call_something_is_published_until_that_is_
     lease = store.claim(replace(queued, record=asked.written_into(queued.record)), "worker-1")
     assert isinstance(lease, Claimed)
     if ended_by == "a reaper":
-        redis.zadd(keys.leases(), {sealed.job_id: 0})
+        redis.zadd(keys.LEASES, {sealed.job_id: 0})
         taken = store.reap(sealed.job_id, "reaper")
         assert isinstance(taken, TakenOver)
         lease = taken.lease
     assert settlement.settle(lease, a_failure(lease))
     assert messages(redis) == []
     # Whoever was to call it has died.
-    redis.zadd(keys.leases(), {sealed.job_id: 0})
+    redis.zadd(keys.LEASES, {sealed.job_id: 0})
     a_reaper(store).reap_overdue()
     assert messages(redis) == [sealed.job_id]
     answer = store.claim(queued, "worker-2")
@@ -197,5 +197,5 @@ def test_a_job_for_which_celery_is_to_call_something_is_published_until_that_is_
     assert answer.canvas_json is not None
     assert "app.save" in answer.canvas_json
     store.canvas_is_called(sealed.job_id)
-    assert redis.zscore(keys.leases(), sealed.job_id) is None
+    assert redis.zscore(keys.LEASES, sealed.job_id) is None
     assert store.claim(queued, "worker-3") == AlreadySettled(a_failure(lease))

@@ -43,7 +43,7 @@ def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
 
 def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis: Redis) -> None:
     def wait_for_context(expected: str | None) -> None:
-        eventually(lambda: redis.get(keys.context()) == expected)
+        eventually(lambda: redis.get(keys.CONTEXT) == expected)
 
     def announced(max_tokens: int) -> Announcer:
         announcer = Announcer(redis, READY.model_copy(update={"max_tokens": max_tokens}))
@@ -54,12 +54,12 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
     wait_for_context("4096")
     announcers.append(announced(1024))
     wait_for_context("1024")
-    assert 0 < redis.ttl(keys.context()) <= EXPIRY_SECONDS
+    assert 0 < redis.ttl(keys.CONTEXT) <= EXPIRY_SECONDS
     redis.delete(keys.worker("box", 7))
     announcers[0].announce(READY)
     eventually(lambda: list_present(redis) == [READY])
     wait_for_context("1024")
-    redis.delete(keys.context())  # as it expires, once the smaller one is gone
+    redis.delete(keys.CONTEXT)  # as it expires, once the smaller one is gone
     announcers[0].announce(READY)
     wait_for_context("4096")
     for announcer in announcers:
