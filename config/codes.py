@@ -4,11 +4,7 @@ Without pydantic: the engine and the model say them too.
 """
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
-
-if TYPE_CHECKING:
-    from pydantic import GetJsonSchemaHandler
-    from pydantic_core import CoreSchema
+from typing import Any, Literal, NamedTuple, Self
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
@@ -29,7 +25,7 @@ class OpenEnum(StrEnum):
         return word
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> Any:
         schema = handler(core_schema)
         known = handler.resolve_ref_schema(schema)
         known["examples"] = known.pop("enum")
