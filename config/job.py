@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -41,10 +40,10 @@ def _is_whole(text: str) -> str:
 
 # Python's `str` may hold what neither JSON nor Redis can. No type of pydantic's: the schema is the same without.
 Text = Annotated[str, AfterValidator(_is_whole)]
-SomeText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_whole)]
+SomeText = Annotated[str, Field(min_length=1), AfterValidator(_is_whole)]
 Uri = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=4 * 1024 * 1024),
+    Field(min_length=1, max_length=4 * 1024 * 1024),
     BeforeValidator(lambda uri: os.fspath(uri) if isinstance(uri, os.PathLike) else uri),
 ]
 Pixels = Annotated[int, Field(ge=28 * 28)]
@@ -195,7 +194,7 @@ class AnalysisJob(Asked):
     priority: Priority = Priority.NORMAL
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * 86400)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("metadata")
