@@ -70,8 +70,8 @@ FORMATS = (
     Format("a PDF", rb"%PDF"),
     Format("a ZIP archive", rb"PK\x03\x04"),
     Format("text", rb"[\t\n\r\x20-\x7e]+\Z"),
+    Format("something unknown", b""),  # matches whatever is left
 )
-_UNKNOWN = Format("something unknown", b"")
 
 _BY_SUFFIX = {suffix: row.media_type for row in FORMATS for suffix in row.suffixes}
 _ALSO_TYPESCRIPT = (".ts", ".mts")
@@ -81,7 +81,7 @@ _SAID: dict[str, MediaType] = {"image/": "image", "video/": "video"}
 def format_of(content: bytes) -> Format:
     """What a file is whose first bytes, or all of whose bytes, these are. Names that callers give are not believed."""
     head = content[:HEAD_BYTES]
-    return next((row for row in FORMATS if re.match(row.begins, head, re.DOTALL)), _UNKNOWN)
+    return next(row for row in FORMATS if re.match(row.begins, head, re.DOTALL))
 
 
 def format_of_file(file: BinaryIO) -> Format:
