@@ -128,7 +128,7 @@ class Client:
             return verify(self._transport.redis, self._settings.lease_seconds)
 
     def close(self) -> None:
-        self._transport.close()
+        self._transport.redis.close()
 
     def __enter__(self) -> Self:
         return self

@@ -94,9 +94,6 @@ class Transport:
         batches = dict(streams).values() if streams else ()
         return [(entry_id, read_event(fields["event"])) for batch in batches for entry_id, fields in batch]
 
-    def close(self) -> None:
-        self.redis.close()
-
     def _submission(self, sealed: SealedJob) -> tuple[list[str], list[str | int]]:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record

@@ -144,7 +144,7 @@ class TestSubmit:
         transport.submit(seal(AnalysisJob(prompt="x" * (num_chars - 30))))
         with pytest.raises(InvalidJob, match=setting):
             transport.submit(seal(AnalysisJob(prompt="x" * (num_chars + 30))))
-        transport.close()
+        transport.redis.close()
 
         options = build_app(settings).conf.broker_transport_options
         with Connection(redis_url, transport_options=options) as broker:

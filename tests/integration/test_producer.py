@@ -95,7 +95,7 @@ class TestSubmit:
         sealed, transport = seal(JOB), Transport(Settings(redis_url=SecretStr(redis_url)))
         assert [transport.submit(sealed) for _ in range(2)] == [sealed.job_id] * 2
         assert redis.llen(QUEUES["normal"]) == 1
-        transport.close()
+        transport.redis.close()
 
     def test_a_deadline_is_known_from_the_start_and_forgotten_with_the_job(self, client: Client, redis: Redis) -> None:
         job = client.submit(prompt="?", deadline_seconds=60)

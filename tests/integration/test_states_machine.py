@@ -263,7 +263,7 @@ class Jobs(RuleBasedStateMachine):
             raise AssertionError(f"no way out for {[self.record(job_id) for job_id in waiting]}")
         self.promises_hold()
         self.client.close()
-        self.transport.close()
+        self.transport.redis.close()
         self.redis.close()
 
     def take_messages(self) -> list[dict[str, Any]]:

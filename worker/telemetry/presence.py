@@ -49,6 +49,7 @@ class Announcer(PeriodicThread):
     def __init__(self, redis: Redis, presence: Presence) -> None:
         super().__init__("presence", RENEW_EVERY_SECONDS)
         self._redis = redis
+        self._key = keys.worker(presence.worker.host, presence.worker.pid)
         self.announce(presence)
 
     def announce(self, presence: Presence) -> None:
@@ -70,7 +71,3 @@ class Announcer(PeriodicThread):
             if announced is None or max_tokens <= int(announced):
                 self._redis.set(keys.CONTEXT, max_tokens, ex=EXPIRY_SECONDS)
         self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
-
-    @property
-    def _key(self) -> str:
-        return keys.worker(self._presence.worker.host, self._presence.worker.pid)
