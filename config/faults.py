@@ -1,4 +1,19 @@
-"""What can go wrong: what a caller meets is a `KeyeError`, what ends a job inside its worker a `Fault`."""
+"""What can go wrong: what a caller meets is a `KeyeError`, what ends a job inside its worker a `Fault`.
+
+KeyeError
+├── Refusal
+│   ├── InvalidJob           (ValueError)
+│   ├── UploadFailed         (ConnectionError)
+│   ├── IdempotencyConflict
+│   └── QueueUnavailable     (ConnectionError)
+├── JobFailed
+├── JobNotEnded          (TimeoutError)
+├── JobNotFound          (LookupError)
+├── DeadLetterNotFound   (LookupError)
+├── MessageNotFound      (LookupError)
+├── UnknownSchemaVersion (ValueError)
+└── InvalidSettings      (ValueError)
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
