@@ -50,7 +50,6 @@ def _hand_over(pool: DecoderPool, clip: Path) -> tuple[float, float]:
     with clip.open("rb") as file, pool.share() as share:
         order = DecodingOrder(
             part=VideoPart(uri="file:", fps=30),
-            name=clip.name,
             file=file,
             max_pixels=10**8,
             max_bytes=2**30,

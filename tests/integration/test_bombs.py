@@ -146,7 +146,6 @@ def decode(pool: DecoderPool, path: Path) -> None:
     with path.open("rb") as file, pool.share() as share:
         order = DecodingOrder(
             part=part,
-            name=path.name,
             file=file,
             max_pixels=MAX_PIXELS,
             max_bytes=2**30,

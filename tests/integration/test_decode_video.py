@@ -46,7 +46,7 @@ def all_at(size: tuple[int, int]) -> FitVideo:
 def decode(path: Path, size: tuple[int, int] = CLIP_SIZE, **asked: object) -> DecodedVideo:
     part = VideoPart.model_validate({"uri": str(path), **asked})
     with path.open("rb") as file:
-        return decode_video(file, path.name, part, all_at(size), 10**8, 2**30)
+        return decode_video(file, part, all_at(size), 10**8, 2**30)
 
 
 def num_right(decoded: DecodedVideo) -> int:
@@ -74,7 +74,7 @@ def test_few_frames_far_apart_are_the_ones_on_screen(zoo: Zoo, name: str) -> Non
 @pytest.mark.parametrize("num_frames", [6, 64])
 def test_frames_at_random_times_are_the_ones_on_screen(zoo: Zoo, name: str, num_frames: int) -> None:
     with zoo[name].open("rb") as file:
-        clip = examine_clip(file, name, 10**8)
+        clip = examine_clip(file, 10**8)
         assert len(clip.index.pts) == len(CLIPS[name].seconds) - CLIPS[name].cut_at
         for seed in (1, 2) if name in SMALL else (1,):
             chosen = sorted(np.random.default_rng(seed).integers(0, len(clip.index.pts), num_frames).tolist())
@@ -121,7 +121,7 @@ def test_turned_clip_comes_out_upright_and_is_fitted_by_its_upright_size(tmp_pat
         return VideoFit(num_frames, half, half)
 
     with path.open("rb") as file:
-        decoded = decode_video(file, path.name, VideoPart(uri=str(path)), fit, 10**6, 2**30)
+        decoded = decode_video(file, VideoPart(uri=str(path)), fit, 10**6, 2**30)
     upright = np.rot90(draw_frame(3), rotation // 90)
     assert asked == [(4, *upright.shape[:2])]
     assert decoded.original_size == upright.shape[:2]
@@ -214,7 +214,7 @@ def test_file_with_sound_only_says_that_it_has_no_video(tmp_path: Path) -> None:
 def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(2))
     with path.open("rb") as file, pytest.raises(Fault, match="megapixels") as caught:
-        decode_video(file, "the clip", VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1, 2**30)
+        decode_video(file, VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1, 2**30)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
@@ -222,7 +222,7 @@ def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_pa
     path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     asked = VideoPart(uri=str(path), fps=30)
     with path.open("rb") as file, pytest.raises(Fault, match="max_frames") as caught:
-        decode_video(file, "the clip", asked, all_at((2000, 2000)), 10**6, 300 * 2**20)
+        decode_video(file, asked, all_at((2000, 2000)), 10**6, 300 * 2**20)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
@@ -236,7 +236,7 @@ def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(zoo: Zoo) -> N
                 content[position] = rng.integers(256)
             part = VideoPart(uri="/clip", max_frames=16)
             try:
-                decoded = decode_video(io.BytesIO(content), name, part, all_at(CLIP_SIZE), 10**6, 2**30)
+                decoded = decode_video(io.BytesIO(content), part, all_at(CLIP_SIZE), 10**6, 2**30)
             except Fault:
                 continue
             assert decoded.frames.shape[1:] == (*CLIP_SIZE, 3)

@@ -23,6 +23,7 @@ from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo
+from keye.worker.media.faults import named
 from keye.worker.sizing import Sizing
 from tests.support.conditions import eventually
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
@@ -96,10 +97,9 @@ class Bench:
         check: Callable[[], None] = lambda: None,
     ) -> DecodedImage | DecodedVideo:
         part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
-        with path.open("rb") as file:
+        with path.open("rb") as file, named(path.name):
             order = DecodingOrder(
                 part=part,
-                name=path.name,
                 file=file,
                 max_pixels=10**6,
                 max_bytes=2**24,

@@ -24,6 +24,7 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart
 from keye.config.settings import Settings
+from keye.worker.media.faults import name_medium
 from keye.worker.media.fetch import https
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
@@ -180,8 +181,8 @@ def media_cache(tmp_path: Path) -> MediaCache:
 
 
 def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
-    (medium,) = fetch([ImagePart(uri=uri)], limits, media_cache)
-    with medium.file as file:
+    (file,) = fetch([ImagePart(uri=uri)], limits, media_cache)
+    with file:
         return file.read()
 
 
@@ -189,6 +190,7 @@ def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> Fault:
     with pytest.raises(Fault) as caught:
         fetch_one(uri, limits, media_cache)
     assert "secret" not in caught.value.message
+    assert caught.value.message.startswith(f"{name_medium(uri)}: ")
     return caught.value
 
 

@@ -63,9 +63,9 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
     assert small.uri.startswith("data:image/png;base64,")
     limits = MediaLimits.of(Settings(s3_endpoint_url=s3_endpoint))
     fetched_photo, fetched_picture = fetch([photo, picture], limits, MediaCache(tmp_path, 2**24))
-    with fetched_photo.file as file:
+    with fetched_photo as file:
         assert file.read() == PHOTO
-    with fetched_picture.file as file:
+    with fetched_picture as file:
         assert Image.open(file).tobytes() == noise.tobytes()
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from keye.config.formats import format_of_file
 from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.image import decode_image
+from keye.worker.media.faults import named
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.video_plan import plan_video, tell_thinning
 from keye.worker.model.checkpoint import VARIANTS
@@ -85,13 +86,13 @@ def plan_media(
 
 
 def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_second: float) -> PlannedMedium:
-    with open(part.uri, "rb") as file:
+    with named(part.uri), open(part.uri, "rb") as file:
         if isinstance(part, ImagePart):
-            original_size = decode_image(file, part.uri, _MAX_PIXELS, _MAX_BYTES).original_size
+            original_size = decode_image(file, _MAX_PIXELS, _MAX_BYTES).original_size
             size = sizing.fit_image(part, *original_size)
             return PlannedMedium(part.uri, part.type, original_size, size, sizing.num_tokens(size))
-        clip = examine_clip(file, part.uri, _MAX_PIXELS)
-    plan = plan_video(clip.index, part, sizing.fit_video, clip.upright_size, part.uri)
+        clip = examine_clip(file, _MAX_PIXELS)
+        plan = plan_video(clip.index, part, sizing.fit_video, clip.upright_size)
     return PlannedMedium(
         name=part.uri,
         type=part.type,

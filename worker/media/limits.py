@@ -4,9 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
 from keye.config.settings import Settings, VideoDecoder
+from keye.worker.media.faults import corrupt, too_large
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +36,24 @@ class MediaLimits:
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
-def check_size(num_bytes: int, max_bytes: int, name: str) -> None:
+def check_size(num_bytes: int, max_bytes: int) -> None:
     if num_bytes == 0:
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: is empty (0 bytes).")
+        raise corrupt("is empty (0 bytes).")
     if num_bytes > max_bytes:
-        raise Fault(
-            ErrorCode.MEDIA_TOO_LARGE,
-            f"{name}: has {num_bytes:,} bytes, the limit is {max_bytes:,}. Send a smaller file.",
-        )
+        raise too_large(f"has {num_bytes:,} bytes, the limit is {max_bytes:,}. Send a smaller file.")
 
 
-def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise Fault(
-            ErrorCode.MEDIA_TOO_LARGE,
-            f"{name}: has {width} x {height} = {width * height / 1e6:.1f} megapixels, "
-            f"the limit is {max_pixels / 1e6:.1f} (KEYE_MAX_IMAGE_PIXELS). Send a smaller one.",
+        raise too_large(
+            f"has {width} x {height} = {width * height / 1e6:.1f} megapixels, "
+            f"the limit is {max_pixels / 1e6:.1f} (KEYE_MAX_IMAGE_PIXELS). Send a smaller one."
         )
 
 
-def check_decoded_bytes(num_bytes: int, bytes_left: int, name: str) -> None:
+def check_decoded_bytes(num_bytes: int, bytes_left: int) -> None:
     if num_bytes > bytes_left:
-        raise Fault(
-            ErrorCode.MEDIA_TOO_LARGE,
-            f"{name}: would take {num_bytes / 2**20:,.0f} MiB of pixels, of which this job has "
-            f"{bytes_left / 2**20:,.0f} left. Send fewer or smaller media, or set max_frames or max_pixels.",
+        raise too_large(
+            f"would take {num_bytes / 2**20:,.0f} MiB of pixels, of which this job has "
+            f"{bytes_left / 2**20:,.0f} left. Send fewer or smaller media, or set max_frames or max_pixels."
         )

@@ -219,8 +219,8 @@ class Attempt:
             with self._in_stage(Stage.FETCH):
                 fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
                 # `decode` closes them, but the job may end before it.
-                for medium in fetched:
-                    opened.callback(medium.file.close)
+                for file in fetched:
+                    opened.callback(file.close)
             with self._in_stage(Stage.DECODE):
                 watching = (self._on_frame, self._stop_if_over)
                 return decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)

@@ -19,7 +19,7 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.config.settings import Settings
-from keye.worker.media.fetch.transfer import name_medium
+from keye.worker.media.faults import name_medium
 from keye.worker.media.job_media import (
     DecodedImage,
     DecodedVideo,
@@ -194,6 +194,26 @@ def test_reference_that_cannot_be_read_has_its_code(
         prepare([ImagePart(uri=uri)], limits, tmp_path)
     assert caught.value.code is code
     assert len(caught.value.message) < 300
+    assert caught.value.message.startswith(f"{name_medium(uri)}: ")
+
+
+def test_sentence_begins_with_the_name_of_its_medium_once_wherever_it_is_raised(
+    limits: MediaLimits, tmp_path: Path, prepare: Prepare
+) -> None:
+    text, clip = tmp_path / "text.mp4", encode_clip(tmp_path / "clip.mp4", steady_times(30, 30))
+    text.write_text("no clip")
+    wide = ImagePart(uri=as_data_uri(quarters().resize((402, 2))))
+    told: list[tuple[ImagePart | VideoPart, str]] = [
+        (VideoPart(uri=f"{tmp_path}/absent.mp4"), f"{tmp_path}/absent.mp4: there is no such file on this worker."),
+        (VideoPart(uri="https://a/b.mp4"), "https://a/b.mp4: https: is off on this worker (KEYE_ALLOW_HTTPS). "),
+        (VideoPart(uri=str(text)), f"{text}: is no video that is decoded here; it looks like text. Send MP4 or WebM."),
+        (VideoPart(uri=str(clip), start_seconds=9), f"{clip}: start_seconds is 9, but the clip ends at 1.000 s."),
+        (wide, "an image of 402x2 pixels has an aspect ratio of 201, the limit is 200; crop it"),
+    ]
+    for part, sentence in told:
+        with pytest.raises(Fault) as caught:
+            prepare([part], limits, tmp_path)
+        assert caught.value.message.startswith(sentence)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def part(**asked: object) -> VideoPart:
 
 
 def stretch(num_frames: int, rate: float, **asked: object) -> Stretch:
-    return find_stretch(np.arange(num_frames) / rate, num_frames / rate, part(**asked), "the clip")
+    return find_stretch(np.arange(num_frames) / rate, num_frames / rate, part(**asked))
 
 
 def test_two_frames_a_second_are_asked_for_unless_the_job_says_otherwise() -> None:
@@ -66,7 +66,7 @@ def test_start_after_the_clip_is_the_callers_fault_and_says_when_it_ends() -> No
 
 def test_uneven_clip_is_read_at_even_times_not_at_even_indices() -> None:
     shown_at = np.array([0, 0.1, 0.2, 0.3, 8.0, 9.0])
-    assert spread_frames(shown_at, find_stretch(shown_at, 10.0, part(), "the clip"), 6) == [0, 3, 3, 3, 3, 5]
+    assert spread_frames(shown_at, find_stretch(shown_at, 10.0, part()), 6) == [0, 3, 3, 3, 3, 5]
 
 
 def test_single_frame_is_enough() -> None:

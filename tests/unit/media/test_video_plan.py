@@ -25,7 +25,7 @@ def plan(
     index = PacketIndex(
         pts, pts[::keyframe_every], len(pts), Fraction(1, rate), hides_frames=False, has_open_groups=False
     )
-    return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_video, HD, "the clip")
+    return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_video, HD)
 
 
 def test_what_is_asked_for_is_what_is_read_and_nothing_needs_a_reason() -> None:

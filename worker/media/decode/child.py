@@ -20,6 +20,7 @@ from keye.config.job import AnyMedia, ImagePart, VideoPart
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine
+from keye.worker.media.faults import named
 from keye.worker.media.frames.video import decode_video
 from keye.worker.sizing import Sizing
 from keye.worker.telemetry import tell_warnings
@@ -63,7 +64,8 @@ def serve(channel: Channel) -> None:
         with os.fdopen(handle, "rb") as file:
             file.seek(0)  # a child that was refused room before may have read from it
             try:
-                answer = _decode(request, file, channel)
+                with named(request["name"]):
+                    answer = _decode(request, file, channel)
             except Refused:
                 continue
             except Fault as fault:
@@ -76,19 +78,19 @@ def serve(channel: Channel) -> None:
 
 def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
     part = _PART.validate_json(request["part"])
-    name, max_pixels, max_bytes = request["name"], request["max_pixels"], request["max_bytes"]
+    max_pixels, max_bytes = request["max_pixels"], request["max_bytes"]
     allocate = partial(new_pixels, channel)
     sizing = Sizing(**request["sizing"])
     if isinstance(part, ImagePart):
         fit = partial(sizing.fit_image, part) if sizing.is_bicubic else None
-        image = decode_image(file, name, max_pixels, max_bytes, allocate, fit)
+        image = decode_image(file, max_pixels, max_bytes, allocate, fit)
         return {"image": to_jsonable_python(image, exclude=_PIXELS), "shape": image.pixels.shape}
 
     def on_frame(done: int, total: int) -> None:
         channel.send({"frame": [done, total]})
 
     fit_video, decoder, num_threads = sizing.fit_video, request["video_decoder"], request["num_threads"]
-    video = decode_video(file, name, part, fit_video, max_pixels, max_bytes, on_frame, allocate, decoder, num_threads)
+    video = decode_video(file, part, fit_video, max_pixels, max_bytes, on_frame, allocate, decoder, num_threads)
     return {"video": to_jsonable_python(video, exclude=_PIXELS), "shape": video.frames.shape}
 
 

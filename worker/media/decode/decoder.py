@@ -23,6 +23,7 @@ from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
 from keye.worker.media.decoded import Decoded, DecodedVideo
+from keye.worker.media.faults import MediumFault, name_medium, too_large
 from keye.worker.media.frames.video_plan import is_of_rule
 from keye.worker.sizing import Sizing
 
@@ -53,7 +54,6 @@ class DecodingOrder:
     """
 
     part: ImagePart | VideoPart
-    name: str
     file: BinaryIO
     max_pixels: int
     max_bytes: int
@@ -104,12 +104,11 @@ class Decoder:
         try:
             return self._decode(order, allocate, num_threads)
         except EOFError:
-            raise self._fault_of_death(order.name) from None
+            raise self._fault_of_death() from None
         except TimeoutError:
-            raise Fault(
-                ErrorCode.MEDIA_TOO_LARGE,
-                f"{order.name}: its decoder made no progress for {self._silence_seconds:g} s "
-                "(KEYE_DECODE_TIMEOUT_SECONDS). Send a smaller or an undamaged file.",
+            raise too_large(
+                f"its decoder made no progress for {self._silence_seconds:g} s "
+                "(KEYE_DECODE_TIMEOUT_SECONDS). Send a smaller or an undamaged file."
             ) from None
         finally:
             self._memory = None
@@ -118,7 +117,7 @@ class Decoder:
         request = {
             # Where it came from is not the child's business, and may be a secret.
             "part": order.part.model_copy(update={"uri": "file:"}).model_dump_json(),
-            "name": order.name,
+            "name": name_medium(order.part.uri),
             "max_pixels": order.max_pixels,
             "max_bytes": order.max_bytes,
             "sizing": asdict(order.sizing),
@@ -176,7 +175,7 @@ class Decoder:
             raise RuntimeError("a decoder child says it is done, but never asked for memory")
         return np.frombuffer(self._memory, np.uint8).reshape(shape)
 
-    def _fault_of_death(self, name: str) -> Exception:
+    def _fault_of_death(self) -> Exception:
         # Where it only closed its end it still runs; how one that has died died no longer changes.
         self._process.kill()
         status = self._process.wait()
@@ -191,7 +190,7 @@ class Decoder:
             case number:
                 code = ErrorCode.MEDIA_CORRUPT
                 how = f"its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file."
-        return Fault(code, f"{name}: {how}")
+        return MediumFault(code, how)
 
 
 def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:

@@ -1,7 +1,6 @@
 """One image file to upright RGB pixels. Sizes for the model are not decided here: see `sizing`."""
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -9,14 +8,12 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.formats import FORMATS, format_of_file
 from keye.worker.media.decoded import DecodedImage, NewPixels, own_pixels
+from keye.worker.media.faults import corrupt, unsupported
 from keye.worker.media.limits import check_decoded_bytes, check_pixels
 from keye.worker.sizing import Size, resize
-
-log = logging.getLogger(__name__)
 
 # What phones take; a plug-in of Pillow that not every worker has.
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -51,7 +48,6 @@ FitImage = Callable[[int, int], Size]
 
 def decode_image(
     file: BinaryIO,
-    name: str,
     max_pixels: int,
     max_decoded_bytes: int,
     new_pixels: NewPixels = own_pixels,
@@ -65,12 +61,12 @@ def decode_image(
     file_format = format_of_file(file)
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            check_pixels(image.width, image.height, name, max_pixels)
+            check_pixels(image.width, image.height, max_pixels)
             # Pillow turns TIFFs itself.
             orientation = 1 if image.format == "TIFF" else _orientation(image)
             original_size = _turn((image.height, image.width), orientation)
             size = fit(*original_size) if fit else original_size
-            check_decoded_bytes(3 * size[0] * size[1], max_decoded_bytes, name)
+            check_decoded_bytes(3 * size[0] * size[1], max_decoded_bytes)
             pixels = new_pixels((*size, 3))
             if isinstance(image, JpegImageFile):
                 height, width = _turn(size, orientation)
@@ -81,24 +77,18 @@ def decode_image(
         raise
     except UnidentifiedImageError:
         if file_format.name in _FORMATS:
-            raise Fault(
-                ErrorCode.MEDIA_CORRUPT,
-                f"{name}: begins like {file_format.name}, but is damaged or of a rare kind. Send JPEG or PNG.",
+            raise corrupt(
+                f"begins like {file_format.name}, but is damaged or of a rare kind. Send JPEG or PNG."
             ) from None
-        raise Fault(
-            ErrorCode.MEDIA_UNSUPPORTED,
-            f"{name}: is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}.",
+        raise unsupported(
+            f"is no image that is decoded here; it looks like {file_format.name}. Send {', '.join(_FORMATS)}."
         ) from None
     except Exception as error:
         # Pillow's readers raise whatever they trip over: struct.error, IndexError... These two are what they mean to
         # raise; an OSError with a number is the system's, which may name files of this host.
         is_meant = isinstance(error, SyntaxError) or (isinstance(error, OSError) and error.errno is None)
-        if not is_meant:
-            log.warning("%s: %s while it was decoded", name, type(error).__name__, exc_info=error)
-        reason = error if is_meant else type(error).__name__
-        raise Fault(
-            ErrorCode.MEDIA_CORRUPT, f"{name}: the {file_format.name} image is damaged or cut off ({reason})."
-        ) from error
+        reason, cause = (error, None) if is_meant else (type(error).__name__, error)
+        raise corrupt(f"the {file_format.name} image is damaged or cut off ({reason}).") from cause
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     height, width = size

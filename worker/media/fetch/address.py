@@ -3,8 +3,7 @@
 import ipaddress
 import socket
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.worker.media.faults import forbidden, not_found, unreachable
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(
@@ -36,7 +35,7 @@ _NOT_PUBLIC = tuple(
 _UNICAST_6 = ipaddress.ip_network("2000::/3")
 
 
-def resolve_public(host: str, port: int, name: str) -> list[str]:
+def resolve_public(host: str, port: int) -> list[str]:
     """The IP addresses of `host`, in the resolver's order; connect to one of these, never to the name.
 
     One address that is not public spoils the answer: nobody who means well mixes them.
@@ -46,13 +45,13 @@ def resolve_public(host: str, port: int, name: str) -> list[str]:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise Fault(ErrorCode.MEDIA_UNREACHABLE, f"{name}: its host cannot be looked up now.") from None
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such host.") from None
+            raise unreachable("its host cannot be looked up now.") from None
+        raise not_found("there is no such host.") from None
     except (UnicodeError, ValueError):
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid host name.") from None
+        raise not_found("is no valid host name.") from None
     addresses = [str(answer[4][0]) for answer in answers]
     if not all(is_public(address) for address in addresses):
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: its host is not on the public internet.")
+        raise forbidden("its host is not on the public internet.")
     return addresses
 
 

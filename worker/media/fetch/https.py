@@ -12,8 +12,7 @@ from threading import Timer
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.worker.media.faults import forbidden, not_found, unreachable
 from keye.worker.media.fetch.address import resolve_public
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
@@ -35,12 +34,10 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO
 
     The file is kept where the server gives it a length and an ETag: with the address, they are its identity.
     """
-    # The one the caller knows, in every message: redirects lead to addresses that are not theirs to see.
-    name = transfer.name
     base = uri
     for _ in range(_MAX_REDIRECTS + 1):
-        target = _parse(base, uri, name)
-        addresses = resolve_public(target.host, target.port, name)
+        target = _parse(base, uri)
+        addresses = resolve_public(target.host, target.port)
         with _connect(target, addresses, transfer) as connection:
             with _told_as_faults(transfer):
                 connection.request("GET", target.path, headers=_HEADERS)
@@ -49,7 +46,7 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO
                 if response.status not in _REDIRECTS:
                     return _receive(response, target, transfer, media_cache)
                 base, uri = target.url, response.getheader("Location", "")
-    raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: redirects over {_MAX_REDIRECTS} times. Send the last address.")
+    raise forbidden(f"redirects over {_MAX_REDIRECTS} times. Send the last address.")
 
 
 _HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "keye-worker"}
@@ -64,20 +61,19 @@ class _Target(NamedTuple):
     path: str
 
 
-def _parse(base: str, uri: str, name: str) -> _Target:
+def _parse(base: str, uri: str) -> _Target:
     try:
         whole = urljoin(base, uri)
         url = urlsplit(whole)
         host = (url.hostname or "").encode("idna").decode()
         port = url.port or 443
         if url.scheme != "https" or "@" in url.netloc:
-            what = f"{name}: leads to a scheme other than https, or names a user; neither is read."
-            raise Fault(ErrorCode.MEDIA_FORBIDDEN, what)
+            raise forbidden("leads to a scheme other than https, or names a user; neither is read.")
         # Readers disagree on what control characters and backslashes mean, and so on which host is meant.
         if not host or not (base + uri).isprintable() or "\\" in base + uri:
             raise ValueError
     except ValueError:
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid address. Write https://host/path.") from None
+        raise not_found("is no valid address. Write https://host/path.") from None
     path = quote(url.path or "/", safe=_AS_IT_IS) + (f"?{quote(url.query, safe=_AS_IT_IS)}" if url.query else "")
     return _Target(whole.partition("#")[0], host, port, path)
 
@@ -132,11 +128,11 @@ def _tls() -> ssl.SSLContext:
 def _receive(
     response: http.client.HTTPResponse, target: _Target, transfer: Transfer, media_cache: MediaCache
 ) -> BinaryIO:
-    _check_status(response, transfer.name)
+    _check_status(response)
     copy = partial(_copy, response, transfer)
     etag = response.getheader("ETag", "")
     if response.length is not None:
-        check_size(response.length, transfer.max_bytes, transfer.name)
+        check_size(response.length, transfer.max_bytes)
         # A weak ETag promises the same meaning, not the same bytes.
         if etag and not etag.startswith("W/"):
             identity = (target.url, etag, str(response.length))
@@ -144,7 +140,7 @@ def _receive(
     file = media_cache.scratch()
     try:
         copy(file.fileno())
-        check_size(os.fstat(file.fileno()).st_size, transfer.max_bytes, transfer.name)
+        check_size(os.fstat(file.fileno()).st_size, transfer.max_bytes)
         file.seek(0)
     except BaseException:
         file.close()
@@ -152,17 +148,16 @@ def _receive(
     return file
 
 
-def _check_status(response: http.client.HTTPResponse, name: str) -> None:
+def _check_status(response: http.client.HTTPResponse) -> None:
     status = response.status
     if status == HTTPStatus.OK:
         return
     if status in _NOT_FOUND:
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the server has no such file ({status}).")
+        raise not_found(f"the server has no such file ({status}).")
     if status in _PASSING or status >= 500:
         retry_after = read_retry_after(response.getheader("Retry-After"))
-        answered = f"{name}: the server answered {status}."
-        raise Fault(ErrorCode.MEDIA_UNREACHABLE, answered, retry_after_seconds=retry_after)
-    raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server refused ({status}). Is the address still valid?")
+        raise unreachable(f"the server answered {status}.", retry_after_seconds=retry_after)
+    raise forbidden(f"the server refused ({status}). Is the address still valid?")
 
 
 def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -> None:
@@ -177,7 +172,7 @@ def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -
             if not chunk:
                 return
             num_bytes += len(chunk)
-            check_size(num_bytes, transfer.max_bytes, transfer.name)
+            check_size(num_bytes, transfer.max_bytes)
             file.write(chunk)
             transfer.go_on()
 
@@ -185,16 +180,11 @@ def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -
 @contextmanager
 def _told_as_faults(transfer: Transfer) -> Iterator[None]:
     """For what waits for the server and touches nothing else."""
-    name = transfer.name
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: the server cannot prove who it is ({error.verify_message})."
-        ) from None
+        raise forbidden(f"the server cannot prove who it is ({error.verify_message}).") from None
     except (OSError, http.client.HTTPException) as error:
         if not transfer.seconds_left:
             raise transfer.too_slow() from None
-        raise Fault(
-            ErrorCode.MEDIA_UNREACHABLE, f"{name}: the server did not answer or broke off ({type(error).__name__})."
-        ) from None
+        raise unreachable(f"the server did not answer or broke off ({type(error).__name__}).") from None

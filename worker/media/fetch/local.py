@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
 from keye.config.job import MAX_INLINE_BYTES
-from keye.worker.media.fetch.transfer import name_medium
+from keye.worker.media.faults import corrupt, forbidden, not_found
 from keye.worker.media.limits import check_size
 
 
@@ -24,69 +22,64 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
     A hard link leaves no trace of where the file's other names lie, only how many it has. So a file of more than one
     name is refused: one of them may be outside.
     """
-    name = name_medium(uri)
-    path = _path_of(uri, name)
+    path = _path_of(uri)
     if not roots:
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: this worker reads no local files. Set KEYE_MEDIA_ROOTS.")
+        raise forbidden("this worker reads no local files. Set KEYE_MEDIA_ROOTS.")
     if ".." in path.split("/"):
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: holds '..'. Write the path without it.")
+        raise forbidden("holds '..'. Write the path without it.")
     resolved_roots = [os.path.realpath(root) for root in roots]
     try:
         # Told before anything is opened, so that nobody learns which files exist outside the roots.
-        _check_inside(os.path.realpath(path), resolved_roots, name)
+        _check_inside(os.path.realpath(path), resolved_roots)
         # O_PATH names the file without opening it: a FIFO does not block, a device does not act.
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: there is no such file on this worker.") from None
+        raise not_found("there is no such file on this worker.") from None
     except OSError as error:
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: {error.strerror}.") from None
+        raise forbidden(f"{error.strerror}.") from None
     try:
         itself = f"/proc/self/fd/{handle}"
         # The path may lead elsewhere by now; what the handle holds can no longer change.
-        _check_inside(os.readlink(itself), resolved_roots, name)
+        _check_inside(os.readlink(itself), resolved_roots)
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is no regular file, and only those are read.")
+            raise forbidden("is no regular file, and only those are read.")
         if found.st_nlink > 1:
-            raise Fault(
-                ErrorCode.MEDIA_FORBIDDEN,
-                f"{name}: has {found.st_nlink} names (hard links), and others may lie outside. Copy the file.",
-            )
-        check_size(found.st_size, max_bytes, name)
+            raise forbidden(f"has {found.st_nlink} names (hard links), and others may lie outside. Copy the file.")
+        check_size(found.st_size, max_bytes)
         return open(itself, "rb")
     except PermissionError:
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: the worker may not read it. Change its permissions.") from None
+        raise forbidden("the worker may not read it. Change its permissions.") from None
     finally:
         os.close(handle)
 
 
-def _path_of(uri: str, name: str) -> str:
+def _path_of(uri: str) -> str:
     if uri.startswith("/"):
         return uri
     url = urlsplit(uri)
     if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no file URI of this host. Write file:///folder/name.")
+        raise not_found("is no file URI of this host. Write file:///folder/name.")
     return unquote(url.path)
 
 
-def _check_inside(real_path: str, resolved_roots: Sequence[str], name: str) -> None:
+def _check_inside(real_path: str, resolved_roots: Sequence[str]) -> None:
     if not any(os.path.commonpath((root, real_path)) == root for root in resolved_roots):
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: lies outside the folders that are read (KEYE_MEDIA_ROOTS).")
+        raise forbidden("lies outside the folders that are read (KEYE_MEDIA_ROOTS).")
 
 
 def open_inline(uri: str, max_bytes: int) -> BinaryIO:
     """The bytes of a `data:` URI (RFC 2397), which are few."""
-    name = name_medium(uri)
     head, comma, payload = uri.partition(",")
     if not comma:
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: has no comma between its type and its bytes.")
+        raise corrupt("has no comma between its type and its bytes.")
     try:
         content = unquote_to_bytes(payload)
         if head.lower().endswith(";base64"):
             content = binascii.a2b_base64(content, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: its bytes are not valid base64.") from None
-    check_size(len(content), min(max_bytes, MAX_INLINE_BYTES), name)
+        raise corrupt("its bytes are not valid base64.") from None
+    check_size(len(content), min(max_bytes, MAX_INLINE_BYTES))
     file = os.fdopen(os.memfd_create("keye-inline", os.MFD_CLOEXEC), "w+b")
     file.write(content)
     file.seek(0)

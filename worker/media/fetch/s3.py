@@ -22,8 +22,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.worker.media.faults import MediumFault, forbidden, not_found, unreachable
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size
@@ -64,32 +63,28 @@ class _ObjectChanged(Exception):
 
 def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
     """Open `s3://bucket/key` (or `...?versionId=...`), downloaded unless the cache holds this very version of it."""
-    name = transfer.name
-    asked = _parse(uri, name)
+    asked = _parse(uri)
     if limits.s3_buckets and asked["Bucket"] not in limits.s3_buckets:
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
-    with _told_as_faults(name):
+        raise forbidden("is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
+    with _told_as_faults():
         client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
             found = _find_version(client, asked)
-            check_size(found.num_bytes, transfer.max_bytes, name)
+            check_size(found.num_bytes, transfer.max_bytes)
             identity = (limits.s3_endpoint_url or "s3", uri, found.etag, str(found.num_bytes))
             try:
                 download = partial(found.download, transfer.go_on)
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
             except _ObjectChanged:
                 continue
-    raise Fault(
-        ErrorCode.MEDIA_UNREACHABLE,
-        f"{name}: was replaced {_MAX_TRIES} times while it was read. Send it when it rests.",
-    )
+    raise unreachable(f"was replaced {_MAX_TRIES} times while it was read. Send it when it rests.")
 
 
-def _parse(uri: str, name: str) -> _Asked:
+def _parse(uri: str) -> _Asked:
     bucket, _, key = uri[len("s3://") :].partition("/")
     key, _, version_id = key.partition("?versionId=")
     if uri[:5].lower() != "s3://" or not bucket or not key:
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: names no object. Write s3://bucket/key.")
+        raise not_found("names no object. Write s3://bucket/key.")
     asked: _Asked = {"Bucket": bucket, "Key": key}
     if version_id:
         asked["VersionId"] = version_id
@@ -108,37 +103,30 @@ def _find_version(client: "S3Client", asked: _Asked) -> "_ObjectVersion":
 
 
 @contextmanager
-def _told_as_faults(name: str) -> Iterator[None]:
+def _told_as_faults() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _fault_of_answer(error, name) from None
+        raise _fault_of_answer(error) from None
     except ParamValidationError:
-        raise Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: is no valid bucket and key.") from None
+        raise not_found("is no valid bucket and key.") from None
     except (NoCredentialsError, PartialCredentialsError):
-        raise Fault(
-            ErrorCode.MEDIA_FORBIDDEN, f"{name}: this worker has no S3 credentials. Set AWS_ACCESS_KEY_ID or a role."
-        ) from None
+        raise forbidden("this worker has no S3 credentials. Set AWS_ACCESS_KEY_ID or a role.") from None
     except BotoCoreError as error:
         # The class alone: botocore's own sentence holds the whole URL.
-        raise Fault(
-            ErrorCode.MEDIA_UNREACHABLE, f"{name}: the store did not answer or broke off ({type(error).__name__})."
-        ) from None
+        raise unreachable(f"the store did not answer or broke off ({type(error).__name__}).") from None
 
 
-def _fault_of_answer(error: ClientError, name: str) -> Fault:
+def _fault_of_answer(error: ClientError) -> MediumFault:
     reason = error.response.get("Error", {}).get("Code", "unknown")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if reason in _PASSING or status >= 500 or status == 429:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         retry_after = read_retry_after(headers.get("retry-after"))
-        answered = f"{name}: the store answered {status} {reason}."
-        return Fault(ErrorCode.MEDIA_UNREACHABLE, answered, retry_after_seconds=retry_after)
+        return unreachable(f"the store answered {status} {reason}.", retry_after_seconds=retry_after)
     if reason in _NOT_FOUND or status == 404:
-        return Fault(ErrorCode.MEDIA_NOT_FOUND, f"{name}: the store has no such bucket, object or version.")
-    return Fault(
-        ErrorCode.MEDIA_FORBIDDEN, f"{name}: the store refused ({status} {reason}). Check the worker's credentials."
-    )
+        return not_found("the store has no such bucket, object or version.")
+    return forbidden(f"the store refused ({status} {reason}). Check the worker's credentials.")
 
 
 _making_client = threading.Lock()

@@ -1,20 +1,17 @@
-"""What one download may take, wherever it comes from: bytes, time, the patience of its job; and what it is called."""
+"""What one download may take, wherever it comes from: bytes, time, the patience of its job."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.worker.media.faults import MediumFault, unreachable
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """`max_seconds` are from its making; what `check` raises ends the download. `name` is what messages call it."""
+    """`max_seconds` are from its making; what `check` raises ends the download."""
 
-    name: str
     max_bytes: int
     timeout_seconds: float
     max_seconds: float
@@ -31,11 +28,10 @@ class Transfer:
         if not self.seconds_left:
             raise self.too_slow()
 
-    def too_slow(self) -> Fault:
-        return Fault(
-            ErrorCode.MEDIA_UNREACHABLE,
-            f"{self.name}: had not come whole after {self.max_seconds:g} s (KEYE_MAX_FETCH_SECONDS). "
-            "Send a smaller one, or keep it nearer to the worker.",
+    def too_slow(self) -> MediumFault:
+        return unreachable(
+            f"had not come whole after {self.max_seconds:g} s (KEYE_MAX_FETCH_SECONDS). "
+            "Send a smaller one, or keep it nearer to the worker."
         )
 
 
@@ -49,19 +45,3 @@ def read_retry_after(header: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return None
-
-
-_MAX_LENGTH = 160
-_INLINE_TYPE = re.compile(r"data:([\w.+-]{1,40}/[\w.+-]{1,40})?", re.IGNORECASE)
-_WEB = re.compile(r"https:/*(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
-
-
-def name_medium(uri: str) -> str:
-    """The reference without query, credentials or inline bytes: signed URLs carry their secrets there."""
-    if inline := _INLINE_TYPE.match(uri):
-        return f"inline {inline[1] or 'data'}"
-    if web := _WEB.match(uri):
-        uri = f"https://{web[1]}"
-    elif uri[:3].lower() == "s3:":
-        uri = uri.partition("?")[0]
-    return uri if len(uri) <= _MAX_LENGTH else f"{uri[: _MAX_LENGTH // 2]}...{uri[-_MAX_LENGTH // 2 :]}"

@@ -15,9 +15,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
 from keye.config.formats import format_of_file
+from keye.worker.media.faults import MediumFault, corrupt, forbidden, too_large, unsupported
 from keye.worker.media.limits import check_pixels
 from keye.worker.sizing import Size
 
@@ -106,7 +105,6 @@ def presentation_time(timed: "Packet[VideoStream] | VideoFrame") -> int | None:
 class Clip:
     """`stored_size` is (height, width) as encoded; `num_turns` quarters counterclockwise make it upright."""
 
-    name: str
     format_name: str
     demuxer: str
     codec: str
@@ -122,41 +120,35 @@ class Clip:
         return size if self.num_turns % 2 == 0 else (size[1], size[0])
 
 
-def examine_clip(file: BinaryIO, name: str, max_frame_pixels: int) -> Clip:
+def examine_clip(file: BinaryIO, max_frame_pixels: int) -> Clip:
     """Raises `Fault` for what is no video, holds no frame, or has frames beyond the limit."""
     file_format = format_of_file(file)
     if file_format.demuxer is None:
-        raise Fault(
-            ErrorCode.MEDIA_UNSUPPORTED,
-            f"{name}: is no video that is decoded here; it looks like {file_format.name}. Send MP4 or WebM.",
-        )
+        raise unsupported(f"is no video that is decoded here; it looks like {file_format.name}. Send MP4 or WebM.")
     try:
-        with open_container(file, file_format.demuxer, name) as container:
-            stream = find_video_stream(container, name)
-            check_pixels(stream.width, stream.height, name, max_frame_pixels)
+        with open_container(file, file_format.demuxer) as container:
+            stream = find_video_stream(container)
+            check_pixels(stream.width, stream.height, max_frame_pixels)
             first = _FirstFrame(stream, max_frame_pixels)
             time_base = stream.time_base or Fraction(1, av.time_base)
             index = index_packets(first.watch(container.demux(stream)), time_base)
             codec, size = stream.codec_context.name, (stream.height, stream.width)
     except av.FFmpegError as error:
-        raise damaged(name, file_format.name, error) from None
+        raise damaged(file_format.name, error) from None
     if index is None:
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: holds no frame.")
+        raise corrupt("holds no frame.")
     num_turns = 0
     if first.frame is not None:
         size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
     if 0 in size:
-        raise Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: tells no size that can be, and none of its frames is whole.")
-    return Clip(name, file_format.name, file_format.demuxer, codec, index, size, num_turns)
+        raise corrupt("tells no size that can be, and none of its frames is whole.")
+    return Clip(file_format.name, file_format.demuxer, codec, index, size, num_turns)
 
 
-def damaged(name: str, format_name: str, error: av.FFmpegError) -> Fault:
+def damaged(format_name: str, error: av.FFmpegError) -> MediumFault:
     if isinstance(error, MemoryError):
-        return Fault(
-            ErrorCode.MEDIA_TOO_LARGE,
-            f"{name}: takes more memory to decode than a decoder may have. Send a smaller one.",
-        )
-    return Fault(ErrorCode.MEDIA_CORRUPT, f"{name}: the {format_name} video is damaged ({error.strerror}).")
+        return too_large("takes more memory to decode than a decoder may have. Send a smaller one.")
+    return corrupt(f"the {format_name} video is damaged ({error.strerror}).")
 
 
 class _FirstFrame:
@@ -178,23 +170,23 @@ class _FirstFrame:
             yield packet
 
 
-def open_container(file: BinaryIO, demuxer: str, name: str) -> InputContainer:
+def open_container(file: BinaryIO, demuxer: str) -> InputContainer:
     """Open `file` from its start with exactly this FFmpeg demuxer; raises `av.FFmpegError` where that fails."""
 
     def refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-        raise Fault(ErrorCode.MEDIA_FORBIDDEN, f"{name}: refers to another file, and only one file is read.")
+        raise forbidden("refers to another file, and only one file is read.")
 
     file.seek(0)
     # The file's own titles and remarks may be in any encoding.
     return av.open(file, "r", format=demuxer, io_open=refuse, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
 
 
-def find_video_stream(container: InputContainer, name: str) -> VideoStream:
+def find_video_stream(container: InputContainer) -> VideoStream:
     """The first stream of moving pictures that can be decoded; the cover of a song is none."""
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not moving:
-        raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: has no video stream. Send a file with moving pictures.")
+        raise unsupported("has no video stream. Send a file with moving pictures.")
     stream = next((s for s in moving if s.codec_context is not None), None)
     if stream is None:
-        raise Fault(ErrorCode.MEDIA_UNSUPPORTED, f"{name}: its codec is not decoded here. Send H.264, VP9 or AV1.")
+        raise unsupported("its codec is not decoded here. Send H.264, VP9 or AV1.")
     return stream

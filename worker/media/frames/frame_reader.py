@@ -9,8 +9,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.worker.media.faults import corrupt
 from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
@@ -74,12 +73,12 @@ class FrameReader:
             self._start()
             return self.read(pts)
         if shown is None:
-            raise Fault(ErrorCode.MEDIA_CORRUPT, f"{self._clip.name}: none of its frames can be decoded.")
+            raise corrupt("none of its frames can be decoded.")
         return shown
 
     def _start(self) -> None:
-        self._container = open_container(self._file, self._clip.demuxer, self._clip.name)
-        self._stream = find_video_stream(self._container, self._clip.name)
+        self._container = open_container(self._file, self._clip.demuxer)
+        self._stream = find_video_stream(self._container)
         self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads

@@ -38,7 +38,6 @@ _BATCH = 16
 
 def decode_video(
     file: BinaryIO,
-    name: str,
     part: VideoPart,
     fit_video: FitVideo,
     max_frame_pixels: int,
@@ -61,9 +60,9 @@ def decode_video(
         most_done = max(most_done, done)
         on_frame(most_done, total)
 
-    clip = examine_clip(file, name, max_frame_pixels)
-    plan = plan_video(clip.index, part, fit_video, clip.upright_size, name)
-    check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes, name)
+    clip = examine_clip(file, max_frame_pixels)
+    plan = plan_video(clip.index, part, fit_video, clip.upright_size)
+    check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
     pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if decoder in _OTHERS else ()
     num_damaged = 0
@@ -74,7 +73,7 @@ def decode_video(
                 pts_read = _fill(pixels, _read_by_pyav(reader, clip, plan), tell)
                 num_damaged = len(reader.damaged)
         except av.FFmpegError as error:
-            raise damaged(name, clip.format_name, error) from None
+            raise damaged(clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)
     return DecodedVideo(
         frames=pixels,

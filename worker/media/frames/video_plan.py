@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
 from keye.config.job import Content, Sampling, VideoPart
 from keye.worker.media.decoded import VideoPlan
+from keye.worker.media.faults import MediumFault
 from keye.worker.media.frames.clip import PacketIndex
 from keye.worker.sizing import Size, VideoFit
 
@@ -52,13 +52,13 @@ class Stretch(NamedTuple):
         return self.last - self.first + 1
 
 
-def plan_video(index: PacketIndex, part: VideoPart, fit_video: FitVideo, original_size: Size, name: str) -> VideoPlan:
+def plan_video(index: PacketIndex, part: VideoPart, fit_video: FitVideo, original_size: Size) -> VideoPlan:
     """As many frames as `part` asks for, unless the clip has fewer or the model takes fewer."""
     shown_at, pts = index.shown_at, index.pts
     if part.sampling is Sampling.KEYFRAMES and len(index.keyframe_pts):
         are_keyframes = np.isin(pts, index.keyframe_pts)
         shown_at, pts = shown_at[are_keyframes], pts[are_keyframes]
-    stretch = find_stretch(shown_at, index.duration_seconds, part, name)
+    stretch = find_stretch(shown_at, index.duration_seconds, part)
     asked = num_asked(part, stretch.seconds)
     allowed = _num_allowed(part, asked)
     offered = min(allowed, stretch.num_frames)
@@ -105,13 +105,13 @@ def tell_thinning(plan: VideoPlan, min_frames_per_second: float) -> str | None:
     )
 
 
-def find_stretch(shown_at: npt.NDArray[np.float64], duration_seconds: float, part: VideoPart, name: str) -> Stretch:
+def find_stretch(shown_at: npt.NDArray[np.float64], duration_seconds: float, part: VideoPart) -> Stretch:
     """`shown_at` are the ascending times of all frames in seconds, the first one being 0 or, of keyframes, later."""
     start = part.start_seconds or 0.0
     end = min(part.end_seconds or duration_seconds, duration_seconds)
     if start >= end:
-        raise Fault(
-            ErrorCode.INVALID_JOB, f"{name}: start_seconds is {start:g}, but the clip ends at {duration_seconds:.3f} s."
+        raise MediumFault(
+            ErrorCode.INVALID_JOB, f"start_seconds is {start:g}, but the clip ends at {duration_seconds:.3f} s."
         )
     first = _on_screen(shown_at, start)
     last = max(first, int(np.searchsorted(shown_at, end - _TICK_SECONDS)) - 1)
