@@ -1,7 +1,6 @@
 """Media of the public web, by way of the cache. Off unless the operator allows it; which addresses: see `address`."""
 
 import http.client
-import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -137,15 +136,7 @@ def _receive(
         if etag and not etag.startswith("W/"):
             identity = (target.url, etag, str(response.length))
             return media_cache.open(identity, response.length, copy, transfer.go_on)
-    file = media_cache.scratch()
-    try:
-        copy(file.fileno())
-        check_size(os.fstat(file.fileno()).st_size, transfer.max_bytes)
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    return media_cache.open_unkept(copy)
 
 
 def _check_status(response: http.client.HTTPResponse) -> None:
@@ -169,10 +160,10 @@ def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -
                 chunk = response.read1(_CHUNK_BYTES)
                 if not chunk and num_promised is not None and num_bytes < num_promised:
                     raise ConnectionResetError
+            num_bytes += len(chunk)
+            check_size(num_bytes, transfer.max_bytes)  # at the end too: nothing may have come
             if not chunk:
                 return
-            num_bytes += len(chunk)
-            check_size(num_bytes, transfer.max_bytes)
             file.write(chunk)
             transfer.go_on()
 

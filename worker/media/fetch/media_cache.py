@@ -20,9 +20,6 @@ _TICK_SECONDS = 0.1
 _UNKNOWN_BYTES = 2**62
 
 
-def _go_on() -> None: ...
-
-
 class MediaCache:
     """At most `max_bytes` in `folder`, the least recently used go first. With 0 nothing is kept.
 
@@ -37,21 +34,21 @@ class MediaCache:
         """Raises `OSError` when the folder cannot be had, `PermissionError` when it belongs to another user."""
         self._whole = folder / "whole"
         self._partial = folder / "partial"
-        self._ledger_path = folder / "ledger"
+        self._ledger = folder / "ledger"
         self._max_bytes = max_bytes
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
             raise PermissionError(f"{folder} belongs to another user. Set KEYE_CACHE_FOLDER to a folder of your own.")
         self._make_folders()
-        with self._ledger() as ledger:
-            ledger.write(self._evict(max_bytes))
+        with _locked(self._ledger) as ledger:
+            _write_promised(ledger, self._evict(max_bytes))
 
     def open(
         self,
         identity: tuple[str, ...],
         num_bytes: int,
         download: Callable[[int], None],
-        check: Callable[[], None] = _go_on,
+        check: Callable[[], None] = lambda: None,
     ) -> BinaryIO:
         """The medium of this identity, from here or by `download(handle)`, which writes exactly `num_bytes`.
 
@@ -75,10 +72,12 @@ class MediaCache:
                     continue
                 return self._download(handle, partial, whole, num_bytes, download)
 
-    def scratch(self) -> BinaryIO:
-        """A nameless file for a medium that has no identity, gone when it is closed."""
+    def open_unkept(self, download: Callable[[int], None]) -> BinaryIO:
+        """As `open`, for a medium of no identity or room: in a nameless file, gone when it is closed."""
         self._make_folders()
-        return tempfile.TemporaryFile(dir=self._partial)
+        with tempfile.TemporaryFile(dir=self._partial) as file:
+            download(file.fileno())
+            return _reopen(file.fileno())
 
     def _download(
         self, handle: int, partial: Path, whole: Path, num_bytes: int, download: Callable[[int], None]
@@ -88,32 +87,31 @@ class MediaCache:
             partial.unlink()
             fcntl.flock(handle, fcntl.LOCK_UN)
             os.truncate(handle, 0)
-            download(handle)
-            return _reopen(handle)
+            return self.open_unkept(download)
         try:
             download(handle)
             # The name must not outlast a power failure without the bytes.
             os.fdatasync(handle)
             partial.rename(whole)
         except BaseException:
-            with self._ledger() as ledger:
+            with _locked(self._ledger) as ledger:
                 partial.unlink(missing_ok=True)
-                ledger.write(ledger.read() - num_bytes)
+                _write_promised(ledger, _read_promised(ledger) - num_bytes)
             raise
         return _reopen(handle)
 
     def _reserve(self, handle: int, num_bytes: int) -> bool:
         if num_bytes > self._max_bytes:
             return False
-        with self._ledger() as ledger:
-            promised = ledger.read()
+        with _locked(self._ledger) as ledger:
+            promised = _read_promised(ledger)
             if promised + num_bytes > self._max_bytes:
                 promised = self._evict(int(self._max_bytes * (1 - _EVICTED_SHARE)) - num_bytes)
             if promised + num_bytes > self._max_bytes:
                 # Downloads under way take what there is; what they leave of the count is right again.
-                ledger.write(promised)
+                _write_promised(ledger, promised)
                 return False
-            ledger.write(promised + num_bytes)
+            _write_promised(ledger, promised + num_bytes)
             os.truncate(handle, 0)
             os.truncate(handle, num_bytes)
         return True
@@ -122,7 +120,12 @@ class MediaCache:
         """Remove whole media until all take at most `max_bytes`, if that can be; returns what they take."""
         # Before the whole ones: what is finished meanwhile is counted twice, not overlooked.
         num_bytes = sum(_measure_partial(Path(entry)) for entry in os.scandir(self._partial))
-        kept = [(found.st_mtime_ns, found.st_size, entry.path) for entry, found in _stats(self._whole)]
+        kept = []
+        for entry in os.scandir(self._whole):
+            # Another worker may remove it at any moment.
+            with suppress(FileNotFoundError):
+                found = entry.stat()
+                kept.append((found.st_mtime_ns, found.st_size, entry.path))
         num_bytes += sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
             if num_bytes <= max_bytes:
@@ -136,27 +139,19 @@ class MediaCache:
         self._whole.mkdir(parents=True, exist_ok=True)
         self._partial.mkdir(exist_ok=True)
 
-    @contextmanager
-    def _ledger(self) -> "Iterator[_Ledger]":
-        with _locked(self._ledger_path) as handle:
-            yield _Ledger(handle)
+
+def _read_promised(ledger: int) -> int:
+    return int(os.pread(ledger, 32, 0) or _UNKNOWN_BYTES)
 
 
-class _Ledger:
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def read(self) -> int:
-        return int(os.pread(self._handle, 32, 0) or _UNKNOWN_BYTES)
-
-    def write(self, num_bytes: int) -> None:
-        # One write of one length: a kill leaves the old number or the new one.
-        os.pwrite(self._handle, b"%020d" % num_bytes, 0)
+def _write_promised(ledger: int, num_bytes: int) -> None:
+    # One write of one length: a kill leaves the old number or the new one.
+    os.pwrite(ledger, b"%020d" % num_bytes, 0)
 
 
 @contextmanager
 def _locked(path: Path, check: Callable[[], None] | None = None) -> Iterator[int]:
-    """Open `path`, made where it is missing, and hold its lock. Who waited may find the path gone or another's.
+    """A handle of `path`, made where it is missing, locked. Who waited may find the path gone or another's.
 
     With `check` the wait may be long, and ends by what it raises.
     """
@@ -210,10 +205,3 @@ def _measure_partial(path: Path) -> int:
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
-
-
-def _stats(folder: Path) -> "Iterator[tuple[os.DirEntry[str], os.stat_result]]":
-    for entry in os.scandir(folder):
-        # Another worker may remove it at any moment.
-        with suppress(FileNotFoundError):
-            yield entry, entry.stat()
