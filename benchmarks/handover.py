@@ -11,9 +11,11 @@ import av
 import numpy as np
 
 from keye.config.job import VideoPart
+from keye.config.settings import Settings
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import DecodedVideo
+from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 
 NUM_FRAMES, HEIGHT, WIDTH = 64, 364, 420
@@ -51,8 +53,7 @@ def _hand_over(pool: DecoderPool, clip: Path) -> tuple[float, float]:
         order = DecodingOrder(
             part=VideoPart(uri="file:", fps=30),
             file=file,
-            max_pixels=10**8,
-            max_bytes=2**30,
+            limits=MediaLimits.of(Settings(max_image_pixels=10**8, max_decoded_bytes=2**30)),
             sizing=Sizing(factor=28, min_pixels=1, max_pixels=HEIGHT * WIDTH),
             on_frame=note,
             check=lambda: None,

@@ -15,8 +15,10 @@ from PIL import Image
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import Settings
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
+from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 from tests.support.zoo import encode_clip, steady_times
 
@@ -147,9 +149,7 @@ def decode(pool: DecoderPool, path: Path) -> None:
         order = DecodingOrder(
             part=part,
             file=file,
-            max_pixels=MAX_PIXELS,
-            max_bytes=2**30,
-            video_decoder="pyav",
+            limits=MediaLimits.of(Settings(max_image_pixels=MAX_PIXELS, max_decoded_bytes=2**30)),
             sizing=Sizing(factor=1, min_pixels=1, max_pixels=MAX_PIXELS),
             on_frame=lambda done, total: None,
             check=lambda: None,

@@ -19,11 +19,13 @@ from PIL import Image
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import Settings
 from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool, PixelShare
 from keye.worker.media.decoded import DecodedImage, DecodedVideo
 from keye.worker.media.faults import named
+from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 from tests.support.conditions import eventually
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
@@ -101,9 +103,7 @@ class Bench:
             order = DecodingOrder(
                 part=part,
                 file=file,
-                max_pixels=10**6,
-                max_bytes=2**24,
-                video_decoder="pyav",
+                limits=MediaLimits.of(Settings(max_image_pixels=10**6, max_decoded_bytes=2**24)),
                 sizing=SIZING,
                 on_frame=on_frame,
                 check=check,

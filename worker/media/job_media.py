@@ -84,16 +84,7 @@ def decode(
 
     def decode_one(media_index: int, go_on: Callable[[], None]) -> Decoded:
         part, file = parts[media_index], fetched[media_index]
-        order = DecodingOrder(
-            part,
-            file,
-            limits.max_image_pixels,
-            limits.max_decoded_bytes,
-            sizing,
-            partial(tell, media_index),
-            go_on,
-            limits.video_decoder,
-        )
+        order = DecodingOrder(part, file, limits, sizing, partial(tell, media_index), go_on)
         # Closed at once: pixels take a handle too, and a job may have 64 media.
         with file, named(name_medium(part.uri)):
             return decoders.decode(order, share)

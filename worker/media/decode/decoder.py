@@ -19,12 +19,12 @@ from pydantic import TypeAdapter
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
-from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
 from keye.worker.media.decoded import Decoded, DecodedVideo
 from keye.worker.media.faults import MediumFault, name_medium, too_large
 from keye.worker.media.frames.video_plan import is_of_rule
+from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 
 _TICK_SECONDS = 0.1
@@ -49,18 +49,16 @@ class NoRoom(Exception):
 class DecodingOrder:
     """A medium to decode, how large it is shown, and whom to tell on the way.
 
-    `max_bytes` bounds the pixels of all media of the job. `on_frame` is told the frames done and in all. `check` is
-    called several times a second; what it raises ends the decoding at once, and the child with it.
+    `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
+    decoding at once, and the child with it.
     """
 
     part: ImagePart | VideoPart
     file: BinaryIO
-    max_pixels: int
-    max_bytes: int
+    limits: MediaLimits
     sizing: Sizing
     on_frame: Callable[[int, int], None]
     check: Callable[[], None]
-    video_decoder: VideoDecoder = "pyav"
 
 
 # So many bytes to memory and a handle of it, or None where there is no room now. Raises `Fault` where there will
@@ -118,10 +116,10 @@ class Decoder:
             # Where it came from is not the child's business, and may be a secret.
             "part": order.part.model_copy(update={"uri": "file:"}).model_dump_json(),
             "name": name_medium(order.part.uri),
-            "max_pixels": order.max_pixels,
-            "max_bytes": order.max_bytes,
+            "max_pixels": order.limits.max_image_pixels,
+            "max_bytes": order.limits.max_decoded_bytes,
             "sizing": asdict(order.sizing),
-            "video_decoder": order.video_decoder,
+            "video_decoder": order.limits.video_decoder,
             "num_threads": num_threads,
         }
         self._channel.send(request, order.file.fileno())
@@ -129,7 +127,7 @@ class Decoder:
             match self._next_message(order):
                 case {"frame": [done, total]}:
                     order.on_frame(done, total)
-                case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.max_bytes:
+                case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.limits.max_decoded_bytes:
                     self._grant(num_bytes, allocate)
                 case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
                     self.is_free = True

@@ -142,7 +142,7 @@ class DecoderPool:
     def _allocate(self, order: DecodingOrder, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
         # Media of one job ask side by side, and together get no more than one of them may.
         with self._allocating:
-            check_decoded_bytes(num_bytes, order.max_bytes - share.num_bytes)
+            check_decoded_bytes(num_bytes, order.limits.max_decoded_bytes - share.num_bytes)
             return self._budget.allocate(share, num_bytes)
 
     def _take(self, check: Callable[[], None]) -> Decoder:
