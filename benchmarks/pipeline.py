@@ -77,7 +77,7 @@ class PlainLoop:
                 fit = self._processor.sizing.share([part], self._processor.config.max_position_embeddings).fit_video
                 # One thread: on short clips several are no quicker, and take more of the cores.
                 video = decode_video(file, part, fit, 10**8, 2**30, num_threads=1)
-                videos.append(Video(video.frames, video.fps))
+                videos.append(Video(video.frames, video.plan.fps))
             file.close()
         content = [*({"type": part.type} for part in parts), {"type": "text", "text": job.prompt}]
         prompt = self._processor.prepare([{"role": "user", "content": content}], images, videos, job.thinking.value)

@@ -101,7 +101,7 @@ def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(zoo: Zoo) -> Non
     decoded = decode(zoo["h264.mp4"], fps=5, start_seconds=4, end_seconds=6)
     assert [read_number(frame) for frame in decoded.frames] == [120, 126, 133, 139, 146, 152, 159, 165, 172, 179]
     assert decoded.timestamps_seconds[0] == pytest.approx(4.0)
-    assert (decoded.fps, decoded.duration_seconds) == (5.0, pytest.approx(8.0))
+    assert (decoded.plan.fps, decoded.duration_seconds) == (5.0, pytest.approx(8.0))
 
 
 def test_what_an_edit_list_hides_is_never_shown(zoo: Zoo) -> None:

@@ -181,7 +181,7 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
     video, photo = bench.decode_clip(), bench.decode(bench.photo)
     assert [read_number(frame) for frame in video.frames] == list(range(30))
     assert video.timestamps_seconds == pytest.approx(steady_times(30), abs=1e-3)
-    assert video.fps == pytest.approx(30)
+    assert video.plan.fps == pytest.approx(30)
     assert (video.original_size, video.plan.size) == ((96, 160), (96, 160))
     assert video.frames.flags.c_contiguous
     assert isinstance(photo, DecodedImage)

@@ -21,8 +21,8 @@ def own_pixels(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 class VideoPlan:
     """What will be read of a video, decided from its packets alone, and what had been asked.
 
-    `wanted` are the frames' pts, in order, `fps` is how many of them a second are read, `frames_there` how many the
-    stretch has to choose from; `reasons` says in sentences why this is not what was asked.
+    `wanted` are the frames' pts, in order, `fps` is how many of them a second are read of the stretch asked for,
+    `frames_there` how many that has to choose from; `reasons` says in sentences why this is not what was asked.
     """
 
     wanted: tuple[int, ...]
@@ -62,11 +62,6 @@ class DecodedVideo:
     duration_seconds: float
     frames_corrupt: int
     decoder: str
-
-    @property
-    def fps(self) -> float:
-        """Frames read per second of the stretch that was asked for."""
-        return self.plan.fps
 
 
 Decoded = DecodedImage | DecodedVideo

@@ -40,7 +40,7 @@ def thinning_warnings(decoded: Sequence[Decoded], min_frames_per_second: float) 
 
 
 def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple[Video, MediaSeen]:
-    plan, frames, fps = medium.plan, medium.frames, medium.fps
+    plan, frames, fps = medium.plan, medium.frames, medium.plan.fps
     if sizing.splits_video_into_frames:
         types = tell_slow_from_fast(frames)
         slow, fast = sizing.fit_frames(part, types.count(0), types.count(1), *medium.original_size)

@@ -22,7 +22,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
 from keye.worker.media.decoded import Decoded, DecodedVideo
-from keye.worker.media.faults import MediumFault, name_medium, too_large
+from keye.worker.media.faults import corrupt, name_medium, too_large
 from keye.worker.media.frames.video_plan import is_of_rule
 from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
@@ -179,16 +179,14 @@ class Decoder:
         status = self._process.wait()
         if status >= 0:
             return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
-        code = ErrorCode.MEDIA_TOO_LARGE
         match -status:
             case signal.SIGXCPU:
-                how = f"takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch."
+                return too_large(f"takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch.")
             case signal.SIGKILL:
-                how = "its decoder was killed, most likely for want of memory. Send a smaller one."
+                return too_large("its decoder was killed, most likely for want of memory. Send a smaller one.")
             case number:
-                code = ErrorCode.MEDIA_CORRUPT
-                how = f"its decoder crashed on it ({signal.Signals(number).name}). Send an undamaged file."
-        return MediumFault(code, how)
+                name = signal.Signals(number).name
+                return corrupt(f"its decoder crashed on it ({name}). Send an undamaged file.")
 
 
 def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:

@@ -103,14 +103,11 @@ def _connect(target: _Target, addresses: list[str], transfer: Transfer) -> Itera
 
 
 def _dial(addresses: list[str], port: int, timeout_seconds: float) -> socket.socket:
-    refusal: OSError | None = None
-    for address in addresses:
-        try:
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError):
             return socket.create_connection((address, port), timeout_seconds)
-        except OSError as error:
-            refusal = error
-    assert refusal is not None, "the resolver gave no address"
-    raise refusal
+    return socket.create_connection((last, port), timeout_seconds)
 
 
 def _break_off(wire: ssl.SSLSocket) -> None:
