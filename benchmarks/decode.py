@@ -39,7 +39,7 @@ def ours(clip: str) -> Callable[[], object]:
 
     def read() -> object:
         with open(clip, "rb") as file:
-            return decode_video(file, part, lambda _part, num, _h, _w: VideoFit(num, SIZE, SIZE), 10**8, 2**30)
+            return decode_video(file, part, lambda _part, num, _h, _w: VideoFit(num, SIZE, SIZE), 10**8)
 
     return read
 

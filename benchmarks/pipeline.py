@@ -72,11 +72,11 @@ class PlainLoop:
         images, videos = [], []
         for part, file in zip(parts, fetched, strict=True):
             if isinstance(part, ImagePart):
-                images.append(Image(decode_image(file, 10**8, 2**30).pixels))
+                images.append(Image(decode_image(file, 10**8).pixels))
             else:
                 fit = self._processor.sizing.share([part], self._processor.config.max_position_embeddings).fit_video
                 # One thread: on short clips several are no quicker, and take more of the cores.
-                video = decode_video(file, part, fit, 10**8, 2**30, num_threads=1)
+                video = decode_video(file, part, fit, 10**8, num_threads=1)
                 videos.append(Video(video.frames, video.plan.fps))
             file.close()
         content = [*({"type": part.type} for part in parts), {"type": "text", "text": job.prompt}]

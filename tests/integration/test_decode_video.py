@@ -2,7 +2,9 @@
 
 import io
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from socket import socket
 
 import av
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
+from keye.worker.media.decode.channel import Channel
+from keye.worker.media.decode.child import new_pixels
 from keye.worker.media.decoded import DecodedVideo
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
@@ -46,7 +50,7 @@ def all_at(size: tuple[int, int]) -> FitVideo:
 def decode(path: Path, size: tuple[int, int] = CLIP_SIZE, **asked: object) -> DecodedVideo:
     part = VideoPart.model_validate({"uri": str(path), **asked})
     with path.open("rb") as file:
-        return decode_video(file, part, all_at(size), 10**8, 2**30)
+        return decode_video(file, part, all_at(size), 10**8)
 
 
 def num_right(decoded: DecodedVideo) -> int:
@@ -121,7 +125,7 @@ def test_turned_clip_comes_out_upright_and_is_fitted_by_its_upright_size(tmp_pat
         return VideoFit(num_frames, half, half)
 
     with path.open("rb") as file:
-        decoded = decode_video(file, VideoPart(uri=str(path)), fit, 10**6, 2**30)
+        decoded = decode_video(file, VideoPart(uri=str(path)), fit, 10**6)
     upright = np.rot90(draw_frame(3), rotation // 90)
     assert asked == [(4, *upright.shape[:2])]
     assert decoded.original_size == upright.shape[:2]
@@ -214,15 +218,17 @@ def test_file_with_sound_only_says_that_it_has_no_video(tmp_path: Path) -> None:
 def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(2))
     with path.open("rb") as file, pytest.raises(Fault, match="megapixels") as caught:
-        decode_video(file, VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1, 2**30)
+        decode_video(file, VideoPart(uri=str(path)), all_at(CLIP_SIZE), 96 * 160 - 1)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
 def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     asked = VideoPart(uri=str(path), fps=30)
-    with path.open("rb") as file, pytest.raises(Fault, match="max_frames") as caught:
-        decode_video(file, asked, all_at((2000, 2000)), 10**6, 300 * 2**20)
+    with closing(Channel(socket())) as worker, path.open("rb") as file:
+        allocate = partial(new_pixels, worker, 300 * 2**20)
+        with pytest.raises(Fault, match="max_frames") as caught:
+            decode_video(file, asked, all_at((2000, 2000)), 10**6, new_pixels=allocate)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
@@ -236,7 +242,7 @@ def test_random_damage_ends_in_frames_or_a_fault_and_nothing_else(zoo: Zoo) -> N
                 content[position] = rng.integers(256)
             part = VideoPart(uri="/clip", max_frames=16)
             try:
-                decoded = decode_video(io.BytesIO(content), part, all_at(CLIP_SIZE), 10**6, 2**30)
+                decoded = decode_video(io.BytesIO(content), part, all_at(CLIP_SIZE), 10**6)
             except Fault:
                 continue
             assert decoded.frames.shape[1:] == (*CLIP_SIZE, 3)

@@ -77,9 +77,9 @@ def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Pat
         assert format_of_file(file) is row is format_of(content)
         assert type(part_of(nameless)) is kind
         if row.media_type == "image":
-            assert read_quarters(decode_image(file, 10**6, 2**30).pixels) == ["red", "green", "blue", "yellow"]
+            assert read_quarters(decode_image(file, 10**6).pixels) == ["red", "green", "blue", "yellow"]
         else:
-            clip = decode_video(file, VideoPart(uri="file:"), every_frame, 10**6, 2**30)
+            clip = decode_video(file, VideoPart(uri="file:"), every_frame, 10**6)
             assert [read_number(clip.frames[at]) for at in (0, -1)] == [0, 29]
 
 
@@ -88,7 +88,7 @@ def test_photo_of_a_phone_is_one_whatever_its_brand(tmp_path: Path, brand: str) 
     content = bytearray(make_picture("HEIF"))
     content[8:12] = brand.encode()
     assert Media(content, Settings()).parts[0]["uri"].startswith("data:image/heic;")
-    assert read_quarters(decode_image(io.BytesIO(content), 10**6, 2**30).pixels)[0] == "red"
+    assert read_quarters(decode_image(io.BytesIO(content), 10**6).pixels)[0] == "red"
 
 
 def test_container_s_own_brand_leaves_it_to_the_others_what_the_picture_is() -> None:
@@ -103,7 +103,7 @@ def test_gif_is_an_image_and_a_video_where_one_is_asked_for() -> None:
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=500)
     file.seek(0)
     assert media_type_of("s3://bucket/a.gif") == "image"
-    clip = decode_video(file, VideoPart(uri="file:", fps=2), every_frame, 10**6, 2**30)
+    clip = decode_video(file, VideoPart(uri="file:", fps=2), every_frame, 10**6)
     assert len(clip.frames) == 3
 
 

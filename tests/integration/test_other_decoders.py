@@ -34,7 +34,7 @@ def decode_directly(
         return VideoFit(num_frames, size, size)
 
     with path.open("rb") as file:
-        return decode_video(file, part, fit, 10**8, 2**30, on_frame, decoder=decoder)
+        return decode_video(file, part, fit, 10**8, on_frame, decoder=decoder)
 
 
 @pytest.fixture(params=["torchcodec", "decord"])

@@ -18,9 +18,8 @@ from keye.worker.model.checkpoint import VARIANTS
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.sizing import Size, Sizing
 
-# Limits of who looks at files of their own.
+# The limit of who looks at files of their own.
 _MAX_PIXELS = 10**9
-_MAX_BYTES = 2**36
 
 # Four patches of 3 x 14 x 14 numbers, at 32 bits.
 _PATCH_BYTES = 4 * 3 * 14 * 14 * 4
@@ -88,7 +87,7 @@ def plan_media(
 def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_second: float) -> PlannedMedium:
     with named(part.uri), open(part.uri, "rb") as file:
         if isinstance(part, ImagePart):
-            original_size = decode_image(file, _MAX_PIXELS, _MAX_BYTES).original_size
+            original_size = decode_image(file, _MAX_PIXELS).original_size
             size = sizing.fit_image(part, *original_size)
             return PlannedMedium(part.uri, part.type, original_size, size, sizing.num_tokens(size))
         clip = examine_clip(file, _MAX_PIXELS)

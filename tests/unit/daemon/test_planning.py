@@ -40,8 +40,8 @@ def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, ph
     sizing = processor.sizing.share(parts, room)
     with photo.open("rb") as image_file, clip.open("rb") as video_file:
         decoded = [
-            decode_image(image_file, 10**7, 2**30),
-            decode_video(video_file, parts[1], sizing.fit_video, 10**7, 2**30),
+            decode_image(image_file, 10**7),
+            decode_video(video_file, parts[1], sizing.fit_video, 10**7),
         ]
     images, videos, seen = visual_inputs(sizing, parts, decoded)
     content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "What?"}]

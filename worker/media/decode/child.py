@@ -22,6 +22,7 @@ from keye.worker.media.decode.image import decode_image
 from keye.worker.media.decode.sandbox import allow, confine
 from keye.worker.media.faults import named
 from keye.worker.media.frames.video import decode_video
+from keye.worker.media.limits import check_decoded_bytes
 from keye.worker.sizing import Sizing
 from keye.worker.telemetry import tell_warnings
 
@@ -37,8 +38,9 @@ class Refused(BaseException):
     """The worker wants no more of this medium, for now or at all. No `Exception`: it is no fault of the file."""
 
 
-def new_pixels(channel: Channel, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Memory of the worker's, which it reads afterwards. Raises `Refused` where it gives none."""
+def new_pixels(channel: Channel, max_bytes: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Memory of the worker's, which it reads afterwards; at most `max_bytes`. Raises `Refused` where it gives none."""
+    check_decoded_bytes(prod(shape), max_bytes)
     channel.send({"allocate": prod(shape)})
     _, handle = channel.receive_file()
     if handle is None:
@@ -78,19 +80,18 @@ def serve(channel: Channel) -> None:
 
 def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
     part = _PART.validate_json(request["part"])
-    max_pixels, max_bytes = request["max_pixels"], request["max_bytes"]
-    allocate = partial(new_pixels, channel)
+    max_pixels, allocate = request["max_pixels"], partial(new_pixels, channel, request["max_bytes"])
     sizing = Sizing(**request["sizing"])
     if isinstance(part, ImagePart):
         fit = partial(sizing.fit_image, part) if sizing.is_bicubic else None
-        image = decode_image(file, max_pixels, max_bytes, allocate, fit)
+        image = decode_image(file, max_pixels, allocate, fit)
         return {"image": to_jsonable_python(image, exclude=_PIXELS), "shape": image.pixels.shape}
 
     def on_frame(done: int, total: int) -> None:
         channel.send({"frame": [done, total]})
 
     fit_video, decoder, num_threads = sizing.fit_video, request["video_decoder"], request["num_threads"]
-    video = decode_video(file, part, fit_video, max_pixels, max_bytes, on_frame, allocate, decoder, num_threads)
+    video = decode_video(file, part, fit_video, max_pixels, on_frame, allocate, decoder, num_threads)
     return {"video": to_jsonable_python(video, exclude=_PIXELS), "shape": video.frames.shape}
 
 

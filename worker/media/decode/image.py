@@ -12,7 +12,7 @@ from keye.config.faults import Fault
 from keye.config.formats import FORMATS, format_of_file
 from keye.worker.media.decoded import DecodedImage, NewPixels, own_pixels
 from keye.worker.media.faults import corrupt, unsupported
-from keye.worker.media.limits import check_decoded_bytes, check_pixels
+from keye.worker.media.limits import check_pixels
 from keye.worker.sizing import Size, resize
 
 # What phones take; a plug-in of Pillow that not every worker has.
@@ -47,11 +47,7 @@ FitImage = Callable[[int, int], Size]
 
 
 def decode_image(
-    file: BinaryIO,
-    max_pixels: int,
-    max_decoded_bytes: int,
-    new_pixels: NewPixels = own_pixels,
-    fit: FitImage | None = None,
+    file: BinaryIO, max_pixels: int, new_pixels: NewPixels = own_pixels, fit: FitImage | None = None
 ) -> DecodedImage:
     """Decode the first picture of `file`: EXIF orientation applied, alpha on white, 16 bits scaled to 8.
 
@@ -66,7 +62,6 @@ def decode_image(
             orientation = 1 if image.format == "TIFF" else _orientation(image)
             original_size = _turn((image.height, image.width), orientation)
             size = fit(*original_size) if fit else original_size
-            check_decoded_bytes(3 * size[0] * size[1], max_decoded_bytes)
             pixels = new_pixels((*size, 3))
             if isinstance(image, JpegImageFile):
                 height, width = _turn(size, orientation)

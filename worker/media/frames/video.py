@@ -17,7 +17,6 @@ from keye.worker.media.decoded import DecodedVideo, NewPixels, VideoPlan, own_pi
 from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.video_plan import FitVideo, plan_video
-from keye.worker.media.limits import check_decoded_bytes
 
 # Called with the frames done and the frames in all.
 OnFrame = Callable[[int, int], None]
@@ -41,7 +40,6 @@ def decode_video(
     part: VideoPart,
     fit_video: FitVideo,
     max_frame_pixels: int,
-    max_decoded_bytes: int,
     on_frame: OnFrame = lambda *_: None,
     new_pixels: NewPixels = own_pixels,
     decoder: VideoDecoder = "pyav",
@@ -62,7 +60,6 @@ def decode_video(
 
     clip = examine_clip(file, max_frame_pixels)
     plan = plan_video(clip.index, part, fit_video, clip.upright_size)
-    check_decoded_bytes(3 * len(plan.wanted) * plan.size[0] * plan.size[1], max_decoded_bytes)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
     pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if decoder in _OTHERS else ()
     num_damaged = 0
