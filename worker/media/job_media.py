@@ -20,15 +20,7 @@ from keye.worker.media.limits import MediaLimits
 from keye.worker.media.side_by_side import do_side_by_side
 from keye.worker.sizing import Sizing
 
-__all__ = [
-    "DecodedImage",
-    "DecodedVideo",
-    "DecoderPool",
-    "MediaCache",
-    "MediaLimits",
-    "decode",
-    "fetch",
-]
+__all__ = ["DecodedImage", "DecodedVideo", "DecoderPool", "MediaCache", "MediaLimits", "decode", "fetch"]
 
 # Media of one job under way at once; each of them, where it is large, in several parts.
 _MAX_DOWNLOADS = 8

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
-from functools import partial
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -32,15 +31,11 @@ def do_side_by_side(
         if given_up.is_set():
             raise CancelledError
 
-    def make(call: Callable[[Callable[[], None]], Made]) -> Made:
-        go_on()  # what has not begun by then need not
-        return call(go_on)
-
     futures: list[Future[Made]] = [Future() for _ in calls]
-    waiting = deque((future, partial(make, call)) for future, call in zip(futures, calls, strict=True))
+    waiting = deque(zip(futures, calls, strict=True))
     for _ in range(min(max_at_once, len(calls))):
         # These end with the process: an executor's would hold up its exit.
-        Thread(target=_work, args=(waiting,), name="media", daemon=True).start()
+        Thread(target=_work, args=(waiting, go_on), name="media", daemon=True).start()
     try:
         while not _have_all_ended(futures):
             check()
@@ -54,14 +49,17 @@ def do_side_by_side(
         futures.clear()
 
 
-def _work(waiting: "deque[tuple[Future[Made], Callable[[], Made]]]") -> None:
+def _work(
+    waiting: "deque[tuple[Future[Made], Callable[[Callable[[], None]], Made]]]", go_on: Callable[[], None]
+) -> None:
     while True:
         try:
             future, call = waiting.popleft()
         except IndexError:
             return
         try:
-            future.set_result(call())
+            go_on()  # what has not begun by then need not
+            future.set_result(call(go_on))
         except BaseException as error:
             future.set_exception(error)
         del future, call  # they hold what came of it
