@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from http import HTTPStatus
@@ -66,17 +66,17 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
     asked = _parse(uri)
     if limits.s3_buckets and asked["Bucket"] not in limits.s3_buckets:
         raise forbidden("is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
-    with _told_as_faults():
+    try:
         client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
             found = _find_version(client, asked)
             check_size(found.num_bytes, transfer.max_bytes)
             identity = (limits.s3_endpoint_url or "s3", uri, found.etag, str(found.num_bytes))
-            try:
-                download = partial(found.download, transfer.go_on)
+            download = partial(found.download, transfer.go_on)
+            with suppress(_ObjectChanged):
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
-            except _ObjectChanged:
-                continue
+    except (ClientError, BotoCoreError) as error:
+        raise _fault_of(error) from None
     raise unreachable(f"was replaced {_MAX_TRIES} times while it was read. Send it when it rests.")
 
 
@@ -102,27 +102,19 @@ def _find_version(client: "S3Client", asked: _Asked) -> "_ObjectVersion":
     return _ObjectVersion(client, asked, head["ETag"], head["ContentLength"])
 
 
-@contextmanager
-def _told_as_faults() -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        raise _fault_of_answer(error) from None
-    except ParamValidationError:
-        raise not_found("is no valid bucket and key.") from None
-    except (NoCredentialsError, PartialCredentialsError):
-        raise forbidden("this worker has no S3 credentials. Set AWS_ACCESS_KEY_ID or a role.") from None
-    except BotoCoreError as error:
+def _fault_of(error: ClientError | BotoCoreError) -> MediumFault:
+    if isinstance(error, ParamValidationError):
+        return not_found("is no valid bucket and key.")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return forbidden("this worker has no S3 credentials. Set AWS_ACCESS_KEY_ID or a role.")
+    if isinstance(error, BotoCoreError):
         # The class alone: botocore's own sentence holds the whole URL.
-        raise unreachable(f"the store did not answer or broke off ({type(error).__name__}).") from None
-
-
-def _fault_of_answer(error: ClientError) -> MediumFault:
+        return unreachable(f"the store did not answer or broke off ({type(error).__name__}).")
     reason = error.response.get("Error", {}).get("Code", "unknown")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    answer = error.response.get("ResponseMetadata", {})
+    status = answer.get("HTTPStatusCode", 0)
     if reason in _PASSING or status >= 500 or status == 429:
-        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        retry_after = read_retry_after(headers.get("retry-after"))
+        retry_after = read_retry_after(answer.get("HTTPHeaders", {}).get("retry-after"))
         return unreachable(f"the store answered {status} {reason}.", retry_after_seconds=retry_after)
     if reason in _NOT_FOUND or status == 404:
         return not_found("the store has no such bucket, object or version.")
