@@ -21,12 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
-from keye.config.job import ImagePart
 from keye.config.settings import Settings
-from keye.worker.media.faults import name_medium
 from keye.worker.media.fetch import https
-from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
+from keye.worker.media.job_media import MediaCache, MediaLimits
+from tests.support.fetching import fault_of, fetch_one
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)
@@ -178,20 +176,6 @@ def limits() -> MediaLimits:
 @pytest.fixture
 def media_cache(tmp_path: Path) -> MediaCache:
     return MediaCache(tmp_path, 2**24)
-
-
-def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
-    (file,) = fetch([ImagePart(uri=uri)], limits, media_cache)
-    with file:
-        return file.read()
-
-
-def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> Fault:
-    with pytest.raises(Fault) as caught:
-        fetch_one(uri, limits, media_cache)
-    assert "secret" not in caught.value.message
-    assert caught.value.message.startswith(f"{name_medium(uri)}: ")
-    return caught.value
 
 
 def test_file_arrives_whole_and_its_query_reaches_the_server(

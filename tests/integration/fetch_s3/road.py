@@ -7,18 +7,8 @@ from collections.abc import Callable
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
-
-import pytest
-
-from keye.config.faults import Fault
-from keye.config.job import ImagePart
-from keye.worker.media.faults import name_medium
-from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
-
-if TYPE_CHECKING:
-    pass
 
 CONTENT = bytes(range(256)) * 40
 PHOTO = "s3://media/a folder/photo+1?.jpg"
@@ -96,19 +86,3 @@ class Traveller(BaseHTTPRequestHandler):
             super().handle()
         except OSError:
             self.close_connection = True  # the worker had enough
-
-
-def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
-    (file,) = fetch([ImagePart(uri=uri)], limits, media_cache)
-    with file:
-        return file.read()
-
-
-def fault_of(uri: str, limits: MediaLimits, media_cache: MediaCache) -> Fault:
-    with pytest.raises(Fault) as caught:
-        fetch_one(uri, limits, media_cache)
-    assert caught.value.media_index == 0
-    assert caught.value.message.startswith(f"{name_medium(uri)}: ")
-    assert "secret" not in caught.value.message
-    assert limits.s3_endpoint_url is None or limits.s3_endpoint_url not in caught.value.message
-    return caught.value

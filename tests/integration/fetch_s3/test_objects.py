@@ -18,7 +18,8 @@ from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-from tests.integration.fetch_s3.road import CONTENT, LARGE, PHOTO, Road, fault_of, fetch_one
+from tests.integration.fetch_s3.road import CONTENT, LARGE, PHOTO, Road
+from tests.support.fetching import fault_of, fetch_one
 
 
 @pytest.mark.usefixtures("store")

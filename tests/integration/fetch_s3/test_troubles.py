@@ -21,7 +21,8 @@ from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-from tests.integration.fetch_s3.road import CONTENT, LARGE, PHOTO, Road, Trouble, fault_of, fetch_one
+from tests.integration.fetch_s3.road import CONTENT, LARGE, PHOTO, Road, Trouble
+from tests.support.fetching import fault_of, fetch_one
 
 
 def test_part_that_breaks_off_is_taken_up_where_it_ended(
