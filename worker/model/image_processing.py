@@ -196,7 +196,7 @@ def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> n
 
 def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:
     """Antialiased bilinear, as 1.5 was trained. Pillow's is one grey level off in up to a quarter of the pixels."""
-    # Imported here because all else in this file runs in decoder processes, which should not pay for torch.
+    # Imported here because `keye-worker plan` reads this file, and should not pay for torch.
     import torch
 
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
