@@ -11,11 +11,11 @@ def install_wheel(source: Path, folder: Path) -> Path:
     The build leaves its marks in `source`, which should be a copy.
     """
     packages = folder / "packages"
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    offline = ("--no-deps", "--no-index")
-    build = (*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, source)
+    uv = (sys.executable, "-m", "uv", "--quiet", "--offline")
+    build = (*uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder, source)
     subprocess.run(build, check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    install = (*pip, "install", *offline, "--no-compile", "--target", packages, wheel)
+    install = (*uv, "pip", "install", "--no-deps", "--python", sys.executable, "--target", packages, wheel)
     subprocess.run(install, check=True, cwd=folder)
+    (packages / ".lock").unlink(missing_ok=True)  # uv's own
     return packages
