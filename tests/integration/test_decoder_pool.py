@@ -103,7 +103,7 @@ class Bench:
             order = DecodingOrder(
                 part=part,
                 file=file,
-                limits=MediaLimits.of(Settings(max_image_pixels=10**6, max_decoded_bytes=2**24)),
+                limits=MediaLimits.of(Settings(max_image_pixels=10**6, max_decoded_bytes=2**24, video_decoder="pyav")),
                 sizing=SIZING,
                 on_frame=on_frame,
                 check=check,

@@ -69,8 +69,9 @@ class Jobs(RuleBasedStateMachine):
         self.settlement = Settlement(self.redis, 3600, 9000)
         self.spool = Spool(Path(mkdtemp(dir=self.folder)))
         self.outbox = Outbox(self.settlement, self.spool, self.store.patience)
-        ends = (partial(dead_letter, self.settlement), partial(expire, self.settlement))
-        self.reaper = Reaper(self.store, "reaper", (), *ends)
+        self.reaper = Reaper(
+            self.store, "reaper", (), partial(dead_letter, self.settlement), partial(expire, self.settlement)
+        )
         self.seen: dict[str, dict[str, str]] = {}
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}

@@ -85,8 +85,9 @@ class EngineStep(bootsteps.StartStopStep):
         outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
-        ends = (partial(dead_letter, settlement), partial(expire, settlement))
-        self._reaper = Reaper(leases, identity.name, waiting, *ends)
+        self._reaper = Reaper(
+            leases, identity.name, waiting, partial(dead_letter, settlement), partial(expire, settlement)
+        )
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
         self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)

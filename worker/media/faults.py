@@ -1,4 +1,4 @@
-"""What is wrong with a medium, and what messages call it, which is put before each sentence in one place: `named`."""
+"""What is wrong with a medium, and what sentences call it, which is put before each sentence in one place: `named`."""
 
 import logging
 import re
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class MediumFault(Fault):
     """Its sentence lacks the subject, the medium, whose name only `named` knows: "is empty (0 bytes)."
 
-    What it was raised from, if anything, is no more than a library that tripped over the medium.
+    One raised from an error of a decoder's library is logged with its traceback. Fetches raise from none: theirs hold
+    signed URLs.
     """
 
 

@@ -135,8 +135,10 @@ class Coalescer:
     def _tell(self, may_wait: bool = False) -> None:
         while self._waiting:
             channel, text = self._waiting[0]
-            facts = {"channel": channel, "text": text, "offset": self._offsets[channel], "num_tokens": self._num_tokens}
-            if not self._events.tell(TextGenerated, may_wait, **facts):
+            offset, num_tokens = self._offsets[channel], self._num_tokens
+            if not self._events.tell(
+                TextGenerated, may_wait, channel=channel, text=text, offset=offset, num_tokens=num_tokens
+            ):
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)

@@ -182,8 +182,7 @@ def a_dead_worker(plant: Plant, sealed: SealedJob) -> tuple[LeaseStore, Reaper]:
 
 
 def a_reaper(plant: Plant) -> Reaper:
-    ends = (partial(dead_letter, plant.settlement), partial(expire, plant.settlement))
-    return Reaper(plant.leases, "reaper", (), *ends)
+    return Reaper(plant.leases, "reaper", (), partial(dead_letter, plant.settlement), partial(expire, plant.settlement))
 
 
 def finish_with_reaper(plant: Plant, job: Job) -> JobResult:

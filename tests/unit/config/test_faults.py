@@ -38,6 +38,7 @@ from keye.config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
+from keye.worker.media.faults import MediumFault
 from keye.worker.results.settlement import OutcomeTooLarge
 
 FAILURE = JobFailure(
@@ -72,6 +73,7 @@ EXAMPLES = [
     UnknownSchemaVersion("The job has schema version 2, this release reads up to 1.", True),
     InvalidSettings("KEYE_REDIS_URL: is no URL"),
     Fault(ErrorCode.MEDIA_UNREACHABLE, "answered 503", 2, WRITTEN, retry_after_seconds=0.3),
+    MediumFault(ErrorCode.MEDIA_CORRUPT, "is empty (0 bytes)."),
     OutcomeTooLarge.of(RESULT, ArgumentTooLarge("1,201,024 bytes in one piece")),
 ]
 OF_CALLERS = [error for error in EXAMPLES if isinstance(error, KeyeError)]

@@ -82,8 +82,9 @@ def decode_image(
         # Pillow's readers raise whatever they trip over: struct.error, IndexError... These two are what they mean to
         # raise; an OSError with a number is the system's, which may name files of this host.
         is_meant = isinstance(error, SyntaxError) or (isinstance(error, OSError) and error.errno is None)
-        reason, cause = (error, None) if is_meant else (type(error).__name__, error)
-        raise corrupt(f"the {file_format.name} image is damaged or cut off ({reason}).") from cause
+        reason = str(error) if is_meant else type(error).__name__
+        fault = corrupt(f"the {file_format.name} image is damaged or cut off ({reason}).")
+        raise fault from None if is_meant else error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     height, width = size

@@ -86,7 +86,7 @@ class MediaCache:
             # Not to be shared: whoever waits for this lock had better begin.
             partial.unlink()
             fcntl.flock(handle, fcntl.LOCK_UN)
-            os.truncate(handle, 0)
+            os.truncate(handle, 0)  # a dead worker's part of it
             return self.open_unkept(download)
         try:
             download(handle)
