@@ -141,15 +141,17 @@ def test_abandoned_and_late_generations_end_at_once_with_what_they_wrote(
     """One of each while it decodes, and while it waits for a place."""
     engine = start_engine(max_running=2)
     long = replace(GREEDY, max_new_tokens=4000)
-    prompts = [make_prompt(processor, 0, n) for n in range(4)]
-    running = engine.inbox.submit(prompts[0], long)
-    late = engine.inbox.submit(prompts[1], long, deadline=time.monotonic() + 0.3)
+    prompts = [make_prompt(processor, 0, n) for n in range(5)]
+    running, blocker = (engine.inbox.submit(prompt, long) for prompt in prompts[:2])
     waiting = engine.inbox.submit(prompts[2], long, priority=1)
     late_waiting = engine.inbox.submit(prompts[3], long, priority=1, deadline=time.monotonic() + 0.1)
     first = next(running.deltas())
     read(late_waiting)
     waiting.abandon()
     read(waiting)
+    # Its place is free only now that nobody waits for one.
+    blocker.abandon()
+    late = engine.inbox.submit(prompts[4], long, deadline=time.monotonic() + 1)
     read(late)
     running.abandon()
     text = first.text + read(running)
