@@ -23,7 +23,7 @@ class QuarantinedMessage(Report):
 
     @classmethod
     def of(cls, message_id: str, fields: Mapping[str, str]) -> Self:
-        """An entry of the stream `keye.config.keys.quarantine`; its id is the message's."""
+        """An entry of the stream `keye.config.keys.QUARANTINE`; its id is the message's."""
         decoded = {"message_id": message_id, "job_id": fields["job_id"] or None, "raw": b64decode(fields["raw"])}
         return cls.model_validate({**fields, **decoded})
 
