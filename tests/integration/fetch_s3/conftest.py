@@ -9,6 +9,7 @@ import boto3
 import pytest
 
 from keye.config.settings import Settings
+from keye.worker.media.fetch import s3
 from keye.worker.media.job_media import MediaCache, MediaLimits
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+
+
+@pytest.fixture(autouse=True)
+def no_clients() -> None:
+    """A worker keeps a client for each endpoint, and a port may come back with one made without credentials."""
+    s3._make_client.cache_clear()
 
 
 @pytest.fixture
