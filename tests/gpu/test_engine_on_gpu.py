@@ -31,7 +31,7 @@ FORMS = [
     pytest.param(
         lambda: VarlenForm(4096),
         id="varlen",
-        marks=pytest.mark.skipif(not HAS_BLOCK_TABLES, reason="varlen_attn has block tables from torch 2.13 on"),
+        marks=pytest.mark.skipif(not HAS_BLOCK_TABLES, reason="varlen_attn has block tables from torch 2.12 on"),
     ),
     pytest.param(lambda: FlexForm(4096), id="flex"),
 ]

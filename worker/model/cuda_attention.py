@@ -1,12 +1,13 @@
 """Paged attention on CUDA, in half precision, by `torch.nn.attention.varlen`.
 
-It has block tables from torch 2.13 on; before, FlexAttention decodes over the blocks.
+It has block tables from torch 2.12 on; before, FlexAttention decodes over the blocks.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from torch.nn.attention.varlen import varlen_attn
 from keye.worker.model.paged_attention import AttentionCall, KVCache, Span
 
 HAS_BLOCK_TABLES = "block_table" in signature(varlen_attn).parameters
+
+# Split over the keys, a call for several queries of several sequences leaves the rows of all but the first unwritten
+# (pytorch issue 194167; in the sources of 2.13 and 2.14). A torch without this argument does not split such a call.
+_UNSPLIT: dict[str, Any] = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
 
 _EVERY_KEY = (-1, -1)
 _CAUSAL = (-1, 0)  # aligned at the end: a sequence's last query sees all its keys
@@ -75,6 +80,8 @@ def _paged_call(
 ) -> AttentionCall:
     """Spans over the cache itself: tables int32 [n, width], tokens in the cache int32 [n], borders int32 [n + 1]."""
     key_borders = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    # A single query goes another way, which writes all rows, and which a split makes faster.
+    splits = _UNSPLIT if max_queries > 1 else {}
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         output = varlen_attn(
@@ -91,6 +98,7 @@ def _paged_call(
             enable_gqa=True,
             seqused_k=lengths,
             block_table=block_tables,
+            **splits,
         )
         assert isinstance(output, Tensor)
         return output
