@@ -17,7 +17,6 @@ from keye.config.faults import Fault
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
-from keye.worker.model.cuda_attention import FlexForm
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
@@ -237,25 +236,6 @@ def test_faulty_input_fails_its_own_sequence_only(
         read(pending)
         assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
     assert engine.is_alive
-
-
-def test_kernel_that_cannot_be_compiled_leaves_the_plain_attention(
-    start_engine: Callable[..., Engine],
-    processor: KeyeProcessor,
-    plain_model: KeyeForConditionalGeneration,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def compile_it() -> Any:
-        raise RuntimeError("Failed to find C compiler")
-
-    monkeypatch.setattr("keye.worker.model.cuda_attention._compiled_flex_attention", compile_it)
-    monkeypatch.setattr("keye.worker.engine.step_loop.choose_attention", lambda *_: FlexForm(4096))
-    engine, prompt = start_engine(), make_prompt(processor, 1, 1)
-    read(pending := engine.inbox.submit(prompt, GREEDY))
-    assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
-    assert "flex_attention over blocks, varlen_attn for prompts does not run here" in caplog.text
-    assert "Failed to find C compiler" in caplog.text
 
 
 class SmallDevice:

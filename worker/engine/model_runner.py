@@ -10,21 +10,12 @@ from torch import Tensor
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
-from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
-from keye.worker.model.device import has_packed_kernels
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
+from keye.worker.model.paged_attention import AttentionForm, KVCache, Span, attend_decoding, attend_spans
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import PreparedPrompt
 
 logger = logging.getLogger(__name__)
-
-
-def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int, max_tokens: int) -> AttentionForm:
-    """The fastest form of paged attention that runs there, for sequences of at most `max_tokens`."""
-    if not has_packed_kernels(device, dtype, head_dim):
-        return GatheredForm()
-    return VarlenForm(max_tokens) if HAS_BLOCK_TABLES else FlexForm(max_tokens)
 
 
 class VisualRows:
@@ -81,21 +72,6 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._device = model.device
         self._visual: dict[Sequence, dict[str, VisualRows]] = {}
-
-    def try_attention(self) -> None:
-        """Let nobody's token be decoded. Where the kernels cannot be compiled, attention is by gathered blocks."""
-        if not self._attention.table_widths:
-            return
-        token_id, position, length = torch.tensor([[0], [0], [1]], dtype=torch.int32, device=self._device)
-        scratch = torch.tensor([[self._cache.scratch_block]], dtype=torch.int32, device=self._device)
-        try:
-            self._decode(token_id, position, length, scratch.repeat(1, self._attention.table_widths[0]))
-        except torch.AcceleratorError:
-            raise  # The device is lost.
-        except Exception as error:
-            slower = GatheredForm()
-            logger.warning("%s does not run here, from now on %s: %r", self._attention.name, slower.name, error)
-            self._attention = slower
 
     def capture_decoding(self, max_running: int) -> None:
         """Capture decoding steps of up to `max_running` sequences where attention and device allow it."""

@@ -16,11 +16,12 @@ from keye.config.faults import Fault
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.memory import MemoryLimits, block_bytes, is_out_of_memory
-from keye.worker.engine.model_runner import ModelRunner, choose_attention
+from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
+from keye.worker.model.attention_choice import choose_attention
 from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import KVCache
@@ -51,7 +52,7 @@ class EngineSnapshot:
 class Engine:
     """Steps `model` and keeps at most `kv_cache_bytes` of keys and values for it.
 
-    `block_size` None is what suits the device's attention.
+    `block_size` None is what suits the device's attention. Raises as `choose_attention` does.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Engine:
     ) -> None:
         config = model.config
         context = config.max_position_embeddings
-        attention = choose_attention(model.device, model.dtype, config.head_dim, context)
-        block_size = block_size or attention.block_size
+        self.attention = choose_attention(config, model.dtype, model.device)
+        model.visual.vision_model.item_form = self.attention.items
+        paged = self.attention.paged
+        block_size = block_size or paged.block_size
         affordable = kv_cache_bytes // block_bytes(config, block_size, model.dtype)
         num_blocks = min(affordable, limits.max_running * -(-context // block_size))
         if num_blocks < 1:
@@ -77,7 +80,7 @@ class Engine:
         self._limits = MemoryLimits(limits)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
         self._cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
-        self._runner = ModelRunner(model, self._cache, attention)
+        self._runner = ModelRunner(model, self._cache, paged)
         self._sampler = Sampler()
         self._is_stopping = False
         self.is_alive = True
@@ -85,7 +88,7 @@ class Engine:
         self._step_began_at: float | None = None
         self._counters = EngineSnapshot()
         self._thread = threading.Thread(target=self._step_until_stopped, name="engine-steps", daemon=True)
-        logger.info("attention: %s; room for %d tokens", attention.name, num_blocks * block_size)
+        logger.info("attention: %s; room for %d tokens", self.attention.name, num_blocks * block_size)
 
     @property
     def seconds_in_step(self) -> float:
@@ -123,7 +126,6 @@ class Engine:
         tell_warnings()
         try:
             with torch.inference_mode():
-                self._runner.try_attention()
                 self._runner.capture_decoding(self._scheduler.limits.max_running)
                 while not self._is_stopping:
                     if self._scheduler.is_idle:

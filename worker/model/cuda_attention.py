@@ -29,7 +29,7 @@ _CAUSAL = (-1, 0)  # aligned at the end: a sequence's last query sees all its ke
 class VarlenForm:
     """Decoding sequences share one call, prompts another."""
 
-    name = "varlen_attn with block tables"
+    name = "varlen_attn over block tables"
     block_size = 256  # what the kernel's blocks must be a multiple of
 
     def __init__(self, max_tokens: int) -> None:

@@ -134,52 +134,62 @@ def _attend(cache: KVCache, slots: Tensor, calls: Sequence[AttentionCall]) -> At
 class GatheredForm:
     """Gathers the blocks of each sequence. Neighbours with one query each share a call, padded to the longest."""
 
-    name = "gathered blocks, scaled_dot_product_attention"
+    name = "scaled_dot_product_attention over gathered blocks"
     block_size = 16
     table_widths: Sequence[int] = ()
 
     def calls(self, cache: KVCache, spans: Sequence[Span]) -> list[AttentionCall]:
         return [
-            self._prompt(cache, group[0]) if len(group) == 1 else self.decoding(cache, *cache.tables(group))
+            self._prompt(cache, group[0]) if group[0].num_queries > 1 else self.decoding(cache, *cache.tables(group))
             for group in _groups(spans)
         ]
 
     def decoding(self, cache: KVCache, block_tables: Tensor, lengths: Tensor) -> AttentionCall:
         num, width = block_tables.shape
         tokens = torch.arange(width * cache.block_size, device=lengths.device)
-        return _gathered_call(block_tables, num, len(tokens), tokens < lengths.view(-1, 1, 1, 1))
+        is_own = tokens < lengths.view(-1, 1, 1, 1)
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+            key, value = (_gather(paged, block_tables) for paged in (keys, values))
+            # The query heads that share a key head are its queries: they see the same keys.
+            grouped = query.unflatten(1, (key.shape[1], -1))
+            output = scaled_dot_product_attention(grouped, key, value, attn_mask=is_own, scale=scaling)
+            return output.flatten(1, 2)
+
+        return AttentionCall(num, attend)
 
     def _prompt(self, cache: KVCache, span: Span) -> AttentionCall:
-        """Several queries of one sequence."""
         mask = None  # Where the queries are the whole sequence, kernels know it as causal.
         if span.num_queries < span.num_keys:
             tokens = torch.arange(span.num_keys, device=cache.device)
             mask = tokens <= tokens[-span.num_queries :].unsqueeze(1)
         block_table = torch.tensor([span.block_table], device=cache.device)
-        return _gathered_call(block_table, span.num_queries, span.num_keys, mask)
+
+        # Told to share key heads, CUDA's kernels for float32 and before Ampere refuse: there the heads are repeated.
+        can_share = cache.device.type == "cpu"
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+            key, value = (_gather(paged, block_table)[:, :, : span.num_keys] for paged in (keys, values))
+            if not can_share:
+                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+            output = scaled_dot_product_attention(
+                query.transpose(0, 1).unsqueeze(0),
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=can_share,
+            )
+            return output[0].transpose(0, 1)
+
+        return AttentionCall(span.num_queries, attend)
 
 
-def _gathered_call(block_tables: Tensor, num_queries: int, num_keys: int, mask: Tensor | None) -> AttentionCall:
-    """The same number of queries of each of n sequences over their first `num_keys` tokens; causal without a mask."""
-    num, blocks = len(block_tables), block_tables.flatten()
-
-    def gather(paged: Tensor) -> Tensor:
-        """[n, kv_heads, num_keys, d]"""
-        return paged.index_select(0, blocks).view(num, -1, *paged.shape[2:])[:, :num_keys].transpose(1, 2)
-
-    def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        output = scaled_dot_product_attention(
-            query.unflatten(0, (num, -1)).transpose(1, 2),
-            gather(keys),
-            gather(values),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=True,
-        )
-        return output.transpose(1, 2).flatten(0, 1)
-
-    return AttentionCall(num_queries, attend)
+def _gather(paged: Tensor, block_tables: Tensor) -> Tensor:
+    """The blocks of n sequences one behind the other: [n, kv_heads, width * block_size, d]."""
+    blocks = paged.index_select(0, block_tables.flatten())
+    return blocks.view(len(block_tables), -1, *paged.shape[2:]).transpose(1, 2)
 
 
 def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:

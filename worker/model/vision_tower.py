@@ -1,23 +1,18 @@
 """What the model sees with: the tower gives each packed patch a feature vector, the projector makes rows of four.
 
-Attention never leaves an item: packed patches of many images and frames, no padding, a kernel chosen once per pass.
+Attention never leaves an item: packed patches of many images and frames, no padding.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers.activations import ACT2FN
 
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
-from keye.worker.model.device import has_packed_kernels
+from keye.worker.model.item_attention import AttendItems, EqualItems, ItemForm
 from keye.worker.model.rotary import rotate, vision_rotation
-
-ItemAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""
 
 
 class VisionEmbeddings(nn.Module):
@@ -57,7 +52,7 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: ItemAttention) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: AttendItems) -> Tensor:
         heads = (self.num_heads, -1)
         query = self.q_proj(hidden).unflatten(-1, heads)
         key = self.k_proj(hidden).unflatten(-1, heads)
@@ -87,7 +82,7 @@ class VisionEncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = VisionMLP(config)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: ItemAttention) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: AttendItems) -> Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), rotation, attend)
         return hidden + self.mlp(self.layer_norm2(hidden))
 
@@ -102,6 +97,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: KeyeVisionConfig) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
+        self.item_form: ItemForm = EqualItems()
+        """Runs everywhere; an engine sets the fastest that is right on its device."""
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -109,7 +106,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         """Features [patches, D] of packed items; every (t, h, w) of `grids` is one item, all its frames together."""
         hidden = self.embeddings(pixel_values, grids)
-        attend = item_attention([t * h * w for t, h, w in grids], self.head_dim, hidden.device, hidden.dtype)
+        attend = self.item_form.attention([t * h * w for t, h, w in grids], hidden.device)
         rotation = vision_rotation(grids, self.head_dim, hidden.device)
         for layer in self.encoder.layers:
             hidden = layer(hidden, rotation, attend)
@@ -160,47 +157,3 @@ class Projector(nn.Module):
                 for item, (t, h, w) in zip(items, grids, strict=True)
             ]
         )
-
-
-def item_attention(lengths: Sequence[int], head_dim: int, device: torch.device, dtype: torch.dtype) -> ItemAttention:
-    """The attention for packed items of these lengths: the packed kernel where one runs, else one call a length."""
-    if not has_packed_kernels(device, dtype, head_dim):
-        return _batched_by_length(lengths, device)
-    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    longest = max(lengths)
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = varlen_attn(query, key, value, borders, borders, longest, longest)
-        assert isinstance(output, Tensor)
-        return output
-
-    return attend
-
-
-def _batched_by_length(lengths: Sequence[int], device: torch.device) -> ItemAttention:
-    starts = [0, *accumulate(lengths)]
-    by_length: dict[int, list[int]] = {}
-    for start, length in zip(starts, lengths, strict=False):
-        by_length.setdefault(length, []).append(start)
-    if len(by_length) == 1:
-        (length,) = by_length
-
-        def attend_equal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key, value = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
-            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1)
-
-        return attend_equal
-
-    rows_of = [
-        torch.tensor(item_starts, device=device).unsqueeze(1) + torch.arange(length, device=device)
-        for length, item_starts in by_length.items()
-    ]
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        for rows in rows_of:
-            q, k, v = (x[rows].transpose(1, 2) for x in (query, key, value))
-            output[rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return output
-
-    return attend

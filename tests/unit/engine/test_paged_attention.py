@@ -11,6 +11,7 @@ from torch import Tensor
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import FlexForm, VarlenForm
 from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
+from tests.support.varlen_on_paper import varlen_on_paper
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 8, 4
 SCALING = HEAD_DIM**-0.5
@@ -38,39 +39,6 @@ def cache() -> KVCache:
         rope_parameters={"mrope_section": [1, 1, 2]},
     )
     return KVCache(config, 64, BLOCK_SIZE, torch.float32, torch.device("cpu"))
-
-
-def varlen_on_paper(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-    seqused_k: Tensor | None = None,
-    block_table: Tensor | None = None,
-) -> Tensor:
-    """What the documentation of `varlen_attn` promises, which itself runs on CUDA only."""
-    assert enable_gqa or query.shape[1] == key.shape[-2]
-    outputs = []
-    for number in range(len(cu_seq_q) - 1):
-        own = query[cu_seq_q[number] : cu_seq_q[number + 1]]
-        if block_table is None or seqused_k is None:
-            keys, values = (x[cu_seq_k[number] : cu_seq_k[number + 1]] for x in (key, value))
-        else:
-            used = int(seqused_k[number])
-            keys, values = (x[block_table[number]].flatten(0, 1)[:used] for x in (key, value))
-        assert len(own) <= max_q
-        assert len(keys) <= max_k
-        assert window_size == (-1, 0) or len(own) == 1, "a prompt must not see what comes later"
-        own_heads = slice(None, None, keys.shape[1] // KV_HEADS)  # where they were repeated, one of each
-        outputs.append(reference(own, keys[:, own_heads], values[:, own_heads]))
-    return torch.cat(outputs)
 
 
 FORMS = {"gathered": GatheredForm(), "varlen": VarlenForm(64 * 256), "flex": FlexForm(64 * 128)}

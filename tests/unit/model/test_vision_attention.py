@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from keye.worker.model.vision_tower import item_attention
+from keye.worker.model.item_attention import EqualItems, ItemForm, VarlenItems
 
 HEADS, HEAD_DIM = 4, 8
 
 BACKENDS = [
-    pytest.param("cpu", torch.float32, 1e-5, id="cpu"),
+    pytest.param(EqualItems(), "cpu", torch.float32, 1e-5, id="cpu"),
     pytest.param(
+        VarlenItems(),
         "cuda",
         torch.bfloat16,
         2e-2,
@@ -28,22 +29,26 @@ def attend_item_by_item(query: Tensor, key: Tensor, value: Tensor, lengths: list
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize(("device", "dtype", "accepted"), BACKENDS)
+@pytest.mark.parametrize(("form", "device", "dtype", "accepted"), BACKENDS)
 @pytest.mark.parametrize(
     "lengths", [[6], [6, 6, 6], [4, 9], [12, 4, 12, 9, 4, 1]], ids=["one", "equal", "two sizes", "mixed"]
 )
-def test_items_attend_to_themselves_alone(lengths: list[int], device: str, dtype: torch.dtype, accepted: float) -> None:
+def test_items_attend_to_themselves_alone(
+    lengths: list[int], form: ItemForm, device: str, dtype: torch.dtype, accepted: float
+) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(lengths), HEADS, HEAD_DIM)
-    attend = item_attention(lengths, HEAD_DIM, torch.device(device), dtype)
+    attend = form.attention(lengths, torch.device(device))
     ours = attend(*(x.to(device, dtype) for x in (query, key, value))).float().cpu()
     torch.testing.assert_close(ours, attend_item_by_item(query, key, value, lengths), rtol=0, atol=accepted)
 
 
-@pytest.mark.parametrize(("device", "dtype", "accepted"), BACKENDS)
-def test_one_item_does_not_change_when_another_does(device: str, dtype: torch.dtype, accepted: float) -> None:
+@pytest.mark.parametrize(("form", "device", "dtype", "accepted"), BACKENDS)
+def test_one_item_does_not_change_when_another_does(
+    form: ItemForm, device: str, dtype: torch.dtype, accepted: float
+) -> None:
     torch.manual_seed(0)
     first, other, another = (torch.randn(n, HEADS, HEAD_DIM, device=device, dtype=dtype) for n in (7, 5, 5))
-    attend = item_attention([7, 5], HEAD_DIM, torch.device(device), dtype)
+    attend = form.attention([7, 5], torch.device(device))
     beside_other, beside_another = (attend(*[torch.cat([first, x])] * 3)[:7] for x in (other, another))
     assert torch.equal(beside_other, beside_another)
