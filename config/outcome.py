@@ -62,9 +62,12 @@ class MediaSeen(Report):
 
 
 class ModelIdentity(Report):
+    """`attention` is the form that the engine found right on its device, for sequences and for images."""
+
     name: str
     model_type: str
     precision: str
+    attention: str | None = None
 
 
 class WorkerIdentity(Report):

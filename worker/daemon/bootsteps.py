@@ -134,7 +134,11 @@ class EngineStep(bootsteps.StartStopStep):
         self._renewal.start()
         self._cancels.start()
         self._ready = Presence(
-            worker=identity, state=WorkerState.READY, model=served.model, max_tokens=served.engine.inbox.max_tokens
+            worker=identity,
+            state=WorkerState.READY,
+            model=served.model,
+            max_tokens=served.engine.inbox.max_tokens,
+            warnings=served.warnings,
         )
         worker_ready.connect(self._announce_ready)
 

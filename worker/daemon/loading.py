@@ -23,13 +23,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A running engine and what it runs: `device` as people name it ("cpu", "NVIDIA H100 80GB HBM3")."""
+    """A running engine and what it runs: `device` as people name it ("cpu", "NVIDIA H100 80GB HBM3").
+
+    `warnings` say what it has to do without.
+    """
 
     engine: Engine
     processor: KeyeProcessor
     sampling: dict[str, Any]
     model: ModelIdentity
     device: str
+    warnings: tuple[str, ...] = ()
 
 
 class LoadedModel(NamedTuple):
@@ -67,10 +71,15 @@ def load_served_model(settings: Settings) -> ServedModel:
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
     engine.start()
     engine.warm_up()
-    identity = ModelIdentity(name=path.name, model_type=model.config.model_type, precision=precision.name)
+    identity = ModelIdentity(
+        name=path.name,
+        model_type=model.config.model_type,
+        precision=precision.name,
+        attention=engine.attention.name,
+    )
     device_name = name_device(model.device)
     logger.info(
         "%s (%s on %s) is loaded after %.1f s and has answered after %.1f s",
         *(path.name, precision.name, device_name, loaded - started, time.monotonic() - started),
     )
-    return ServedModel(engine, processor, load_sampling(path), identity, device_name)
+    return ServedModel(engine, processor, load_sampling(path), identity, device_name, engine.attention.refused)

@@ -25,8 +25,6 @@ class LocalWorker:
     Its log goes to `log`, what it downloads into a folder beside that; it reads no `.env` but one that lies there.
     """
 
-    module = "keye.worker.daemon.cli"
-
     def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
         """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
         self.log = log
@@ -43,7 +41,7 @@ class LocalWorker:
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as output:
-            command = [sys.executable, "-P", "-m", self.module, "run"]
+            command = [sys.executable, "-P", "-m", "keye.worker.daemon.cli", "run"]
             self.process = subprocess.Popen(
                 command, env=self._environment, cwd=self._folder, stdout=output, stderr=subprocess.STDOUT
             )

@@ -23,12 +23,16 @@ class WorkerState(OpenEnum):
 
 
 class Presence(Report):
-    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here."""
+    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
+
+    `warnings` are for a person: what this worker had to do without.
+    """
 
     worker: WorkerIdentity
     state: WorkerState
     model: ModelIdentity | None = None
     max_tokens: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
