@@ -1,6 +1,7 @@
 """`keye-worker doctor` as a machine reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ def test_a_right_set_up_ends_with_an_answered_job(environ: dict[str, str]) -> No
     findings = [json.loads(line) for line in answer.stdout.splitlines()]
     assert answer.exit_code == ExitCode.OK, findings
     assert [f["subject"] for f in findings if f["severity"] == "fault"] == []
+    told = {finding["subject"]: finding["found"] for finding in findings}
+    assert re.search(r"preview and v1_5 as the reference: .* float32 logits off by \S+ at most", told["numbers"])
+    assert told["attention"].startswith("scaled_dot_product_attention over gathered blocks")
     assert findings[-1]["subject"] == "smoke job"
     assert "answered after" in findings[-1]["found"]
 

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "keye.worker.telemetry": {"keye.config", "keye.worker.periodic_thread"},
     "keye.worker.results": {"keye.config", "keye.worker.leases"},
     "keye.worker.engine": {"keye.config", "keye.worker.model", "keye.worker.telemetry"},
+    "keye.worker.proof": {"keye.config", "keye.worker.engine", "keye.worker.model"},
     "keye.worker.tasks": {
         "keye.config",
         "keye.worker.broker",
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     # The demo plays every part: it draws, submits and works.
     "keye.worker.demo": {"keye.config", "keye.producer", "keye.worker.*"},
 }
-MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.daemon.bench")
+MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.proof", "keye.worker.daemon.bench")
 ENGINE_WITHOUT_TORCH = tuple(
     f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "scheduler", "step_plan", "detokenizer")
 )

@@ -15,6 +15,8 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
+from keye.worker.proof.golden_case import GENERATIONS
+from keye.worker.proof.numbers import prove_numbers
 from keye.worker.tasks.attempt import load_sampling
 from keye.worker.telemetry import tell_warnings
 
@@ -62,11 +64,12 @@ def load_configured_model(settings: Settings) -> LoadedModel:
 
 
 def load_served_model(settings: Settings) -> ServedModel:
-    """Load, start and warm up. Raises `Fault` too."""
+    """Load, prove the numbers, start and warm up. Raises `NumbersDiffer`, `NoRightAttention` and `Fault` too."""
     started = time.monotonic()
     leave_cores_to_decoders(choose_device(settings.device), settings.decoders)
     path, model, processor, precision = load_configured_model(settings)
     loaded = time.monotonic()
+    logger.info("numbers: %s", prove_numbers([GENERATIONS[model.config.model_type]], model.dtype, model.device))
     cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
     engine.start()

@@ -65,13 +65,13 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     faults = select(findings, Severity.FAULT)
     # Without a package the trials could not even be imported.
     if not any(finding.subject == "packages" for finding in faults):
-        from keye.worker.daemon.trials import check_smoke_job, try_parts
+        from keye.worker.daemon.trials import try_answer, try_parts
 
         for finding in try_parts(settings, gpus):
             faults += select([finding], Severity.FAULT)
             yield finding
         if not faults:
-            yield check_smoke_job(settings)
+            yield from try_answer(settings)
             return
     yield fault("smoke job", "not tried", "Cure the faults above first.")
 

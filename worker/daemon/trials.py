@@ -17,8 +17,11 @@ from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.findings import Finding, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
-from keye.worker.model.device import TorchFacts, torch_facts
-from keye.worker.model.precision import WEIGHT_SHARE
+from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES
+from keye.worker.model.device import TorchFacts, choose_device, name_device, torch_facts
+from keye.worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choose_precision
+from keye.worker.proof.golden_case import GENERATIONS
+from keye.worker.proof.numbers import NumbersDiffer, prove_numbers
 from keye.worker.sizing import Sizing
 
 # What the model needs beside its weights: caches, activations, the CUDA context.
@@ -33,8 +36,10 @@ def try_parts(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     if gpus and settings.model_path is not None:
         num_file_bytes = sum(file.stat().st_size for file in settings.model_path.glob("*.safetensors"))
         yield check_gpu_memory(int(WEIGHT_SHARE[settings.precision] * num_file_bytes), torch)
+        yield from check_compiler(torch)
     yield check_decoders(settings.video_decoder)
     yield check_s3(settings.s3_endpoint_url)
+    yield check_numbers(settings)
 
 
 def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
@@ -49,7 +54,15 @@ def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
         cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see nvidia-smi)."
         return fault(subject, found, cure)
     names = ", ".join(name for name, _ in torch.gpus)
-    return ok(subject, f"torch {torch.version} for CUDA {torch.cuda}: {names}")
+    versions = f"driver {torch.driver}, cuDNN {torch.cudnn}, triton {torch.triton}, C compiler {torch.compiler}"
+    return ok(subject, f"torch {torch.version} for CUDA {torch.cuda}: {names}; {versions}")
+
+
+def check_compiler(torch: TorchFacts) -> Iterator[Finding]:
+    """Only where attention would be compiled."""
+    if torch.compiler is None and not HAS_BLOCK_TABLES:
+        cure = "apt install gcc libc6-dev, or install torch 2.12 or later, which needs none."
+        yield warning("C compiler", f"none, and torch {torch.version} compiles attention with one: it is slower", cure)
 
 
 def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
@@ -112,14 +125,34 @@ def check_s3(endpoint_url: str | None) -> Finding:
     return ok("S3", shown)
 
 
-def check_smoke_job(settings: Settings) -> Finding:
-    """One image and a question through the processor and the engine that a worker would run."""
+def check_numbers(settings: Settings) -> Finding:
+    """Golden cases of every generation, on the installed packages and the device that a worker would use."""
+    device = choose_device(settings.device)
+    try:
+        dtype = choose_precision(settings.precision, device).dtype
+        found = prove_numbers(GENERATIONS.values(), dtype, device)
+    except (NumbersDiffer, PrecisionUnavailable) as error:
+        cure = "Install the versions of constraints.txt. If they are, `python -m benchmarks.first_gpu_run` tells more."
+        return fault("numbers", str(error), cure)
+    return ok("numbers", f"{name_device(device)}: {found}")
+
+
+def try_answer(settings: Settings) -> Iterator[Finding]:
+    """One image, one video and a question through the processor and the engine that a worker would run."""
     started = time.monotonic()
     try:
         served = load_served_model(settings)
         served.engine.stop()
     except Exception as error:  # whatever it is, it is a finding
         cure = "`keye-worker run` would end with MODEL_LOAD_FAILED; see docs/operations.md."
-        return fault("smoke job", f"{type(error).__name__}: {error}", cure)
+        yield fault("smoke job", f"{type(error).__name__}: {error}", cure)
+        return
+    if served.warnings:
+        cure = (
+            f"It is answered by {served.model.attention}. Report it with this line; slower answers are the only harm."
+        )
+        yield warning("attention", "; ".join(served.warnings), cure)
+    else:
+        yield ok("attention", str(served.model.attention))
     found = f"{served.model.name} in {served.model.precision} on {served.device}, loaded and answered"
-    return ok("smoke job", f"{found} after {time.monotonic() - started:.1f} s")
+    yield ok("smoke job", f"{found} after {time.monotonic() - started:.1f} s")

@@ -1,7 +1,11 @@
 """What a model runs on, and what torch sees of this machine."""
 
 import os
+import re
+import shutil
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -33,15 +37,46 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) 
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
-    """What torch was built for (`cuda` None: the CPU only) and each GPU it can use: its name and bytes of memory."""
+    """What torch was built for (`cuda` None: the CPU only), each GPU it can use, its name and bytes of memory, and what
+    stands below it (None: not there).
+    """
 
     version: str
     cuda: str | None
     num_threads: int
     gpus: tuple[tuple[str, int], ...]
+    driver: str | None = None
+    cudnn: int | None = None
+    triton: str | None = None
+    compiler: str | None = None
 
 
 def torch_facts() -> TorchFacts:
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    names_and_bytes = tuple((gpu.name, gpu.total_memory) for gpu in gpus)
-    return TorchFacts(torch.__version__, torch.version.cuda, torch.get_num_threads(), names_and_bytes)
+    return TorchFacts(
+        version=torch.__version__,
+        cuda=torch.version.cuda,
+        num_threads=torch.get_num_threads(),
+        gpus=tuple((gpu.name, gpu.total_memory) for gpu in gpus),
+        driver=_driver_version(),
+        cudnn=torch.backends.cudnn.version(),
+        triton=_version_of("triton"),
+        # As triton looks for one.
+        compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+    )
+
+
+def _driver_version() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\d+\.\d[\d.]*", text)
+    return found and found[0]
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

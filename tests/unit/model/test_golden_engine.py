@@ -42,8 +42,8 @@ def test_engine_gives_the_greedy_tokens_of_the_reference(
         return
     expected = golden_case.arrays["generated_ids"].tolist()
     greedy = SamplingOptions(len(expected[0]))
-    engine = engine_for(golden_case.variant / "checkpoint", golden_case.processor)
-    pendings = [engine.inbox.submit(prompt, greedy) for prompt in golden_case.prepare()]
+    engine = engine_for(golden_case.generation / "checkpoint", golden_case.processor)
+    pendings = [engine.inbox.submit(prompt, greedy) for prompt in golden_case.prepare(golden_case.processor)]
     for pending in pendings:
         for _ in pending.deltas():
             pass

@@ -95,7 +95,7 @@ def test_greedy_tokens_match(golden_case: Any) -> None:
 def test_messages_to_greedy_tokens_match_end_to_end(golden_case: Any) -> None:
     if "generated_ids" not in golden_case.arrays:
         return
-    batch = golden_case.processor.pad_left(golden_case.prepare())
+    batch = golden_case.processor.pad_left(golden_case.prepare(golden_case.processor))
     generated = golden_case.model.generate(**batch, do_sample=False, max_new_tokens=NUM_NEW_TOKENS)
     new_ids = generated[:, batch["input_ids"].shape[1] :]
     assert new_ids.tolist() == golden_case.arrays["generated_ids"].tolist()

@@ -15,25 +15,27 @@ def test_chat_template_renders_the_reference_text(golden_case: Any) -> None:
 
 def test_placeholders_expand_to_the_reference_text(golden_case: Any) -> None:
     if golden_case.facts.get("expanded_text") is not None:
-        assert [prompt.text for prompt in golden_case.prepare()] == [golden_case.facts["expanded_text"]]
+        assert [prompt.text for prompt in golden_case.prepare(golden_case.processor)] == [
+            golden_case.facts["expanded_text"]
+        ]
 
 
 def test_tokens_are_the_reference_tokens(golden_case: Any) -> None:
     stored = golden_case.arrays["input_ids"]
-    for row, prompt in enumerate(golden_case.prepare()):
+    for row, prompt in enumerate(golden_case.prepare(golden_case.processor)):
         assert prompt.input_ids.tolist() == stored[row, golden_case.attention_mask[row]].tolist()
 
 
 def test_positions_and_deltas_are_the_reference_ones(golden_case: Any) -> None:
     stored, deltas = golden_case.arrays["position_ids"], golden_case.arrays["rope_deltas"]
     padded_length = stored.shape[-1]
-    for row, prompt in enumerate(golden_case.prepare()):
+    for row, prompt in enumerate(golden_case.prepare(golden_case.processor)):
         assert torch.equal(prompt.position_ids, stored[:, row, golden_case.attention_mask[row]])
         assert prompt.rope_delta + len(prompt.input_ids) - padded_length == deltas[row].item()
 
 
 def test_pixels_are_the_reference_pixels(golden_case: Any) -> None:
-    prompts = golden_case.prepare()
+    prompts = golden_case.prepare(golden_case.processor)
     for name in PIXELS:
         parts = [part for prompt in prompts if (part := getattr(prompt, name)) is not None]
         assert bool(parts) == (name in golden_case.arrays)
@@ -47,7 +49,7 @@ def test_pixels_are_the_reference_pixels(golden_case: Any) -> None:
 
 
 def test_grids_frame_counts_and_frame_seconds_are_the_reference_ones(golden_case: Any) -> None:
-    prompts = golden_case.prepare()
+    prompts = golden_case.prepare(golden_case.processor)
     for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "num_frames"):
         if name in golden_case.arrays:
             ours = torch.cat([part for prompt in prompts if (part := getattr(prompt, name)) is not None])
@@ -59,7 +61,7 @@ def test_grids_frame_counts_and_frame_seconds_are_the_reference_ones(golden_case
 def test_batch_padded_on_the_left_is_the_reference_batch(golden_case: Any) -> None:
     if golden_case.facts["padding_side"] == "right":
         return
-    batch = golden_case.processor.pad_left(golden_case.prepare())
+    batch = golden_case.processor.pad_left(golden_case.prepare(golden_case.processor))
     for name in ("input_ids", "attention_mask", "position_ids", "image_grid_thw", "video_grid_thw"):
         if name in golden_case.arrays:
             assert torch.equal(batch[name], golden_case.arrays[name])
