@@ -130,8 +130,8 @@ class EchoStep(EngineStep):
         engine = EchoEngine()
         engine.start()
         model = ModelIdentity(name="echo", model_type="echo", precision="float32")
-        served = SimpleNamespace(engine=engine, processor=EchoProcessor(), sampling={}, model=model, device="none")
-        return cast("ServedModel", served)
+        rest = {"processor": EchoProcessor(), "sampling": {}, "model": model, "device": "none", "warnings": ()}
+        return cast("ServedModel", SimpleNamespace(engine=engine, **rest))
 
 
 celery_app = build_app(Settings())
