@@ -8,6 +8,8 @@ COPY producer producer
 COPY worker worker
 RUN uv pip install --system --no-cache --compile-bytecode --constraint constraints.txt --build-constraint constraints.txt \
     '.[worker,heic]'
+# FlexAttention, which is next where the first form of attention is not right on a GPU, is compiled at start.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 # The worker needs no privileges: it reads media and a checkpoint, and talks to Redis.
 RUN useradd --system --create-home keye && install --directory --mode=700 --owner=keye /var/tmp/keye-spool
 USER keye

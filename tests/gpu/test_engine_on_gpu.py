@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +11,15 @@ from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.attention_choice import _fault, _Trial, choose_attention
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
+from keye.worker.model.item_attention import EqualItems, ItemForm, VarlenItems
 from keye.worker.model.load import load_model
-from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_spans
+from keye.worker.model.paged_attention import AttentionForm
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+from keye.worker.proof.golden_case import GENERATIONS
+from keye.worker.proof.numbers import prove_numbers
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -24,49 +27,41 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 
-CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
-HEADS, KV_HEADS, HEAD_DIM, NUM_BLOCKS = 32, 8, 128, 24
+CHECKPOINT = GENERATIONS["Keye"] / "checkpoint"
 
 FORMS = [
     pytest.param(
-        lambda: VarlenForm(4096),
+        lambda: VarlenForm(40960),
         id="varlen",
         marks=pytest.mark.skipif(not HAS_BLOCK_TABLES, reason="varlen_attn has block tables from torch 2.12 on"),
     ),
-    pytest.param(lambda: FlexForm(4096), id="flex"),
+    pytest.param(lambda: FlexForm(40960), id="flex"),
 ]
 
 
-def shapes_of_the_8b_model() -> KeyeConfig:
-    return KeyeConfig(num_hidden_layers=1, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM)
-
-
 @pytest.mark.parametrize("make_form", FORMS)
-@pytest.mark.parametrize(
-    "num_queries",
-    [[700, 30, 256], [1, 1, 1, 1, 1], [1], [1, 1, 400, 3]],
-    ids=["prompts", "decoding", "one-decoding", "decoding-beside-prompts"],
-)
 @torch.inference_mode()
-def test_kernels_attend_as_gathered_blocks_do(make_form: Callable[[], AttentionForm], num_queries: list[int]) -> None:
-    form, device = make_form(), torch.device("cuda")
-    cache = KVCache(shapes_of_the_8b_model(), NUM_BLOCKS, form.block_size, torch.bfloat16, device)
-    torch.manual_seed(0)
-    for paged in (*cache.keys, *cache.values):
-        paged.normal_()
-    free = torch.randperm(NUM_BLOCKS).tolist()
-    spans = []
-    for number, num in enumerate(num_queries):
-        num_keys = num + 37 * number + 11
-        spans.append(Span([free.pop() for _ in range(-(-num_keys // form.block_size))], num, num_keys))
-    query, key, value = (
-        torch.randn(1, heads, sum(num_queries), HEAD_DIM, dtype=torch.bfloat16, device=device)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
-    outputs = [
-        attend_spans(each, cache, spans)(0, query, key, value, HEAD_DIM**-0.5) for each in (form, GatheredForm())
-    ]
-    torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
+def test_kernels_attend_as_written_out_in_float32(make_form: Callable[[], AttentionForm]) -> None:
+    trial = _Trial(KeyeConfig(), torch.bfloat16, torch.device("cuda"))
+    assert [fault for fault in map(_fault, trial.paged_steps(make_form())) if fault] == []
+
+
+@pytest.mark.parametrize("form", [VarlenItems(), EqualItems()], ids=lambda form: form.name)
+@torch.inference_mode()
+def test_images_attend_as_written_out_in_float32(form: ItemForm) -> None:
+    trial = _Trial(KeyeConfig(), torch.bfloat16, torch.device("cuda"))
+    assert [fault for fault in map(_fault, trial.items(form)) if fault] == []
+
+
+def test_the_device_gets_the_fastest_form() -> None:
+    attention = choose_attention(KeyeConfig(), torch.bfloat16, torch.device("cuda"))
+    assert attention.refused == ()
+    assert isinstance(attention.paged, VarlenForm if HAS_BLOCK_TABLES else FlexForm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_are_the_reference_ones(dtype: torch.dtype) -> None:
+    print(prove_numbers(GENERATIONS.values(), dtype, torch.device("cuda")))
 
 
 GREEDY = SamplingOptions(40)
