@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import decode, engine, handover, photos, pipeline, precision, queue
+from benchmarks import decode, device_operations, engine, handover, photos, pipeline, precision, queue
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "photos": photos.run,
     "handover": handover.run,
     "engine": engine.run,
+    "device_operations": device_operations.run,
     "pipeline": pipeline.run,
     "queue": queue.run,
     "precision": precision.run,
