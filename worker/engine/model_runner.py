@@ -10,6 +10,7 @@ from torch import Tensor
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
+from keye.worker.model.device import send
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, KVCache, Span, attend_decoding, attend_spans
 from keye.worker.model.positions import PlaceholderMismatch
@@ -54,7 +55,7 @@ class VisualRows:
             item_start = item_end - len(rows)
             low, high = max(first, item_start), min(last, item_end)
             if low < high:
-                columns = (self._columns[low:high] - start).to(embeds.device)
+                columns = send((self._columns[low:high] - start).numpy(), embeds.device)
                 embeds[columns] = rows[low - item_start : high - item_start].to(embeds.dtype)
 
     def _rows_within(self, start: int, stop: int) -> tuple[int, int]:
@@ -112,7 +113,7 @@ class ModelRunner:
                     start = sequence.num_cached
                     wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
             if wanted:
-                patches = torch.cat([media.patches[item].to(self._device) for media, item in wanted])
+                patches = torch.cat([send(media.patches[item].numpy(), self._device) for media, item in wanted])
                 rows = encode(patches, torch.stack([media.grids[item] for media, item in wanted]))
                 num_rows = [media.num_rows[item] for media, item in wanted]
                 for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):
@@ -125,7 +126,7 @@ class ModelRunner:
             if logits is not None:
                 return logits
         host_tokens, end_rows, spans = _build_inputs(chunks)
-        tokens = host_tokens.to(self._device)
+        tokens = send(host_tokens, self._device)
         embeds = self._model.model.embed_tokens(tokens[0])
         row = 0
         for sequence, num_tokens in chunks:
@@ -135,7 +136,7 @@ class ModelRunner:
         attend = attend_spans(self._attention, self._cache, spans)
         hidden = self._model.model(embeds.unsqueeze(0), tokens[1:].unsqueeze(1), attend)[0]
         if len(end_rows) < len(hidden):
-            hidden = hidden[end_rows]
+            hidden = hidden.index_select(0, send(np.array(end_rows, np.int64), self._device))
         return self._model.lm_head(hidden)
 
     def _decode(self, token_ids: Tensor, positions: Tensor, lengths: Tensor, block_tables: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ class ModelRunner:
         }
 
 
-def _build_inputs(chunks: Seq[Chunk]) -> tuple[Tensor, list[int], list[Span]]:
+def _build_inputs(chunks: Seq[Chunk]) -> tuple[np.ndarray, list[int], list[Span]]:
     """Pack the chunks in the given order, decoding sequences first: T tokens one behind the other, no padding.
 
     Ids and three rows of positions int64 [4, T], on the host; of the T rows those that end a sequence, chunk by chunk,
@@ -182,7 +183,7 @@ def _build_inputs(chunks: Seq[Chunk]) -> tuple[Tensor, list[int], list[Span]]:
         if chunk.reaches_end:
             end_rows.append(row - 1)
     spans = [Span(sequence.block_table, num, sequence.num_cached + num) for sequence, num in chunks]
-    return torch.from_numpy(tokens), end_rows, spans
+    return tokens, end_rows, spans
 
 
 def _write_tokens(into: np.ndarray, sequence: Sequence) -> None:

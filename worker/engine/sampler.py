@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from keye.worker.engine.sequence import Sequence
+from keye.worker.model.device import send
 
 _NOT_A_NUMBER = -1
 
 
 class Sampler:
-    """Keeps what the latest batch asks for, and which tokens sequences with a repetition penalty have seen."""
+    """Keeps what the latest batch asks for."""
 
     def __init__(self) -> None:
         self._batch: _Batch | None = None
-        self._seen: dict[Sequence, Tensor] = {}
 
     def choose(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
         """The next token for each row of `logits` [n, V]; None for a row with a logit that is not a number.
@@ -28,7 +28,7 @@ class Sampler:
         batch = self._batch
         logits = logits.float()
         if batch.penalised:
-            logits = self._penalise(logits, batch)
+            logits = batch.penalise(logits)
         if not batch.sampled:
             choice = _best(logits)
         elif len(batch.sampled) == len(sequences):
@@ -36,30 +36,15 @@ class Sampler:
         else:
             rows = batch.sampled_rows
             choice = _best(logits).index_copy(0, rows, batch.draw(logits.index_select(0, rows)))
+        if batch.penalised:
+            batch.see(choice)
         # Read once: on a GPU each reading waits for all that was queued.
         numbers: list[int] = choice.tolist()
-        for row in batch.penalised:
-            if numbers[row] != _NOT_A_NUMBER:
-                self._seen[sequences[row]][numbers[row]] = True
         return [None if number == _NOT_A_NUMBER else number for number in numbers]
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget_batch(self) -> None:
+        """One of its sequences has ended."""
         self._batch = None
-        self._seen.pop(sequence, None)
-
-    def _penalise(self, logits: Tensor, batch: "_Batch") -> Tensor:
-        seen = torch.stack([self._seen_by(batch.sequences[row], logits) for row in batch.penalised])
-        scores = logits.index_select(0, batch.penalised_rows)
-        penalised = torch.where(scores < 0, scores * batch.penalty, scores / batch.penalty)
-        return logits.index_copy(0, batch.penalised_rows, torch.where(seen, penalised, scores))
-
-    def _seen_by(self, sequence: Sequence, logits: Tensor) -> Tensor:
-        """Bool [V]: the tokens of the prompt and those generated so far."""
-        if sequence not in self._seen:
-            seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            seen[sequence.pending.prompt.input_ids.to(logits.device)] = True
-            self._seen[sequence] = seen
-        return self._seen[sequence]
 
 
 class _Batch:
@@ -71,20 +56,33 @@ class _Batch:
     def __init__(self, sequences: Seq[Sequence], logits: Tensor) -> None:
         self.sequences = list(sequences)
         options = [sequence.pending.sampling for sequence in sequences]
+        vocab_size, self._device = logits.shape[-1], logits.device
         self.penalised = [row for row, option in enumerate(options) if option.repetition_penalty != 1]
-        self.penalised_rows = torch.tensor(self.penalised, device=logits.device)
-        self.penalty = _column([options[row].repetition_penalty for row in self.penalised], logits.device)
+        self._penalised_rows = self._send(self.penalised, np.int64)
+        self._penalty = self._column([options[row].repetition_penalty for row in self.penalised])
+        self._seen = self._seen_tokens([sequences[row] for row in self.penalised], vocab_size)
         self.sampled = [row for row, option in enumerate(options) if option.temperature > 0]
-        self.sampled_rows = torch.tensor(self.sampled, device=logits.device)
+        self.sampled_rows = self._send(self.sampled, np.int64)
         drawing = [options[row] for row in self.sampled]
         self._rngs = [sequences[row].rng for row in self.sampled]
-        self._temperature = _column([option.temperature for option in drawing], logits.device)
-        self._top_p = _column([option.top_p for option in drawing], logits.device)
-        vocab_size = logits.shape[-1]
+        self._temperature = self._column([option.temperature for option in drawing])
+        self._top_p = self._column([option.top_p for option in drawing])
         top_k = [min(option.top_k or vocab_size, vocab_size) for option in drawing]
         self._most = max(top_k, default=0)
-        self._last = torch.tensor(top_k, device=logits.device).unsqueeze(-1) - 1
+        self._last = self._send(top_k, np.int64).unsqueeze(-1) - 1
         self._top_k_differs = len(set(top_k)) > 1
+
+    def penalise(self, logits: Tensor) -> Tensor:
+        """Logits [n, V], those of tokens that the `penalised` rows have seen made smaller."""
+        scores = logits.index_select(0, self._penalised_rows)
+        penalised = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return logits.index_copy(0, self._penalised_rows, torch.where(self._seen, penalised, scores))
+
+    def see(self, choice: Tensor) -> None:
+        """Take note of the tokens [n] that were chosen, where they are: each one read would be waited for."""
+        # A row that is not a number sees token 0, and ends.
+        token_ids = choice.index_select(0, self._penalised_rows).clamp(min=0)
+        self._seen.scatter_(1, token_ids.unsqueeze(-1), True)
 
     def draw(self, logits: Tensor) -> Tensor:
         """Token ids [n] for the logits [n, V] of the `sampled` rows, `_NOT_A_NUMBER` where the best logit is none."""
@@ -98,11 +96,28 @@ class _Batch:
         # A token is kept while those before it have less than top_p together.
         last = torch.searchsorted(cumulative, self._top_p * whole).minimum(self._last)
         # Drawn on the host, a number a token: a seed gives the same text on every device and after a preemption.
-        point = _column([rng.random() for rng in self._rngs], logits.device)
+        point = self._column([rng.random() for rng in self._rngs])
         # Rounding may push a point to the very end, behind the last token that is kept.
         drawn = torch.searchsorted(cumulative, point * cumulative.gather(-1, last), right=True).minimum(last)
         # Where the best logit is none, the whole is none, and equals not even itself.
         return token_ids.gather(-1, drawn).where(whole == whole, _NOT_A_NUMBER).squeeze(-1)
+
+    def _seen_tokens(self, sequences: Seq[Sequence], vocab_size: int) -> Tensor:
+        """Bool [n, V]: the tokens of each prompt and those generated so far."""
+        seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=self._device)
+        for_all = [np.empty(0, np.int64)]
+        for row, sequence in enumerate(sequences):
+            for token_ids in (sequence.pending.prompt.input_ids.numpy(), np.array(sequence.generated_ids, np.int64)):
+                for_all.append(row * vocab_size + token_ids)
+        seen.view(-1).index_fill_(0, send(np.concatenate(for_all), self._device), True)
+        return seen
+
+    def _send(self, numbers: Seq[float], dtype: type[np.generic]) -> Tensor:
+        return send(np.array(numbers, dtype), self._device)
+
+    def _column(self, numbers: Seq[float]) -> Tensor:
+        """Float32 [n, 1]."""
+        return self._send(numbers, np.float32).unsqueeze(-1)
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -110,12 +125,3 @@ def _best(logits: Tensor) -> Tensor:
     best, token_ids = logits.max(dim=-1)
     # `isfinite` would be four kernels.
     return token_ids.where(best.abs() < torch.inf, _NOT_A_NUMBER)
-
-
-def _column(numbers: Seq[float], device: torch.device) -> Tensor:
-    """Float32 [n, 1]."""
-    column = torch.from_numpy(np.array(numbers, dtype=np.float32)[:, None])
-    if device.type == "cpu":
-        return column
-    # Pinned, because any other copy waits for the whole forward pass that is still running.
-    return column.pin_memory().to(device, non_blocking=True)

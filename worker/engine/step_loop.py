@@ -240,4 +240,4 @@ class Engine:
     def _leave(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         self._runner.forget_media(sequence)
-        self._sampler.forget(sequence)
+        self._sampler.forget_batch()

@@ -9,11 +9,13 @@ from inspect import signature
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
+from keye.worker.model.device import send
 from keye.worker.model.paged_attention import AttentionCall, KVCache, Span
 
 HAS_BLOCK_TABLES = "block_table" in signature(varlen_attn).parameters
@@ -186,4 +188,4 @@ def _split_decoding(spans: Sequence[Span]) -> tuple[Sequence[Span], Sequence[Spa
 
 
 def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return send(np.array([0, *accumulate(lengths)], np.int32), device)

@@ -1,4 +1,4 @@
-"""What a model runs on, and what torch sees of this machine."""
+"""What a model runs on, how numbers get there, and what torch sees of this machine."""
 
 import os
 import re
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from keye.config.codes import DeviceSetting
 
@@ -15,6 +17,15 @@ from keye.config.codes import DeviceSetting
 def choose_device(asked: DeviceSetting) -> torch.device:
     """`auto` takes the first visible GPU where torch can use one. `cuda` never falls back to the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+
+
+def send(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array's numbers on the device; on a CPU the tensor shares its memory."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    # Pinned, because any other copy waits for all that the device is still to do.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def leave_cores_to_decoders(device: torch.device, num_decoders: int) -> None:

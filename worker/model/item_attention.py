@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
+
+from keye.worker.model.device import send
 
 AttendItems = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [patches, heads, head_dim] to outputs of the same shape."""
@@ -28,7 +31,7 @@ class VarlenItems:
     name = "varlen_attn"
 
     def attention(self, lengths: Sequence[int], device: torch.device) -> AttendItems:
-        borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        borders = send(np.array([0, *accumulate(lengths)], np.int32), device)
         longest = max(lengths)
         # As wide as the longest item, which is no window at all; without one, torch 2.14 gives Hopper's calls to cuDNN,
         # which plans each new shape for tens of milliseconds and never forgets one.
@@ -62,7 +65,7 @@ class EqualItems:
             return attend_equal
 
         rows_of = [
-            torch.tensor(item_starts, device=device).unsqueeze(1) + torch.arange(length, device=device)
+            send(np.array(item_starts), device).unsqueeze(1) + torch.arange(length, device=device)
             for length, item_starts in by_length.items()
         ]
 

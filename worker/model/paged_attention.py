@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.device import send
 from keye.worker.model.text_decoder import Attend
 
 
@@ -53,7 +54,7 @@ class KVCache:
                 blocks = np.array(table)[tokens // self.block_size]
                 slots += (blocks * self.block_size + tokens % self.block_size).tolist()
         # By way of numpy: torch reads a list of numbers five times slower, and this happens at every step.
-        return torch.from_numpy(np.array(slots)).to(self.device)
+        return send(np.array(slots), self.device)
 
     def tables(self, spans: Sequence[Span], width: int = 0) -> tuple[Tensor, Tensor]:
         """Block tables int32 [spans, width], behind a sequence's own the scratch block, and numbers of keys int32 [n].
@@ -62,13 +63,14 @@ class KVCache:
         """
         width = width or max(len(span.block_table) for span in spans)
         rows = [table + [self.scratch_block] * (width - len(table)) for table, _, _ in spans]
-        lengths = torch.tensor([span.num_keys for span in spans], dtype=torch.int32, device=self.device)
-        return torch.from_numpy(np.array(rows, dtype=np.int32)).to(self.device), lengths
+        lengths = [span.num_keys for span in spans]
+        return send(np.array(rows, np.int32), self.device), send(np.array(lengths, np.int32), self.device)
 
     def wipe(self, blocks: list[int]) -> None:
         """Take out numbers that are not finite before another sequence gets the blocks."""
+        rows = send(np.array(blocks), self.device)
         for layer in (*self.keys, *self.values):
-            layer[torch.tensor(blocks, device=layer.device)] = 0
+            layer.index_fill_(0, rows, 0)
 
 
 class AttentionCall(NamedTuple):
@@ -163,8 +165,7 @@ class GatheredForm:
         if span.num_queries < span.num_keys:
             tokens = torch.arange(span.num_keys, device=cache.device)
             mask = tokens <= tokens[-span.num_queries :].unsqueeze(1)
-        block_table = torch.tensor([span.block_table], device=cache.device)
-
+        block_table = send(np.array([span.block_table]), cache.device)
         # Told to share key heads, CUDA's kernels for float32 and before Ampere refuse: there the heads are repeated.
         can_share = cache.device.type == "cpu"
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from keye.worker.model.configuration_keye import KeyeConfig
+from keye.worker.model.device import send
 
 VISION_ROPE_THETA = 10_000.0
 
@@ -21,7 +23,7 @@ def _inverse_frequencies(dim: int, theta: float, device: torch.device) -> Tensor
 @lru_cache(maxsize=16)
 def _section_rows(section: tuple[int, ...], device: torch.device) -> Tensor:
     rows = [row for row, length in enumerate(section) for _ in range(length)]
-    return torch.tensor(rows, device=device)
+    return send(np.array(rows), device)
 
 
 def text_rotation(position_ids: Tensor, config: KeyeConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

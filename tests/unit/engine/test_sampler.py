@@ -63,6 +63,16 @@ def test_penalty_counts_what_was_generated_too(make_sequence: MakeSequence) -> N
     assert [sampler.choose(logits, [sequence])[0] for _ in range(3)] == [1, 2, 1]
 
 
+def test_penalty_counts_what_was_generated_beside_others(make_sequence: MakeSequence) -> None:
+    sampler, first, other = Sampler(), make_sequence([0], repetition_penalty=2.0), make_sequence([3])
+    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]])
+    chosen = []
+    for beside in ([], [other], []):
+        chosen.append(sampler.choose(logits.expand(1 + len(beside), -1), [*beside, first])[-1])
+        first.generated_ids.append(chosen[-1])
+    assert chosen == [1, 2, 1]
+
+
 def test_draw_depends_on_the_seed_and_not_on_the_neighbours(make_sequence: MakeSequence, logits: Tensor) -> None:
     options: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "seed": 11}
     alone = make_sequence([1], **options)
@@ -78,5 +88,6 @@ def test_draw_depends_on_the_seed_and_not_on_the_neighbours(make_sequence: MakeS
 def test_row_that_is_not_a_number_is_told_apart(make_sequence: MakeSequence, logits: Tensor) -> None:
     bad = logits.clone()
     bad[4] = torch.nan
-    sequences = [make_sequence([1]), make_sequence([1], temperature=0.7), make_sequence([1])]
-    assert Sampler().choose(torch.stack([bad, bad, logits]), sequences) == [None, None, int(logits.argmax())]
+    sequences = [make_sequence([1]), make_sequence([1], temperature=0.7), make_sequence([1], repetition_penalty=2.0)]
+    rows = torch.stack([bad, bad, bad, logits])
+    assert Sampler().choose(rows, [*sequences, make_sequence([1])]) == [None, None, None, int(logits.argmax())]
