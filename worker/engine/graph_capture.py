@@ -37,9 +37,6 @@ class DecodeGraphs:
         self._record = record or CudaRecorder()
         self._steps: dict[tuple[int, int], tuple[_StepInputs, Replay]] = {}
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
     def capture(self, max_running: int) -> None:
         """Record all steps of up to `max_running` sequences, the largest first: the others reuse its memory."""
         sizes = [1 << power for power in range((max_running - 1).bit_length() + 1)]
@@ -89,20 +86,23 @@ class _StepInputs:
 
 
 class CudaRecorder:
-    """Records into CUDA graphs that share their memory: only one of them runs at a time."""
+    """Records into CUDA graphs that share their memory: only one of them runs at a time.
+
+    All on one stream: libraries keep a workspace for each stream they ever worked on.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, run: Replay) -> Replay:
         # Once without recording: first calls compile kernels and take workspaces, which a recording must not.
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             run()
-        torch.cuda.current_stream().wait_stream(side_stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             output = run()
 
         def replay() -> Tensor:

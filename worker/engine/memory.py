@@ -19,16 +19,6 @@ _CPU_CACHE_BYTES = 2 * 2**30
 
 FIRST_REST = 1000
 
-# Libraries beside torch's own allocator say it in words only.
-_PHRASES = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-)
-
 
 def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one block takes in all layers together."""
@@ -74,13 +64,6 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     embeds = model.model.embed_tokens(tokens)
     hidden = model.model(embeds, positions, attend_padded(model.model, embeds))[0]
     model.lm_head(hidden[: limits.max_running]).float().sort()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """The device, or the host, had no room for what was asked; smaller, the same may well succeed."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
 
 
 class MemoryLimits:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keye.worker.engine.device_faults import is_device_lost
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
@@ -75,17 +76,20 @@ class ModelRunner:
         self._visual: dict[Sequence, dict[str, VisualRows]] = {}
 
     def capture_decoding(self, max_running: int) -> None:
-        """Capture decoding steps of up to `max_running` sequences where attention and device allow it."""
-        if self._device.type != "cuda" or not self._attention.table_widths:
+        """Capture decoding steps of up to `max_running` sequences where attention allows it."""
+        if not self._attention.table_widths:
             return
         graphs = DecodeGraphs(self._decode, self._attention.table_widths, self._cache.scratch_block, self._device)
         try:
             graphs.capture(max_running)
-        except torch.AcceleratorError:
-            raise  # The device is lost.
         except RuntimeError as error:
-            logger.warning("decoding steps beyond %d captured graphs run uncaptured: %s", len(graphs), error)
-        self._graphs = graphs
+            if is_device_lost(error):
+                raise
+            # Not even those that were captured: when the one that failed is destroyed, torch clears workspaces that
+            # the others replay with (pytorch issue 193402).
+            logger.warning("decoding steps run uncaptured, because capturing one failed: %s", error)
+        else:
+            self._graphs = graphs
 
     def needs_encoding(self, chunk: Chunk) -> bool:
         """It reaches media that are yet to go through the tower."""

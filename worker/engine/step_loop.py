@@ -14,8 +14,9 @@ from PIL.Image import new as draw_blank
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.engine.detokenizer import TokenBytes
+from keye.worker.engine.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
-from keye.worker.engine.memory import MemoryLimits, block_bytes, is_out_of_memory
+from keye.worker.engine.memory import MemoryLimits, block_bytes
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
@@ -208,9 +209,9 @@ class Engine:
         try:
             return [(chunks, compute(chunks))]
         except Exception as error:
+            if is_device_lost(error):
+                raise  # And every sequence with it.
             is_memory = is_out_of_memory(error)
-            if isinstance(error, torch.AcceleratorError) and not is_memory:
-                raise  # The device is lost, and every sequence with it.
             sequence, num_tokens = chunks[0]
             if len(chunks) > 1:
                 parts = [chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]]

@@ -1,20 +1,24 @@
 """What recorded decoding steps are fed, and that a whole engine of them writes what an engine without them writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from keye.worker.engine.graph_capture import DecodeGraphs, Replay
+from keye.config.faults import Fault
+from keye.worker.engine.graph_capture import CudaRecorder, DecodeGraphs, Replay
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.load import load_model
+from keye.worker.model.paged_attention import GatheredForm
 from keye.worker.model.processor import KeyeProcessor
 
 MakeSequence = Callable[..., Sequence]
@@ -115,3 +119,96 @@ def test_engine_writes_the_same_with_and_without_recorded_steps(make_prompt: Cal
         written.append([pending.generated.token_ids for pending in pendings])
     assert written[0] == written[1]
     assert 4 in replays
+
+
+class FaultyRecorder:
+    """Records as `keep_calling` does, until it meets the fault."""
+
+    def __init__(self, num_good: int, error: Exception) -> None:
+        self._num_left, self._error = num_good, error
+        self.replayed = False
+
+    def __call__(self, run: Replay) -> Replay:
+        if not self._num_left:
+            raise self._error
+        self._num_left -= 1
+
+        def replay() -> Tensor:
+            self.replayed = True
+            return run()
+
+        return replay
+
+
+@pytest.fixture
+def start_capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FaultyRecorder], Engine]]:
+    """An engine whose attention can be captured, by this recorder."""
+    engines: list[Engine] = []
+
+    def start(recorder: FaultyRecorder) -> Engine:
+        monkeypatch.setattr(GatheredForm, "table_widths", (4, 16))
+        monkeypatch.setattr("keye.worker.engine.graph_capture.CudaRecorder", lambda: recorder)
+        model = load_model(CHECKPOINT, dtype=torch.float32)
+        processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
+        engines.append(Engine(model, processor, kv_cache_bytes=2**24, limits=StepLimits(max_running=4)))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+def test_fault_of_capturing_leaves_every_step_uncaptured_and_the_engine_alive(
+    start_capturing: Callable[[FaultyRecorder], Engine],
+    make_prompt: Callable[[list[int]], Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fault = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+    recorder = FaultyRecorder(3, fault)
+    engine = start_capturing(recorder)
+    pending = engine.inbox.submit(make_prompt([10, 11, 12]), SamplingOptions(8))
+    list(pending.deltas())
+    assert len(pending.generated.token_ids) == 8
+    assert not recorder.replayed
+    assert "decoding steps run uncaptured" in caplog.text
+
+
+def test_device_lost_while_capturing_ends_the_engine(start_capturing: Callable[[FaultyRecorder], Engine]) -> None:
+    fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    engine = start_capturing(FaultyRecorder(3, fault))
+    with pytest.raises(Fault, match="has to be restarted"):
+        engine.warm_up()
+    assert not engine.is_alive
+
+
+def test_all_steps_are_tried_and_recorded_on_one_stream_beside_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, current, used = object(), [], []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    cuda = SimpleNamespace(
+        Stream=Stream,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+        graph_pool_handle=object,
+        current_stream=Stream,
+        stream=on,
+        graph=lambda graph, pool, stream, capture_error_mode: on(stream),
+    )
+    for name, pretended in vars(cuda).items():
+        monkeypatch.setattr(torch.cuda, name, pretended)
+    current.append(usual)
+    record = CudaRecorder()
+    for number in range(3):
+        record(lambda number=number: used.append(current[-1]) or torch.tensor(number))
+    assert len(used) == 6
+    assert len(set(used)) == 1
+    assert usual not in used

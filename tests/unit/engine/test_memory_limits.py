@@ -1,41 +1,7 @@
-"""Which errors say that memory ran out, and how far a step is held back after that."""
+"""How far a step is held back once memory ran out."""
 
-import pytest
-import torch
-
-from keye.worker.engine.memory import FIRST_REST, MemoryLimits, is_out_of_memory
+from keye.worker.engine.memory import FIRST_REST, MemoryLimits
 from keye.worker.engine.step_plan import StepLimits
-
-
-def more_than_there_is() -> BaseException:
-    with pytest.raises(RuntimeError) as raised:
-        torch.empty(2**55, dtype=torch.uint8)
-    return raised.value
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        more_than_there_is(),
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        torch.AcceleratorError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    ],
-    ids=lambda error: f"{type(error).__name__}-{str(error)[:40]}",
-)
-def test_memory_that_ran_out_is_known_by_all_its_names(error: BaseException) -> None:
-    assert is_out_of_memory(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory")],
-    ids=lambda error: type(error).__name__,
-)
-def test_other_faults_are_not_taken_for_it(error: BaseException) -> None:
-    assert not is_out_of_memory(error)
 
 
 def steps_until_raised(limits: MemoryLimits) -> int:
