@@ -153,6 +153,11 @@ class ModelRunner:
     def forget_media(self, sequence: Sequence) -> None:
         self._visual.pop(sequence, None)
 
+    def let_go(self) -> None:
+        """Of captured steps, which know this runner as it knows them, and of encoded media. It runs nothing after."""
+        self._graphs = None
+        self._visual.clear()
+
     def _media_of(self, prompt: PreparedPrompt) -> dict[str, VisualRows]:
         config = self._model.config
         merged = config.vision_config.spatial_merge_size**2

@@ -117,10 +117,16 @@ class Engine:
             pass
 
     def stop(self) -> None:
-        """End the step thread; generations that have not ended come out as abandoned. To drain, wait for them first."""
+        """End the step thread and let go of all that is on the device but the model, which others may hold.
+
+        Generations that have not ended come out as abandoned. To drain, wait for them first.
+        """
         self._is_stopping = True
         self.inbox.wake()
         self._thread.join()
+        self._runner.let_go()
+        self._cache.let_go()
+        self._sampler = Sampler()
 
     def _step_until_stopped(self) -> None:
         fault: Fault | None = None

@@ -72,6 +72,11 @@ class KVCache:
         for layer in (*self.keys, *self.values):
             layer.index_fill_(0, rows, 0)
 
+    def let_go(self) -> None:
+        """Of all keys and values, whoever still holds the cache itself."""
+        self.keys.clear()
+        self.values.clear()
+
 
 class AttentionCall(NamedTuple):
     """One call of a kernel for neighbouring packed tokens; made once a step, used in every layer.

@@ -1,12 +1,17 @@
 """What recorded decoding steps are fed, and that a whole engine of them writes what an engine without them writes."""
 
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,9 +22,11 @@ from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.image_processing import Image
 from keye.worker.model.load import load_model
 from keye.worker.model.paged_attention import GatheredForm
 from keye.worker.model.processor import KeyeProcessor
+from tests.support.conditions import eventually
 
 MakeSequence = Callable[..., Sequence]
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
@@ -141,18 +148,19 @@ class FaultyRecorder:
 
 
 @pytest.fixture
-def start_capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FaultyRecorder], Engine]]:
+def start_capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
     """An engine whose attention can be captured, by this recorder."""
-    engines: list[Engine] = []
+    model, processor = load_model(CHECKPOINT, dtype=torch.float32), KeyeProcessor.from_checkpoint(CHECKPOINT)
+    engines: WeakSet[Engine] = WeakSet()
 
-    def start(recorder: FaultyRecorder) -> Engine:
+    def start(recorder: FaultyRecorder, max_step_tokens: int = 2048) -> Engine:
         monkeypatch.setattr(GatheredForm, "table_widths", (4, 16))
         monkeypatch.setattr("keye.worker.engine.graph_capture.CudaRecorder", lambda: recorder)
-        model = load_model(CHECKPOINT, dtype=torch.float32)
-        processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
-        engines.append(Engine(model, processor, kv_cache_bytes=2**24, limits=StepLimits(max_running=4)))
-        engines[-1].start()
-        return engines[-1]
+        limits = StepLimits(max_running=4, max_step_tokens=max_step_tokens)
+        engine = Engine(model, processor, kv_cache_bytes=2**24, limits=limits)
+        engines.add(engine)
+        engine.start()
+        return engine
 
     yield start
     for engine in engines:
@@ -160,7 +168,7 @@ def start_capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Fault
 
 
 def test_fault_of_capturing_leaves_every_step_uncaptured_and_the_engine_alive(
-    start_capturing: Callable[[FaultyRecorder], Engine],
+    start_capturing: Callable[..., Engine],
     make_prompt: Callable[[list[int]], Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -174,7 +182,7 @@ def test_fault_of_capturing_leaves_every_step_uncaptured_and_the_engine_alive(
     assert "decoding steps run uncaptured" in caplog.text
 
 
-def test_device_lost_while_capturing_ends_the_engine(start_capturing: Callable[[FaultyRecorder], Engine]) -> None:
+def test_device_lost_while_capturing_ends_the_engine(start_capturing: Callable[..., Engine]) -> None:
     fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     engine = start_capturing(FaultyRecorder(3, fault))
     with pytest.raises(Fault, match="has to be restarted"):
@@ -212,3 +220,51 @@ def test_all_steps_are_tried_and_recorded_on_one_stream_beside_the_usual_one(mon
     assert len(used) == 6
     assert len(set(used)) == 1
     assert usual not in used
+
+
+def tensors_alive() -> set[int]:
+    return {id(thing) for thing in gc.get_objects() if type(thing) is Tensor}
+
+
+def test_stopped_engine_leaves_nothing_on_the_device(
+    start_capturing: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By counts of references alone: the next model may be loaded long before a collection happens to run."""
+    processor = KeyeProcessor.from_checkpoint(CHECKPOINT)
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    grey = Image(np.full((56, 112, 3), 99, np.uint8))
+    text = processor.prepare([{"role": "user", "content": "What is this?"}])
+    picture = processor.prepare([{"role": "user", "content": content}], images=[grey])
+    recorder = FaultyRecorder(999, RuntimeError("never met"))
+    is_reading, may_go_on = threading.Event(), threading.Event()
+    start_capturing(recorder).warm_up()  # The angles of rotations are computed once in a process.
+    gc.collect()
+    gc.disable()
+    try:
+        before, recorder.replayed = tensors_alive(), False
+        engine = start_capturing(recorder, max_step_tokens=20)
+        written = engine.inbox.submit(text, SamplingOptions(500, temperature=1, repetition_penalty=1.1, seed=1))
+        eventually(lambda: recorder.replayed)
+
+        def read_a_part(chunks: Any, run: Any = engine._runner.run) -> Tensor:
+            """Of the prompt with the picture, and no more."""
+            if len(chunks) > 1:
+                is_reading.set()
+                may_go_on.wait()
+            return run(chunks)
+
+        monkeypatch.setattr(engine._runner, "run", read_a_part)
+        read = engine.inbox.submit(picture, SamplingOptions(500))
+        assert is_reading.wait(30)
+        engine._is_stopping = True
+        may_go_on.set()
+        engine.stop()
+        assert written.generated.finish_reason == read.generated.finish_reason == "abandoned"
+        assert not tensors_alive() - before
+        monkeypatch.undo()
+        del read_a_part
+        last = weakref.ref(engine)
+        del engine
+        assert last() is None
+    finally:
+        gc.enable()
