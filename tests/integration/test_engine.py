@@ -347,6 +347,14 @@ def test_engine_that_took_a_model_over_leaves_other_models_alone(
     assert list(pending.generated.token_ids) == expected
 
 
+def test_engine_that_is_warm_has_seen_an_image_and_a_video(start_engine: Callable[..., Engine]) -> None:
+    engine = start_engine()
+    seen: list[list[int]] = []
+    engine._runner._model.visual.register_forward_pre_hook(lambda _, args: seen.extend(args[1]))
+    engine.warm_up()
+    assert [num_frames > 1 for num_frames, _, _ in seen] == [False, True]
+
+
 def test_half_precision_runs_all_kinds_of_jobs(start_engine: Callable[..., Engine], processor: KeyeProcessor) -> None:
     engine = start_engine(dtype=torch.bfloat16)
     sampled = replace(GREEDY, temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.1)

@@ -8,8 +8,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
-from PIL.Image import new as draw_blank
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
@@ -23,7 +23,7 @@ from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
 from keye.worker.model.attention_choice import choose_attention
-from keye.worker.model.image_processing import Image
+from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import KVCache
 from keye.worker.model.processor import KeyeProcessor
@@ -106,13 +106,14 @@ class Engine:
         self._thread.start()
 
     def warm_up(self) -> None:
-        """Generate a few tokens about a grey image, so that the first job does not pay for first times.
+        """Generate a few tokens about a grey image and a grey video, so that no job pays for first times.
 
         Raises `Fault` when even that fails.
         """
-        content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-        grey = Image(draw_blank("RGB", (112, 112), "grey"))
-        prompt = self._processor.prepare([{"role": "user", "content": content}], images=[grey])
+        content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "What is this?"}]
+        grey = np.full((2, 112, 112, 3), 128, np.uint8)
+        messages = [{"role": "user", "content": content}]
+        prompt = self._processor.prepare(messages, images=[Image(grey[0])], videos=[Video(grey)])
         for _ in self.inbox.submit(prompt, SamplingOptions(max_new_tokens=4)).deltas():
             pass
 
