@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keye.worker.engine.device_faults import is_device_lost
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
 from keye.worker.model.device import send
+from keye.worker.model.device_faults import is_device_lost
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, KVCache, Span, attend_decoding, attend_spans
 from keye.worker.model.positions import PlaceholderMismatch

@@ -14,7 +14,6 @@ import torch
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.engine.detokenizer import TokenBytes
-from keye.worker.engine.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
 from keye.worker.engine.memory import MemoryLimits, block_bytes
 from keye.worker.engine.model_runner import ModelRunner
@@ -23,6 +22,7 @@ from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
 from keye.worker.model.attention_choice import choose_attention
+from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import KVCache

@@ -12,6 +12,7 @@ from torch import Tensor
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
 from keye.worker.model.device import has_packed_kernels
+from keye.worker.model.device_faults import is_device_lost
 from keye.worker.model.item_attention import EqualItems, ItemForm, VarlenItems
 from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
 from keye.worker.model.text_decoder import Attend
@@ -84,9 +85,9 @@ def _first_right(forms: Sequence[Form], compare: Callable[[Form], Iterator[_Comp
     for form in forms:
         try:
             fault = next(filter(None, map(_fault, compare(form))), None)
-        except torch.AcceleratorError:
-            raise
         except Exception as error:  # whatever a library says of it, the next form may do without
+            if is_device_lost(error):
+                raise
             fault = f"does not run here: {type(error).__name__}: {error}"
         if fault is None:
             return form

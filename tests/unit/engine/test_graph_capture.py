@@ -154,7 +154,7 @@ def start_capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., E
     engines: WeakSet[Engine] = WeakSet()
 
     def start(recorder: FaultyRecorder, max_step_tokens: int = 2048) -> Engine:
-        monkeypatch.setattr(GatheredForm, "table_widths", (4, 16))
+        monkeypatch.setattr(GatheredForm, "table_widths", (64, 128))
         monkeypatch.setattr("keye.worker.engine.graph_capture.CudaRecorder", lambda: recorder)
         limits = StepLimits(max_running=4, max_step_tokens=max_step_tokens)
         engine = Engine(model, processor, kv_cache_bytes=2**24, limits=limits)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from keye.worker.engine.device_faults import is_device_lost, is_out_of_memory
+from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 
 
 def coded(sentence: str, code: int) -> torch.AcceleratorError:
