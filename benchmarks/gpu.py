@@ -7,14 +7,18 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from benchmarks.roofline import Floors, measure_ceilings
 from benchmarks.synthetic_keye import Size, make_model, make_processor, make_prompt, real_size, tiny_size
 from keye.worker.daemon.bench import (
+    BATCH_SIZE,
+    CHECK_CACHE_BYTES,
+    IN_8_BITS,
+    Table,
     answer,
-    as_table,
     check_agreement,
     decode_seconds,
     encode_seconds,
@@ -25,9 +29,10 @@ from keye.worker.daemon.bench import (
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.device import choose_device, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.precision import PrecisionUnavailable, choose_precision
+from keye.worker.model.precision import choose_precision
 from keye.worker.model.processor import PreparedPrompt
 
 
@@ -53,26 +58,37 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
     prompts = [make_prompt(size, seed) for seed in range(2 * max(size.num_running))]
     new = size.new_tokens
 
-    rows = measure_plain(model, prompts, new)
-    encoding = encode_seconds(model, prompts[0])
-    cache_bytes = measure_cache_bytes(model, processor, size.limits, memory_fraction=0.9)
     began = time.perf_counter()
-    engine = Engine(model, processor, kv_cache_bytes=cache_bytes, limits=size.limits)
+    engine = Engine(model, processor, kv_cache_bytes=CHECK_CACHE_BYTES, limits=StepLimits(max_running=1))
     engine.start()
-    num_alike = check_agreement(engine, model, prompts[0], new)
-    yield f"The engine was ready after {time.perf_counter() - began:.1f} s, its first answer and `generate`'s included."
-    yield f"They say the same, {num_alike} of {new} tokens alike.\n"
-    alone = answer(engine, prompts[1], new)
-    rows += [measure_engine(engine, prompts[: 2 * num], new, num, device) for num in size.num_running]
-    full_step = _full_step_seconds(engine, prompts[: size.limits.max_running], new)
-    engine.stop()
-    del engine  # its cache, too
-    best = rows[-1]
     try:
-        rows.insert(2, measure_generate("`generate`, 8-bit weights", _in_8_bits(model), prompts[:3], new))
-    except PrecisionUnavailable as error:
-        yield f"Without a row for 8 bits: {error}\n"
-    yield from as_table(rows)
+        num_alike = check_agreement(engine, model, prompts[0], new)
+        ready_seconds = time.perf_counter() - began
+        alone = answer(engine, prompts[1], new)
+    finally:
+        engine.stop()
+    yield f"An engine was ready after {ready_seconds:.1f} s, its first answer and `generate`'s included."
+    yield f"They say the same, {num_alike} of {new} tokens alike.\n"
+    encoding = encode_seconds(model, prompts[0])
+
+    table = Table()
+    yield from table.head()
+    yield from measure_plain(table, model, prompts[:BATCH_SIZE], new)
+    full_step = None
+    try:
+        cache_bytes = measure_cache_bytes(model, processor, size.limits, memory_fraction=0.9)
+        engine = Engine(model, processor, kv_cache_bytes=cache_bytes, limits=size.limits)
+        engine.start()
+        full_step = _full_step_seconds(engine, prompts[: size.limits.max_running], new)
+    except Exception as error:
+        yield table.unmeasured("engine", error)
+    else:
+        for num in size.num_running:
+            jobs = prompts[: 2 * num]
+            yield table.row(f"engine, {num} jobs", partial(measure_engine, engine, jobs, new, num, device))
+    engine.stop()
+    yield table.row(IN_8_BITS, lambda: measure_generate(_in_8_bits(model), prompts[:1], new))
+    yield from table.elsewhere()
 
     yield f"\nA copy moves {ceilings.bytes_per_second / 1e12:.2f} TB/s, a matrix product does"
     yield f"{ceilings.operations_per_second / 1e12:.0f} TFLOP/s, both measured here.\n"
@@ -85,9 +101,13 @@ def benchmark(size: Size, device: torch.device) -> Iterator[str]:
         ("decoding step, 1 job", decode_seconds(alone), floors.decode_alone),
         (f"decoding step, {size.limits.max_running} jobs", full_step, floors.decode_full),
     ):
-        yield f"| {name} | {1000 * seconds:.2f} | {1000 * floor:.2f} | {seconds / floor:.2f} |"
+        if seconds is not None:
+            yield f"| {name} | {1000 * seconds:.2f} | {1000 * floor:.2f} | {seconds / floor:.2f} |"
     roofline = floors.images_per_second(size)
-    yield f"\nRoofline {roofline:.1f} images/s: {best.name} reach {100 * best.images_per_second / roofline:.0f} %."
+    reached = table.measured.get(f"engine, {max(size.num_running)} jobs")
+    yield f"\nRoofline {roofline:.1f} images/s" + (
+        f": {max(size.num_running)} jobs reach {100 * reached.images_per_second / roofline:.0f} %." if reached else "."
+    )
 
 
 def _full_step_seconds(engine: Engine, prompts: list[PreparedPrompt], new_tokens: int) -> float:

@@ -1,28 +1,101 @@
 """`keye-worker bench` on the smallest checkpoint there is; what its figures are depends on the machine."""
 
+import gc
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from keye.config.settings import Settings
+from keye.worker.daemon import bench
 from keye.worker.daemon.bench import Disagreement, run_bench
+from keye.worker.daemon.loading import LoadedModel, load_configured_model
 from keye.worker.engine.model_runner import ModelRunner
 
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torchao, where installed, says to others
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
+SETTINGS = Settings(model_path=CHECKPOINT, device="cpu")
+torch.set_num_threads(1)  # The model is tiny; threads that wait for each other only slow it down.
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torchao, where it is installed, says to others
+@pytest.fixture(autouse=True)
+def _few_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "NUM_RUNNING", (2, 4))
+
+
+def cells(lines: Iterable[str]) -> dict[str, list[str]]:
+    """Rows of all tables by their first cell."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {name: others for name, *others in rows}
+
+
+@quiet
 def test_bench_prints_a_row_for_each_way_and_each_stage() -> None:
-    lines = list(run_bench(Settings(model_path=CHECKPOINT, device="cpu"), new_tokens=2))
+    lines = list(run_bench(SETTINGS, new_tokens=4))
     assert lines[0] == "checkpoint in float32 on cpu"
-    assert "engine and `generate` say the same, 2 of 2 tokens alike\n" in lines
-    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
-    assert {"`generate`, fused attention", "engine, 8 jobs", "engine, 64 jobs", "write a token"} <= rows.keys()
-    plain = [float(cell) for cell in rows["`generate`, fused attention"].split("|")[2:5]]
-    assert plain[0] == pytest.approx(1 / plain[1], rel=0.1)
-    assert plain[2] == 1
+    assert "engine and `generate` say the same, 4 of 4 tokens alike\n" in lines
+    rows = cells(lines)
+    ways = ["`generate`, eager attention", "`generate`, batches of 8", "engine, 2 jobs", "engine, 4 jobs"]
+    assert {"write a token", bench.PLAIN, *ways} <= rows.keys()
+    for name in (bench.PLAIN, *ways):
+        seconds, spread, speed, ratio, decoding, _ = rows[name]
+        assert float(seconds) == pytest.approx(1 / float(speed), rel=0.1)
+        fastest, slowest = spread.split(" - ")
+        assert float(fastest) <= float(seconds) <= float(slowest)
+        assert float(ratio) == pytest.approx(float(speed) / float(rows[bench.PLAIN][2]), rel=0.1)
+        assert 0 < int(decoding.rstrip("%")) < 100
+    assert rows["reported elsewhere, not measured here: A100 40 GB, default"] == ["1.2", "", "0.83", "", "", "28 GB"]
+
+
+@quiet
+def test_bench_tells_each_row_before_it_measures_the_next_and_goes_on_after_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[str] = []
+
+    def measure(model: Any, prompts: Any, new_tokens: int, *, attention: str = "sdpa") -> bench.Row:
+        began.append(attention)
+        if attention == "eager":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it")
+        return bench.Row([0.5, 1.0, 4.0], 0.9, None)
+
+    monkeypatch.setattr(bench, "measure_generate", measure)
+    lines = run_bench(SETTINGS, new_tokens=2)
+    assert next(line for line in lines if bench.PLAIN in line) == (
+        f"| {bench.PLAIN} | 1.000 | 0.500 - 4.000 | 1.00 | 1.00 | 90% |  |"
+    )
+    assert began == ["sdpa"]
+    rows = cells(lines)
+    assert rows["`generate`, eager attention"][0] == (
+        "not measured: OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB."
+    )
+    assert rows["engine, 4 jobs"][3]
+
+
+@quiet
+def test_bench_loads_smaller_weights_only_once_the_larger_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By counts of references alone: memory of the device must not wait for a collection."""
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def load(settings: Settings) -> LoadedModel:
+        alive.append(any(model() is not None for model in loaded))
+        result = load_configured_model(settings.model_copy(update={"precision": "float32"}))
+        loaded.append(weakref.ref(result.model))
+        return result
+
+    monkeypatch.setattr("keye.worker.daemon.loading.load_configured_model", load)
+    gc.disable()
+    try:
+        rows = cells(run_bench(SETTINGS, new_tokens=2))
+    finally:
+        gc.enable()
+    assert alive == [False, False]
+    assert rows[bench.IN_8_BITS][3]
 
 
 def test_bench_compares_no_speeds_where_one_side_says_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +105,7 @@ def test_bench_compares_no_speeds_where_one_side_says_something_else(monkeypatch
     right = ModelRunner.run
     monkeypatch.setattr(ModelRunner, "run", wrong)
     with pytest.raises(Disagreement, match="at token 1 of 2"):
-        list(run_bench(Settings(model_path=CHECKPOINT, device="cpu"), new_tokens=2))
+        list(run_bench(SETTINGS, new_tokens=2))
 
 
 def test_bench_without_a_checkpoint_says_what_to_set() -> None:

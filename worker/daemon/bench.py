@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from keye.worker.engine.inbox import Generated, SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
@@ -19,7 +23,6 @@ from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.device import name_device
 from keye.worker.model.image_processing import Image
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.precision import PrecisionUnavailable
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 if TYPE_CHECKING:
@@ -28,7 +31,20 @@ if TYPE_CHECKING:
 IMAGE_SIZE = (1120, 896)  # 1,280 visual tokens, where the checkpoint lets an image have as many
 NEW_TOKENS = 128
 NUM_RUNNING = (8, 32, 64)
+BATCH_SIZE = 8
+NUM_ROUNDS = 3
 CHECK_CACHE_BYTES = 2**30  # for one prompt, of the largest checkpoint at full size
+
+PLAIN = "`generate`, fused attention"
+IN_8_BITS = "`generate`, 8-bit weights"
+
+# As the article has them: seconds an image, images a second, gigabytes.
+ELSEWHERE = (
+    ("default", 1.2, 0.83, 28),
+    ("half precision and FlashAttention", 0.45, 2.22, 18),
+    ("8-bit weights", 0.6, 1.67, 14),
+    ("half precision, batches of 8 in 2.8 s", 0.35, 2.86, 32),
+)
 
 # By the rules of `answer`: nothing that the checkpoint's own options say.
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -57,46 +73,100 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
     engine.start()
     try:
         num_alike = check_agreement(engine, model, prompt, new_tokens)
+        alone = answer(engine, prompt, new_tokens)
     finally:
         engine.stop()
-    del engine  # what it keeps would count as memory of `generate`
     yield f"engine and `generate` say the same, {num_alike} of {new_tokens} tokens alike\n"
-
-    rows = measure_plain(model, [prompt] * 16, new_tokens)
     encoding = encode_seconds(model, prompt)
-    cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
-    engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
-    engine.start()
-    engine.warm_up()
-    alone = answer(engine, prompt, new_tokens)
-    rows += [measure_engine(engine, [prompt] * (2 * num), new_tokens, num, device) for num in NUM_RUNNING]
-    engine.stop()
-    # Else the whole model would lie on the GPU beside its own smaller copy.
-    del engine, model
-    try:
-        smaller = load_configured_model(settings.model_copy(update={"precision": "int8"}))
-    except PrecisionUnavailable as error:
-        yield f"Without a row for 8 bits: {error}\n"
-    else:
-        rows.insert(2, measure_generate("`generate`, 8-bit weights", smaller.model, [prompt] * 3, new_tokens))
-    yield from as_table(rows)
-
     assert alone.first_token_seconds is not None
-    yield "\n| stage of one job alone | ms |"
+    yield "| stage of one job alone | ms |"
     yield "|---|---|"
     yield f"| prepare the image, on the CPU | {1000 * prepare_seconds:.1f} |"
     yield f"| encode the image | {1000 * encoding:.1f} |"
     yield f"| read the prompt | {1000 * (alone.first_token_seconds - encoding):.1f} |"
-    yield f"| write a token | {1000 * decode_seconds(alone):.2f} |"
+    yield f"| write a token | {1000 * decode_seconds(alone):.2f} |\n"
+
+    table = Table()
+    yield from table.head()
+    yield from measure_plain(table, model, [prompt] * BATCH_SIZE, new_tokens)
+    try:
+        cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
+        engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
+        engine.start()
+        engine.warm_up()
+    except Exception as error:
+        yield table.unmeasured("engine", error)
+    else:
+        for num in NUM_RUNNING:
+            jobs = [prompt] * (2 * num)
+            yield table.row(f"engine, {num} jobs", partial(measure_engine, engine, jobs, new_tokens, num, device))
+    engine.stop()
+    # Else the whole model would lie on the GPU beside its own smaller copy.
+    del engine, model
+
+    def measure_smaller() -> Row:
+        smaller = load_configured_model(settings.model_copy(update={"precision": "int8"})).model
+        return measure_generate(smaller, [prompt], new_tokens)
+
+    yield table.row(IN_8_BITS, measure_smaller)
+    yield from table.elsewhere()
+
+
+class JobSeconds(NamedTuple):
+    """How long a job took, and how long of it from its first token on."""
+
+    whole: float
+    decoding: float
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`peak_bytes` is the most memory that torch had allocated meanwhile (None on a CPU)."""
+    """Seconds an image, of each round; the share of decoding in the time of a job; the most that torch had allocated.
 
-    name: str
-    images_per_second: float
+    `peak_bytes` is None on a CPU.
+    """
+
+    seconds: Sequence[float]
+    decode_share: float
     peak_bytes: int | None
+
+    @property
+    def images_per_second(self) -> float:
+        return 1 / median(self.seconds)
+
+
+class Table:
+    """In Markdown, told row by row as it is measured. Ratios are to plain `generate` with fused attention."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, Row] = {}
+
+    def head(self) -> Iterator[str]:
+        yield f"Medians and ranges of {NUM_ROUNDS} rounds; decoding is its share of the time of a job.\n"
+        yield "| | s/image | from - to | images/s | ratio | decoding | memory |"
+        yield "|---|---|---|---|---|---|---|"
+
+    def row(self, name: str, measure: Callable[[], Row]) -> str:
+        """What it measures or, where it fails, why."""
+        try:
+            row = self.measured[name] = measure()
+        except Exception as error:
+            return self.unmeasured(name, error)
+        speed, plain = row.images_per_second, self.measured.get(PLAIN)
+        spread = f"{min(row.seconds):.3f} - {max(row.seconds):.3f}"
+        ratio = "" if plain is None else f"{speed / plain.images_per_second:.2f}"
+        memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f} GiB"
+        return f"| {name} | {1 / speed:.3f} | {spread} | {speed:.2f} | {ratio} | {row.decode_share:.0%} | {memory} |"
+
+    def unmeasured(self, name: str, error: Exception) -> str:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+        return f"| {name} | not measured: {reason} | | | | | |"
+
+    def elsewhere(self) -> Iterator[str]:
+        """What an article that many start from reports, of pictures and answers that it does not tell."""
+        for name, seconds, speed, gigabytes in ELSEWHERE:
+            name = f"reported elsewhere, not measured here: A100 40 GB, {name}"
+            yield f"| {name} | {seconds} | | {speed} | | | {gigabytes} GB |"
 
 
 class Disagreement(Exception):
@@ -128,34 +198,35 @@ def check_agreement(
     return new_tokens
 
 
-def measure_plain(model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int) -> list[Row]:
-    """The rows of `generate` at the model's own precision: eager attention, fused attention, batches of 8."""
-    return [
-        measure_generate("`generate`, eager attention", model, prompts[:3], new_tokens, attention="eager"),
-        measure_generate("`generate`, fused attention", model, prompts[:3], new_tokens),
-        measure_generate("`generate`, batches of 8", model, prompts[:16], new_tokens, batch_size=8),
-    ]
+def measure_plain(
+    table: Table, model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int
+) -> Iterator[str]:
+    """The rows of `generate` at the model's own precision; all `prompts` are the batch of the last."""
+    one = prompts[:1]
+    yield table.row(PLAIN, partial(measure_generate, model, one, new_tokens))
+    yield table.row("`generate`, eager attention", partial(measure_generate, model, one, new_tokens, attention="eager"))
+    yield table.row(f"`generate`, batches of {len(prompts)}", partial(measure_generate, model, prompts, new_tokens))
 
 
 def measure_generate(
-    name: str,
     model: KeyeForConditionalGeneration,
     prompts: Sequence[PreparedPrompt],
     new_tokens: int,
     *,
-    batch_size: int = 1,
     attention: str = "sdpa",
 ) -> Row:
-    """The plain approach: `generate` on one batch after the other. Prompts must be of equal length."""
+    """The plain approach: `generate` on one batch of prompts of equal length, time and again."""
     model.set_attn_implementation(attention)
-    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
 
-    def run() -> None:
-        for batch in batches:
-            _generate(model, batch, new_tokens)
+    def run() -> list[JobSeconds]:
+        began, first_token = time.perf_counter(), _FirstToken(model.device)
+        _generate(model, prompts, new_tokens, stopping_criteria=StoppingCriteriaList([first_token]))
+        wait_for(model.device)
+        ended = time.perf_counter()
+        return [JobSeconds(ended - began, ended - first_token.came_at)]
 
-    _generate(model, batches[0], 2)  # first calls load kernels
-    return _measured(name, run, len(prompts), model.device)
+    _generate(model, prompts, 2)  # first calls load kernels
+    return _measured(run, len(prompts), model.device)
 
 
 def measure_engine(
@@ -163,11 +234,12 @@ def measure_engine(
 ) -> Row:
     """As many threads as jobs run at once, each handing in its next job when its last has ended."""
 
-    def run() -> None:
+    def run() -> list[JobSeconds]:
         with ThreadPoolExecutor(num_running) as threads:
-            list(threads.map(lambda prompt: answer(engine, prompt, new_tokens), prompts))
+            answers = list(threads.map(lambda prompt: answer(engine, prompt, new_tokens), prompts))
+        return [JobSeconds(each.queued_seconds + each.generate_seconds, _decoding(each)) for each in answers]
 
-    return _measured(f"engine, {num_running} jobs", run, len(prompts), device)
+    return _measured(run, len(prompts), device)
 
 
 def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
@@ -180,9 +252,7 @@ def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated
 
 def decode_seconds(generated: Generated) -> float:
     """Seconds a step, of a generation that ran alone."""
-    assert generated.first_token_seconds is not None
-    decoding = generated.queued_seconds + generated.generate_seconds - generated.first_token_seconds
-    return decoding / (len(generated.token_ids) - 1)
+    return _decoding(generated) / (len(generated.token_ids) - 1)
 
 
 @torch.inference_mode()
@@ -198,27 +268,39 @@ def encode_seconds(model: KeyeForConditionalGeneration, prompt: PreparedPrompt) 
     return time.perf_counter() - began
 
 
-def as_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of a Markdown table; the ratio is to the second row, half precision one image at a time."""
-    plain = rows[1].images_per_second
-    yield "| | s/image | images/s | ratio | memory |"
-    yield "|---|---|---|---|---|"
-    for row in rows:
-        memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f} GiB"
-        speed = row.images_per_second
-        yield f"| {row.name} | {1 / speed:.3f} | {speed:.2f} | {speed / plain:.2f} | {memory} |"
+def _decoding(generated: Generated) -> float:
+    """Seconds from its first token on."""
+    assert generated.first_token_seconds is not None
+    return generated.queued_seconds + generated.generate_seconds - generated.first_token_seconds
 
 
-def _measured(name: str, run: Callable[[], None], num_images: int, device: torch.device) -> Row:
+def _measured(run: Callable[[], list[JobSeconds]], num_images: int, device: torch.device) -> Row:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    wait_for(device)
-    began = time.perf_counter()
-    run()
-    wait_for(device)
-    seconds = time.perf_counter() - began
+    jobs: list[JobSeconds] = []
+    seconds = []
+    for _ in range(NUM_ROUNDS):
+        began = time.perf_counter()
+        jobs += run()
+        seconds.append((time.perf_counter() - began) / num_images)
+    whole, decoding = map(sum, zip(*jobs, strict=True))
     peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Row(name, num_images / seconds, peak_bytes)
+    return Row(seconds, decoding / whole, peak_bytes)
+
+
+class _FirstToken(StoppingCriteria):
+    """Stops nothing; `came_at` is when `generate` had its first token."""
+
+    came_at = 0.0
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if not self.came_at:
+            wait_for(self._device)
+            self.came_at = time.perf_counter()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
@@ -228,7 +310,7 @@ def _prompt(processor: KeyeProcessor) -> PreparedPrompt:
 
 
 def _generate(
-    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **options: bool
+    model: KeyeForConditionalGeneration, prompts: Sequence[PreparedPrompt], new_tokens: int, **options: Any
 ) -> Any:
     """Greedy, exactly `new_tokens`; of prompts of equal length with an image each."""
     names = ("pixel_values", "image_grid_thw")
