@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.padded_attention import attend_padded
 from keye.worker.model.positions import Grid, PlaceholderMismatch, position_ids
 from keye.worker.model.text_decoder import KeyePreTrainedModel, KeyeTextModel
-from keye.worker.model.vision_tower import Projector, VisionTower
+from keye.worker.model.vision_tower import Projector, VisionTower, at_once
 
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """What `generate` calls the keys and values it carries from step to step; renamed in transformers 5.24."""
@@ -32,6 +33,8 @@ class KeyeForConditionalGeneration(GenerationMixin, KeyePreTrainedModel):
         self.mlp_AR = Projector(config)
         self.model = KeyeTextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.most_patches = 0
+        """The most that have gone through tower and projector in one call, so that this device has room for them."""
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Grid]) -> Tensor:
@@ -46,8 +49,14 @@ class KeyeForConditionalGeneration(GenerationMixin, KeyePreTrainedModel):
         return self._features(pixel_values, grids)
 
     def _features(self, pixel_values: Tensor, grids: list[list[int]]) -> Tensor:
-        dtype = self.visual.vision_model.embeddings.patch_embedding.weight.dtype
-        return self.mlp_AR(self.visual(pixel_values.to(dtype), grids), grids)
+        rows = []
+        start = 0
+        for group in at_once(grids):
+            stop = start + sum(map(prod, group))
+            rows.append(self.mlp_AR(self.visual(pixel_values[start:stop], group), group))
+            self.most_patches = max(self.most_patches, stop - start)
+            start = stop
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def embed(
         self,

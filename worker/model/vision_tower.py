@@ -3,7 +3,8 @@
 Attention never leaves an item: packed patches of many images and frames, no padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,42 @@ from transformers.activations import ACT2FN
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
 from keye.worker.model.item_attention import AttendItems, EqualItems, ItemForm
 from keye.worker.model.rotary import rotate, vision_rotation
+
+MAX_PATCHES = 16_384
+"""What goes through the tower at once: more than the images of a step have, and less than a long video."""
+
+
+def at_once(grids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """The items in groups of at most `MAX_PATCHES` patches, an item alone where it has more."""
+    group: list[Sequence[int]] = []
+    num_patches = 0
+    for grid in grids:
+        num_patches += prod(grid)
+        if group and num_patches > MAX_PATCHES:
+            yield group
+            group, num_patches = [], prod(grid)
+        group.append(grid)
+    yield group
+
+
+def in_parts(compute: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
+    """`compute(*rows)`, whose rows do not see each other: for one large item a part at a time.
+
+    So that of what lies between its inputs and its outputs there is never more than a part.
+    """
+    num_rows = len(rows[0])
+    if num_rows <= MAX_PATCHES:
+        return compute(*rows)
+    whole: list[Tensor] = []
+    start = 0
+    for part in zip(*(x.split(MAX_PATCHES // 4) for x in rows), strict=True):
+        stop = start + len(part[0])
+        computed = compute(*part)
+        whole = whole or [x.new_empty(num_rows, *x.shape[1:]) for x in computed]
+        for into, x in zip(whole, computed, strict=True):
+            into[start:stop] = x
+        start = stop
+    return tuple(whole)
 
 
 class VisionEmbeddings(nn.Module):
@@ -27,17 +64,21 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(self.table_side**2, config.hidden_size)
 
     def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
-        """[patches, 3, p, p] to [patches, D]."""
+        """[patches, 3, p, p], on any device, to [patches, D]."""
+        (patches,) = in_parts(self._embed, pixel_values, self._position_rows(grids))
+        return patches
+
+    def _embed(self, pixel_values: Tensor, position_rows: Tensor) -> tuple[Tensor]:
         # A convolution whose stride is its kernel is one matrix product, and the product is faster on every device.
         kernel = self.patch_embedding
-        patches = F.linear(pixel_values.flatten(1), kernel.weight.flatten(1), kernel.bias)
-        return patches + self._position_rows(grids).to(patches.dtype)
+        pixels = pixel_values.to(kernel.weight.device).to(kernel.weight.dtype)
+        return (F.linear(pixels.flatten(1), kernel.weight.flatten(1), kernel.bias) + position_rows,)
 
     def _position_rows(self, grids: Sequence[Sequence[int]]) -> Tensor:
-        weight = self.position_embedding.weight.float()
-        table = weight.T.unflatten(1, (self.table_side, self.table_side)).unsqueeze(0)
+        dtype = self.position_embedding.weight.dtype
+        table = self.position_embedding.weight.float().T.unflatten(1, (self.table_side, self.table_side)).unsqueeze(0)
         rows = {
-            (h, w): F.interpolate(table, size=(h, w), mode="bilinear", align_corners=False)[0].flatten(1).T
+            (h, w): F.interpolate(table, size=(h, w), mode="bilinear", align_corners=False)[0].flatten(1).T.to(dtype)
             for h, w in {(h, w) for _, h, w in grids}
         }
         return torch.cat([rows[h, w].repeat(t, 1) for t, h, w in grids])
@@ -52,15 +93,16 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: AttendItems) -> Tensor:
+    def heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [patches, heads, head_dim] of [patches, D]."""
         heads = (self.num_heads, -1)
         query = self.q_proj(hidden).unflatten(-1, heads)
         key = self.k_proj(hidden).unflatten(-1, heads)
         value = self.v_proj(hidden).unflatten(-1, heads)
         # The model was trained with this rotation in float32 whatever its weights are in.
-        query = rotate(query.float(), *rotation).to(value.dtype)
-        key = rotate(key.float(), *rotation).to(value.dtype)
-        return self.out_proj(attend(query, key, value).flatten(1))
+        query = rotate(query.float(), cos, sin).to(value.dtype)
+        key = rotate(key.float(), cos, sin).to(value.dtype)
+        return query, key, value
 
 
 class VisionMLP(nn.Module):
@@ -83,8 +125,19 @@ class VisionEncoderLayer(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: AttendItems) -> Tensor:
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden), rotation, attend)
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        """Only attention needs an item whole: its queries, keys, values and outputs, beside `hidden` [patches, D]."""
+        query, key, value = in_parts(self._heads, hidden, *rotation)
+        attended = attend(query, key, value)
+        del query, key, value
+        (hidden,) = in_parts(self._after_attention, hidden, attended)
+        return hidden
+
+    def _heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        return self.self_attn.heads(self.layer_norm1(hidden), cos, sin)
+
+    def _after_attention(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor]:
+        hidden = hidden + self.self_attn.out_proj(attended.flatten(1))
+        return (hidden + self.mlp(self.layer_norm2(hidden)),)
 
 
 class VisionEncoder(nn.Module):
