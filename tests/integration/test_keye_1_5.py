@@ -16,9 +16,12 @@ from redis import Redis
 from keye.config.job import AnalysisJob
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
+from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine
+from keye.worker.engine.step_plan import StepLimits
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
+from keye.worker.model.image_processing import Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -148,3 +151,23 @@ def test_image_and_two_videos_share_a_prompt(
     assert [seen.type for seen in result.media] == ["video", "image", "video"]
     assert result.media[2].resized_size == (112, 168)
     assert result.raw_text == generated_alone(plain_model, processor)
+
+
+def test_frames_are_encoded_as_the_steps_reach_them(
+    processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (12, 56, 56, 3), np.uint8)
+    content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
+    prompt = processor.prepare([{"role": "user", "content": content}], videos=[Video(frames)])
+    model = load_model(CHECKPOINT, dtype=torch.float32)
+    encoded: list[int] = []
+    model.visual.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    engine = Engine(model, processor, kv_cache_bytes=2**24, limits=StepLimits(max_step_tokens=20))
+    engine.start()
+    pending = engine.inbox.submit(prompt, SamplingOptions(8))
+    list(pending.deltas())
+    engine.stop()
+    assert sum(encoded) == 12 * 16
+    assert max(encoded) <= 4 * 16  # 7 tokens a frame, marks included: three, and one that is cut
+    whole = plain_model.generate(**processor.pad_left([prompt]), do_sample=False, max_new_tokens=8)
+    assert list(pending.generated.token_ids) == whole[0, len(prompt.input_ids) :].tolist()

@@ -3,6 +3,10 @@ may be, as memory that ran out has taught.
 """
 
 import logging
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from functools import partial
+from math import prod
 
 import torch
 
@@ -11,6 +15,7 @@ from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.padded_attention import attend_padded
 from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.vision_tower import MAX_PATCHES
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +23,9 @@ logger = logging.getLogger(__name__)
 _CPU_CACHE_BYTES = 2 * 2**30
 
 FIRST_REST = 1000
+
+# From here on a video takes the more memory the longer it is, in proportion.
+LONG_VIDEO_PATCHES = 2 * MAX_PATCHES
 
 
 def block_bytes(config: KeyeConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -32,21 +40,42 @@ def measure_cache_bytes(
 
     Memory of other processes counts as taken. To be asked once, before an engine works.
     """
-    device = model.device
+    device, config = model.device, model.config
     if device.type == "cpu":
         return _CPU_CACHE_BYTES
-    torch.cuda.reset_peak_memory_stats(device)
-    at_rest = torch.cuda.memory_allocated(device)
-    run_largest_step(model, processor, limits)
-    at_work = torch.cuda.max_memory_allocated(device) - at_rest
+    step_bytes = _peak_bytes(device, partial(run_largest_step, model, processor, limits))
+    video_token_bytes = 0.0
+    if not config.splits_video_into_frames:
+        video_bytes = _peak_bytes(device, partial(run_long_video, model))
+        video_token_bytes = video_bytes / LONG_VIDEO_PATCHES * config.vision_config.spatial_merge_size**2
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    for_cache = int(memory_fraction * total) - (total - free) - at_work
+    room = int(memory_fraction * total) - (total - free)
+    token_bytes = block_bytes(config, 1, model.dtype)
+    for_cache = cache_bytes_within(room, step_bytes, token_bytes, video_token_bytes, config.max_position_embeddings)
     logger.info(
-        "GPU memory: %.1f of %.1f GiB taken, %.1f GiB for the largest step, %.1f GiB for keys and values",
-        *(num_bytes / 2**30 for num_bytes in (total - free, total, at_work, for_cache)),
+        "GPU memory: %.1f of %.1f GiB taken, %.1f GiB for the largest step or video, %.1f GiB for keys and values",
+        *(num_bytes / 2**30 for num_bytes in (total - free, total, room - for_cache, for_cache)),
     )
     return for_cache
+
+
+def cache_bytes_within(room: int, step_bytes: int, token_bytes: int, video_token_bytes: float, max_tokens: int) -> int:
+    """The largest cache that leaves room for the largest step and for the longest video whose tokens it could hold.
+
+    A token takes `token_bytes` in the cache, one of a video `video_token_bytes` in the tower; a sequence has at most
+    `max_tokens`. Below zero where there is no room for a step.
+    """
+    beside_its_own_video = room / (1 + video_token_bytes / token_bytes)
+    beside_the_longest = room - video_token_bytes * max_tokens
+    return int(min(room - step_bytes, max(beside_its_own_video, beside_the_longest)))
+
+
+def _peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    at_rest = torch.cuda.memory_allocated(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - at_rest
 
 
 @torch.inference_mode()
@@ -55,6 +84,7 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     images = processor.image_processor
     side = int(images.max_pixels**0.5) // images.factor * (images.factor // images.patch_size)
     num_images = 1 + limits.max_step_tokens * images.merge_size**2 // side**2
+    num_images = min(num_images, max(1, MAX_PATCHES // side**2))
     patch = (model.config.vision_config.num_channels, images.patch_size, images.patch_size)
     model.get_image_features(
         torch.zeros(num_images * side**2, *patch, device=model.device), [[1, side, side]] * num_images
@@ -64,6 +94,39 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     embeds = model.model.embed_tokens(tokens)
     hidden = model.model(embeds, positions, attend_padded(model.model, embeds))[0]
     model.lm_head(hidden[: limits.max_running]).float().sort()
+
+
+@torch.inference_mode()
+def run_long_video(model: KeyeForConditionalGeneration) -> None:
+    """One item of `LONG_VIDEO_PATCHES`, by a tower of one layer: each takes the memory that the one before had."""
+    vision, encoder = model.config.vision_config, model.visual.vision_model.encoder
+    patches = torch.zeros(LONG_VIDEO_PATCHES, vision.num_channels, vision.patch_size, vision.patch_size)
+    layers, encoder.layers = encoder.layers, encoder.layers[:1]
+    try:
+        model.get_video_features(patches, [[LONG_VIDEO_PATCHES // 32**2, 32, 32]])
+    finally:
+        encoder.layers = layers
+
+
+def too_large(kind: str, grid: Seq[int], patch_size: int, most_patches: int) -> str:
+    """What to tell whose image or video of this grid (t, h, w) found no room, though nothing else went in with it.
+
+    `most_patches` have had room before; where this has no more, memory is short for another reason, and there is no
+    number to give.
+    """
+    num_frames, height, width = grid
+    pixels = height * width * patch_size**2
+    asked = f"{num_frames} frames of" if num_frames > 1 else "a frame of" if kind == "video" else "an image of"
+    known = ""
+    if most_patches < prod(grid):
+        if num_frames > 1 and most_patches >= height * width:
+            known = f": max_frames {most_patches // (height * width)} or below fits, with max_pixels {pixels}"
+        elif most_patches >= num_frames:
+            known = f": max_pixels {most_patches // num_frames * patch_size**2} or below fits"
+    return (
+        f"There is no room in the device's memory for {asked} {width * patch_size} x {height * patch_size} pixels. "
+        f"Lower max_pixels, max_frames or fps{known}."
+    )
 
 
 class MemoryLimits:

@@ -1,6 +1,7 @@
 """Runs the model on a step's chunks: media through the tower, packed tokens through the decoder. Decides nothing."""
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -8,20 +9,24 @@ import torch
 from torch import Tensor
 
 from keye.worker.engine.graph_capture import DecodeGraphs
+from keye.worker.engine.memory import too_large
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
 from keye.worker.model.device import send
-from keye.worker.model.device_faults import is_device_lost
+from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, KVCache, Span, attend_decoding, attend_spans
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import PreparedPrompt
+from keye.worker.model.vision_tower import MAX_PATCHES
 
 logger = logging.getLogger(__name__)
 
 
 class VisualRows:
     """The images, or the videos, of one prompt, in prompt order: item by item, as the prompt's chunks need them.
+
+    An item is what attends to itself: an image, a whole video, or a frame.
 
     `columns` [n] are the placeholders, `patches` [p, 3, s, s] and `grids` [items, 3] the media, `merged` how many
     patches make one row. Of each item are kept its `patches` and `num_rows`, and in `encoded` what the tower gave.
@@ -58,6 +63,12 @@ class VisualRows:
             if low < high:
                 columns = send((self._columns[low:high] - start).numpy(), embeds.device)
                 embeds[columns] = rows[low - item_start : high - item_start].to(embeds.dtype)
+
+    def forget_before(self, start: int) -> None:
+        """The prompt is in the cache up to there; rows before are needed no more."""
+        first, _ = self._rows_within(start, start)
+        for item in [item for item in self.encoded if self._row_ends[item] <= first]:
+            del self.encoded[item]
 
     def _rows_within(self, start: int, stop: int) -> tuple[int, int]:
         first, last = torch.searchsorted(self._columns, torch.tensor([start, stop])).tolist()
@@ -101,11 +112,12 @@ class ModelRunner:
         return media is None or any(rows.unencoded(start, start + num_tokens) for rows in media.values())
 
     def encode(self, chunks: Seq[Chunk]) -> None:
-        """Put the media these chunks reach through tower and projector: all images in one call, all videos in one.
+        """Put the items these chunks reach through tower and projector: all images in one call, all videos in one;
+        those of one sequence, where memory runs out, item by item.
 
         Not all media of a prompt at once: a prompt of many images would hold up everyone who is decoding. What comes
-        out is kept until the prompt is in the cache. A sequence that is preempted is encoded again: rows kept for
-        sequences that wait would take the very memory that ran out.
+        out is kept until the prompt is in the cache as far. A sequence that is preempted is encoded again: rows kept
+        for sequences that wait would take the very memory that ran out.
         """
         for sequence, _ in chunks:
             if sequence not in self._visual:
@@ -115,13 +127,30 @@ class ModelRunner:
             for sequence, num_tokens in chunks:
                 if media := self._visual[sequence].get(kind):
                     start = sequence.num_cached
+                    media.forget_before(start)
                     wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
-            if wanted:
-                patches = torch.cat([send(media.patches[item].numpy(), self._device) for media, item in wanted])
-                rows = encode(patches, torch.stack([media.grids[item] for media, item in wanted]))
-                num_rows = [media.num_rows[item] for media, item in wanted]
-                for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):
-                    media.encoded[item] = item_rows
+            if not wanted:
+                continue
+            try:
+                _encode(encode, wanted, self._device)
+                continue
+            except Exception as error:
+                if len(chunks) > 1 or len(wanted) == 1 or not is_out_of_memory(error):
+                    raise
+            # Not before the error is gone: its traceback holds the tensors of the failed attempt.
+            torch.cuda.empty_cache()
+            for one in wanted:
+                _encode(encode, [one], self._device)
+
+    def why_too_large(self, chunk: Chunk) -> str:
+        """Of a chunk that found no room to be encoded, alone: what it asked for, and what is known to have room."""
+        sequence, num_tokens = chunk
+        start = sequence.num_cached
+        for kind, media in self._visual[sequence].items():
+            for item in media.unencoded(start, start + num_tokens):
+                patch_size = self._model.config.vision_config.patch_size
+                return too_large(kind, media.grids[item].tolist(), patch_size, self._model.most_patches)
+        raise ValueError("this chunk reaches nothing that is still to be encoded")
 
     def run(self, chunks: Seq[Chunk]) -> Tensor:
         """Logits [n, V] for the next token of each of the n chunks that reach the end of their sequence, in order."""
@@ -161,14 +190,32 @@ class ModelRunner:
     def _media_of(self, prompt: PreparedPrompt) -> dict[str, VisualRows]:
         config = self._model.config
         merged = config.vision_config.spatial_merge_size**2
+        videos = prompt.video_grid_thw
+        if videos is not None and config.splits_video_into_frames:
+            videos = videos.repeat_interleave(videos[:, 0], dim=0)
+            videos[:, 0] = 1
         return {
             kind: VisualRows((prompt.input_ids == token_id).nonzero()[:, 0], patches, grids, merged)
             for kind, token_id, patches, grids in (
                 ("image", config.image_token_id, prompt.pixel_values, prompt.image_grid_thw),
-                ("video", config.video_token_id, prompt.pixel_values_videos, prompt.video_grid_thw),
+                ("video", config.video_token_id, prompt.pixel_values_videos, videos),
             )
             if patches is not None and grids is not None
         }
+
+
+def _encode(
+    encode: Callable[[Tensor, Tensor], Tensor], wanted: Seq[tuple[VisualRows, int]], device: torch.device
+) -> None:
+    patches = [media.patches[item] for media, item in wanted]
+    # More stay on the host: of what goes through in parts, the tower fetches them part by part, too.
+    if sum(map(len, patches)) <= MAX_PATCHES:
+        patches = [send(item.numpy(), device) for item in patches]
+    packed = patches[0] if len(patches) == 1 else torch.cat(patches)
+    rows = encode(packed, torch.stack([media.grids[item] for media, item in wanted]))
+    num_rows = [media.num_rows[item] for media, item in wanted]
+    for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):
+        media.encoded[item] = item_rows
 
 
 def _build_inputs(chunks: Seq[Chunk]) -> tuple[np.ndarray, list[int], list[Span]]:

@@ -42,7 +42,7 @@ def in_parts(compute: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple
         return compute(*rows)
     whole: list[Tensor] = []
     start = 0
-    for part in zip(*(x.split(MAX_PATCHES // 4) for x in rows), strict=True):
+    for part in zip(*(x.split(MAX_PATCHES // 8) for x in rows), strict=True):
         stop = start + len(part[0])
         computed = compute(*part)
         whole = whole or [x.new_empty(num_rows, *x.shape[1:]) for x in computed]

@@ -58,6 +58,15 @@ def test_chunks_together_have_every_row_in_its_column(media: VisualRows, chunk_s
     assert embeds.flatten().tolist() == [0, 0, 0, 1, 2, 0, 0, 3, 0, 4, 0, 0, 5, 0]
 
 
+def test_rows_are_kept_until_the_prompt_is_past_them(media: VisualRows) -> None:
+    media.encoded = {item: torch.ones(media.num_rows[item], 2) for item in range(3)}
+    kept = []
+    for start in (0, 4, 5, 8, 12, 13):
+        media.forget_before(start)
+        kept.append(list(media.encoded))
+    assert kept == [[0, 1, 2], [0, 1, 2], [1, 2], [2], [2], []]
+
+
 def test_placeholders_and_media_must_agree() -> None:
     with pytest.raises(PlaceholderMismatch, match="4 placeholder tokens, but the media give 5 rows"):
         VisualRows(COLUMNS[:4], PATCHES, GRIDS, merged=4)
