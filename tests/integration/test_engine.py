@@ -1,7 +1,6 @@
 """The whole engine on the small checkpoint with random weights: real tower, real decoder, real threads, on the CPU."""
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -267,84 +266,6 @@ def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
         read(pending)
         assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
     assert engine._scheduler.limits.max_step_tokens <= 20
-
-
-@pytest.fixture
-def start_small(
-    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int], tuple[Engine, list[int]]]:
-    """An engine whose tower has memory for so many patches, and those of each call that had room."""
-
-    def start(max_patches: int) -> tuple[Engine, list[int]]:
-        engine, encoded = start_engine(), []
-        tower = engine._runner._model.visual
-
-        def forward(pixels: torch.Tensor, *args: Any) -> torch.Tensor:
-            if len(pixels) > max_patches:
-                raise torch.OutOfMemoryError(f"{max_patches} patches are the limit")
-            encoded.append(len(pixels))
-            return type(tower).forward(tower, pixels, *args)
-
-        monkeypatch.setattr(tower, "forward", forward)
-        return engine, encoded
-
-    return start
-
-
-def test_video_that_does_not_fit_alone_fails_and_says_what_fits(
-    start_small: Callable[[int], tuple[Engine, list[int]]], processor: KeyeProcessor
-) -> None:
-    engine, _ = start_small(60)
-
-    def ask(num_frames: int) -> PendingGeneration:
-        content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
-        video = Video(np.zeros((num_frames, 56, 84, 3), np.uint8), max_pixels=4704)
-        prompt = processor.prepare([{"role": "user", "content": content}], videos=[video])
-        return engine.inbox.submit(prompt, GREEDY)
-
-    pending, small = ask(4), engine.inbox.submit(make_prompt(processor, 1, 3), GREEDY)
-    with pytest.raises(Fault, match=r"4 frames of 84 x 56 pixels\. Lower max_pixels, max_frames or fps\.$") as raised:
-        read(pending)
-    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
-    read(small)  # of 48 patches; a frame has 24
-    with pytest.raises(
-        Fault, match=r"Lower max_pixels, max_frames or fps: max_frames 2 or below fits, with max_pixels 4704"
-    ):
-        read(ask(4))
-    read(told := ask(2))
-    assert told.generated.token_ids
-
-
-def test_image_that_does_not_fit_says_how_many_pixels_do(
-    start_small: Callable[[int], tuple[Engine, list[int]]], processor: KeyeProcessor
-) -> None:
-    engine, encoded = start_small(60)
-
-    def ask(max_pixels: int) -> PendingGeneration:
-        content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-        image = Image(np.zeros((280, 280, 3), np.uint8), max_pixels=max_pixels)
-        prompt = processor.prepare([{"role": "user", "content": content}], images=[image])
-        return engine.inbox.submit(prompt, GREEDY)
-
-    read(ask(9000))
-    with pytest.raises(Fault, match=r"an image of 280 x 280 pixels.*: max_pixels (\d+) or below fits") as raised:
-        read(ask(280 * 280))
-    told = re.search(r"max_pixels (\d+)", str(raised.value))
-    assert told is not None
-    assert int(told[1]) == encoded[-1] * 14**2
-    read(ask(int(told[1])))
-
-
-def test_images_that_do_not_fit_together_are_encoded_one_by_one(
-    start_small: Callable[[int], tuple[Engine, list[int]]],
-    processor: KeyeProcessor,
-    plain_model: KeyeForConditionalGeneration,
-) -> None:
-    engine, encoded = start_small(60)
-    prompt = make_prompt(processor, 3, 1)
-    read(pending := engine.inbox.submit(prompt, GREEDY))
-    assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
-    assert len(encoded) == 3
 
 
 def test_sequence_whose_numbers_overflow_fails_and_leaves_nothing_behind(
