@@ -268,6 +268,16 @@ def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
     assert engine._scheduler.limits.max_step_tokens <= 20
 
 
+def test_job_without_room_for_a_single_token_fails_and_says_how_large_it_is(
+    start_engine: Callable[..., Engine], processor: KeyeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, prompt = start_engine(), make_prompt(processor, 1, 1)
+    SmallDevice(engine, monkeypatch, max_tokens=0)
+    with pytest.raises(Fault, match=f"for a job of {len(prompt.input_ids)} tokens. Shorten the text") as raised:
+        read(engine.inbox.submit(prompt, GREEDY))
+    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+
+
 def test_sequence_whose_numbers_overflow_fails_and_leaves_nothing_behind(
     start_engine: Callable[..., Engine], processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
 ) -> None:

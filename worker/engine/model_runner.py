@@ -112,8 +112,9 @@ class ModelRunner:
         return media is None or any(rows.unencoded(start, start + num_tokens) for rows in media.values())
 
     def encode(self, chunks: Seq[Chunk]) -> None:
-        """Put the items these chunks reach through tower and projector: all images in one call, all videos in one;
-        those of one sequence, where memory runs out, item by item.
+        """Put the items these chunks reach through tower and projector: all images in one call, all videos in one.
+
+        Those of a sequence that runs out of memory by itself go one by one.
 
         Not all media of a prompt at once: a prompt of many images would hold up everyone who is decoding. What comes
         out is kept until the prompt is in the cache as far. A sequence that is preempted is encoded again: rows kept
@@ -143,14 +144,17 @@ class ModelRunner:
                 _encode(encode, [one], self._device)
 
     def why_too_large(self, chunk: Chunk) -> str:
-        """Of a chunk that found no room to be encoded, alone: what it asked for, and what is known to have room."""
+        """Of a chunk that found no room, alone: what it asked for, and what is known to have room."""
         sequence, num_tokens = chunk
         start = sequence.num_cached
-        for kind, media in self._visual[sequence].items():
+        for kind, media in self._visual.get(sequence, {}).items():
             for item in media.unencoded(start, start + num_tokens):
                 patch_size = self._model.config.vision_config.patch_size
                 return too_large(kind, media.grids[item].tolist(), patch_size, self._model.most_patches)
-        raise ValueError("this chunk reaches nothing that is still to be encoded")
+        return (
+            f"There is no room in the device's memory for a job of {sequence.num_tokens} tokens. "
+            "Shorten the text, or lower max_pixels, max_frames or fps."
+        )
 
     def run(self, chunks: Seq[Chunk]) -> Tensor:
         """Logits [n, V] for the next token of each of the n chunks that reach the end of their sequence, in order."""

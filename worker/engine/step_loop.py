@@ -224,7 +224,7 @@ class Engine:
                 parts = [[Chunk(sequence, num_tokens // 2)]]
             elif is_memory:
                 logger.warning("a sequence of %d tokens fails, alone: %s", sequence.num_tokens, error)
-                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, self._why_too_large(chunks[0], can_shorten))
+                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, self._runner.why_too_large(chunks[0]))
                 return []
             else:
                 logger.exception("a sequence failed")
@@ -238,12 +238,6 @@ class Engine:
         if is_memory:
             torch.cuda.empty_cache()  # Libraries such as cuBLAS find no room in what torch keeps for itself.
         return [result for part in parts for result in self._isolated(compute, part, can_shorten=can_shorten)]
-
-    def _why_too_large(self, chunk: Chunk, is_encoded: bool) -> str:
-        if not is_encoded:
-            return self._runner.why_too_large(chunk)
-        tokens = f"{chunk.sequence.num_tokens} tokens"
-        return f"A job of {tokens} does not fit into the device's memory. Lower max_pixels, max_frames or fps."
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._leave(sequence)
