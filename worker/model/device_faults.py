@@ -12,7 +12,16 @@ _PHRASES = (
     "DEVICE_ALLOCATION_FAILED",
 )
 
-_CAPTURE_CODES = range(900, 909)  # cudaErrorStreamCaptureUnsupported to cudaErrorStreamCaptureWrongThread
+# After these of CUDA's errors the device goes on: a kernel was not launched, or a step could not be captured.
+_PASSING = {
+    1: "invalid argument",
+    9: "invalid configuration argument",
+    98: "invalid device function",
+    209: "no kernel image is available",
+    701: "too many resources requested for launch",
+    801: "operation not supported",
+    **dict.fromkeys(range(900, 909), "captur"),
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -24,11 +33,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_lost(error: BaseException) -> bool:
     """Nothing runs on the device any more in this process: whatever is tried next fails as well."""
-    return isinstance(error, torch.AcceleratorError) and not (is_out_of_memory(error) or _is_of_capturing(error))
-
-
-def _is_of_capturing(error: torch.AcceleratorError) -> bool:
-    """A step could not be recorded as a graph; it runs as well without."""
-    code = getattr(error, "error_code", None)
-    # A torch that gives no code gives CUDA's sentence; of its sentences only these speak of capturing.
-    return "captur" in str(error) if code is None else code in _CAPTURE_CODES
+    if not isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+        return False
+    if (code := getattr(error, "error_code", None)) is not None:
+        return code not in _PASSING
+    # A torch that gives no code gives CUDA's sentence.
+    return not any(phrase in str(error) for phrase in _PASSING.values())

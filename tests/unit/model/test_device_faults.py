@@ -54,12 +54,14 @@ def test_other_faults_are_not_taken_for_it(error: BaseException) -> None:
         coded("words of some later release", 906),
         torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
         torch.AcceleratorError("CUDA error: dependency created on uncaptured work in another stream"),
+        coded("no kernel image is available for execution on the device", 209),
+        torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"),
         coded("out of memory", 2),
         RuntimeError("CUDA error: operation not permitted when stream is capturing"),
     ],
     ids=str,
 )
-def test_device_outlives_a_fault_of_capturing_and_memory_that_ran_out(error: BaseException) -> None:
+def test_device_outlives_faults_of_capturing_and_launching_and_memory_that_ran_out(error: BaseException) -> None:
     assert not is_device_lost(error)
 
 
