@@ -5,12 +5,14 @@ Never imports torch: a parent that touched CUDA would spoil its children's pinni
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -186,7 +188,8 @@ def _arrived(signals: "SimpleQueue[int]") -> bool:
 def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:
     """One value of CUDA_VISIBLE_DEVICES for each child: which GPUs get a worker. Empty means one child on the CPU.
 
-    An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every GPU that nvidia-smi lists.
+    An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every card that nvidia-smi lists, or its
+    MIG instances where it is cut into some.
     """
     if device == "cpu":
         return []
@@ -199,11 +202,35 @@ def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]
 
 
 def _listed_by_driver() -> list[str]:
-    """UUIDs, which stay true when a container or a reboot numbers the cards anew."""
+    """UUIDs, which stay true when a container or a reboot numbers the cards anew: of whole cards, and of MIG instances.
+
+    A card with MIG enabled computes in its instances only, so it is none itself, not even where it has no instance.
+    """
+    gpus: list[str] = []
+    instances = _instances_by_card(_ask_driver("-L"))
+    for row in _ask_driver("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader"):
+        card, mode = map(str.strip, row.split(","))
+        gpus += instances[card] if mode == "Enabled" else [card]
+    return gpus
+
+
+def _instances_by_card(lines: Iterable[str]) -> defaultdict[str, list[str]]:
+    """UUIDs of MIG instances, each below its card's line: `  MIG 3g.20gb  Device  0: (UUID: MIG-…)`."""
+    instances = defaultdict[str, list[str]](list)
+    card = ""
+    for line in lines:
+        if found := re.search(r"\(UUID: ((?:GPU|MIG)-[^)]+)\)", line):
+            if found[1].startswith("GPU-"):
+                card = found[1]
+            else:
+                instances[card].append(found[1])
+    return instances
+
+
+def _ask_driver(*arguments: str) -> list[str]:
+    """Lines of nvidia-smi; none where there is no driver, or one that does not answer."""
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
-        )
+        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return []
-    return answer.stdout.split() if answer.returncode == 0 else []
+    return answer.stdout.splitlines() if answer.returncode == 0 else []

@@ -49,13 +49,16 @@ def check_torch_sees_gpus(gpus: list[str], torch: TorchFacts) -> Finding:
     if torch.cuda is None:
         cure = "Install the CUDA build: https://pytorch.org/get-started/locally/"
         return fault(subject, f"torch {torch.version} is a CPU build", cure)
-    if len(torch.gpus) < len(gpus):
+    num_slices = sum(gpu.startswith("MIG-") for gpu in gpus)
+    # CUDA shows a process one MIG slice, whatever else there is; each worker is started on one of its own.
+    if len(torch.gpus) < (1 if num_slices else len(gpus)):
         found = f"torch {torch.version} for CUDA {torch.cuda} can use {len(torch.gpus)} of {len(gpus)} GPUs"
         cure = "Update the NVIDIA driver, or install the torch build for your driver's CUDA (see nvidia-smi)."
         return fault(subject, found, cure)
     names = ", ".join(name for name, _ in torch.gpus)
+    seen = f"{names} (of {num_slices} MIG slices a process sees one)" if num_slices else names
     versions = f"driver {torch.driver}, cuDNN {torch.cudnn}, triton {torch.triton}, C compiler {torch.compiler}"
-    return ok(subject, f"torch {torch.version} for CUDA {torch.cuda}: {names}; {versions}")
+    return ok(subject, f"torch {torch.version} for CUDA {torch.cuda}: {seen}; {versions}")
 
 
 def check_compiler(torch: TorchFacts) -> Iterator[Finding]:

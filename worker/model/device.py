@@ -63,7 +63,10 @@ class TorchFacts:
 
 
 def torch_facts() -> TorchFacts:
-    gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    if torch.cuda.is_available():
+        torch.cuda.init()  # before that torch counts cards, although it can use one slice where one is cut by MIG
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    gpus = map(torch.cuda.get_device_properties, range(num_gpus))
     return TorchFacts(
         version=torch.__version__,
         cuda=torch.version.cuda,

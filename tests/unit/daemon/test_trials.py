@@ -56,6 +56,8 @@ ONE_GPU = TorchFacts("2.14.1", "13.0", 8, gpus=(("NVIDIA L4", 24 * 2**30),))
         (OLD_DRIVER, ["GPU-a"], Severity.FAULT),
         (ONE_GPU, ["GPU-a", "GPU-b"], Severity.FAULT),
         (ONE_GPU, ["GPU-a"], Severity.OK),
+        (ONE_GPU, ["MIG-a", "MIG-b", "GPU-c"], Severity.OK),  # CUDA shows a process one slice and nothing beside it
+        (OLD_DRIVER, ["MIG-a"], Severity.FAULT),
     ],
 )
 def test_every_gpu_of_the_driver_must_be_usable_by_torch(
