@@ -19,7 +19,7 @@ from keye.worker.model.vision_tower import MAX_PATCHES
 
 logger = logging.getLogger(__name__)
 
-# Pages that are never written cost nothing, so this is a limit and no reservation.
+# Pages that are never written cost nothing (`KVCache`), so this is a limit and no reservation.
 _CPU_CACHE_BYTES = 2 * 2**30
 
 FIRST_REST = 1000

@@ -38,9 +38,8 @@ class KVCache:
         self.scratch_block = num_blocks
         self.block_size = block_size
         shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)
-        # Zeros, not whatever lay there: a masked slot is multiplied by 0, and 0 times NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
 
     def slots(self, spans: Sequence[Span]) -> Tensor:
         """Where each packed token's key and value are stored, in tokens from the start of the cache: int64 [T]."""
@@ -76,6 +75,15 @@ class KVCache:
         """Of all keys and values, whoever still holds the cache itself."""
         self.keys.clear()
         self.values.clear()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, not whatever lay there: a masked slot is multiplied by 0, and 0 times NaN is NaN."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # From the kernel, which makes a page when it is first written to; torch would write to all of them.
+    pages = np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype)
 
 
 class AttentionCall(NamedTuple):

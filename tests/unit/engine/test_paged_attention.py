@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,16 @@ def test_wiped_blocks_hold_nothing_of_a_sequence_that_overflowed(cache: KVCache)
         0, torch.ones(1, HEADS, 1, HEAD_DIM), one, one, SCALING
     )
     torch.testing.assert_close(output, torch.ones(1, 1, HEADS, HEAD_DIM))
+
+
+def test_a_cache_takes_memory_on_a_cpu_only_where_it_is_written_to() -> None:
+    config = KeyeConfig(num_hidden_layers=1, num_key_value_heads=8, head_dim=128)
+    before = _anonymous_bytes()
+    cache = KVCache(config, 2**12, 16, torch.bfloat16, torch.device("cpu"))  # 256 MiB
+    assert not cache.keys[0][[0, -1]].any()
+    cache.keys[0][:16] = 1  # 0.5 MiB
+    assert _anonymous_bytes() - before < 2**25
+
+
+def _anonymous_bytes() -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
