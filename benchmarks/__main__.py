@@ -1,8 +1,9 @@
-"""`make bench`: every benchmark in one run, as Markdown for docs/benchmarks.md."""
+"""`make bench`: every benchmark in one run, as Markdown for docs/benchmarks.md; with names, those, `real_size` too."""
 
-import sys
+import argparse
+from functools import partial
 
-from benchmarks import decode, device_operations, engine, handover, photos, pipeline, precision, queue
+from benchmarks import decode, device_operations, engine, handover, photos, pipeline, precision, queue, real_size
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
@@ -16,6 +17,14 @@ BENCHMARKS = {
     "precision": precision.run,
 }
 
-print(f"Measured on: {describe_machine()}\n")
-for name in sys.argv[1:] or BENCHMARKS:
-    print(BENCHMARKS[name](), flush=True)
+parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+parser.add_argument("names", nargs="*", default=list(BENCHMARKS))
+parser.add_argument("--layers", type=int, default=36, help="of the checkpoint that real_size makes")
+parser.add_argument("--precision", action="append", choices=real_size.PRECISIONS, help="of real_size; all by default")
+asked = parser.parse_args()
+# Only by its name: it writes 17 GB and takes minutes.
+on_request = {"real_size": partial(real_size.run, asked.layers, asked.precision or real_size.PRECISIONS)}
+
+print(f"Measured on: {describe_machine()}\n", flush=True)
+for name in asked.names:
+    print((BENCHMARKS | on_request)[name](), flush=True)

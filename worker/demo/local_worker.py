@@ -13,8 +13,6 @@ from redis import Redis
 
 from keye.worker.telemetry.presence import WorkerState, list_present
 
-_READY_SECONDS = 60.0
-
 SMALL_KEYE = Path(__file__).with_name("checkpoint")
 """The trained checkpoint that ships with the project."""
 
@@ -25,10 +23,13 @@ class LocalWorker:
     Its log goes to `log`, what it downloads into a folder beside that; it reads no `.env` but one that lies there.
     """
 
-    def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str]) -> None:
-        """`settings` are environment variables besides the broker, the small checkpoint and the CPU."""
+    def __init__(self, redis_url: str, log: Path, settings: Mapping[str, str], *, ready_seconds: float = 60.0) -> None:
+        """`settings` are environment variables besides the broker, the small checkpoint and the CPU; a worker that is
+        not ready after `ready_seconds` is ended with `RuntimeError`.
+        """
         self.log = log
         self._folder = log.absolute().parent
+        self._ready_seconds = ready_seconds
         self._redis_url = redis_url
         chosen = {
             "KEYE_REDIS_URL": redis_url,
@@ -60,10 +61,12 @@ class LocalWorker:
         self.process.wait()
 
     def _wait_until_ready(self) -> None:
-        end = time.monotonic() + _READY_SECONDS
+        end = time.monotonic() + self._ready_seconds
         with Redis.from_url(self._redis_url) as redis:
             while time.monotonic() < end and self.process.poll() is None:
                 if any(presence.state is WorkerState.READY for presence in list_present(redis)):
                     return
                 time.sleep(0.05)
-        raise RuntimeError(f"The worker was not ready within {_READY_SECONDS:g} s. Its log:\n{self.log.read_text()}")
+        raise RuntimeError(
+            f"The worker was not ready within {self._ready_seconds:g} s. Its log:\n{self.log.read_text()}"
+        )
