@@ -130,3 +130,30 @@ def make_prompt(size: Size, seed: int) -> PreparedPrompt:
         pixel_values=torch.rand(rows * columns, 3, 14, 14, generator=generator) * 2 - 1,
         image_grid_thw=torch.tensor([[1, rows, columns]]),
     )
+
+
+def make_video_prompt(size: Size, num_tokens: int) -> PreparedPrompt:
+    """One video of noise that takes about so many visual tokens, of frames a quarter as large as images."""
+    config, rows, columns = size.config, size.grid[0] // 2, size.grid[1] // 2
+    tokens_a_frame = rows * columns // 4
+    frames = max(1, num_tokens // tokens_a_frame)
+    words = torch.arange(NUM_TEXT_TOKENS)
+    video = torch.full((frames * tokens_a_frame,), config.video_token_id)
+    input_ids = torch.cat([words[:8], video, words[8:]])
+    positions, delta = position_ids(input_ids, config, video_grids=[(frames, rows, columns)])
+    return PreparedPrompt(
+        text="",
+        input_ids=input_ids,
+        position_ids=positions,
+        rope_delta=delta,
+        num_visual_tokens=len(video),
+        pixel_values_videos=torch.rand(frames * rows * columns, 3, 14, 14) * 2 - 1,
+        video_grid_thw=torch.tensor([[frames, rows, columns]]),
+    )
+
+
+def make_words(size: Size, seed: int, num_tokens: int) -> PreparedPrompt:
+    """Random words without an image."""
+    words = torch.randint(0, 400, (num_tokens,), generator=torch.Generator().manual_seed(seed))
+    positions, delta = position_ids(words, size.config)
+    return PreparedPrompt(text="", input_ids=words, position_ids=positions, rope_delta=delta, num_visual_tokens=0)
