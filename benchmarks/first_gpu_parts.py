@@ -48,6 +48,7 @@ from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.attention_choice import ACCEPTED_STEPS, attend_on_paper
+from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
 from keye.worker.model.device import choose_device, has_packed_kernels
 from keye.worker.model.item_attention import EqualItems, VarlenItems
@@ -200,24 +201,27 @@ def sequence_forms(setting: Setting) -> Lines:
     yield ""
     yield "| (queries, keys) | form | first | later |"
     yield "|---|---|---|---|"
-    for step in steps:
-        for form in forms:
-            call = partial(_attend_step, form, config, dtype, setting.device, step)
+    for form in forms:
+        # One cache for all steps, as an engine has it: a form that is compiled is compiled for its size.
+        num_blocks = max(sum(-(-keys // form.block_size) for _, keys in step) for step in steps)
+        cache = KVCache(config, num_blocks, form.block_size, dtype, setting.device)
+        cache.keys[0].normal_()
+        cache.values[0].normal_()
+        for step in steps:
+            call = partial(_attend_step, form, cache, config, step)
             yield f"| {len(step)} of {step[0]} | {form.name} | {_first_and_later(call, setting.device)} |"
+        del cache, call
 
 
 def _attend_step(
-    form: AttentionForm, config: Any, dtype: torch.dtype, device: torch.device, step: Sequence[tuple[int, int]]
+    form: AttentionForm, cache: KVCache, config: KeyeConfig, step: Sequence[tuple[int, int]]
 ) -> Callable[[], object]:
     num_blocks = [-(-num_keys // form.block_size) for _, num_keys in step]
-    cache = KVCache(config, sum(num_blocks), form.block_size, dtype, device)
-    cache.keys[0].normal_()
-    cache.values[0].normal_()
     blocks = torch.randperm(sum(num_blocks)).split(num_blocks)
     spans = [Span(own.tolist(), *pair) for own, pair in zip(blocks, step, strict=True)]
     num_queries = sum(num for num, _ in step)
     query, key, value = (
-        torch.randn(1, heads, num_queries, config.head_dim, dtype=dtype, device=device)
+        torch.randn(1, heads, num_queries, config.head_dim, dtype=cache.keys[0].dtype, device=cache.device)
         for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     )
     return lambda: attend_spans(form, cache, spans)(0, query, key, value, config.head_dim**-0.5)
