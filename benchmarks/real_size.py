@@ -117,24 +117,20 @@ def watched_memory(worker: LocalWorker) -> Iterator[Memory]:
         thread.join()
 
 
-def run(num_layers: int, precisions: Sequence[str]) -> str:
-    """Markdown; `precisions` as KEYE_PRECISION has them, one worker after another."""
+def run(num_layers: int, precisions: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown, as they come; `precisions` as KEYE_PRECISION has them, one worker after another."""
     config = KeyeConfig(num_hidden_layers=num_layers)
+    shapes = tensor_shapes(config.to_dict())
+    num_weights = sum(map(math.prod, shapes.values()))
+    yield f"Random weights of the 8B layout, {num_layers} layers: {num_weights / 1e9:.2f} B in {len(shapes)} tensors"
+    yield f"and {NUM_SHARDS} shards. One image and {_NUM_TEXTS} texts at once, {_NEW_TOKENS} new tokens each.\n"
+    yield "| | loaded, s | peak meanwhile, GiB | then, GiB | ratio | first token, s | all answered, s | peak, GiB |"
+    yield "|---|---|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey() as broker:
         folder = Path(name)
         make_checkpoint(folder / "checkpoint", config)
-        rows = [_measure(folder, broker.url, precision) for precision in precisions]
-    shapes = tensor_shapes(config.to_dict())
-    num_weights = sum(map(math.prod, shapes.values()))
-    lines = [
-        f"Random weights of the 8B layout, {num_layers} layers: {num_weights / 1e9:.2f} B in {len(shapes)} tensors and "
-        f"{NUM_SHARDS} shards. One image and {_NUM_TEXTS} texts at once, {_NEW_TOKENS} new tokens each.",
-        "",
-        "| | loaded, s | peak meanwhile, GiB | then, GiB | ratio | first token, s | all answered, s | peak, GiB |",
-        "|---|---|---|---|---|---|---|---|",
-        *rows,
-    ]
-    return "\n".join(lines) + "\n"
+        for precision in precisions:
+            yield _measure(folder, broker.url, precision)
 
 
 def _measure(folder: Path, url: str, precision: str) -> str:
