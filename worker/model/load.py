@@ -1,5 +1,8 @@
 """A checkpoint folder to a model in memory. The folder is checked whole before a weight is read."""
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -8,6 +11,10 @@ from transformers import AutoModelForImageTextToText
 from keye.worker.model.checkpoint import check_checkpoint
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import Quantization
+
+# Of glibc's malloc.h, and its own bound.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_IN_HEAP = 32 * 2**20
 
 
 class CheckpointFault(Exception):
@@ -38,13 +45,33 @@ def load_model(
     folder = Path(path)
     if faults := check_checkpoint(folder):
         raise CheckpointFault(folder, faults)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        trust_remote_code=False,
-        dtype=dtype or "auto",
-        device_map={"": torch.device(device)},
-        quantization_config=quantization,
-        use_safetensors=True,
-    )
+    with _freed_tensors_given_back() if quantization else nullcontext():
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            dtype=dtype or "auto",
+            device_map={"": torch.device(device)},
+            quantization_config=quantization,
+            use_safetensors=True,
+        )
     assert isinstance(model, KeyeForConditionalGeneration)
     return model
+
+
+@contextmanager
+def _freed_tensors_given_back() -> Iterator[None]:
+    """What a tensor is shrunk from is soon freed, and glibc would keep the room between tensors that stay.
+
+    Left to itself it gives pages of their own to ever larger allocations only, up to `_LARGEST_IN_HEAP`, which is what
+    it is told afterwards, when a forward pass takes the same room again and again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_IN_HEAP)
