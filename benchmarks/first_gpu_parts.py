@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -42,7 +42,7 @@ from benchmarks.synthetic_keye import (
     tiny_size,
 )
 from keye.config.faults import Fault
-from keye.worker.daemon.bench import answer, as_table, decode_seconds, measure_engine, wait_for
+from keye.worker.daemon.bench import answer, decode_seconds, measure_engine, wait_for
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import Engine
@@ -51,6 +51,7 @@ from keye.worker.model.attention_choice import ACCEPTED_STEPS, attend_on_paper
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
 from keye.worker.model.device import choose_device, has_packed_kernels
+from keye.worker.model.device_faults import is_device_lost
 from keye.worker.model.item_attention import EqualItems, VarlenItems
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
@@ -134,9 +135,9 @@ def compare_splits(kernel: Callable[..., Any], device: torch.device) -> Lines:
                 # Turned round, so that numbers that are none do not pass.
                 wrong = int((~(errors <= accepted)).sum())
                 found = f"{wrong} | {len(errors)} | {float(errors.max()):.3g}"
-            except torch.AcceleratorError:
-                raise  # nothing can run on the device after it
             except Exception as error:
+                if is_device_lost(error):
+                    raise
                 found = f"{_told(error)} | |"
             yield f"| {step} | {split or 'no num_splits'} | {found} |"
 
@@ -332,8 +333,9 @@ def memory(setting: Setting) -> Lines:
     answer(engine, make_prompt(size, 0), size.new_tokens)
     yield f"- The engine has answered: {_gib(_reserved(device))} reserved."
     prompts = [make_prompt(size, seed) for seed in range(2 * max(size.num_running))]
-    row = measure_engine(engine, prompts, size.new_tokens, max(size.num_running), device)
-    yield f"- {row.name}, an image each: {row.images_per_second:.2f} images/s, {_gib(_reserved(device))} reserved."
+    num = max(size.num_running)
+    speed = measure_engine(engine, prompts, size.new_tokens, num, device).images_per_second
+    yield f"- {num} jobs with an image each: {speed:.2f} images/s, {_gib(_reserved(device))} reserved."
     yield f"- Steps: {engine.snapshot()}"
     yield ""
     yield "| a video of visual tokens | outcome | s | beyond what lay there |"
@@ -448,9 +450,9 @@ def _quantised(setting: Setting, shrink: Callable[[KeyeForConditionalGeneration]
     size, device = setting.size, setting.device
     prompts = [make_prompt(size, seed) for seed in range(2 * max(size.num_running))]
     model, processor = make_model(size, device), make_processor(size)
-    rows = []
-    yield "| weights | memory | decoding step of one job, ms |"
-    yield "|---|---|---|"
+    num = max(size.num_running)
+    yield f"| weights | memory | decoding step of one job, ms | images/s, {num} jobs |"
+    yield "|---|---|---|---|"
     for name in ("as they are", "shrunk"):
         if name == "shrunk":
             shrink(model)
@@ -460,15 +462,9 @@ def _quantised(setting: Setting, shrink: Callable[[KeyeForConditionalGeneration]
         engine.start()
         answer(engine, prompts[0], 2)
         alone = 1000 * decode_seconds(answer(engine, prompts[0], size.new_tokens))
-        yield f"| {name} | {_gib(num_bytes)} | {alone:.2f} |"
-        num = max(size.num_running)
-        rows.append(replace(measure_engine(engine, prompts, size.new_tokens, num, device), name=f"{name}, {num} jobs"))
+        speed = measure_engine(engine, prompts, size.new_tokens, num, device).images_per_second
+        yield f"| {name} | {_gib(num_bytes)} | {alone:.2f} | {speed:.2f} |"
         engine.stop()
-        del engine
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    yield ""
-    yield from as_table([rows[1], rows[0]])
 
 
 def busy_threads(setting: Setting) -> Lines:
@@ -566,9 +562,9 @@ def _first_and_later(make: Callable[[], Callable[[], object]], device: torch.dev
             wait_for(device)
             times.append(1000 * (time.perf_counter() - began))
         return f"{times[0]:.2f} | {statistics.median(times[2:]):.3f}"
-    except torch.AcceleratorError:
-        raise  # nothing can run on the device after it
     except Exception as error:
+        if is_device_lost(error):
+            raise
         return f"{_told(error)} |"
 
 
