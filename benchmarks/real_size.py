@@ -103,9 +103,9 @@ def watched_memory(worker: LocalWorker) -> Iterator[Memory]:
                 supervisor = worker.process.pid
                 (child,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
                 status = Path(f"/proc/{child}/status").read_text()
+                memory.now = 1024 * int(status.partition("RssAnon:")[2].split()[0])
             except (AttributeError, IndexError, OSError, ValueError):
                 continue  # it has not been started yet, or has ended
-            memory.now = 1024 * int(status.partition("RssAnon:")[2].split()[0])
             memory.peak = max(memory.peak, memory.now)
 
     thread = threading.Thread(target=sample)

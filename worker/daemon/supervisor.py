@@ -209,8 +209,8 @@ def _listed_by_driver() -> list[str]:
     gpus: list[str] = []
     instances = _instances_by_card(_ask_driver("-L"))
     for row in _ask_driver("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader"):
-        card, mode = map(str.strip, row.split(","))
-        gpus += instances[card] if mode == "Enabled" else [card]
+        card, _, mode = row.partition(",")
+        gpus += instances[card.strip()] if mode.strip() == "Enabled" else [card.strip()]
     return gpus
 
 
