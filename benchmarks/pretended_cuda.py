@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import varlen  # noqa: F401  # registers the kernel's operation
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from keye import worker
 from keye.worker.engine import graph_capture
-from keye.worker.model import attention_choice, rotary
+from keye.worker.model import attention_choice, paged_attention, rotary
 
 # An H100.
 CAPABILITY, NUM_MULTIPROCESSORS = (9, 0), 132
@@ -225,6 +226,10 @@ def _check_kernel(
     _require(seqused_k is None or seqused_k.shape == (num,), f"another number of lengths than {num}")
     _require(num <= len(query) <= num * max_q, f"{len(query)} queries of {num} sequences of at most {max_q}")
     if block_table is None:
+        goes_to_cudnn = max_q > 128 and window_size in (None, [-1, -1]) and heads == kv_heads and not enable_gqa
+        _require(
+            not goes_to_cudnn, "what torch 2.14 gives to cuDNN, which plans each new shape for tens of milliseconds"
+        )
         _require(key.dim() == 3 and len(key) <= num * max_k, f"keys {key.shape} of {num} sequences of at most {max_k}")
         return
     _require(seqused_k is not None, "block tables without lengths")
@@ -241,6 +246,12 @@ def _check_kernel(
         return
     num_splits = others.get("num_splits") or _choose_splits(num * heads, head_dim, max_q, max_k)
     _require(num_splits == 1, f"{num_splits} splits of {num} sequences, all but the first of which stay unwritten")
+
+
+def _attend_densely(query: Tensor, *others: Tensor, enable_gqa: bool = False, **options: Any) -> Tensor:
+    """The kernels for float32 and before Ampere share no key heads; the whole matrix is written out without them."""
+    _require(not enable_gqa or query.device.type == "cpu", "key heads to share, which CUDA's kernels refuse")
+    return scaled_dot_product_attention(query, *others, enable_gqa=enable_gqa, **options)
 
 
 def _choose_splits(num_heads: int, head_dim: int, max_q: int, max_k: int) -> int:
@@ -298,6 +309,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
             patch.object(FakeTensor, "tolist", lambda tensor: cuda.read(tensor).tolist()),
             # All forms give zeros, and would be found wrong.
             patch.object(attention_choice, "_fault", lambda _: None),
+            patch.object(paged_attention, "scaled_dot_product_attention", _attend_densely),
             patch.object(graph_capture, "CudaRecorder", lambda: cuda.record),
             torch.no_grad(),
             FakeTensorMode(allow_non_fake_inputs=True),

@@ -1,13 +1,26 @@
 """What the doctor tries for real."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from keye.config.settings import Settings
+from keye.worker.daemon import trials
 from keye.worker.daemon.findings import Severity
-from keye.worker.daemon.trials import check_decoders, check_gpu_memory, check_s3, check_torch_sees_gpus
+from keye.worker.daemon.trials import (
+    check_compiler,
+    check_decoders,
+    check_gpu_memory,
+    check_s3,
+    check_torch_sees_gpus,
+    try_answer,
+)
+from keye.worker.model import attention_choice, cuda_attention, item_attention
 from keye.worker.model.device import TorchFacts, torch_facts
+from keye.worker.proof.golden_case import GENERATIONS
+from tests.support.varlen_on_paper import leaves_split_rows_unwritten, varlen_on_paper
 
 
 @pytest.fixture
@@ -71,6 +84,47 @@ def test_a_model_must_fit_into_the_gpu_with_room_for_its_work() -> None:
     too_large = check_gpu_memory(22 * 2**30, ONE_GPU)
     assert too_large.severity is Severity.FAULT
     assert "24.0 GiB, the model wants 26.4 GiB" in too_large.found
+
+
+def test_a_compiler_is_missed_only_where_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_one = replace(ONE_GPU, compiler="/usr/bin/gcc")
+    for has_block_tables, facts, severities in (
+        (False, ONE_GPU, [Severity.WARNING]),
+        (False, with_one, []),
+        (True, ONE_GPU, []),
+    ):
+        monkeypatch.setattr(trials, "HAS_BLOCK_TABLES", has_block_tables)
+        assert [finding.severity for finding in check_compiler(facts)] == severities
+
+
+def test_what_stands_below_torch_is_named() -> None:
+    below = replace(ONE_GPU, driver="580.159", cudnn=91900, triton="3.8.0", compiler="/usr/bin/gcc")
+    found = check_torch_sees_gpus(["GPU-a"], below).found
+    assert found.startswith("torch 2.14.1 for CUDA 13.0")
+    assert found.endswith("driver 580.159, cuDNN 91900, triton 3.8.0, C compiler /usr/bin/gcc")
+
+
+def plant_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with a faster form that leaves rows unwritten, and one that cannot be compiled."""
+
+    def find_no_compiler() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(attention_choice, "has_packed_kernels", lambda *_: True)
+    monkeypatch.setattr(attention_choice, "HAS_BLOCK_TABLES", True)
+    monkeypatch.setattr(cuda_attention, "varlen_attn", leaves_split_rows_unwritten)
+    monkeypatch.setattr(cuda_attention, "_compiled_flex_attention", find_no_compiler)
+    monkeypatch.setattr(item_attention, "varlen_attn", varlen_on_paper)
+
+
+def test_attention_that_is_wrong_is_a_warning_with_the_form_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_wrong_attention(monkeypatch)
+    settings = Settings(model_path=GENERATIONS["Keye"] / "checkpoint", device="cpu")
+    attention, smoke_job = try_answer(settings)
+    assert attention.severity is Severity.WARNING
+    assert "attention by varlen_attn over block tables is wrong here: off by up to" in attention.found
+    assert "scaled_dot_product_attention over gathered blocks" in attention.cure
+    assert smoke_job.severity is Severity.OK
 
 
 def test_torch_says_what_it_can_use_here() -> None:

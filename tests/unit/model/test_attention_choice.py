@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from keye.worker.model import attention_choice, cuda_attention, item_attention, paged_attention
 from keye.worker.model.attention_choice import Attention, NoRightAttention, choose_attention
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
-from tests.support.varlen_on_paper import varlen_on_paper
+from tests.support.varlen_on_paper import leaves_split_rows_unwritten, varlen_on_paper
 
 VARLEN, FLEX, PLAIN = "varlen_attn over block tables", "flex_attention over blocks", "scaled_dot_product_attention"
 
@@ -52,14 +52,6 @@ def test_the_cpu_attends_in_the_form_that_runs_everywhere() -> None:
 def test_the_fastest_form_is_taken_where_it_is_right() -> None:
     assert choose().name == f"{VARLEN}; images: varlen_attn"
     assert choose().refused == ()
-
-
-def leaves_split_rows_unwritten(*args: Any, **kwargs: Any) -> Tensor:
-    """For several queries of several sequences over blocks; it splits whatever it is told."""
-    output, borders, max_queries = varlen_on_paper(*args, **kwargs), args[3], args[5]
-    if kwargs.get("block_table") is not None and max_queries > 1:
-        output[borders[1] :] = 0
-    return output
 
 
 def is_off_by_a_row(*args: Any, **kwargs: Any) -> Tensor:
