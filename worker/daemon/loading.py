@@ -50,9 +50,6 @@ def load_configured_model(settings: Settings) -> LoadedModel:
 
     Raises `ValueError` where none is set, `CheckpointFault`, `PrecisionUnavailable`, and whatever torch does.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # a daemon's log is no terminal
     tell_warnings()
     path = settings.model_path
     if path is None:

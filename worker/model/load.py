@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText
+from transformers.utils.logging import disable_progress_bar
 
 from keye.worker.model.checkpoint import check_checkpoint
 from keye.worker.model.keye import KeyeForConditionalGeneration
@@ -45,6 +46,7 @@ def load_model(
     folder = Path(path)
     if faults := check_checkpoint(folder):
         raise CheckpointFault(folder, faults)
+    disable_progress_bar()  # a daemon's log is no terminal
     with _freed_tensors_given_back() if quantization else nullcontext():
         model = AutoModelForImageTextToText.from_pretrained(
             folder,
