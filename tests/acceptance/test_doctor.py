@@ -34,6 +34,14 @@ def test_a_right_set_up_ends_with_an_answered_job(environ: dict[str, str]) -> No
     assert "answered after" in findings[-1]["found"]
 
 
+def test_a_device_that_is_not_there_is_one_fault_and_its_numbers_none(environ: dict[str, str]) -> None:
+    answer = CliRunner().invoke(
+        app, ["doctor", "--json"], env=environ | {"KEYE_DEVICE": "cuda"}, catch_exceptions=False
+    )
+    subjects = [f["subject"] for f in map(json.loads, answer.stdout.splitlines()) if f["severity"] == "fault"]
+    assert subjects == ["device", "smoke job"]
+
+
 def test_every_fault_is_told_with_its_cure_and_the_exit_code_says_so(environ: dict[str, str], tmp_path: Path) -> None:
     wrong = environ | {"KEYE_REDIS_URL": "redis://127.0.0.1:1/0", "KEYE_MODEL_PATH": str(tmp_path)}
     answer = CliRunner().invoke(app, ["doctor", "--json"], env=wrong, catch_exceptions=False)
