@@ -35,9 +35,8 @@ def test_a_right_set_up_ends_with_an_answered_job(environ: dict[str, str]) -> No
 
 
 def test_a_device_that_is_not_there_is_one_fault_and_its_numbers_none(environ: dict[str, str]) -> None:
-    answer = CliRunner().invoke(
-        app, ["doctor", "--json"], env=environ | {"KEYE_DEVICE": "cuda"}, catch_exceptions=False
-    )
+    without = environ | {"KEYE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    answer = CliRunner().invoke(app, ["doctor", "--json"], env=without, catch_exceptions=False)
     subjects = [f["subject"] for f in map(json.loads, answer.stdout.splitlines()) if f["severity"] == "fault"]
     assert subjects == ["device", "smoke job"]
 
