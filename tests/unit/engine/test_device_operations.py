@@ -50,19 +50,18 @@ def two_layers(config_class: type[KeyeConfig] = KeyeConfig) -> Size:
 
 
 @pytest.fixture
-def cuda() -> Iterator[PretendedCuda]:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
+    def compiled(query: Tensor, *_: Tensor, **__: Any) -> Tensor:
+        return torch.empty_like(query)
+
+    # There is nothing to compile for, and the compiler takes half a minute.
+    monkeypatch.setattr(cuda_attention, "_compiled_flex_attention", lambda: compiled)
     with pretended_cuda() as cuda:
         yield cuda
 
 
 @pytest.fixture
 def make_engine(cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
-    def compiled(query: Tensor, *_: Tensor, **__: Any) -> Tensor:
-        return torch.empty_like(query)
-
-    # There is nothing to compile for, and the compiler takes half a minute.
-    monkeypatch.setattr(cuda_attention, "_compiled_flex_attention", lambda: compiled)
-
     def make(make_form: Callable[[], AttentionForm], size: Size | None = None, num_tokens: int = 32768) -> Engine:
         size, form = size or two_layers(), make_form()
         items = EqualItems() if isinstance(form, GatheredForm) else VarlenItems()
