@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -50,7 +49,7 @@ from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.attention_choice import ACCEPTED_STEPS, attend_on_paper
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
-from keye.worker.model.device import choose_device, has_packed_kernels
+from keye.worker.model.device import choose_device, has_packed_kernels, torch_facts
 from keye.worker.model.device_faults import is_device_lost
 from keye.worker.model.item_attention import EqualItems, VarlenItems
 from keye.worker.model.keye import KeyeForConditionalGeneration
@@ -97,8 +96,7 @@ def versions(setting: Setting) -> Lines:
     for package in PACKAGES:
         yield f"| {package} | {_version(package)} |"
     yield f"| CUDA of torch, cuDNN | {torch.version.cuda}, {torch.backends.cudnn.version()} |"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), "none")
-    yield f"| C compiler | {compiler} |"
+    yield f"| C compiler | {torch_facts().compiler or 'none'} |"
     yield f"| `varlen_attn` | {', '.join(signature(varlen_attn).parameters)} |"
     yield f"| driver | {_command('nvidia-smi', '--query-gpu=name,driver_version,mig.mode.current', '--format=csv')} |"
     yield f"| source | {_command('git', '-C', str(ROOT), 'log', '-1', '--format=%h %s')} |"

@@ -1,15 +1,17 @@
 """A Keye with random weights at the real sizes, made on the device, and prompts of noise for it. No files, no words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVisionConfig
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.keye import KeyeForConditionalGeneration
-from keye.worker.model.positions import position_ids
+from keye.worker.model.positions import Grid, position_ids
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 NUM_TEXT_TOKENS = 32
@@ -119,14 +121,11 @@ def make_prompt(size: Size, seed: int) -> PreparedPrompt:
     config, (rows, columns) = size.config, size.grid
     words = torch.randint(0, 400, (NUM_TEXT_TOKENS,), generator=generator)
     image = torch.full((rows * columns // 4,), config.image_token_id)
-    input_ids = torch.cat([words[:8], image, words[8:]])
-    positions, delta = position_ids(input_ids, config, image_grids=[(1, rows, columns)])
-    return PreparedPrompt(
-        text="",
-        input_ids=input_ids,
-        position_ids=positions,
-        rope_delta=delta,
-        num_visual_tokens=len(image),
+    return _prompt(
+        config,
+        words,
+        image,
+        image_grids=[(1, rows, columns)],
         pixel_values=torch.rand(rows * columns, 3, 14, 14, generator=generator) * 2 - 1,
         image_grid_thw=torch.tensor([[1, rows, columns]]),
     )
@@ -137,16 +136,11 @@ def make_video_prompt(size: Size, num_tokens: int) -> PreparedPrompt:
     config, rows, columns = size.config, size.grid[0] // 2, size.grid[1] // 2
     tokens_a_frame = rows * columns // 4
     frames = max(1, num_tokens // tokens_a_frame)
-    words = torch.arange(NUM_TEXT_TOKENS)
-    video = torch.full((frames * tokens_a_frame,), config.video_token_id)
-    input_ids = torch.cat([words[:8], video, words[8:]])
-    positions, delta = position_ids(input_ids, config, video_grids=[(frames, rows, columns)])
-    return PreparedPrompt(
-        text="",
-        input_ids=input_ids,
-        position_ids=positions,
-        rope_delta=delta,
-        num_visual_tokens=len(video),
+    return _prompt(
+        config,
+        torch.arange(NUM_TEXT_TOKENS),
+        torch.full((frames * tokens_a_frame,), config.video_token_id),
+        video_grids=[(frames, rows, columns)],
         pixel_values_videos=torch.rand(frames * rows * columns, 3, 14, 14) * 2 - 1,
         video_grid_thw=torch.tensor([[frames, rows, columns]]),
     )
@@ -155,5 +149,26 @@ def make_video_prompt(size: Size, num_tokens: int) -> PreparedPrompt:
 def make_words(size: Size, seed: int, num_tokens: int) -> PreparedPrompt:
     """Random words without an image."""
     words = torch.randint(0, 400, (num_tokens,), generator=torch.Generator().manual_seed(seed))
-    positions, delta = position_ids(words, size.config)
-    return PreparedPrompt(text="", input_ids=words, position_ids=positions, rope_delta=delta, num_visual_tokens=0)
+    return _prompt(size.config, words, words[:0])
+
+
+def _prompt(
+    config: KeyeConfig,
+    words: Tensor,
+    placeholders: Tensor,
+    *,
+    image_grids: Sequence[Grid] = (),
+    video_grids: Sequence[Grid] = (),
+    **media: Tensor,
+) -> PreparedPrompt:
+    """Placeholders between words, and what they stand for as `PreparedPrompt` has it."""
+    input_ids = torch.cat([words[:8], placeholders, words[8:]])
+    positions, delta = position_ids(input_ids, config, image_grids, video_grids)
+    return PreparedPrompt(
+        text="",
+        input_ids=input_ids,
+        position_ids=positions,
+        rope_delta=delta,
+        num_visual_tokens=len(placeholders),
+        **media,
+    )
