@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar, cast
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 SOCKET_TIMEOUT_SECONDS = 5.0
 HEALTH_CHECK_SECONDS = 5
+# Of one client. Whoever finds all in use waits for one, as long as for a server that is mute.
+MAX_CONNECTIONS = 64
+WAIT_FOR_CONNECTION_SECONDS = 20
 HOW_TO_WRITE_URL = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
 
 
@@ -38,8 +41,10 @@ def connect(
     for a URL that cannot be read.
     """
     try:
-        return Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=WAIT_FOR_CONNECTION_SECONDS,
             decode_responses=True,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
@@ -47,6 +52,7 @@ def connect(
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(ConstantBackoff(retry_pause_seconds), retries),
         )
+        return Redis.from_pool(pool)
     except ValueError:
         # Without its words: they may quote the password.
         raise InvalidSettings(f"The URL of Redis (KEYE_REDIS_URL) cannot be read. {HOW_TO_WRITE_URL}") from None

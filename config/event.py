@@ -1,14 +1,25 @@
 """What the worker says while a job runs. Events lie in order on the job's stream; the last one is `ended`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError
 
 from keye.config.codes import JobState, Stage
 from keye.config.contract import Report
 
 
-class StageStarted(Report):
+class Event(Report):
+    """What all events have: `id` is where it lies on its stream ("" for one that was not read there)."""
+
+    _id: str = PrivateAttr("")
+
+    @property
+    def id(self) -> str:
+        """What `events(after=...)` goes on behind."""
+        return self._id
+
+
+class StageStarted(Event):
     """An attempt reached a stage; `at` is Unix time in seconds."""
 
     type: Literal["stage"] = "stage"
@@ -17,7 +28,7 @@ class StageStarted(Report):
     at: float
 
 
-class FramesDecoded(Report):
+class FramesDecoded(Event):
     """`done` of the `total` frames that the model reads of a video are decoded; `media_index` as in a failure."""
 
     type: Literal["frames"] = "frames"
@@ -31,7 +42,7 @@ class FramesDecoded(Report):
 Channel = Literal["reasoning", "answer"]
 
 
-class TextGenerated(Report):
+class TextGenerated(Event):
     """The next text of an attempt's answer or of its reasoning; each channel's texts, joined, are that of the outcome.
 
     `offset` is the number of characters (code points) that the attempt has written to the channel before; a reader who
@@ -47,7 +58,7 @@ class TextGenerated(Report):
     at: float
 
 
-class JobEnded(Report):
+class JobEnded(Event):
     """The job reached a final state and its outcome can be read."""
 
     type: Literal["ended"] = "ended"
@@ -55,15 +66,37 @@ class JobEnded(Report):
     at: float
 
 
+class Heartbeat(Event):
+    """Nothing was said for as long as the reader wanted: it comes from no worker and lies on no stream."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    at: float
+
+
 JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | JobEnded, Field(discriminator="type")]
 EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 
 
-def read_event(event_json: str) -> JobEvent | None:
+class EndedJob(Report):
+    """A job in the feed of all that end: `id` is where it lies there, `at` Unix seconds of the server's clock."""
+
+    id: str
+    job_id: str
+    state: JobState
+    at: float
+
+    @classmethod
+    def of(cls, entry_id: str, fields: dict[str, str]) -> Self:
+        return cls.model_validate({"id": entry_id, "at": int(entry_id.partition("-")[0]) / 1000, **fields})
+
+
+def read_event(event_json: str, entry_id: str = "") -> JobEvent | None:
     """None for an event of a type that this release does not know: a newer worker says it, and it is passed over."""
     try:
-        return EVENT.validate_json(event_json)
+        event = EVENT.validate_json(event_json)
     except ValidationError as error:
         if [fault["type"] for fault in error.errors(include_input=False)] == ["union_tag_invalid"]:
             return None
         raise
+    event._id = entry_id
+    return event

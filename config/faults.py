@@ -5,12 +5,15 @@ KeyeError
 │   ├── InvalidJob           (ValueError)
 │   ├── UploadFailed         (ConnectionError)
 │   ├── IdempotencyConflict
+│   ├── QueueFull
 │   └── QueueUnavailable     (ConnectionError)
 ├── JobFailed
 ├── JobNotEnded          (TimeoutError)
 ├── JobNotFound          (LookupError)
 ├── DeadLetterNotFound   (LookupError)
 ├── MessageNotFound      (LookupError)
+├── FeedGap              (LookupError)
+├── InvalidEventId       (ValueError)
 ├── UnknownSchemaVersion (ValueError)
 └── InvalidSettings      (ValueError)
 """
@@ -59,6 +62,8 @@ class Refusal(KeyeError):
     def state(self) -> NoReturn:
         self.result()
 
+    progress = state
+
 
 class InvalidJob(Refusal, ValueError):
     """The job does not fit the schema; the message lists every fault."""
@@ -73,6 +78,14 @@ class IdempotencyConflict(Refusal):
 
     It does not say whose the key is: who finds out another's key should not get at his job by it.
     """
+
+
+class QueueFull(Refusal):
+    """As many jobs are queued as KEYE_MAX_QUEUE_DEPTH allows; in `retry_after_seconds` another is likely to fit."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class QueueUnavailable(Refusal, ConnectionError):
@@ -132,6 +145,21 @@ class DeadLetterNotFound(KeyeError, LookupError):
 
 class MessageNotFound(KeyeError, LookupError):
     """No such message in quarantine: it never was, or it was purged or pushed out."""
+
+
+class FeedGap(KeyeError, LookupError):
+    """Some of what followed the given id is no longer in the feed of ended jobs."""
+
+    @classmethod
+    def of(cls, after: str, oldest: str) -> Self:
+        return cls(
+            f"The feed of ended jobs no longer holds all that came after {after}, it begins with {oldest}. Read how "
+            "your open jobs ended (`client.results`), and watch from the newest on, or from '0' all that is there."
+        )
+
+
+class InvalidEventId(KeyeError, ValueError):
+    """No event has such an id."""
 
 
 class UnknownSchemaVersion(KeyeError, ValueError):

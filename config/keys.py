@@ -24,6 +24,10 @@ DEAD_LETTERS = f"{PREFIX}dead"
 # reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays.
 QUARANTINE = f"{PREFIX}quarantine"
 
+# Stream of the jobs that ended, the newest 100,000 or a few more: fields job_id, state, seconds (since the last attempt
+# began, "" for one that was ended in the queue). Stays.
+ENDED = f"{PREFIX}ended"
+
 # String, the worker whose turn it is to look for overdue leases; expires before the next turn.
 REAPER_TURN = f"{PREFIX}reaper-turn"
 
@@ -78,6 +82,11 @@ def idempotency(key: str) -> str:
 def idempotency_of(key: str | None) -> list[str]:
     """The same as the last key of a script, which a job that was sent without one does not have."""
     return [] if key is None else [idempotency(key)]
+
+
+def reader(name: str) -> str:
+    """Stream of empty entries: each has one process' reader look again whom it waits for. Expires after a minute."""
+    return f"{PREFIX}reader:{name}"
 
 
 def worker(host: str, pid: int) -> str:

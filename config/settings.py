@@ -33,6 +33,9 @@ class ProducerSettings(BaseSettings):
         default=86400, ge=60, description="how long an ended job and its outcome can be read"
     )
     lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
+    max_queue_depth: int | None = Field(
+        default=None, ge=1, description="a producer is refused new jobs while so many are queued; unset: never"
+    )
     s3_endpoint_url: str | None = Field(default=None, description="for S3-compatible stores; unset means AWS")
     upload_prefix: str | None = Field(
         default=None,

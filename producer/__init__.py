@@ -1,10 +1,12 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
 from keye.config.codes import ErrorCode, JobState, Stage
-from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.event import EndedJob, FramesDecoded, Heartbeat, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import (
     DeadLetterNotFound,
+    FeedGap,
     IdempotencyConflict,
+    InvalidEventId,
     InvalidJob,
     InvalidSettings,
     JobFailed,
@@ -12,6 +14,7 @@ from keye.config.faults import (
     JobNotFound,
     KeyeError,
     MessageNotFound,
+    QueueFull,
     QueueUnavailable,
     Refusal,
     UnknownSchemaVersion,
@@ -31,21 +34,31 @@ from keye.config.job import (
 )
 from keye.config.outcome import JobFailure, JobResult, PartialText
 from keye.config.settings import Settings
+from keye.producer.async_client import AsyncClient, AsyncJob
 from keye.producer.client import Client
+from keye.producer.following import End
 from keye.producer.job import Cancellation, Job
+from keye.producer.progress import Progress
 
 __all__ = [
     "AnalysisJob",
+    "AsyncClient",
+    "AsyncJob",
     "Cancellation",
     "ChatMessage",
     "Client",
     "Content",
     "DeadLetterNotFound",
+    "End",
+    "EndedJob",
     "ErrorCode",
+    "FeedGap",
     "FramesDecoded",
     "GenerationOptions",
+    "Heartbeat",
     "IdempotencyConflict",
     "ImagePart",
+    "InvalidEventId",
     "InvalidJob",
     "InvalidSettings",
     "Job",
@@ -61,6 +74,8 @@ __all__ = [
     "MessageNotFound",
     "PartialText",
     "Priority",
+    "Progress",
+    "QueueFull",
     "QueueUnavailable",
     "Refusal",
     "Sampling",

@@ -1,19 +1,24 @@
 """The producer's front door: send a job, find it again."""
 
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from pydantic import SecretStr, ValidationError
 
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
+from keye.config.event import EndedJob
 from keye.config.faults import InvalidJob, Refusal
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob, seal
 from keye.producer.dead_letters import DeadLetters, Quarantine
+from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Job
+from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, jobs_about, refused_as_full
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
@@ -23,23 +28,25 @@ if TYPE_CHECKING:
 
     Medium = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | MediaPart | Mapping[str, Any]
 
-# Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
-JOBS_PER_ROUND_TRIP = 250
 
+class JobOptions(TypedDict, total=False):
+    """How to answer: fields of an `AnalysisJob` that many jobs may share, as loosely as a client takes them."""
 
-class JobFields(TypedDict, total=False):
-    """The fields of an `AnalysisJob`, as loosely as `Client.submit` takes them."""
-
-    media: "Medium | Iterable[Medium] | None"
-    prompt: str | None
-    messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]] | None
     thinking: Thinking | str
     generation: GenerationOptions | Mapping[str, Any]
     priority: Priority | str
     deadline_seconds: float | None
     max_attempts: int
-    idempotency_key: str | None
     metadata: Mapping[str, Any]
+
+
+class JobFields(JobOptions, total=False):
+    """All fields of an `AnalysisJob`."""
+
+    media: "Medium | Iterable[Medium] | None"
+    prompt: str | None
+    messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]] | None
+    idempotency_key: str | None
 
 
 class Client:
@@ -76,7 +83,7 @@ class Client:
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
         sealed = self._seal(fields if job is None else job)
-        return Job(self._transport.submit(sealed), self._transport)
+        return self.job(self._transport.submit(sealed))
 
     def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> list[Job | Refusal]:
         """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
@@ -86,12 +93,8 @@ class Client:
         stays in its place. What a medium or `jobs` itself raises becomes an `InvalidJob` with that for its cause, and
         ends the list where `jobs` raised it.
         """
-        answers: list[Job | Refusal] = []
-        waiting = self._seal_all(jobs)
-        while batch := list(islice(waiting, JOBS_PER_ROUND_TRIP)):
-            sent = self._transport.submit_many(batch)
-            answers += (Job(each, self._transport) if isinstance(each, str) else each for each in sent)
-        return answers
+        sent = chain.from_iterable(map(self._transport.submit_many, batches(self._seal_all(jobs))))
+        return [self.job(each) if isinstance(each, str) else each for each in sent]
 
     def _seal_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[SealedJob | Refusal]:
         """Each of them, or why it is none; ends where `jobs` itself raises, with that for the last."""
@@ -107,9 +110,75 @@ class Client:
     def _seal(self, job: AnalysisJob | Mapping[str, Any]) -> SealedJob:
         return seal(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
 
+    def results(
+        self, jobs: Iterable[Job | Refusal | str], timeout: float | None = None
+    ) -> Iterator[tuple[Job | Refusal, End]]:
+        """Each of the jobs (or of their ids) with how it ended, as they end; whatever is in place of an outcome too.
+
+        That is a `Refusal` that stood among the jobs, `JobNotFound`, `JobNotEnded` after `timeout` seconds or behind
+        the deadline of a job that no worker is there to end, and `QueueUnavailable` once Redis was away for a minute.
+        Nothing is raised, and each job comes once. Those that have ended are read hundreds at a time.
+        """
+        awaited = Awaited(self.job(job) if isinstance(job, str) else job for job in jobs)
+        yield from awaited.refused
+        for job_id, end in taken(self.follow_ends(awaited.by_id, timeout)):
+            yield from ((job, end) for job in awaited.by_id[job_id])
+
+    def map(
+        self, prompt: str, media: "Iterable[Medium | Iterable[Medium]]", **options: Unpack[JobOptions]
+    ) -> Iterator[End]:
+        """Ask the same about each of `media`, a job each; how they ended, in their order.
+
+        Jobs are submitted some hundreds ahead of what is read, so that `media` may be without end. A full queue is
+        waited for; whatever else is in place of an outcome stands in its place, as for `results`.
+        """
+        ahead: deque[list[Job | Refusal]] = deque()
+        for batch in jobs_about(media, prompt, options):
+            ahead.append(self._submit_patiently(batch))
+            if len(ahead) == BATCHES_AHEAD:
+                yield from self._in_order(ahead.popleft())
+        for answers in ahead:
+            yield from self._in_order(answers)
+
+    def _submit_patiently(self, batch: list[dict[str, Any]]) -> list[Job | Refusal]:
+        answers = self.submit_many(batch)
+        while full := refused_as_full(answers):
+            time.sleep(max(full.values()))
+            for index, answer in zip(full, self.submit_many([batch[i] for i in full]), strict=True):
+                answers[index] = answer
+        return answers
+
+    def _in_order(self, answers: list[Job | Refusal]) -> Iterator[End]:
+        in_order = InOrder(answers)
+        for job, end in self.results(answers):
+            yield from in_order.add(job, end)
+
+    def watch(self, after: str | None = None, timeout: float | None = None) -> Iterator[EndedJob]:
+        """All jobs of all clients as they end: behind the one whose `id` is `after`, or from now on; "0" is the first.
+
+        For who keeps a table of his own: he stores the `id` with what he made of it, and goes on behind it after a
+        restart. The feed keeps about the 100,000 newest. Ends after `timeout` seconds, 0 reads what is there.
+
+        Raises `FeedGap` where some of what followed `after` is gone, `InvalidEventId`, and `QueueUnavailable` when
+        Redis stays away for a minute.
+        """
+        return taken(self.follow_feed(after, timeout))
+
+    def follow_ends(self, job_ids: Iterable[str], timeout: float | None) -> Follow:
+        return lambda wake: self._transport.reader.follow(EndsFollowing(job_ids, wake, timeout))
+
+    def follow_feed(self, after: str | None, timeout: float | None) -> Follow:
+        if after is not None:
+            order_of(after)
+        return lambda wake: self._transport.reader.follow(FeedFollowing(after, wake, timeout))
+
     def find(self, job_id: str) -> Job:
         """The handle of a job sent earlier or elsewhere. Raises `JobNotFound`."""
         self._transport.read_record(job_id, "state")
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        """The handle of a job, without a look whether there is one."""
         return Job(job_id, self._transport)
 
     @property
@@ -128,7 +197,8 @@ class Client:
             return verify(self._transport.redis, self._settings.lease_seconds)
 
     def close(self) -> None:
-        self._transport.redis.close()
+        """Whoever waits hears it."""
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,23 +2,49 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from typing import Any, cast
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from keye.config import keys
 from keye.config.codes import JobState
-from keye.config.connection import ArgumentTooLarge, check_arguments, connect
-from keye.config.event import JobEvent, read_event
-from keye.config.faults import IdempotencyConflict, InvalidJob, JobNotFound, QueueUnavailable, Refusal
-from keye.config.job import AnalysisJob
+from keye.config.connection import (
+    MAX_CONNECTIONS,
+    WAIT_FOR_CONNECTION_SECONDS,
+    ArgumentTooLarge,
+    check_arguments,
+    connect,
+    passes,
+)
+from keye.config.faults import (
+    IdempotencyConflict,
+    InvalidJob,
+    JobNotFound,
+    KeyeError,
+    QueueFull,
+    QueueUnavailable,
+    Refusal,
+)
+from keye.config.job import AnalysisJob, Priority
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob
+from keye.producer.following import BEGINNING, Entry, FeedLook, Look
+from keye.producer.reader import Reader
+
+# Of a job whose progress is asked for, the events that tell it: frames come every half second for each video.
+MAX_PROGRESS_EVENTS = 200
+# A reader's call for attention is needed only until its next read.
+WAKE_TTL_SECONDS = 60
+# How long to stay away from a full queue of which it is not known how fast it empties.
+RETRY_AFTER_SECONDS = 30.0
 
 
 def fingerprint_of(job: AnalysisJob) -> str:
@@ -32,19 +58,26 @@ class Transport:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self.result_ttl_seconds = settings.result_ttl_seconds
-        self.redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
+        self.max_queue_depth = settings.max_queue_depth
+        self._redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
+        self._progress = load_script(self.redis, "progress")
+        self.reader = Reader(self)
+
+    @property
+    def redis(self) -> Redis:
+        return self._redis
 
     def submit(self, sealed: SealedJob) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
-        Raises `IdempotencyConflict` where that one asks for something else, and `InvalidJob` where the new tokens alone
-        are all that the live workers hold for a job, or where Redis does not take a message of its size.
+        Raises `IdempotencyConflict` where that one asks for something else, `InvalidJob` where the new tokens alone are
+        all that the live workers hold for a job, or where Redis does not take a message of its size, and `QueueFull`.
         """
         with reaching_redis("queue the job"):
             reply = self._submit(*self._submission(sealed))
-        if isinstance(answer := _answer(sealed, reply), Refusal):
+        if isinstance(answer := self._answer(sealed, reply), Refusal):
             raise answer
         return answer
 
@@ -63,11 +96,11 @@ class Transport:
                 replies = iter(sending.execute(raise_on_error=False))
             except RedisError as error:
                 replies = repeat(error)
-        return [job if isinstance(job, Refusal) else _answer(job, next(replies)) for job in accepted]
+        return [job if isinstance(job, Refusal) else self._answer(job, next(replies)) for job in accepted]
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
-        waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES)
+        waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES, keys.ENDED)
         names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
         args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.CANCELLATIONS)
         with reaching_redis("cancel the job"):
@@ -81,27 +114,94 @@ class Transport:
             raise JobNotFound.of(job_id)
         return [value or "" for value in values]
 
-    def read_events(self, job_id: str, after: str, block_seconds: float | None) -> list[tuple[str, JobEvent | None]]:
-        """Events behind the entry `after`, with their entry ids; None for one of a type that only newer releases know.
+    def progress(self, job_id: str) -> list[Any]:
+        """What the script `progress` finds. Raises `JobNotFound`."""
+        queued = [keys.queued(priority) for priority in Priority]
+        names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.ENDED, keys.CONTEXT, *queued]
+        with reaching_redis("read the job"):
+            found = cast(list[Any] | None, self._progress(keys=names, args=[job_id, MAX_PROGRESS_EVENTS]))
+        if found is None:
+            raise JobNotFound.of(job_id)
+        return found
 
-        Waits for the first one for `block_seconds`, if set, which must stay below the socket's timeout.
-        """
+    def look(self, jobs: list[tuple[str, str]]) -> list[Look | KeyeError]:
+        """See `keye.producer.reader.Streams`."""
+        with reaching_redis("read the jobs"), self.redis.pipeline(transaction=False) as looking:
+            for job_id, seen in jobs:
+                # First: what comes behind it is told, and an end before the record is looked at is in the record.
+                if seen:
+                    looking.xrange(keys.events(job_id), seen, seen)
+                else:
+                    looking.xrevrange(keys.events(job_id), count=1)
+                looking.hmget(keys.record(job_id), "state", "deadline_at", "outcome")
+            replies = iter(_passable(looking.execute(raise_on_error=False)))
+        looks: list[Look | KeyeError] = []
+        for entries, record in zip(replies, replies, strict=True):
+            fault = next((each for each in (entries, record) if isinstance(each, RedisError)), None)
+            if fault:
+                looks.append(unavailable("read the job", fault))
+            else:
+                state, deadline_at, outcome_json = record
+                looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None)))
+        return looks
+
+    def look_at_feed(self) -> FeedLook:
+        """See `keye.producer.reader.Streams`."""
+        try:
+            with reaching_redis("read the feed of ended jobs"):
+                feed: Any = self.redis.xinfo_stream(keys.ENDED)
+        except QueueUnavailable as fault:
+            if not isinstance(fault.__cause__, ResponseError):
+                raise
+            # None has ended yet.
+            return FeedLook(BEGINNING, BEGINNING, is_trimmed=False)
+        oldest = feed["first-entry"][0] if feed["first-entry"] else BEGINNING
+        # Servers before 7.0 do not tell how many there were.
+        return FeedLook(oldest, feed["last-generated-id"], feed.get("entries-added", math.inf) > feed["length"])
+
+    def read(
+        self, streams: dict[str, str], max_entries: int, block_seconds: float | None
+    ) -> dict[str, list[Entry] | KeyeError]:
+        """See `keye.producer.reader.Streams`."""
         # Zero would block for ever.
         block_ms = None if block_seconds is None else max(1, int(block_seconds * 1000))
-        with reaching_redis("read the job's events"):
-            streams: Any = self.redis.xread({keys.events(job_id): after}, block=block_ms)
-        # RESP2 answers with pairs, RESP3 with a map.
-        batches = dict(streams).values() if streams else ()
-        return [(entry_id, read_event(fields["event"])) for batch in batches for entry_id, fields in batch]
+        try:
+            with reaching_redis("read the jobs' events"):
+                return _entries(self.redis.xread(dict[Any, Any](streams), count=max_entries, block=block_ms))
+        except QueueUnavailable as fault:
+            if not isinstance(fault.__cause__, ResponseError) or passes(fault.__cause__):
+                raise
+        # One of them is no stream: the others' callers need not hear of it.
+        with reaching_redis("read the jobs' events"), self.redis.pipeline(transaction=False) as reading:
+            for stream, seen in streams.items():
+                reading.xread({stream: seen}, count=max_entries)
+            replies = _passable(reading.execute(raise_on_error=False))
+        found: dict[str, list[Entry] | KeyeError] = {}
+        for stream, reply in zip(streams, replies, strict=True):
+            found |= {stream: unavailable("read", reply)} if isinstance(reply, RedisError) else _entries(reply)
+        return found
+
+    def wake(self, stream: str) -> None:
+        """See `keye.producer.reader.Streams`."""
+        # Where it fails, the read ends by itself a little later.
+        with suppress(RedisError), self.redis.pipeline(transaction=False) as waking:
+            waking.xadd(stream, {"": ""}, maxlen=1)
+            waking.expire(stream, WAKE_TTL_SECONDS)
+            waking.execute()
+
+    def close(self) -> None:
+        self.reader.close()
+        self.redis.close()
 
     def _submission(self, sealed: SealedJob) -> tuple[list[str], list[str | int]]:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record
-        queue = (keys.queued(job.priority), message_list(job.priority))
-        names = [keys.record(job_id), keys.CONTEXT, *queue, keys.DEADLINES]
-        names += keys.idempotency_of(job.idempotency_key)
+        queued = sorted(Priority, key=lambda priority: priority is not job.priority)
+        names = [keys.record(job_id), keys.CONTEXT, message_list(job.priority), keys.DEADLINES, keys.ENDED, keys.LEASES]
+        names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
         args: list[str | int] = [job_id, fingerprint_of(job), job.generation.max_new_tokens, record["deadline_at"]]
-        args += [message(job_id, sealed.model_dump(mode="json"), job.priority), *chain.from_iterable(record.items())]
+        args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
+        args += chain.from_iterable(record.items())
         try:
             check_arguments(self.redis, args)
         except ArgumentTooLarge as fault:
@@ -111,26 +211,32 @@ class Transport:
             ) from None
         return names, args
 
-
-def _answer(sealed: SealedJob, reply: list[str] | RedisError) -> str | Refusal:
-    """The id in the script's reply, or what `Transport.submit` raises."""
-    job = sealed.job
-    match reply:
-        case RedisError() as error:
-            return unavailable("queue the job", error)
-        case ["too_long", context]:
-            return InvalidJob(
-                f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
-                f"the workers hold {context} tokens for one job"
+    def _answer(self, sealed: SealedJob, reply: list[str] | RedisError) -> str | Refusal:
+        """The id in the script's reply, or what `Transport.submit` raises."""
+        job = sealed.job
+        match reply:
+            case RedisError() as error:
+                return unavailable("queue the job", error)
+            case ["too_long", context]:
+                return InvalidJob(
+                    f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
+                    f"the workers hold {context} tokens for one job"
+                )
+            case ["full", depth, seconds]:
+                limit = self.max_queue_depth or 0
+                wait = max(1.0, (int(depth) - limit + 1) * float(seconds)) if seconds else RETRY_AFTER_SECONDS
+                return QueueFull(
+                    f"{depth} jobs are queued, the limit is {limit} (KEYE_MAX_QUEUE_DEPTH). Try again in {wait:.0f} s.",
+                    wait,
+                )
+            case [_, entry]:
+                job_id, fingerprint = entry.split(" ")
+        if job_id != sealed.job_id and fingerprint != fingerprint_of(job):
+            return IdempotencyConflict(
+                f"The idempotency key {job.idempotency_key!r} belongs to a job that asks for something else. "
+                "Send the same job again, or use another key."
             )
-        case [_, entry]:
-            job_id, fingerprint = entry.split(" ")
-    if job_id != sealed.job_id and fingerprint != fingerprint_of(job):
-        return IdempotencyConflict(
-            f"The idempotency key {job.idempotency_key!r} belongs to a job that asks for something else. "
-            "Send the same job again, or use another key."
-        )
-    return job_id
+        return job_id
 
 
 @contextmanager
@@ -144,6 +250,24 @@ def reaching_redis(action: str) -> Iterator[None]:
 
 def unavailable(action: str, cause: RedisError) -> QueueUnavailable:
     remedy = "Check KEYE_REDIS_URL and that the server runs."
+    if isinstance(cause, RedisConnectionError) and "No connection available" in str(cause):
+        busy = f"all {MAX_CONNECTIONS} connections of this process were in use for {WAIT_FOR_CONNECTION_SECONDS} s"
+        return QueueUnavailable(f"Redis could not {action} ({busy}). Ask from fewer threads at once.")
     if isinstance(cause, OutOfMemoryError):
         remedy = "It is full: give it more memory, or keep results for less long (KEYE_RESULT_TTL_SECONDS)."
     return QueueUnavailable(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")
+
+
+def _passable(replies: list[Any]) -> list[Any]:
+    """The replies, unless there is a fault among them that is not one reply's alone."""
+    for reply in replies:
+        if isinstance(reply, RedisError) and passes(reply):
+            raise reply
+    return replies
+
+
+def _entries(reply: Any) -> dict[str, list[Entry] | KeyeError]:
+    # RESP2 answers with pairs of a stream and its entries, RESP3 with a map to lists of lists of them.
+    if isinstance(reply, dict):
+        return {stream: entries for stream, (entries,) in reply.items()}
+    return dict(reply or ())

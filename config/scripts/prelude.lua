@@ -32,11 +32,28 @@ local function add_failed_attempt(key, attempt, worker, claimed_at, now, stage, 
   }))
 end
 
--- A final state with its outcome and the last event; record and events expire.
-local function finish(key, events, state, outcome, now, ttl)
+-- A final state with its outcome, the last event and the entry in the feed of ended jobs; record and events expire. `began`
+-- is when the attempt that ended it was claimed, nil for none.
+local function finish(key, events, ended, job_id, state, outcome, now, ttl, began)
   redis.call("HSET", key, "state", state, "outcome", outcome, "ended_at", string.format("%.6f", now))
   add_event(events, { type = "ended", state = state, at = now })
   redis.call("EXPIRE", key, ttl)
   redis.call("EXPIRE", events, ttl)
+  local seconds = began and string.format("%.3f", now - began) or ""
+  -- pcall: a feed that cannot be written costs no job its end.
+  redis.pcall("XADD", ended, "MAXLEN", "~", 100000, "*", "job_id", job_id, "state", state, "seconds", seconds)
 end
 
+-- How many seconds the newest of the ended jobs ran, on average, and, by as many as run now, from one end to the next. Nil
+-- where none has ended after it ran; the latter too where none runs.
+local function pace(ended, leases)
+  local total, count, running = 0, 0, redis.call("ZCARD", leases)
+  for _, entry in ipairs(redis.call("XREVRANGE", ended, "+", "-", "COUNT", 100)) do
+    local seconds = tonumber(entry[2][6])
+    if seconds then
+      total, count = total + seconds, count + 1
+    end
+  end
+  local mean = count > 0 and total / count or nil
+  return mean, mean and running > 0 and mean / running or nil
+end

@@ -4,12 +4,14 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
 -- set), 6 Celery's result (string, and a channel), 7 messages that are not acknowledged (hash), 8 the same by time (sorted
--- set), 9 the job's idempotency key (string), if it has one
+-- set), 9 ended jobs (stream), 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
 -- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10.. events (JSON) that were
 -- not written yet
 -- Returns 1, or 0 where the lease was lost
-local token, state, deadline_at, canvas = unpack(redis.call("HMGET", KEYS[1], "token", "state", "deadline_at", "canvas"))
+local token, state, claimed_at, deadline_at, canvas = unpack(redis.call(
+  "HMGET", KEYS[1], "token", "state", "claimed_at", "deadline_at", "canvas"
+))
 if token ~= ARGV[2] then
   return 0
 elseif state ~= "RUNNING" then
@@ -25,7 +27,7 @@ if ARGV[3] == "FAILED" then
   redis.call("ZADD", KEYS[4], now, ARGV[1])
   redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
 end
-finish(KEYS[1], KEYS[2], ARGV[3], ARGV[4], now, ttl)
+finish(KEYS[1], KEYS[2], KEYS[9], ARGV[1], ARGV[3], ARGV[4], now, ttl, tonumber(claimed_at))
 if canvas then
   -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.
   redis.call("ZADD", KEYS[3], now + 10, ARGV[1])
@@ -41,7 +43,7 @@ if (deadline_at or "") ~= "" then
 end
 redis.call("SET", KEYS[6], ARGV[7], "EX", ARGV[5])
 redis.call("PUBLISH", KEYS[6], ARGV[7])
-if KEYS[9] and owns(KEYS[9], ARGV[1]) then
-  redis.call("EXPIRE", KEYS[9], ARGV[5])
+if KEYS[10] and owns(KEYS[10], ARGV[1]) then
+  redis.call("EXPIRE", KEYS[10], ARGV[5])
 end
 return 1

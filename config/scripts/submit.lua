@@ -1,14 +1,15 @@
 -- Queues a new job, record and message in one move, unless its idempotency key was used before. Sent twice because a
 -- reply was lost, it changes nothing.
 --
--- KEYS: 1 record (hash), 2 the model's context (string), 3 queued jobs of its priority (sorted set), 4 messages of its
--- priority (list), 5 deadlines (sorted set), 6 the job's idempotency key (string), if it has one
--- ARGV: 1 job id, 2 fingerprint of the job, 3 max_new_tokens, 4 deadline or "", 5 message, 6.. fields and values of the
--- record
--- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one, or
--- {"too_long", context}
+-- KEYS: 1 record (hash), 2 the model's context (string), 3 messages of its priority (list), 4 deadlines (sorted set),
+-- 5 ended jobs (stream), 6 leases (sorted set), 7 queued jobs of its priority, 8 and 9 of the others (sorted sets),
+-- 10 the job's idempotency key (string), if it has one
+-- ARGV: 1 job id, 2 fingerprint of the job, 3 max_new_tokens, 4 deadline or "", 5 message, 6 most jobs that may be queued or
+-- "", 7.. fields and values of the record
+-- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one,
+-- {"too_long", context} or {"full", jobs that are queued, seconds from one's end to the next's or ""}
 local entry = ARGV[1] .. " " .. ARGV[2]
-local earlier = KEYS[6] and redis.call("GET", KEYS[6])
+local earlier = KEYS[10] and redis.call("GET", KEYS[10])
 if earlier then
   return { "owner", earlier }
 end
@@ -19,14 +20,21 @@ end
 if redis.call("EXISTS", KEYS[1]) == 1 then
   return { "owner", entry }
 end
--- First: it alone can fail, where somebody put something else in its place.
-redis.call("LPUSH", KEYS[4], ARGV[5])
-redis.call("HSET", KEYS[1], unpack(ARGV, 6))
-redis.call("ZADD", KEYS[3], clock(), ARGV[1])
-if ARGV[4] ~= "" then
-  redis.call("ZADD", KEYS[5], ARGV[4], ARGV[1])
+if ARGV[6] ~= "" then
+  local queued = redis.call("ZCARD", KEYS[7]) + redis.call("ZCARD", KEYS[8]) + redis.call("ZCARD", KEYS[9])
+  if queued >= tonumber(ARGV[6]) then
+    local _, seconds = pace(KEYS[5], KEYS[6])
+    return { "full", queued, tostring(seconds or "") }
+  end
 end
-if KEYS[6] then
-  redis.call("SET", KEYS[6], entry)
+-- First: it alone can fail, where somebody put something else in its place.
+redis.call("LPUSH", KEYS[3], ARGV[5])
+redis.call("HSET", KEYS[1], unpack(ARGV, 7))
+redis.call("ZADD", KEYS[7], clock(), ARGV[1])
+if ARGV[4] ~= "" then
+  redis.call("ZADD", KEYS[4], ARGV[4], ARGV[1])
+end
+if KEYS[10] then
+  redis.call("SET", KEYS[10], entry)
 end
 return { "owner", entry }

@@ -69,17 +69,17 @@ def test_a_result_is_read_though_redis_goes_away_just_behind_the_end(
 ) -> None:
     job = client.submit(prompt="hello")
     job.cancel()
-    read_record = Transport.read_record
+    look = Transport.look
     back = threading.Timer(1, broker.start_again)
 
     def go_away(*arguments: Any) -> Any:
         monkeypatch.undo()
         broker.kill()
         back.start()
-        return read_record(*arguments)
+        return look(*arguments)
 
-    # The first that is read of the record, behind the last event, is the outcome.
-    monkeypatch.setattr(Transport, "read_record", go_away)
+    # The outcome is read with the record.
+    monkeypatch.setattr(Transport, "look", go_away)
     with pytest.raises(JobFailed, match=ErrorCode.CANCELLED):
         job.result(timeout=30)
     back.join()

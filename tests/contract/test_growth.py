@@ -11,7 +11,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 from keye.config import wire
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.contract import Report, added_in, version_needed
-from keye.config.event import EVENT, FramesDecoded, JobEnded, StageStarted, TextGenerated, read_event
+from keye.config.event import (
+    EVENT,
+    EndedJob,
+    Event,
+    FramesDecoded,
+    Heartbeat,
+    JobEnded,
+    StageStarted,
+    TextGenerated,
+    read_event,
+)
 from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
@@ -28,6 +38,7 @@ from keye.config.outcome import (
 )
 from keye.config.quarantine import QuarantinedMessage
 from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record_of, seal
+from keye.producer.progress import Progress
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outbox import Verdict
@@ -62,6 +73,17 @@ ATTEMPT = FailedAttempt(
 )
 LEASE = Claimed("1", "token", 1, 3, 0.0, None, None, None)
 MESSAGE = QuarantinedMessage(message_id="1-0", reason="?", worker="gpu-1:7", job_id=None, size=3, raw=b"[1]")
+PROGRESS = Progress(
+    state=JobState.RUNNING,
+    stage=Stage.DECODE,
+    attempt=1,
+    frames_done=1,
+    frames_total=2,
+    num_tokens=0,
+    place=None,
+    seconds_left=2.5,
+    has_worker=True,
+)
 REPORTS: list[tuple[Any, Any]] = [
     (OUTCOME, RESULT),
     (OUTCOME, FAILURE),
@@ -74,6 +96,8 @@ REPORTS: list[tuple[Any, Any]] = [
     (TypeAdapter(Verdict), Verdict(lease=LEASE, outcome=RESULT)),
     (TypeAdapter(Asked), Asked(refused="?", canvas=Canvas(group="g"))),
     (TypeAdapter(QuarantinedMessage), MESSAGE),
+    (TypeAdapter(EndedJob), EndedJob(id="1-0", job_id="1", state=JobState.FAILED, at=1)),
+    (TypeAdapter(Progress), PROGRESS),
 ]
 
 
@@ -148,8 +172,10 @@ def test_every_report_is_tried_here() -> None:
                 yield from models_in(inner)
 
     tried = {model for _, report in REPORTS for model in models_in(report)}
-    lenient = {Outline.__base__, JobOutline, Outline}
-    assert {model for model in Report.__subclasses__() if model.__module__ != __name__} - lenient == tried
+    # Heartbeats are made by who reads them.
+    others = {Outline.__base__, JobOutline, Outline, Event, Heartbeat}
+    kinds = {*Report.__subclasses__(), *Event.__subclasses__()}
+    assert {model for model in kinds if model.__module__ != __name__} - others == tried
 
 
 class Style(StrEnum):

@@ -62,7 +62,7 @@ class TestResult:
     def test_a_caller_hears_that_nobody_is_there_to_end_a_job_at_its_deadline(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("keye.producer.job.OVERDUE_SECONDS", 0.1)
+        monkeypatch.setattr("keye.producer.following.OVERDUE_SECONDS", 0.1)
         job = client.submit(JOB.model_copy(update={"deadline_seconds": 0.1}))
         with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
             job.result()

@@ -72,7 +72,7 @@ class Settlement:
         waiting for it is `outbox`'s.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.LEASES]
-        names += [keys.DEAD_LETTERS, keys.DEADLINES, result_key(lease.job_id), UNACKED, UNACKED_INDEX]
+        names += [keys.DEAD_LETTERS, keys.DEADLINES, result_key(lease.job_id), UNACKED, UNACKED_INDEX, keys.ENDED]
         names += keys.idempotency_of(lease.idempotency_key)
         outcome_json, celery_json = self._encode(lease.job_id, outcome)
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
@@ -94,7 +94,7 @@ class Settlement:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
-        names += keys.idempotency_of(job.idempotency_key)
+        names += [keys.ENDED, *keys.idempotency_of(job.idempotency_key)]
         outcome_json, _ = self._encode(job_id, failure)
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         return self._end_queued(names, args) == JobState.QUEUED

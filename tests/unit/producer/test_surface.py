@@ -18,11 +18,11 @@ def test_every_exported_name_is_there_and_the_list_is_sorted() -> None:
 
 def test_the_public_surface_is_exactly_this() -> None:
     assert " ".join(producer.__all__) == (
-        "AnalysisJob Cancellation ChatMessage Client Content DeadLetterNotFound ErrorCode FramesDecoded "
-        "GenerationOptions IdempotencyConflict ImagePart InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed "
-        "JobFailure JobNotEnded JobNotFound JobResult JobState KeyeError MessageNotFound PartialText Priority "
-        "QueueUnavailable Refusal Sampling Settings Stage StageStarted TextGenerated TextPart Thinking "
-        "UnknownSchemaVersion UploadFailed VideoPart"
+        "AnalysisJob AsyncClient AsyncJob Cancellation ChatMessage Client Content DeadLetterNotFound End EndedJob "
+        "ErrorCode FeedGap FramesDecoded GenerationOptions Heartbeat IdempotencyConflict ImagePart InvalidEventId "
+        "InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound JobResult "
+        "JobState KeyeError MessageNotFound PartialText Priority Progress QueueFull QueueUnavailable Refusal Sampling "
+        "Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion UploadFailed VideoPart"
     )
 
 

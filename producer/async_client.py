@@ -1,0 +1,169 @@
+"""The same front door for asyncio. Nothing blocks the event loop, and who waits holds neither thread nor connection."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+from keye.config.codes import JobState
+from keye.config.event import EndedJob, Heartbeat, JobEvent
+from keye.config.faults import Refusal
+from keye.config.job import AnalysisJob
+from keye.config.outcome import JobResult
+from keye.config.settings import ProducerSettings
+from keye.producer.client import Client, JobFields, JobOptions
+from keye.producer.following import End, taken_async
+from keye.producer.job import Cancellation, Job, result_of
+from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, jobs_about, refused_as_full
+from keye.producer.progress import Progress
+
+if TYPE_CHECKING:
+    from keye.producer.client import Medium
+
+# Of one client, for what is not waiting: reading and encoding media, uploads, a way to Redis and back.
+MAX_THREADS = 16
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio, with the same verbs, arguments and errors. One serves all tasks of an event loop.
+
+    >>> async with AsyncClient("redis://127.0.0.1:6379/0") as client:
+    ...     job = await client.submit(prompt="What is in the picture?", media=["s3://bucket/cat.jpg"])
+    ...     async for event in job.events():
+    ...         print(event)
+
+    A task that is cancelled stops waiting at once; a job that it was submitting may be queued all the same.
+    What is for operators (dead letters, quarantine, verify) has the synchronous client only.
+    """
+
+    def __init__(self, target: str | ProducerSettings | Client | None = None) -> None:
+        """`target` as for `Client`, or a client, which is then closed with this one."""
+        self._client = target if isinstance(target, Client) else Client(target)
+        self._threads = _make_threads()
+
+    async def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> "AsyncJob":
+        """See `Client.submit`."""
+        return AsyncJob(await self._call(lambda: self._client.submit(job, **fields)), self._call)
+
+    async def submit_many(
+        self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]
+    ) -> "list[AsyncJob | Refusal]":
+        """See `Client.submit_many`. `jobs` is gone through in a thread."""
+        answers = await self._call(lambda: self._client.submit_many(jobs))
+        return [answer if isinstance(answer, Refusal) else AsyncJob(answer, self._call) for answer in answers]
+
+    async def find(self, job_id: str) -> "AsyncJob":
+        """See `Client.find`."""
+        return AsyncJob(await self._call(lambda: self._client.find(job_id)), self._call)
+
+    async def results(
+        self, jobs: "Iterable[AsyncJob | Refusal | str]", timeout: float | None = None
+    ) -> "AsyncIterator[tuple[AsyncJob | Refusal, End]]":
+        """See `Client.results`."""
+        awaited = Awaited(AsyncJob(self._client.job(job), self._call) if isinstance(job, str) else job for job in jobs)
+        for pair in awaited.refused:
+            yield pair
+        async for job_id, end in taken_async(self._client.follow_ends(awaited.by_id, timeout)):
+            for job in awaited.by_id[job_id]:
+                yield job, end
+
+    async def map(
+        self, prompt: str, media: "Iterable[Medium | Iterable[Medium]]", **options: Unpack[JobOptions]
+    ) -> AsyncIterator[End]:
+        """See `Client.map`."""
+        ahead: deque[list[AsyncJob | Refusal]] = deque()
+        for batch in jobs_about(media, prompt, options):
+            ahead.append(await self._submit_patiently(batch))
+            if len(ahead) == BATCHES_AHEAD:
+                async for end in self._in_order(ahead.popleft()):
+                    yield end
+        for answers in ahead:
+            async for end in self._in_order(answers):
+                yield end
+
+    async def _submit_patiently(self, batch: list[dict[str, Any]]) -> "list[AsyncJob | Refusal]":
+        answers = await self.submit_many(batch)
+        while full := refused_as_full(answers):
+            await asyncio.sleep(max(full.values()))
+            for index, answer in zip(full, await self.submit_many([batch[i] for i in full]), strict=True):
+                answers[index] = answer
+        return answers
+
+    async def _in_order(self, answers: "list[AsyncJob | Refusal]") -> AsyncIterator[End]:
+        in_order = InOrder(answers)
+        async for job, end in self.results(answers):
+            for each in in_order.add(job, end):
+                yield each
+
+    def watch(self, after: str | None = None, timeout: float | None = None) -> AsyncIterator[EndedJob]:
+        """See `Client.watch`."""
+        return taken_async(self._client.follow_feed(after, timeout))
+
+    async def close(self) -> None:
+        """Whoever waits hears it."""
+        await self._call(self._client.close)
+        threads, self._threads = self._threads, _make_threads()
+        threads.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def _call(self, action: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+
+def _make_threads() -> ThreadPoolExecutor:
+    # Threads of it begin once there is something to do.
+    return ThreadPoolExecutor(MAX_THREADS, "keye-client")
+
+
+class AsyncJob:
+    """`Job` for asyncio: one job, which reading never changes."""
+
+    def __init__(self, job: Job, call: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
+        self.id = job.id
+        self._job = job
+        self._call = call
+
+    def __repr__(self) -> str:
+        return f"AsyncJob({self.id!r})"
+
+    @property
+    def state(self) -> Awaitable[JobState]:
+        """`await job.state`: the state now, read from Redis each time."""
+        return self._call(lambda: self._job.state)
+
+    @property
+    def progress(self) -> Awaitable[Progress]:
+        """`await job.progress`: how far it is, read from Redis each time."""
+        return self._call(lambda: self._job.progress)
+
+    @overload
+    def events(self, timeout: float | None = None, after: str | None = None) -> AsyncIterator[JobEvent]: ...
+
+    @overload
+    def events(
+        self, timeout: float | None = None, after: str | None = None, *, heartbeat_seconds: float
+    ) -> AsyncIterator[JobEvent | Heartbeat]: ...
+
+    def events(
+        self, timeout: float | None = None, after: str | None = None, heartbeat_seconds: float | None = None
+    ) -> AsyncIterator[JobEvent | Heartbeat]:
+        """See `Job.events`."""
+        return taken_async(self._job.follow_events(timeout, after, heartbeat_seconds))
+
+    async def result(self, timeout: float | None = None) -> JobResult:
+        """See `Job.result`."""
+        ((_, end),) = [found async for found in taken_async(self._job.follow_end(timeout))]
+        return result_of(end)
+
+    async def cancel(self) -> Cancellation:
+        """See `Job.cancel`."""
+        cancellation: Cancellation = await self._call(self._job.cancel)
+        return cancellation

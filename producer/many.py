@@ -1,0 +1,59 @@
+"""Many jobs at once, as both clients need them: which handle an end belongs to, and ends in the order of their jobs."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from keye.config.faults import QueueFull, Refusal
+from keye.producer.following import End
+
+# Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
+JOBS_PER_ROUND_TRIP = 250
+# Of jobs that are submitted and whose ends are not yet read.
+BATCHES_AHEAD = 4
+
+Handle = TypeVar("Handle")
+Item = TypeVar("Item")
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, JOBS_PER_ROUND_TRIP)):
+        yield batch
+
+
+def jobs_about(media: Iterable[Any], prompt: str, options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The fields of a job for each of them, in batches."""
+    return batches({**options, "prompt": prompt, "media": medium} for medium in media)
+
+
+def refused_as_full(answers: Iterable[object]) -> dict[int, float]:
+    """The places of those that found the queue full, and how many seconds to wait."""
+    return {i: answer.retry_after_seconds for i, answer in enumerate(answers) if isinstance(answer, QueueFull)}
+
+
+class Awaited(Generic[Handle]):
+    """Handles by their jobs' ids: two may be of one job, and a refusal has none."""
+
+    def __init__(self, handles: Iterable[Handle | Refusal]) -> None:
+        self.refused: list[tuple[Handle | Refusal, Refusal]] = []
+        self.by_id: defaultdict[str, list[Handle]] = defaultdict(list)
+        for handle in handles:
+            if isinstance(handle, Refusal):
+                self.refused.append((handle, handle))
+            else:
+                self.by_id[handle.id].append(handle)  # type: ignore[attr-defined]
+
+
+class InOrder:
+    """Takes ends as they come and gives them in the order of the handles."""
+
+    def __init__(self, handles: Iterable[object]) -> None:
+        self._handles = deque(map(id, handles))
+        self._ends: dict[int, End] = {}
+
+    def add(self, handle: object, end: End) -> Iterator[End]:
+        self._ends[id(handle)] = end
+        while self._handles and self._handles[0] in self._ends:
+            yield self._ends.pop(self._handles.popleft())

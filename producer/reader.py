@@ -1,0 +1,267 @@
+"""One thread of a process reads for all who wait in it, over one connection, and tells each what is his."""
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from queue import SimpleQueue
+from typing import Protocol
+from weakref import WeakSet
+
+from keye.config import keys
+from keye.config.faults import KeyeError, QueueUnavailable
+from keye.producer.following import (
+    BEGINNING,
+    Entry,
+    FeedFollowing,
+    FeedLook,
+    Following,
+    JobFollowing,
+    Look,
+    Place,
+    order_of,
+)
+
+# One blocking read; well below the socket's timeout, so that silence is not taken for a dead connection.
+READ_SECONDS = 2.0
+# A stream that is silent for so long may be that of a job that is gone: its record is looked at, of so many at a time.
+LOOK_SECONDS = 2.0
+MAX_LOOKS = 500
+# Of one read, from one stream and in all.
+MAX_ENTRIES, MAX_ALL_ENTRIES = 64, 5000
+# Callers sit out a restart or a failover of Redis up to this long.
+OUTAGE_SECONDS = 60.0
+OUTAGE_PAUSE_SECONDS = 0.5
+# Without anyone who waits, the thread ends.
+IDLE_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Streams(Protocol):
+    """Where jobs, their events and the feed of ended ones can be read. All raise `QueueUnavailable`."""
+
+    def look(self, jobs: list[tuple[str, str]]) -> list[Look | KeyeError]:
+        """Of each job, given with an entry's id: its record and that entry, or with "" the newest."""
+
+    def look_at_feed(self) -> FeedLook: ...
+
+    def read(
+        self, streams: dict[str, str], max_entries: int, block_seconds: float | None
+    ) -> dict[str, list[Entry] | KeyeError]:
+        """What lies on each stream behind the entry given, if anything does, waited for if `block_seconds` is set."""
+
+    def wake(self, stream: str) -> None:
+        """Have a read of this stream end."""
+
+
+class Reader:
+    """Serves any number of callers. A forked child begins with nobody who waits."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self.begin_anew()
+        _readers.add(self)
+
+    def begin_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._followings: set[Following] = set()
+        self._threads: tuple[threading.Thread, ...] = ()
+        self._is_closing = False
+        self._is_reading = False
+        self._is_woken = False
+        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._stream = keys.reader(uuid.uuid4().hex)
+        self._seen = BEGINNING
+        self._fault: QueueUnavailable | None = None
+        self._away_since = math.inf
+
+    def follow(self, following: Following) -> Following:
+        """Tell it from now on what comes, until it is over or closed."""
+        following.resume = self._interrupt
+        with self._changed:
+            self._followings.add(following)
+            following.fault = self._fault
+            if not self._threads:
+                # The second, because who follows must not wait for Redis himself: he may be an event loop.
+                self._threads = _start("keye-reader", self._run), _start("keye-waker", partial(self._wake, self._wakes))
+        self._interrupt()
+        return following
+
+    def close(self) -> None:
+        """Whoever waits hears that there is nothing to wait for."""
+        with self._changed:
+            followings, self._followings = self._followings, set()
+            self._is_closing, threads = True, self._threads
+        for following in followings:
+            _fail_all(following, QueueUnavailable("The client was closed. Wait with another."))
+        self._interrupt()
+        for thread in threads:
+            # What they are at would connect once more.
+            thread.join(timeout=1)
+        self._is_closing = False
+
+    def _interrupt(self) -> None:
+        """Have the thread look whom it reads for."""
+        with self._changed:
+            self._changed.notify()
+            if self._is_reading and not self._is_woken:
+                self._is_woken = True
+                self._wakes.put(True)
+
+    def _wake(self, wakes: "SimpleQueue[bool]") -> None:
+        while wakes.get():
+            self._streams.wake(self._stream)
+
+    def _run(self) -> None:
+        while followings := self._next():
+            try:
+                self._round(followings)
+                if self._fault:
+                    self._recover()
+            except QueueUnavailable as fault:
+                self._sit_out(followings, fault)
+            except Exception as error:
+                log.exception("The reader of jobs' events failed")
+                for following in followings:
+                    _fail_all(following, error)
+
+    def _next(self) -> list[Following]:
+        """Who waits; nobody, once nobody has for a while."""
+        with self._changed:
+            self._is_reading = False
+            while True:
+                self._followings = {each for each in self._followings if each.places and not each.is_closed}
+                self._is_woken = False
+                if self._followings:
+                    self._is_reading = True
+                    return list(self._followings)
+                self._fault, self._away_since = None, math.inf
+                if self._is_closing or (not self._changed.wait(IDLE_SECONDS) and not self._followings):
+                    self._threads = ()
+                    self._wakes.put(False)
+                    self._wakes = SimpleQueue()
+                    return []
+
+    def _round(self, followings: list[Following]) -> None:
+        """Look at the records that are due, read what the streams hold, and tell it."""
+        now = time.monotonic()
+        places = [place for each in followings if not each.is_full for place in list(each.places.values())]
+        told = self._look(places, now)
+        mates: defaultdict[str, list[Place]] = defaultdict(list)
+        for place in places:
+            if place.stream in place.following.places:
+                mates[place.stream].append(place)
+        reads = {stream: min((p.seen for p in on_it), key=order_of) for stream, on_it in mates.items()}
+        is_new = any(not place.is_answered for on_it in mates.values() for place in on_it)
+        # Those who have heard something should not wait for others to.
+        block = None if is_new or told else READ_SECONDS
+        max_entries = max(1, min(MAX_ENTRIES, MAX_ALL_ENTRIES // (len(reads) + 1)))
+        found = self._streams.read(reads | {self._stream: self._seen}, max_entries, block)
+        woken = found.pop(self._stream, ())
+        if isinstance(woken, list) and woken:
+            self._seen = woken[-1][0]
+        now = time.monotonic()
+        for stream in found.keys() | (mates.keys() if is_new else ()):
+            entries = found.get(stream, [])
+            for place in mates[stream]:
+                if isinstance(entries, KeyeError):
+                    place.following.fail(place, entries)
+                    told.add(place.following)
+                elif self._tell(place, entries, now):
+                    told.add(place.following)
+        for following in told:
+            _wake_up(following)
+
+    def _look(self, places: list[Place], now: float) -> set[Following]:
+        """Those of new places, and of the longest silent; returns whom it has told something."""
+        told = set()
+        for place in places:
+            if isinstance(place.following, FeedFollowing) and place.is_new:
+                place.following.begin(place, self._streams.look_at_feed())
+                place.looked_at = now
+        jobs = [place for place in places if place.job_id]
+        new = [place for place in jobs if place.is_new]
+        silent = [place for place in jobs if not place.is_new and place.looked_at < now - LOOK_SECONDS]
+        silent.sort(key=lambda place: place.looked_at)
+        due = iter(new + silent[:MAX_LOOKS])
+        while batch := list(islice(due, MAX_LOOKS)):
+            looks = self._streams.look([(place.job_id, place.seen) for place in batch])
+            for place, look in zip(batch, looks, strict=True):
+                following = place.following
+                if isinstance(look, KeyeError):
+                    following.fail(place, look)
+                elif isinstance(following, JobFollowing):
+                    following.look(place, look)
+                place.looked_at = now
+                if place.stream not in following.places:
+                    told.add(following)
+        return told
+
+    def _tell(self, place: Place, entries: list[Entry], now: float) -> bool:
+        """Whether it was news to him."""
+        if entries and order_of(entries[0][0]) <= order_of(place.seen):
+            # Others on this stream are not as far.
+            entries = [entry for entry in entries if order_of(entry[0]) > order_of(place.seen)]
+        if entries:
+            place.seen, place.looked_at = entries[-1][0], now
+        was_answered, place.is_answered = place.is_answered, place.is_answered or not entries
+        place.following.read(place, entries)
+        return bool(entries) or not was_answered
+
+    def _sit_out(self, followings: list[Following], fault: QueueUnavailable) -> None:
+        """Redis is away: who has waited long enough for it to come back is told so, the others wait on."""
+        now = time.monotonic()
+        with self._changed:
+            self._fault, self._away_since = fault, min(self._away_since, now)
+        for following in followings:
+            following.fault = fault
+            if now - max(self._away_since, following.began_at) > OUTAGE_SECONDS:
+                _fail_all(following, fault)
+            else:
+                _wake_up(following)
+        time.sleep(OUTAGE_PAUSE_SECONDS)
+
+    def _recover(self) -> None:
+        with self._changed:
+            self._fault, self._away_since = None, math.inf
+            for following in self._followings:
+                following.fault = None
+
+
+def _start(name: str, run: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _fail_all(following: Following, error: Exception) -> None:
+    for place in list(following.places.values()):
+        following.fail(place, error)
+    _wake_up(following)
+
+
+def _wake_up(following: Following) -> None:
+    try:
+        following.wake()
+    except RuntimeError:
+        # The event loop that it waited in is closed.
+        following.is_closed = True
+
+
+_readers: "WeakSet[Reader]" = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for reader in list(_readers):
+        reader.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
