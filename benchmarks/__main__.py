@@ -2,7 +2,18 @@
 
 import argparse
 
-from benchmarks import decode, device_operations, engine, handover, photos, pipeline, precision, queue, real_size
+from benchmarks import (
+    decode,
+    device_operations,
+    engine,
+    handover,
+    photos,
+    pipeline,
+    precision,
+    queue,
+    real_size,
+    waiting,
+)
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
@@ -13,6 +24,7 @@ BENCHMARKS = {
     "device_operations": device_operations.run,
     "pipeline": pipeline.run,
     "queue": queue.run,
+    "waiting": waiting.run,
     "precision": precision.run,
 }
 
