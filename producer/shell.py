@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 7, "Redis is unavailable", faults.QueueUnavailable
     TOO_LATE = 8, "too late to cancel, the job had ended"
     IRREGULAR = 9, "a job is in no legal state"
+    FULL = 10, "the queue is full", faults.QueueFull
 
     @classmethod
     def of(cls, error: Exception) -> Self:

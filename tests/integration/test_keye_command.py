@@ -90,6 +90,13 @@ def test_what_is_wrong_with_a_worker_s_settings_is_nothing_to_a_producer(
         assert client.submit(prompt="?").state is JobState.QUEUED
 
 
+def test_a_full_queue_is_told_from_an_absent_one(keye: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYE_MAX_QUEUE_DEPTH", "1")
+    sent = [keye.invoke(app, ["submit", "?"]) for _ in range(2)]
+    assert [each.exit_code for each in sent] == [ExitCode.OK, ExitCode.FULL]
+    assert "the limit is 1 (KEYE_MAX_QUEUE_DEPTH). Try again in 30 s." in sent[1].stderr
+
+
 def test_each_way_to_fail_has_its_own_exit_code(keye: CliRunner, client: Client, redis: Redis) -> None:
     queued, ended = client.submit(prompt="?", idempotency_key="k"), client.submit(JOB)
     settle(redis, ended, answer(ended))
