@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 SOUND = """
 import keye
 from pathlib import Path
-from keye import AnalysisJob, Client, ImagePart, JobFailed
+from keye import AnalysisJob, AsyncClient, AsyncJob, Client, ImagePart, JobFailed, TextGenerated
+from keye.testing import MemoryClient
 from keye.producer import GenerationOptions, JobResult, Priority
 
 version: str = keye.__version__
@@ -35,10 +36,33 @@ def ask(client: Client, photo: bytes) -> JobResult:
         return job.result(timeout=60)
     except JobFailed as failed:
         raise SystemExit(failed.failure.message)
+
+async def stream(client: AsyncClient, after: str | None) -> str:
+    job: AsyncJob = await client.find("7")
+    text = ""
+    async for event in job.events(after=after, heartbeat_seconds=15):
+        if isinstance(event, TextGenerated):
+            text += event.text
+    async for each, end in client.results(await client.submit_many([{"prompt": "?"}])):
+        answer = end.answer if isinstance(end, JobResult) else end
+    place: int | None = (await job.progress).place
+    return text + (await job.result()).answer + await job.state
+
+def collect(client: Client) -> list[str]:
+    ended = {end.job_id: end.state for end in client.watch(after="0", timeout=0)}
+    ends = client.map("?", [Path("a.jpg"), b"..."], priority="low")
+    return [end.answer for end in ends if isinstance(end, JobResult)] + list(ended)
+
+def reply(job: AnalysisJob) -> str:
+    return "a cat"
+
+answer: str = MemoryClient(reply).submit(prompt="?").result().answer
 """
 MISTAKES = """
-from keye import Client, ImagePart
+from keye import AsyncClient, Client, ImagePart
 Client(7)
+AsyncClient().watch(before="0")
+Client().map("?", ["/cat.png"], idempotency_key="k")
 Client().submit(promt="?")
 Client().submit(prompt=7)
 Client().submit(prompt="?", media=[7])

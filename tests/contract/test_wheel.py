@@ -32,7 +32,9 @@ import config, producer, worker, settings, tasks
 import sys
 import keye
 from keye import Client, ImagePart
+from keye.testing import MemoryClient
 
+assert MemoryClient(lambda job: "yes").submit(prompt="?").result().answer == "yes"
 assert {module.WHOSE for module in (config, producer, worker, settings, tasks)} == {"the user"}
 with Client() as client:
     job = client.submit(prompt=sys.argv[1], media=[ImagePart(uri=sys.argv[2])])
@@ -128,7 +130,8 @@ def test_the_wheel_holds_what_users_run_and_nothing_else(packages: Path) -> None
         for path in (ROOT / room).rglob("*")
         if path.suffix in {".py", ".lua", ".npz", ".png"} or path.parent.name in {"checkpoint", "cases"}
     }
-    assert {name for name in files if name.startswith("keye/")} == {*in_checkout, "keye/__init__.py", "keye/py.typed"}
+    alone = {"keye/__init__.py", "keye/py.typed", "keye/testing.py"}
+    assert {name for name in files if name.startswith("keye/")} == in_checkout | alone
     assert "keye/worker/demo/checkpoint/model.safetensors" in files
     assert not [name for name in files if {"train", "echo_worker", "evaluate"} & {Path(name).stem}]
 
