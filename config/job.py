@@ -28,6 +28,7 @@ MAX_URI_BYTES = 4096  # of any other URI: Linux' PATH_MAX, and more than S3 lets
 # Of all that is to be read or matched as text, as UTF-8: eight bytes for each token of the longest context there is.
 MAX_TEXT_BYTES = 2**20
 SCHEMES = ("s3", "file", "data", "https")
+_TO_SEND = 'To send a file itself, give the client {"type": ..., "uri": Path(...)}'
 
 
 def _is_whole(text: str) -> str:
@@ -38,14 +39,16 @@ def _is_whole(text: str) -> str:
     return text
 
 
+def _is_no_path(uri: Any) -> Any:
+    if isinstance(uri, os.PathLike):
+        raise ValueError(f"is a path. {_TO_SEND}; of one that workers find on their own disk, give str(path)")
+    return uri
+
+
 # Python's `str` may hold what neither JSON nor Redis can. No type of pydantic's: the schema is the same without.
 Text = Annotated[str, AfterValidator(_is_whole)]
 SomeText = Annotated[str, Field(min_length=1), AfterValidator(_is_whole)]
-Uri = Annotated[
-    str,
-    Field(min_length=1, max_length=4 * 1024 * 1024),
-    BeforeValidator(lambda uri: os.fspath(uri) if isinstance(uri, os.PathLike) else uri),
-]
+Uri = Annotated[str, Field(min_length=1, max_length=4 * 1024 * 1024), BeforeValidator(_is_no_path)]
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
 
@@ -122,7 +125,10 @@ class MediaPart(Asked):
                 raise ValueError(f"a URI of {size} bytes, the limit is {MAX_URI_BYTES}")
             return uri
         # The value stays out of the message: a signed URL is a secret.
-        raise ValueError(f"neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}")
+        sentence = f"neither an absolute path nor one of {', '.join(f'{s}:' for s in SCHEMES)}"
+        if scheme.lower() == "http":
+            sentence += ". What is at http: give as https:, or upload it"
+        raise ValueError(sentence if separator else f"{sentence}. {_TO_SEND}")
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

@@ -4,15 +4,13 @@ Needs the base install only, and `KEYE_REDIS_URL` where Redis is not on this mac
 """
 
 import sys
-from pathlib import Path
 
 from keye import Client, JobFailed, StageStarted, TextGenerated
 
 
 def main(question: str, *media: str) -> None:
-    uris = [uri if ":" in uri else str(Path(uri).absolute()) for uri in media]
     with Client() as client:
-        job = client.submit(prompt=question, media=uris, generation={"max_new_tokens": 512})
+        job = client.submit(prompt=question, media=media, generation={"max_new_tokens": 512})
         print(f"job {job.id}", file=sys.stderr)
         for event in job.events(timeout=600):
             if isinstance(event, StageStarted):

@@ -31,7 +31,7 @@ Timeout = Annotated[float | None, typer.Option(help="seconds to wait; default: a
 @app.command(epilog=EXIT_CODES)
 def submit(
     prompt: Annotated[str | None, typer.Argument(help="the question; left out with --job")] = None,
-    media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: paths or s3:// URIs")] = None,
+    media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
     thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest answer, in tokens")] = None,
     priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
@@ -57,7 +57,7 @@ def submit(
         else:
             job = client.submit(
                 prompt=prompt,
-                media=[absolute(uri) for uri in media or ()],
+                media=media,
                 thinking=thinking,
                 generation={} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
                 priority=priority,
@@ -161,11 +161,6 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
         typer.echo(failed.failure.model_dump_json(indent=2))
         raise typer.Exit(ExitCode.JOB_FAILED) from None
     typer.echo(answer.model_dump_json(indent=2) if as_json else answer.answer)
-
-
-def absolute(uri: str) -> str:
-    """A relative path as an absolute one, without `..`: the worker has another working directory."""
-    return uri if ":" in uri else os.path.abspath(uri)
 
 
 def read_job(text: bytes) -> dict[str, Any] | InvalidJob:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
 
 from pydantic import SecretStr, ValidationError
 
@@ -26,7 +26,13 @@ from keye.producer.verify import Irregularity, Ledger, verify
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Medium = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | MediaPart | Mapping[str, Any]
+    class Array(Protocol):
+        """Of numpy, or of whoever gives one of its arrays."""
+
+        def __array__(self) -> Any: ...
+
+    File = bytes | bytearray | memoryview | IO[bytes] | Image | Array
+    Medium = str | PathLike[str] | File | MediaPart | Mapping[str, Any]
 
 
 class JobOptions(TypedDict, total=False):
@@ -215,20 +221,20 @@ def build_job(fields: Mapping[str, Any], settings: ProducerSettings | None = Non
     if not isinstance(fields, Mapping):
         raise InvalidJob(f"1 fault: job: Input should be an AnalysisJob or its fields, not {name_kind(fields)}")
     fields = dict(fields)
-    media = Media(fields.get("media"), settings)
-    faults = media.faults
-    if "media" in fields:
-        fields["media"] = media.parts
-    if isinstance(fields.get("messages"), Mapping | ChatMessage):
-        fields["messages"] = [fields["messages"]]
-    try:
-        job = AnalysisJob.model_validate(fields)
-    except ValidationError as error:
-        faults = faults + faults_of(error)
-    if faults:
-        raise InvalidJob(list_faults(faults))
-    media.upload()
-    return job
+    with Media(settings) as media:
+        if "media" in fields:
+            fields["media"] = media.in_media(fields["media"])
+        if "messages" in fields:
+            fields["messages"] = media.in_messages(fields["messages"])
+        faults = media.faults
+        try:
+            job = AnalysisJob.model_validate(fields)
+        except ValidationError as error:
+            faults = faults + faults_of(error)
+        if faults:
+            raise InvalidJob(list_faults(faults)) from media.cause
+        media.upload()
+        return job
 
 
 def _refuse(error: Exception) -> InvalidJob:

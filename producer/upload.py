@@ -1,182 +1,201 @@
-"""Media as a producer gives them: small ones travel inside the job, larger ones by way of a store."""
+"""The media of a job as its producer gives them, made its parts: small ones travel inside, larger ones by a store."""
 
 import base64
 import hashlib
-import inspect
-import io
 import os
-import sys
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
 
-from keye.config.contract import Contract, escaped, name_kind
+from keye.config.contract import Contract, escaped
 from keye.config.faults import UploadFailed, install_command
-from keye.config.formats import format_of, media_type_of
-from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, MAX_MEDIA
+from keye.config.formats import HEAD_BYTES, Format, format_of, media_type_of
+from keye.config.job import MAX_INLINE_BYTES, MAX_INLINE_URI_CHARS, MAX_MEDIA, ChatMessage
 from keye.config.settings import ProducerSettings
+from keye.producer.medium import NoMedium, OpenFile, in_our_words, is_many, look_at
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from types_boto3_s3 import S3Client
 
-# Modes that PNG holds as they are.
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_HASHED_AT_A_TIME = 2**20
+
+
+class Upload(NamedTuple):
+    place: str
+    file: OpenFile
+    mime: str
+    bucket: str
+    key: str
 
 
 class Media:
-    """What was given as the media of one job, as its parts. `faults` tell what can be none, each by its place.
+    """What was given as the media of one job, in `media` or among its messages, as parts. `faults` tell by their places
+    what can be none; `cause` is the first error that something given raised by itself.
 
-    Bytes, open files and PIL images travel inside the job as long as it has room. The others are uploaded, once the
-    rest of the job is known to be right, and are called by their content's hash, so that the same bytes are the same
-    job. They stay until the bucket's own rules remove them.
+    Content travels inside the job as long as it has room. The rest is uploaded, once all else of the job is known to
+    be right, and is called by its hash, so that the same content is the same job. It stays until the bucket's own rules
+    remove it. The files of the caller stay open, all others are closed at the end of the `with`.
     """
 
-    def __init__(self, given: Any, settings: ProducerSettings | None) -> None:
+    def __init__(self, settings: ProducerSettings | None) -> None:
         self.faults: list[str] = []
+        self.cause: Exception | None = None
         self._prefix = settings.upload_prefix if settings else None
         self._endpoint_url = settings.s3_endpoint_url if settings else None
         self._room = MAX_INLINE_URI_CHARS
-        self._uploads: list[tuple[int, bytes, str, str, str]] = []
+        self._opened = ExitStack()
+        self._uploads: list[Upload] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def in_media(self, given: Any) -> list[Any]:
+        """The parts that `media` comes to; one alone needs no list."""
+        if not is_many(given):
+            given = () if given is None else (given,)
         # One more than a job may hold is enough to be told of; a generator need not end.
-        self.parts = [self._part_of(medium, i) for i, medium in enumerate(islice(_each_of(given), MAX_MEDIA + 1))]
+        return self._parts_of(islice(given, MAX_MEDIA + 1), "media", is_chat=False)
+
+    def in_messages(self, given: Any) -> Any:
+        """The messages, with parts for their contents. What is no message is left for the schema to refuse."""
+        if isinstance(given, Mapping | ChatMessage):
+            given = [given]
+        if not is_many(given):
+            return given
+        messages: list[Any] = []
+        try:
+            for message in given:
+                messages.append(self._message_of(message, f"messages.{len(messages)}.content"))
+        except Exception as error:
+            self._blame(error, f"messages.{len(messages)}")
+        return messages
 
     def upload(self) -> None:
         """Raises `UploadFailed`."""
-        for index, content, mime, bucket, key in self._uploads:
+        for place, file, mime, bucket, key in self._uploads:
             try:
                 from botocore.exceptions import BotoCoreError, ClientError
 
                 with _making_client:
                     client = _client(os.getpid(), self._endpoint_url)
-                client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs={"ContentType": mime})
+                file.seek(0)
+                # All of a file that boto3 asks for.
+                client.upload_fileobj(cast(IO[bytes], file), bucket, key, ExtraArgs={"ContentType": mime})
             except ImportError:
                 fault = f"boto3 is not installed: {install_command('upload')}"
             except ClientError as error:
                 fault = error.response.get("Error", {}).get("Code", "unknown")
-            except BotoCoreError as error:
+            except (BotoCoreError, NoMedium) as error:
+                # What reading it raises comes out as either.
+                if file.has_changed:
+                    raise UploadFailed(f"{place} changed while it was uploaded. Submit it when it is whole.") from None
                 fault = type(error).__name__
             except ValueError:
                 fault = "the endpoint is no URL"
             else:
                 continue
             raise UploadFailed(
-                f"media.{index} could not be uploaded to {self._prefix} ({fault}). Check KEYE_UPLOAD_PREFIX, "
+                f"{place} could not be uploaded to {self._prefix} ({fault}). Check KEYE_UPLOAD_PREFIX, "
                 "KEYE_S3_ENDPOINT_URL and the credentials, or upload it yourself and give its URI."
             )
 
-    def _part_of(self, medium: Any, index: int) -> Any:
+    def _message_of(self, message: Any, place: str) -> Any:
+        if isinstance(message, ChatMessage):
+            if is_many(message.content):
+                # Parts already, whose room counts.
+                self._parts_of(message.content, place, is_chat=True)
+            return message
+        if not isinstance(message, Mapping) or not is_many(content := message.get("content")):
+            return message
+        return {**message, "content": self._parts_of(content, place, is_chat=True)}
+
+    def _parts_of(self, given: Iterable[Any], place: str, is_chat: bool) -> list[Any]:
+        parts: list[Any] = []
         try:
-            if isinstance(medium, Mapping | Contract):
-                return medium
-            if isinstance(medium, str | os.PathLike):
-                uri = os.fsdecode(medium)
-                if media_type := media_type_of(uri):
-                    return {"type": media_type, "uri": uri}
-                raise _NoMedium(
-                    "neither its suffix nor bytes that could be read here tell image from video. "
-                    "Give an ImagePart or a VideoPart."
+            for each in given:
+                is_text = is_chat and isinstance(each, str)
+                parts.append(
+                    {"type": "text", "text": each} if is_text else self._part_of(each, f"{place}.{len(parts)}")
                 )
-            return self._hold(_content_of(medium), index)
-        except _NoMedium as fault:
-            self.faults.append(f"media.{index}: {fault}")
-            # In its place, so that the places of the others, and their faults, can be told.
-            return {"type": "image", "uri": "/"}
+        except Exception as error:
+            self._blame(error, f"{place}.{len(parts)}")
+        return parts
 
-    def _hold(self, content: bytes, index: int) -> dict[str, str]:
-        content_format = format_of(content)
-        if content_format.media_type is None:
-            raise _NoMedium("begins like no image or video that is known. Give its URI in a part.")
-        head = f"data:{content_format.mime};base64,"
-        num_chars = len(head) + 4 * -(-len(content) // 3)
-        if len(content) <= MAX_INLINE_BYTES and num_chars <= self._room:
-            self._room -= num_chars
-            return {"type": content_format.media_type, "uri": head + base64.b64encode(content).decode()}
-        if not self._prefix:
-            raise _NoMedium(
-                f"has {len(content):,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media together "
-                f"{MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
-                "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI."
-            )
-        bucket, _, folder = self._prefix.removeprefix("s3://").partition("/")
-        name = hashlib.sha256(content).hexdigest() + content_format.suffixes[0]
-        key = "/".join(filter(None, (folder.strip("/"), name)))
-        self._uploads.append((index, content, content_format.mime, bucket, key))
-        return {"type": content_format.media_type, "uri": f"s3://{bucket}/{key}"}
-
-
-class _NoMedium(Exception):
-    pass
-
-
-def _each_of(given: Any) -> Iterable[Any]:
-    if given is None:
-        return ()
-    is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping | Contract)
-    is_one = is_one or not isinstance(given, Iterable) or _is_file(given) or hasattr(given, "__array__")
-    return (given,) if is_one else given
-
-
-def _content_of(medium: Any) -> bytes:
-    if isinstance(medium, bytes | bytearray | memoryview):
-        return bytes(medium)
-    if _is_picture(medium):
-        return _encode(medium)
-    if _is_file(medium):
-        return _read(medium)
-    if hasattr(medium, "__array__"):
-        raise _NoMedium(
-            f"is {name_kind(medium)}: nothing tells the order and the range of its numbers. Give a PIL image, as "
-            "PIL.Image.fromarray makes it of RGB from 0 to 255, or the bytes of a file."
-        )
-    raise _NoMedium(
-        f"is {name_kind(medium)}. Give a path or URI, the bytes of a file, a file opened with 'rb', a PIL image, "
-        "an ImagePart or a VideoPart."
-    )
-
-
-def _is_file(medium: Any) -> bool:
-    # Asynchronous ones cannot be read here.
-    return callable(read := getattr(medium, "read", None)) and not inspect.iscoroutinefunction(read)
-
-
-def _read(file: Any) -> bytes:
-    """All of it, wherever it stands: who wrote into it stands at its end."""
-    if not isinstance(file, io.TextIOBase):
+    def _part_of(self, given: Any, place: str) -> Any:
+        fields: dict[str, Any] = {}
         try:
-            if file.seekable():
-                file.seek(0)
-            content = file.read()
-        except (OSError, ValueError, AttributeError) as fault:
-            raise _NoMedium(f"is a file that cannot be read ({escaped(str(fault))}).") from None
-        if isinstance(content, bytes):
-            return content
-    raise _NoMedium("is a file opened as text. Open it with 'rb'.")
+            if isinstance(given, Contract):
+                self._take_room(getattr(given, "uri", ""))
+                return given
+            if isinstance(given, Mapping):
+                fields = in_our_words(given)
+                if "uri" not in fields:
+                    return fields
+                given = fields["uri"]
+            medium = look_at(given, self._opened)
+            if isinstance(medium, OpenFile):
+                return {**fields, **self._hold(medium, fields.get("type"), place)}
+            self._take_room(medium)
+            if media_type := fields.get("type", media_type_of(medium)):
+                return {**fields, "type": media_type, "uri": medium}
+            self.faults.append(
+                f"{place}: neither its suffix nor bytes that could be read here tell image from video. "
+                "Give an ImagePart or a VideoPart."
+            )
+        except NoMedium as fault:
+            self.faults.append(f"{place}: {fault}")
+        except Exception as error:
+            self._blame(error, place)
+        # In its place, so that the places of the others, and their faults, can be told.
+        return {"type": "image", **fields, "uri": "/"}
 
+    def _blame(self, error: Exception, place: str) -> None:
+        self.faults.append(f"{place}: reading it raised {type(error).__name__}: {escaped(str(error))}")
+        self.cause = self.cause or error
 
-def _is_picture(medium: Any) -> "TypeGuard[Image]":
-    # Who holds a picture has loaded Pillow; nobody else should have to.
-    pillow = sys.modules.get("PIL.Image")
-    return pillow is not None and isinstance(medium, pillow.Image)
+    def _take_room(self, uri: str) -> None:
+        if uri[:5].lower() == "data:":
+            self._room -= len(uri)
 
+    def _hold(self, file: OpenFile, media_type: Any, place: str) -> dict[str, Any]:
+        """Its type, where none is given, and its URI."""
+        if file.size == 0:
+            raise NoMedium("is empty.")
+        found = format_of(file.read(HEAD_BYTES))
+        if found.media_type is None:
+            raise NoMedium(f"begins like no image or video that is known; it looks like {found.name}.")
+        is_other = found.media_type != "image" if media_type == "image" else found.demuxer is None
+        if media_type in ("image", "video") and is_other:
+            raise NoMedium(f"is no {media_type}; it looks like {found.name}.")
+        return {"type": media_type or found.media_type, "uri": self._uri_of(file, found, place)}
 
-def _encode(picture: "Image") -> bytes:
-    """As PNG: the model sees the very pixels that the caller sees, upright."""
-    from PIL import ImageOps
-
-    file = io.BytesIO()
-    try:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode not in _PNG_MODES:
-            upright = upright.convert("I;16" if upright.mode == "I" else "RGB")
-        # The caller waits for this: the least compression takes a third of the time and a tenth more room.
-        upright.save(file, "PNG", compress_level=1)
-    except Exception as fault:
-        # Pillow reads lazily, and its readers raise whatever they meet.
-        raise _NoMedium(f"is a PIL image that cannot be read ({escaped(str(fault))}).") from None
-    return file.getvalue()
+    def _uri_of(self, file: OpenFile, found: Format, place: str) -> str:
+        file.seek(0)
+        head = f"data:{found.mime};base64,"
+        num_chars = len(head) + 4 * -(-file.size // 3)
+        if file.size <= MAX_INLINE_BYTES and num_chars <= self._room:
+            self._room -= num_chars
+            return head + base64.b64encode(file.read()).decode()
+        if not self._prefix:
+            raise NoMedium(
+                f"has {file.size:,} bytes, and no more than {MAX_INLINE_BYTES:,}, of all media together "
+                f"{MAX_INLINE_URI_CHARS // 4 * 3:,}, travel inside a job. "
+                "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI"
+                + (f", or, where workers read the same disk, the text '{escaped(file.path)}'." if file.path else ".")
+            )
+        digest = hashlib.sha256()
+        while chunk := file.read(_HASHED_AT_A_TIME):
+            digest.update(chunk)
+        bucket, _, folder = self._prefix.removeprefix("s3://").partition("/")
+        key = "/".join(filter(None, (folder.strip("/"), digest.hexdigest() + found.suffixes[0])))
+        self._uploads.append(Upload(place, file, found.mime, bucket, key))
+        return f"s3://{bucket}/{key}"
 
 
 # Threads may share a client but not make one; forked children may not even share it.

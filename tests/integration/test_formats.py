@@ -12,9 +12,7 @@ from PIL import Image, features
 from keye.config.faults import InvalidJob
 from keye.config.formats import FORMATS, Format, format_of, format_of_file, media_type_of
 from keye.config.job import ImagePart, VideoPart
-from keye.config.settings import Settings
 from keye.producer.client import build_job
-from keye.producer.upload import Media
 from keye.worker.daemon.planning import part_of
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.frames.video import decode_video
@@ -70,8 +68,8 @@ def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Pat
     assert type(part) is kind
     inline = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
     assert media_type_of(inline) == row.media_type
-    (reference,) = Media(content, Settings()).parts
-    assert (reference["type"], reference["uri"].partition(";")[0]) == (row.media_type, f"data:{row.mime}")
+    (held,) = build_job({"prompt": "?", "media": content}).media
+    assert (held.type, held.uri.partition(";")[0]) == (row.media_type, f"data:{row.mime}")
     # The worker.
     with nameless.open("rb") as file:
         assert format_of_file(file) is row is format_of(content)
@@ -87,7 +85,7 @@ def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Pat
 def test_photo_of_a_phone_is_one_whatever_its_brand(tmp_path: Path, brand: str) -> None:
     content = bytearray(make_picture("HEIF"))
     content[8:12] = brand.encode()
-    assert Media(content, Settings()).parts[0]["uri"].startswith("data:image/heic;")
+    assert build_job({"prompt": "?", "media": content}).media[0].uri.startswith("data:image/heic;")
     assert read_quarters(decode_image(io.BytesIO(content), 10**6).pixels)[0] == "red"
 
 
@@ -120,7 +118,7 @@ def test_typescript_is_no_video(tmp_path: Path) -> None:
     for suffix in (".ts", ".mts"):
         source = tmp_path / f"index{suffix}"
         source.write_text("export const answer = 42;")
-        with pytest.raises(InvalidJob, match=r"media\.0: .* ImagePart or a VideoPart"):
+        with pytest.raises(InvalidJob, match=r"media\.0: .* it looks like text"):
             build_job({"prompt": "?", "media": [source]})
         # One that only the worker can see may well be a recording.
         assert media_type_of(f"s3://bucket/index{suffix}") == media_type_of(f"/absent/index{suffix}") == "video"

@@ -1,18 +1,16 @@
 """The command `keye` against a real server: what it prints, and its exit codes."""
 
 import json
-import os
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
 from keye.config import keys
-from keye.producer import (
-    Client,
-    JobState,
-)
+from keye.producer import Client, Job, JobState
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from tests.support.worker_side import JOB, answer, failure, settle, start
@@ -24,10 +22,14 @@ def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     return CliRunner()
 
 
-def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, redis: Redis) -> None:
-    job = client.find(keye.invoke(app, ["submit", "What is it?", "cat.png"]).stdout.strip())
+def asked(job: Job, redis: Redis) -> dict[str, Any]:
     (sealed,) = redis.hmget(keys.record(job.id), "sealed")
-    assert json.loads(sealed)["job"]["media"][0]["uri"] == os.path.abspath("cat.png")
+    return json.loads(sealed)["job"]
+
+
+def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, redis: Redis) -> None:
+    job = client.find(keye.invoke(app, ["submit", "What is it?", "/srv/cat.png"]).stdout.strip())
+    assert asked(job, redis)["media"][0]["uri"] == "/srv/cat.png"
     settle(redis, job, answer(job))
     assert keye.invoke(app, ["result", job.id]).stdout == "a red square\n"
     assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["usage"]["visual_tokens"] == 4
@@ -36,6 +38,32 @@ def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, re
 def test_a_whole_job_comes_from_standard_input(keye: CliRunner, client: Client) -> None:
     submitted = keye.invoke(app, ["submit", "--job", "-", "--json"], input='{"prompt": "?", "priority": "low"}')
     assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
+
+
+def test_relative_path_means_the_same_in_the_shell_and_in_python(
+    keye: CliRunner, client: Client, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff photo")
+    line = json.dumps({"prompt": "?", "media": ["photo.jpg"]})
+    ids = [
+        keye.invoke(app, ["submit", "?", "photo.jpg"]).stdout.strip(),
+        keye.invoke(app, ["submit", "--job", "-"], input=line).stdout.strip(),
+        keye.invoke(app, ["submit-many", "-"], input=line).stdout.strip(),
+        client.submit(prompt="?", media=["photo.jpg"]).id,
+    ]
+    (uri,) = {asked(client.find(job_id), redis)["media"][0]["uri"] for job_id in ids}
+    assert uri == "data:image/jpeg;base64," + b64encode(b"\xff\xd8\xff photo").decode()
+    absent = keye.invoke(app, ["submit", "?", "absent.jpg"])
+    assert absent.exit_code == ExitCode.INVALID
+    assert absent.stderr == f"1 fault: media.0: there is no 'absent.jpg' in {tmp_path}.\n"
+
+
+def test_chat_in_openai_s_words_comes_from_the_shell(keye: CliRunner, client: Client, redis: Redis) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://host/cat", "detail": "low"}}
+    chat = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, image]}]}
+    job = client.find(keye.invoke(app, ["submit", "--job", "-"], input=json.dumps(chat)).stdout.strip())
+    assert asked(job, redis)["messages"][0]["content"][1]["max_pixels"] == 512 * 512
 
 
 def test_many_jobs_come_as_lines_and_each_is_told_of(keye: CliRunner, client: Client) -> None:

@@ -38,7 +38,7 @@ def test_a_reference_that_does_not_tell_its_type_is_refused_with_its_place() -> 
 
 def test_every_fault_of_a_job_is_reported_at_once() -> None:
     with pytest.raises(InvalidJob) as refused:
-        build_job({"promt": "?", "media": ["relative.png"], "generation": {"temperature": 3}, "priority": "urgent"})
+        build_job({"promt": "?", "media": ["ftp://a.png"], "generation": {"temperature": 3}, "priority": "urgent"})
     message = str(refused.value)
     assert message.startswith("4 faults: ")
     assert all(field in message for field in ("promt", "media.0.image.uri", "generation.temperature", "priority"))

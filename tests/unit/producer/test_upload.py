@@ -18,9 +18,9 @@ from keye.producer.upload import Media
 
 def inline(medium: Any) -> tuple[str, str, bytes]:
     """(type, MIME type, bytes) of what the job holds."""
-    (part,) = Media([medium], Settings()).parts
-    head, _, payload = part["uri"].partition(";base64,")
-    return part["type"], head.removeprefix("data:"), base64.b64decode(payload)
+    (part,) = build_job({"prompt": "?", "media": [medium]}, Settings()).media
+    head, _, payload = part.uri.partition(";base64,")
+    return part.type, head.removeprefix("data:"), base64.b64decode(payload)
 
 
 def opened(medium: Any) -> Image.Image:
@@ -59,8 +59,7 @@ def test_pictures_of_every_mode_travel(mode: str) -> None:
 
 def test_parts_stay_as_they_are() -> None:
     for medium in (ImagePart(uri="/a"), {"type": "image", "uri": "/a"}, {"type": "odd"}):
-        (part,) = Media([medium], Settings()).parts
-        assert part is medium
+        assert Media(Settings()).in_media([medium]) == [medium]
 
 
 def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> None:
@@ -70,7 +69,7 @@ def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> No
 
 
 PHOTO = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES - 3)
-URI_CHARS = len(Media(PHOTO, Settings()).parts[0]["uri"])
+URI_CHARS = len(build_job({"prompt": "?", "media": PHOTO}).media[0].uri)
 
 
 def test_many_pictures_travel_inside_as_long_as_the_job_has_room() -> None:
@@ -96,21 +95,22 @@ def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> 
 
 
 def test_bytes_of_nothing_known_are_refused() -> None:
-    for content in (b"", b"hello"):
-        with pytest.raises(InvalidJob, match=r"media\.0: begins like no image or video"):
-            build_job({"prompt": "?", "media": [content]}, Settings())
+    told = r"media\.0: is empty\.; media\.1: begins like no image or video that is known; it looks like text"
+    with pytest.raises(InvalidJob, match=told):
+        build_job({"prompt": "?", "media": [b"", b"hello"]}, Settings())
 
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
+    settings = Settings(upload_prefix="s3://uploads/here")
     with pytest.raises(UploadFailed, match=r"pip install 'keye-worker\[upload\]'"):
-        Media(b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES), Settings(upload_prefix="s3://uploads/here")).upload()
+        build_job({"prompt": "?", "media": b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)}, settings)
 
 
 def test_bytes_travel_without_pillow_and_boto3() -> None:
     code = (
-        "import sys; from keye.producer.upload import Media; from keye.config.settings import Settings;"
-        r"Media(b'\xff\xd8\xff', Settings()); print({'PIL', 'boto3'} & set(sys.modules))"
+        "import sys; from keye.producer.client import build_job;"
+        r"build_job({'prompt': '?', 'media': b'\xff\xd8\xff'}); print({'PIL', 'boto3', 'numpy'} & set(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
