@@ -40,7 +40,7 @@ class ProducerSettings(BaseSettings):
     upload_prefix: str | None = Field(
         default=None,
         pattern=r"^s3://[^/]+(/.*)?$",
-        description="s3://bucket/prefix that `Client.submit` uploads bytes and pictures to; unset refuses large ones",
+        description="s3://bucket/prefix that `Client.submit` uploads large files and pictures to; unset refuses them",
     )
 
     @classmethod

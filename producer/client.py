@@ -76,9 +76,9 @@ class Client:
     def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
-        Among `fields`, a medium may be a string or a path whose suffix tells an image from a video, or whose first
-        bytes do, where the file is here; or bytes of a file, a file opened with 'rb', or a PIL image: up to 1 MiB
-        travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says. One alone needs no list.
+        Among `fields`, a medium may be a URI or an absolute path, which workers follow; or a `Path` or a relative path
+        of a file that is here, bytes, a file opened with 'rb', a PIL image or an array of (height, width, RGB): up to
+        1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says. One alone needs no list.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
         Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),

@@ -78,7 +78,7 @@ class OpenFile:
             return None
         try:
             found = os.fstat(self._file.fileno())
-        except OSError:
+        except (OSError, ValueError):
             return None
         return found.st_size, found.st_mtime_ns
 
@@ -162,7 +162,7 @@ def _open(path: str, opened: ExitStack) -> str | OpenFile:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _seekable(file: Any, opened: ExitStack) -> IO[bytes]:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cache
 from itertools import islice
@@ -57,23 +57,21 @@ class Media:
 
     def in_media(self, given: Any) -> list[Any]:
         """The parts that `media` comes to; one alone needs no list."""
-        if not is_many(given):
-            given = () if given is None else (given,)
-        # One more than a job may hold is enough to be told of; a generator need not end.
-        return self._parts_of(islice(given, MAX_MEDIA + 1), "media", is_chat=False)
+        return self._parts_of(given, "media", is_chat=False)
 
     def in_messages(self, given: Any) -> Any:
         """The messages, with parts for their contents. What is no message is left for the schema to refuse."""
         if isinstance(given, Mapping | ChatMessage):
             given = [given]
-        if not is_many(given):
-            return given
         messages: list[Any] = []
         try:
+            if not is_many(given):
+                return given
             for message in given:
                 messages.append(self._message_of(message, f"messages.{len(messages)}.content"))
         except Exception as error:
             self._blame(error, f"messages.{len(messages)}")
+            messages.append({"role": "user", "content": ""})
         return messages
 
     def upload(self) -> None:
@@ -95,7 +93,7 @@ class Media:
                 # What reading it raises comes out as either.
                 if file.has_changed:
                     raise UploadFailed(f"{place} changed while it was uploaded. Submit it when it is whole.") from None
-                fault = type(error).__name__
+                fault = str(error) if isinstance(error, NoMedium) else type(error).__name__
             except ValueError:
                 fault = "the endpoint is no URL"
             else:
@@ -115,14 +113,17 @@ class Media:
             return message
         return {**message, "content": self._parts_of(content, place, is_chat=True)}
 
-    def _parts_of(self, given: Iterable[Any], place: str, is_chat: bool) -> list[Any]:
+    def _parts_of(self, given: Any, place: str, is_chat: bool) -> list[Any]:
         parts: list[Any] = []
         try:
-            for each in given:
-                is_text = is_chat and isinstance(each, str)
-                parts.append(
-                    {"type": "text", "text": each} if is_text else self._part_of(each, f"{place}.{len(parts)}")
-                )
+            if not is_many(given):
+                given = () if given is None else (given,)
+            # One more than a job may hold is enough to be told of; a generator need not end.
+            for each in islice(given, None if is_chat else MAX_MEDIA + 1):
+                if is_chat and isinstance(each, str):
+                    parts.append({"type": "text", "text": each})
+                else:
+                    parts.append(self._part_of(each, f"{place}.{len(parts)}"))
         except Exception as error:
             self._blame(error, f"{place}.{len(parts)}")
         return parts
@@ -142,7 +143,7 @@ class Media:
             if isinstance(medium, OpenFile):
                 return {**fields, **self._hold(medium, fields.get("type"), place)}
             self._take_room(medium)
-            if media_type := fields.get("type", media_type_of(medium)):
+            if media_type := fields.get("type") or media_type_of(medium):
                 return {**fields, "type": media_type, "uri": medium}
             self.faults.append(
                 f"{place}: neither its suffix nor bytes that could be read here tell image from video. "

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 SOUND = """
 import keye
+import numpy as np
 from pathlib import Path
 from keye import AnalysisJob, AsyncClient, AsyncJob, Client, ImagePart, JobFailed, TextGenerated
 from keye.testing import MemoryClient
@@ -24,7 +25,9 @@ def ask(client: Client, photo: bytes) -> JobResult:
         with open("cat.png", "rb") as file:
             client.submit(media=file, prompt="?")
         client.submit(AnalysisJob(prompt="?", media=(ImagePart(uri="/cat.png"),)))
+        client.submit(media=np.zeros((4, 4, 3), np.uint8), prompt="?")
         client.submit(media="/cat.png", messages=[{"role": "user", "content": "?"}], thinking="think")
+        client.submit(messages=[{"role": "user", "content": ["?", photo, Path("cat.png"), ImagePart(uri="/cat.png")]}])
         client.submit_many([{"prompt": "?"}, AnalysisJob(prompt="?")])[0]
         job = client.submit(
             prompt="?",

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +32,14 @@ class Raising(Mapping[str, Any]):
         return 1
 
 
-class RaisingPath:
+class RaisingPath(PathLike[str]):
     def __fspath__(self) -> str:
         raise RuntimeError("no path today")
+
+
+class RaisingArray:
+    def __array__(self) -> Any:
+        raise RuntimeError("on the GPU")
 
 
 def media_that_end_early() -> Iterator[str]:
@@ -54,6 +61,10 @@ ODD: dict[str, Any] = {
     "half a copied metadata": GOOD.model_copy(update={"metadata": {"a": HALF}}),
     "fields that raise": Raising(),
     "path that raises": {"prompt": "?", "media": [RaisingPath()]},
+    "array that raises": {"messages": [{"role": "user", "content": ["?", RaisingArray()]}]},
+    "absent file": {"prompt": "?", "media": [Path("absent.jpg")]},
+    "folder": {"prompt": "?", "media": "."},
+    "device": {"prompt": "?", "media": {"type": "image", "uri": Path("/dev/zero")}},
     # Made for the test: a generator can be read once.
     "media that raise": lambda: {"prompt": "?", "media": media_that_end_early()},
     "nothing": None,

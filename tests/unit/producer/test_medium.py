@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,38 @@ def test_file_of_many_gigabytes_is_refused_without_being_read(folder: Path) -> N
         ask("clip.mp4")
 
 
+def test_file_that_may_not_be_read_is_told(folder: Path) -> None:
+    (folder / "secret.jpg").touch(mode=0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read all
+    try:
+        with pytest.raises(InvalidJob, match=r"media\.0: '.*secret\.jpg' cannot be read \(Permission denied\)"):
+            ask("secret.jpg")
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("place", ["media", "messages", "messages.0.content"])
+def test_list_that_raises_what_it_is_asked_is_told_of(place: str) -> None:
+    odd = Raising("read")
+    fields = {
+        "media": {"prompt": "?", "media": odd},
+        "messages": {"messages": odd},
+        "messages.0.content": {"messages": [{"role": "user", "content": odd}]},
+    }
+    with pytest.raises(InvalidJob, match=r"^1 fault: (media|messages)\.0: reading it raised ZeroDivisionError"):
+        build_job(fields[place], SETTINGS)
+
+
+def test_media_that_raise_in_between_are_told_of() -> None:
+    def media() -> Iterator[bytes]:
+        yield PNG
+        raise ZeroDivisionError("the disk is gone")
+
+    with pytest.raises(InvalidJob, match=r"^1 fault: media\.1: reading it raised ZeroDivisionError: the disk is gone$"):
+        build_job({"prompt": "?", "media": media()}, SETTINGS)
+
+
 def test_files_of_the_caller_stay_open(folder: Path) -> None:
     (folder / "cat.png").write_bytes(PNG)
     with (folder / "cat.png").open("rb") as file, tempfile.SpooledTemporaryFile() as upload:
@@ -229,6 +261,9 @@ class Raising:
 
     def __init__(self, *names: str) -> None:
         self._names = names
+
+    def __iter__(self) -> Any:
+        raise ZeroDivisionError
 
     def __getattr__(self, name: str) -> Any:
         if name in self._names:
