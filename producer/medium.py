@@ -3,6 +3,7 @@
 Here nothing is sent, and nothing is known of the job.
 """
 
+import hashlib
 import inspect
 import io
 import os
@@ -27,6 +28,7 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 # What OpenAI's chats call an image and a video.
 _OPENAI_TYPES = {"image_url": "image", "input_image": "image", "video_url": "video"}
 _LOW_DETAIL_PIXELS = 512 * 512
+_BYTES_AT_A_TIME = 2**20
 
 
 class NoMedium(Exception):
@@ -59,6 +61,14 @@ class OpenFile:
         if self.has_changed:
             raise NoMedium("changed while it was read. Submit it when it is written to its end.")
         return content
+
+    def digest(self) -> str:
+        """SHA-256, as hexadecimal digits."""
+        digest = hashlib.sha256()
+        self.seek(0)
+        for _ in range(0, self.size, _BYTES_AT_A_TIME):
+            digest.update(self.read(_BYTES_AT_A_TIME))
+        return digest.hexdigest()
 
     def seekable(self) -> bool:
         return True

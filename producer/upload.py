@@ -1,7 +1,6 @@
 """The media of a job as its producer gives them, made its parts: small ones travel inside, larger ones by a store."""
 
 import base64
-import hashlib
 import os
 import threading
 from collections.abc import Mapping
@@ -19,8 +18,6 @@ from keye.producer.medium import NoMedium, OpenFile, in_our_words, is_many, look
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-
-_HASHED_AT_A_TIME = 2**20
 
 
 class Upload(NamedTuple):
@@ -177,11 +174,11 @@ class Media:
         return {"type": media_type or found.media_type, "uri": self._uri_of(file, found, place)}
 
     def _uri_of(self, file: OpenFile, found: Format, place: str) -> str:
-        file.seek(0)
         head = f"data:{found.mime};base64,"
         num_chars = len(head) + 4 * -(-file.size // 3)
         if file.size <= MAX_INLINE_BYTES and num_chars <= self._room:
             self._room -= num_chars
+            file.seek(0)
             return head + base64.b64encode(file.read()).decode()
         if not self._prefix:
             raise NoMedium(
@@ -190,11 +187,8 @@ class Media:
                 "Set KEYE_UPLOAD_PREFIX=s3://bucket/prefix to have it uploaded, or upload it and give its URI"
                 + (f", or, where workers read the same disk, the text '{escaped(file.path)}'." if file.path else ".")
             )
-        digest = hashlib.sha256()
-        while chunk := file.read(_HASHED_AT_A_TIME):
-            digest.update(chunk)
         bucket, _, folder = self._prefix.removeprefix("s3://").partition("/")
-        key = "/".join(filter(None, (folder.strip("/"), digest.hexdigest() + found.suffixes[0])))
+        key = "/".join(filter(None, (folder.strip("/"), file.digest() + found.suffixes[0])))
         self._uploads.append(Upload(place, file, found.mime, bucket, key))
         return f"s3://{bucket}/{key}"
 
