@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from keye.config.codes import JobState
@@ -12,6 +13,7 @@ from keye.config.faults import Refusal
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobResult
 from keye.config.settings import ProducerSettings
+from keye.config.wire import SealedJob
 from keye.producer.client import Client, JobFields, JobOptions
 from keye.producer.following import End, taken_async
 from keye.producer.job import Cancellation, Job, result_of
@@ -52,8 +54,7 @@ class AsyncClient:
         self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]
     ) -> "list[AsyncJob | Refusal]":
         """See `Client.submit_many`. `jobs` is gone through in a thread."""
-        answers = await self._call(lambda: self._client.submit_many(jobs))
-        return [answer if isinstance(answer, Refusal) else AsyncJob(answer, self._call) for answer in answers]
+        return self._handles(await self._call(lambda: self._client.submit_many(jobs)))
 
     async def find(self, job_id: str) -> "AsyncJob":
         """See `Client.find`."""
@@ -76,7 +77,7 @@ class AsyncClient:
         """See `Client.map`."""
         ahead: deque[list[AsyncJob | Refusal]] = deque()
         for batch in jobs_about(media, prompt, options):
-            ahead.append(await self._submit_patiently(batch))
+            ahead.append(await self._send_patiently(await self._call(partial(self._seal_all, batch))))
             if len(ahead) == BATCHES_AHEAD:
                 async for end in self._in_order(ahead.popleft()):
                     yield end
@@ -84,13 +85,20 @@ class AsyncClient:
             async for end in self._in_order(answers):
                 yield end
 
-    async def _submit_patiently(self, batch: list[dict[str, Any]]) -> "list[AsyncJob | Refusal]":
-        answers = await self.submit_many(batch)
+    def _seal_all(self, batch: list[dict[str, Any]]) -> list[SealedJob | Refusal]:
+        return list(self._client.seal_all(batch))
+
+    async def _send_patiently(self, batch: list[SealedJob | Refusal]) -> "list[AsyncJob | Refusal]":
+        answers = await self._call(lambda: self._client.send(batch))
         while full := refused_as_full(answers):
             await asyncio.sleep(max(full.values()))
-            for index, answer in zip(full, await self.submit_many([batch[i] for i in full]), strict=True):
+            again = [batch[index] for index in full]
+            for index, answer in zip(full, await self._call(partial(self._client.send, again)), strict=True):
                 answers[index] = answer
-        return answers
+        return self._handles(answers)
+
+    def _handles(self, answers: list[Job | Refusal]) -> "list[AsyncJob | Refusal]":
+        return [answer if isinstance(answer, Refusal) else AsyncJob(answer, self._call) for answer in answers]
 
     async def _in_order(self, answers: "list[AsyncJob | Refusal]") -> AsyncIterator[End]:
         in_order = InOrder(answers)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
@@ -99,10 +99,13 @@ class Client:
         stays in its place. What a medium or `jobs` itself raises becomes an `InvalidJob` with that for its cause, and
         ends the list where `jobs` raised it.
         """
-        sent = chain.from_iterable(map(self._transport.submit_many, batches(self._seal_all(jobs))))
-        return [self.job(each) if isinstance(each, str) else each for each in sent]
+        return list(chain.from_iterable(map(self.send, batches(self.seal_all(jobs)))))
 
-    def _seal_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[SealedJob | Refusal]:
+    def send(self, jobs: Sequence[SealedJob | Refusal]) -> list[Job | Refusal]:
+        """Queue what `seal_all` gave, in one round trip; sent again, nothing is queued twice."""
+        return [self.job(each) if isinstance(each, str) else each for each in self._transport.submit_many(jobs)]
+
+    def seal_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[SealedJob | Refusal]:
         """Each of them, or why it is none; ends where `jobs` itself raises, with that for the last."""
         try:
             for job in jobs:
@@ -140,17 +143,17 @@ class Client:
         """
         ahead: deque[list[Job | Refusal]] = deque()
         for batch in jobs_about(media, prompt, options):
-            ahead.append(self._submit_patiently(batch))
+            ahead.append(self._send_patiently(list(self.seal_all(batch))))
             if len(ahead) == BATCHES_AHEAD:
                 yield from self._in_order(ahead.popleft())
         for answers in ahead:
             yield from self._in_order(answers)
 
-    def _submit_patiently(self, batch: list[dict[str, Any]]) -> list[Job | Refusal]:
-        answers = self.submit_many(batch)
+    def _send_patiently(self, batch: list[SealedJob | Refusal]) -> list[Job | Refusal]:
+        answers = self.send(batch)
         while full := refused_as_full(answers):
             time.sleep(max(full.values()))
-            for index, answer in zip(full, self.submit_many([batch[i] for i in full]), strict=True):
+            for index, answer in zip(full, self.send([batch[i] for i in full]), strict=True):
                 answers[index] = answer
         return answers
 

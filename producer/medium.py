@@ -3,6 +3,7 @@
 Here nothing is sent, and nothing is known of the job.
 """
 
+import base64
 import hashlib
 import inspect
 import io
@@ -112,6 +113,8 @@ def look_at(given: Any, opened: ExitStack) -> str | OpenFile:
     if isinstance(given, os.PathLike):
         return _open(os.fsdecode(given), opened)
     if isinstance(given, str):
+        if inline := re.match(r"data:[^,]*;base64,", given, re.IGNORECASE):
+            return _inline(given, inline.end())
         return given if is_uri(given) else _open(given, opened)
     if isinstance(given, bytes | bytearray | memoryview):
         return OpenFile(io.BytesIO(given))
@@ -151,6 +154,16 @@ def in_our_words(part: Mapping[str, Any]) -> dict[str, Any]:
     if detail == "low":
         fields.setdefault("max_pixels", _LOW_DETAIL_PIXELS)
     return {**fields, "type": _OPENAI_TYPES[kind], "uri": uri}
+
+
+def _inline(uri: str, start: int) -> str | OpenFile:
+    """Workers read no more than a little from a URI; the content of a larger one is as if given by itself."""
+    if len(uri) - start <= MAX_INLINE_BYTES // 3 * 4 + 4:
+        return uri
+    try:
+        return OpenFile(io.BytesIO(base64.b64decode(uri[start:], validate=True)))
+    except ValueError:
+        raise NoMedium("is a data: URI whose base64 cannot be read.") from None
 
 
 def _open(path: str, opened: ExitStack) -> str | OpenFile:

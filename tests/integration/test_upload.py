@@ -1,5 +1,6 @@
 """Large media held in memory are uploaded by `submit`, to a real S3 server, and workers read them back."""
 
+import base64
 import json
 import os
 from collections.abc import Iterator
@@ -57,8 +58,11 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
     client: Client, redis: Redis, s3_endpoint: str, tmp_path: Path
 ) -> None:
     noise = Image.frombytes("RGB", (900, 800), os.urandom(3 * 900 * 800))
-    job = client.submit(prompt="?", media=[PHOTO, noise, b"\x89PNG\r\n\x1a\n small"])
-    photo, picture, small = media_of(job, redis)
+    data = f"data:image/png;base64,{base64.b64encode(PHOTO).decode()}"
+    openai = {"type": "image_url", "image_url": {"url": data}}
+    job = client.submit(prompt="?", media=[PHOTO, noise, b"\x89PNG\r\n\x1a\n small", data, openai])
+    photo, picture, small, *inline = media_of(job, redis)
+    assert inline == [photo, photo]
     assert photo.uri.startswith("s3://uploads/from backend/")
     assert photo.uri.endswith(".jpg")
     assert picture.uri.endswith(".png")
