@@ -127,7 +127,7 @@ def test_file_that_changes_before_it_is_uploaded_is_told_and_never_put(
     photo, growing = tmp_path / "photo.jpg", tmp_path / "growing.jpg"
     photo.write_bytes(PHOTO)
     growing.write_bytes(PHOTO + b"one")
-    ChangingStore.file = growing
+    ChangingStore.file, ChangingStore.put = growing, []
     with HTTPServer(("127.0.0.1", 0), ChangingStore) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
