@@ -1,6 +1,7 @@
 """Starts the real commands as processes of their own, on the CPU, against the real broker, and ends all of them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
     for each in started:
         each.process.kill()
         each.process.wait()
+
+
+def npm_install(folder: Path, package: str) -> None:
+    """Puts what Node is to import from this folder there; skips where there is no Node, no npm or no registry."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("Node and npm are not installed")
+    command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", package]
+    try:
+        subprocess.run(command, capture_output=True, timeout=90, check=True)
+    except subprocess.SubprocessError as fault:
+        pytest.skip(f"npm brings no {package}: {fault}")
 
 
 def red_picture() -> bytes:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from keye.config.faults import JobFailed
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
-from tests.acceptance.conftest import Start, Started
+from tests.acceptance.conftest import Start, Started, npm_install
 from tests.support.conditions import eventually
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
@@ -325,14 +324,8 @@ def test_flower_lists_workers_and_tasks_and_revokes(start: Start, app: Celery, r
 @pytest.fixture(scope="session")
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where Node finds the package celery-node."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("Node and npm are not installed")
     folder = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "celery-node@0.5.9"]
-    try:
-        subprocess.run(command, capture_output=True, timeout=90, check=True)
-    except subprocess.SubprocessError as fault:
-        pytest.skip(f"npm brings no celery-node: {fault}")
+    npm_install(folder, "celery-node@0.5.9")
     return folder
 
 

@@ -1,6 +1,5 @@
-"""The Node producer of docs/producers.md, run as it is printed, against a real server and a real Celery worker."""
+"""The Node producer of examples/node without the npm package, against a real server and a real Celery worker."""
 
-import re
 import shutil
 import subprocess
 import threading
@@ -16,8 +15,9 @@ from keye.config import keys
 from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, QUEUE
 from keye.config.wire import open_sealed
 from keye.producer import Client, JobState
+from tests.support.checkout import ROOT
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "producers.md"
+PRODUCER = ROOT / "examples" / "node" / "keye.mjs"
 
 # Just enough of a Redis client: RESP2 over a socket, one command at a time.
 NODE_CLIENT = r"""
@@ -64,13 +64,12 @@ const redis = {
 @pytest.mark.parametrize(
     ("priority", "streams"), [("high", "pairs"), ("normal", "Object.fromEntries(pairs)"), ("low", "pairs")]
 )
-def test_a_job_sent_by_the_printed_node_code_reaches_a_worker_and_its_outcome_comes_back(
+def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
     redis: Redis, redis_url: str, tmp_path: Path, priority: str, streams: str
 ) -> None:
-    (printed,) = re.findall(r"```js\n(.*?)```", PAGE.read_text(), re.DOTALL)
     program = tmp_path / "producer.mjs"
     program.write_text(
-        f"{printed}{NODE_CLIENT}"
+        f'import {{ outcome, submit }} from "{PRODUCER}"; {NODE_CLIENT}'
         "const client = { sendCommand: async (words) => { const pairs = await redis.sendCommand(words);"
         f'return words[0] === "XREAD" && pairs ? {streams} : pairs; }} }};'
         f'const id = await submit(redis, {{ prompt: "谁在招手", priority: "{priority}", deadline_seconds: 60 }});'
