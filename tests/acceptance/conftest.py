@@ -1,6 +1,7 @@
 """Starts the real commands as processes of their own, on the CPU, against the real broker, and ends all of them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from keye.worker.telemetry.presence import Presence, WorkerState, list_present
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
 
+ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
+"""A worker for `start` that loads nothing; see tests/support/echo_worker.py."""
 CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]
 
 
@@ -106,6 +109,27 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
     for each in started:
         each.process.kill()
         each.process.wait()
+
+
+class Serve(Protocol):
+    def __call__(self, folder: Path, port: int = 0, **settings: str) -> tuple[Started, str]: ...
+
+
+@pytest.fixture
+def serve(start: Start) -> Serve:
+    """Runs `app.py` of a folder as its docstring says; gives the process and its address."""
+
+    def run(folder: Path, port: int = 0, **settings: str) -> tuple[Started, str]:
+        options = ("--app-dir", str(folder), "--port", str(port), "--timeout-graceful-shutdown", "3")
+        server = start("uvicorn", "app:app", *options, **settings)
+
+        def look() -> re.Match[str] | None:
+            assert server.process.poll() is None, server.log
+            return re.search(r"running on (http://\S+)", server.log)
+
+        return server, eventually(look)[1]
+
+    return run
 
 
 def npm_install(folder: Path, package: str) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -29,12 +30,14 @@ from keye.config.faults import JobFailed
 from keye.config.topology import ANALYZE_TASK, QUEUE
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
-from tests.acceptance.conftest import Start, Started, npm_install
+from tests.acceptance.conftest import ECHO, Start, Started, npm_install
+from tests.support.checkout import ROOT
 from tests.support.conditions import eventually
+from tests.support.pages import printed as printed_by
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
+PAGE = "docs/celery.md"
+printed = partial(printed_by, PAGE)
 PRINTED_URL = "redis://127.0.0.1:6379/0"
-ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
 OWN = ("celery", "-A", "results", "worker", "--pool", "solo", "--loglevel", "INFO", "-n", "results@%h")
 OTHERS_PYTHON = f"""
 import sys
@@ -42,12 +45,6 @@ sys.path.append({str(Path(celery.__file__).parents[1])!r})
 from importlib.util import find_spec
 assert not any(map(find_spec, ("config", "producer", "worker")))
 """
-
-
-def printed(heading: str, language: str = "python") -> list[str]:
-    """The blocks of a section of the page."""
-    section = PAGE.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
 def run_elsewhere(program: str, redis_url: str) -> str:
@@ -250,7 +247,7 @@ def test_what_no_operator_allowed_is_refused_and_a_group_needs_no_leave(start: S
         *(chain(ask(app, "one"), keep).apply_async().parent, chord([ask(app, "one")], keep).apply_async().parent[0]),
     ]
     for task in refused:
-        assert str(failure_of(task)) in PAGE
+        assert str(failure_of(task)) in (ROOT / PAGE).read_text()
     nowhere = ask(app, "one").apply_async(link=app.signature("keep"))
     assert "name one by .set(queue=...)" in failure_of(nowhere).failure.message
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from keye.producer import Client
-from tests.acceptance.conftest import Start, npm_install
+from tests.acceptance.conftest import ECHO, Start, npm_install
 from tests.support.checkout import ROOT
 
-ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
 READ_ON = """
 import { createClient } from "redis";
 import { events } from "./keye.mjs";

@@ -1,8 +1,8 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
 For chaos tests and for measuring what the rest costs: `celery -A tests.support.echo_worker worker --pool threads`.
-A prompt `wait 1.5` is answered after as many seconds, `raise MemoryError` raises it, `hang` hangs in its thread, `die`
-kills the process.
+A prompt `wait 1.5` is answered after as many seconds; of `write FILE` the first word at once, the rest when there is a
+file; `raise MemoryError` raises it, `hang` hangs in its thread, `die` kills the process.
 """
 
 import builtins
@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -87,23 +88,34 @@ class EchoEngine:
                 time.sleep(STEP_SECONDS)
             else:
                 self.inbox.wait()
-            running += self.inbox.drain()
+            arrived = self.inbox.drain()
+            for pending in arrived:
+                if beginning := _beginning(pending):
+                    pending.deliver(beginning, 1)
+            running += arrived
             running = [pending for pending in running if not _step(pending)]
+
+
+def _beginning(pending: PendingGeneration) -> str:
+    return "write" if cast(EchoPrompt, pending.prompt).text.startswith("write ") else ""
 
 
 def _step(pending: PendingGeneration) -> bool:
     """Whether it has ended."""
     prompt = cast(EchoPrompt, pending.prompt)
+    beginning = _beginning(pending)
     match prompt.text.split():
         case ["die"]:
             os.kill(os.getpid(), signal.SIGKILL)
         case ["wait", seconds]:
             is_over = time.monotonic() >= pending.submitted_at + float(seconds)
+        case ["write", file]:
+            is_over = Path(file).exists()
         case _:
             is_over = True
     reason: FinishReason = "stop"
     if is_over:
-        pending.deliver(prompt.text, len(prompt.input_ids))
+        pending.deliver(prompt.text.removeprefix(beginning), len(prompt.input_ids))
     elif pending.is_abandoned:
         reason = "abandoned"
     elif time.monotonic() >= pending.deadline:
@@ -113,7 +125,7 @@ def _step(pending: PendingGeneration) -> bool:
     waited = time.monotonic() - pending.submitted_at
     pending.end(
         Generated(
-            text=prompt.text if is_over else "",
+            text=prompt.text if is_over else beginning,
             token_ids=tuple(prompt.input_ids) if is_over else (),
             finish_reason=reason,
             num_prompt_tokens=len(prompt.input_ids),
