@@ -181,11 +181,13 @@ class Reader:
 
     def _look(self, places: list[Place], now: float) -> set[Following]:
         """Those of new places, and of the longest silent; returns whom it has told something."""
-        told = set()
+        told: set[Following] = set()
         for place in places:
             if isinstance(place.following, FeedFollowing) and place.is_new:
                 place.following.begin(place, self._streams.look_at_feed())
                 place.looked_at = now
+                if place.stream not in place.following.places:
+                    told.add(place.following)
         jobs = [place for place in places if place.job_id]
         new = [place for place in jobs if place.is_new]
         silent = [place for place in jobs if not place.is_new and place.looked_at < now - LOOK_SECONDS]
