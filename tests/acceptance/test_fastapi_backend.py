@@ -1,0 +1,172 @@
+"""examples/fastapi_backend as a person uses it: its page in Debian's Chromium, uvicorn and workers beside it."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from keye.producer import Client, TextGenerated
+from keye.worker.demo.local_worker import LocalWorker
+from keye.worker.demo.scenes import draw_image_scene
+from tests.acceptance.conftest import ECHO, PICTURE, Serve, Start
+from tests.support.checkout import ROOT
+from tests.support.conditions import eventually
+from tests.support.pages import printed
+
+FOLDER = ROOT / "examples" / "fastapi_backend"
+
+
+class Person:
+    """Somebody in front of the page."""
+
+    def __init__(self, browser: Chrome) -> None:
+        self.browser = browser
+
+    def find(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def ask(self, question: str, picture: Path) -> str:
+        """Fills the form in and sends it; returns the job's id once the page has it."""
+        self.find("[name=question]").clear()
+        self.find("[name=question]").send_keys(question)
+        self.find("[name=file]").send_keys(str(picture))
+        self.find("form button").click()
+        return eventually(lambda: self.browser.current_url.partition("#")[2])
+
+    @property
+    def state(self) -> str:
+        return self.find("#state").text
+
+    @property
+    def answer(self) -> str:
+        return self.find("#answer").text
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        told = "Chromium is not installed: apt-get install chromium chromium-driver"
+        pytest.fail(told) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(told)
+    options = ChromeOptions()
+    # Chromium's sandbox is not for root, and /dev/shm is small in containers.
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(option)
+    with Chrome(options, Service(driver)) as browser:
+        yield browser
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(PICTURE)
+    return path
+
+
+def test_a_picture_is_uploaded_and_its_answer_appears(
+    browser: Chrome, serve: Serve, redis_url: str, tmp_path: Path
+) -> None:
+    scene = draw_image_scene(np.random.default_rng(3))
+    scene.image.save(tmp_path / "shapes.png")
+    _, url = serve(FOLDER)
+    with LocalWorker(redis_url, tmp_path / "keye.log", {}):
+        browser.get(url)
+        person = Person(browser)
+        person.ask(scene.questions[0].text, tmp_path / "shapes.png")
+        eventually(lambda: person.state == "SUCCEEDED", within_seconds=60)
+        assert person.answer
+        assert person.answer in scene.questions[0].reply("auto")
+        assert not person.find("#cancel").is_displayed()
+
+
+def test_text_is_there_before_the_job_ends_and_again_after_a_reload(
+    browser: Chrome, serve: Serve, start: Start, picture: Path, tmp_path: Path
+) -> None:
+    start(*ECHO).wait_until_ready()
+    _, url = serve(FOLDER)
+    browser.get(url)
+    person = Person(browser)
+    person.ask(f"write {tmp_path / 'over'}", picture)
+    eventually(lambda: person.answer == "write")
+    assert person.state == "generate"
+    browser.refresh()
+    eventually(lambda: person.answer == "write")
+    (tmp_path / "over").touch()
+    eventually(lambda: person.state == "SUCCEEDED")
+    assert person.answer == f"write {tmp_path / 'over'}"
+
+
+def test_a_running_job_is_cancelled(browser: Chrome, serve: Serve, start: Start, picture: Path) -> None:
+    start(*ECHO).wait_until_ready()
+    _, url = serve(FOLDER)
+    browser.get(url)
+    person = Person(browser)
+    person.ask("write /nowhere", picture)
+    eventually(lambda: person.answer == "write")
+    person.find("#cancel").click()
+    eventually(lambda: person.state.startswith("CANCELLED: "))
+
+
+def test_a_restarted_server_and_a_killed_worker_leave_the_text_as_it_should_be(
+    browser: Chrome, serve: Serve, start: Start, client: Client, picture: Path, tmp_path: Path
+) -> None:
+    lease = {"KEYE_LEASE_SECONDS": "3"}
+    worker = start(*ECHO, **lease)
+    worker.wait_until_ready()
+    server, url = serve(FOLDER)
+    browser.get(url)
+    person = Person(browser)
+    job = client.find(person.ask(f"write {tmp_path / 'over'}", picture))
+    eventually(lambda: person.answer == "write")
+
+    server.ask_to_end()
+    assert server.exit_code() == -signal.SIGTERM
+    worker.process.kill()
+    serve(FOLDER, port=int(url.rpartition(":")[2]))
+    start(*ECHO, **lease)
+    attempts = (event.attempt for event in job.events(timeout=60) if isinstance(event, TextGenerated))
+    assert max(next(attempts), next(attempts)) == 2
+    (tmp_path / "over").touch()
+    eventually(lambda: person.state == "SUCCEEDED", within_seconds=60)
+    assert person.answer == f"write {tmp_path / 'over'}"
+
+
+def test_the_lines_that_docs_print_for_a_page_read_a_stream(
+    browser: Chrome, serve: Serve, start: Start, client: Client
+) -> None:
+    start(*ECHO).wait_until_ready()
+    _, url = serve(FOLDER)
+    browser.get(url)
+    (block,) = printed("docs/stream-to-a-browser.md", "What does the page do?", language="js")
+    job = client.submit(prompt="hello <b>there</b>")
+    here = "const id = arguments[0], answer = document.querySelector('#answer');"
+    browser.execute_script(f"{here}{block} window.stream = stream;", job.id)
+    eventually(lambda: browser.execute_script("return stream.readyState === EventSource.CLOSED"))
+    assert Person(browser).answer == "hello <b>there</b>"
+
+
+def test_what_is_written_is_text_and_nothing_the_browser_would_run(
+    browser: Chrome, serve: Serve, start: Start, picture: Path
+) -> None:
+    start(*ECHO).wait_until_ready()
+    _, url = serve(FOLDER)
+    browser.get(url)
+    person = Person(browser)
+    person.ask("<img src=x onerror=document.title='run'>", picture)
+    eventually(lambda: person.state == "SUCCEEDED")
+    assert person.answer == "<img src=x onerror=document.title='run'>"
+    assert browser.title == "Ask Keye"
+
+
+def test_a_stranger_s_link_to_no_job_says_so(browser: Chrome, serve: Serve, picture: Path) -> None:
+    _, url = serve(FOLDER)
+    browser.get(f"{url}/#no-such-job")
+    eventually(lambda: Person(browser).state == "There is no such job.")
