@@ -68,10 +68,9 @@ class Jobs(KeyeView):
             detail = f"The file has {file.size:,} bytes, the limit is {MAX_UPLOAD_BYTES:,}."
             return JsonResponse({"detail": detail}, status=413)
         if not file and not uri.startswith("s3://"):
-            # Nor a path: strangers have no business in the workers' folders.
+            # No path: it would be of a file of this machine, or of one that the workers may read.
             return JsonResponse({"detail": "Give a file, or the URI of one that begins with s3://."}, status=422)
-        medium = file.read() if file else uri
-        job = await keye().submit(prompt=request.POST.get("question"), media=[medium])
+        job = await keye().submit(prompt=request.POST.get("question"), media=[file or uri])
         return JsonResponse({"id": job.id}, status=202)
 
 

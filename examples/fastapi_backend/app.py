@@ -3,7 +3,8 @@
 `pip install 'keye-worker[examples]'`, set KEYE_REDIS_URL, then `uvicorn app:app --timeout-graceful-shutdown 3`. Without
 that limit uvicorn's end waits for every open stream, and so for the longest job. With it streams are cut after 3 s, and
 browsers take them up, where they were, at whichever process answers next.
-What is larger than 1 MiB travels by way of S3: set KEYE_UPLOAD_PREFIX. Who may ask, and how often, is yours to add.
+What is larger than 1 MiB travels by way of S3: set KEYE_UPLOAD_PREFIX. Who may ask, how often, and about which buckets
+is yours to add.
 """
 
 import math
@@ -62,11 +63,11 @@ async def submit(
     if file:
         if file.size > MAX_UPLOAD_BYTES:
             raise HTTPException(413, f"The file has {file.size:,} bytes, the limit is {MAX_UPLOAD_BYTES:,}.")
-        medium: bytes | str = await file.read()
+        medium: Any = file.file
     elif uri.startswith("s3://"):
         medium = uri
     else:
-        # Nor a path: strangers have no business in the workers' folders.
+        # No path: it would be of a file of this machine, or of one that the workers may read.
         raise HTTPException(422, "Give a file, or the URI of one that begins with s3://.")
     job = await request.app.state.keye.submit(prompt=question, media=[medium])
     return {"id": job.id}

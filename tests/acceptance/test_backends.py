@@ -1,14 +1,17 @@
 """The FastAPI and the Django backend of examples/, asked by a program; a browser asks in test_fastapi_backend.py."""
 
+import json
 import signal
 import socket
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from httpx2 import Client as HttpClient
 from redis import Redis
 
+from keye.config import keys
 from keye.producer import Client, JobState
 from tests.acceptance.conftest import ECHO, PICTURE, Serve, Start
 from tests.support.checkout import ROOT
@@ -86,6 +89,23 @@ def test_what_cannot_be_asked_is_told_by_its_status(folder: Path, serve: Serve, 
         full = http.post("/jobs", data=fields | {"uri": "s3://photos/cat.jpg"})
         assert full.status_code == 503
         assert int(full.headers["Retry-After"]) > 0
+
+
+def test_a_large_file_goes_by_way_of_a_store(
+    folder: Path, serve: Serve, redis: Redis, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.session.Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="media")
+    prefix = "s3://media/uploads"
+    _, url = serve(folder, KEYE_UPLOAD_PREFIX=prefix, KEYE_S3_ENDPOINT_URL=s3_endpoint)
+    large = PICTURE + bytes(5 * 2**20)
+    with HttpClient(base_url=url, timeout=60) as http:
+        asked = http.post("/jobs", data={"question": "What is it?"}, files={"file": ("red.png", large)})
+    assert asked.status_code == 202, asked.text
+    sealed = json.loads(redis.hget(keys.record(asked.json()["id"]), "sealed"))
+    assert sealed["job"]["media"][0]["uri"].startswith(f"{prefix}/")
 
 
 def test_a_queue_that_is_away_is_told_but_not_where_it_is(folder: Path, serve: Serve) -> None:
