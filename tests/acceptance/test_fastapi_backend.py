@@ -166,6 +166,19 @@ def test_what_is_written_is_text_and_nothing_the_browser_would_run(
     assert browser.title == "Ask Keye"
 
 
+def test_what_is_refused_and_a_server_that_is_gone_are_told(browser: Chrome, serve: Serve, tmp_path: Path) -> None:
+    server, url = serve(FOLDER)
+    (tmp_path / "notes.txt").write_text("no picture")
+    browser.get(url)
+    person = Person(browser)
+    person.find("[name=file]").send_keys(str(tmp_path / "notes.txt"))
+    person.find("form button").click()
+    eventually(lambda: "begins like no image or video" in person.state)
+    server.process.kill()
+    person.find("form button").click()
+    eventually(lambda: person.state == "The server cannot be reached.")
+
+
 def test_a_stranger_s_link_to_no_job_says_so(browser: Chrome, serve: Serve, picture: Path) -> None:
     _, url = serve(FOLDER)
     browser.get(f"{url}/#no-such-job")
