@@ -32,7 +32,11 @@ HOW_TO_WRITE_URL = "Write redis://:password@host:6379/0, with %40 for an @ in th
 
 
 def connect(
-    redis_url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS, retries: int = 1, retry_pause_seconds: float = 0
+    redis_url: str,
+    timeout_seconds: float = SOCKET_TIMEOUT_SECONDS,
+    retries: int = 1,
+    retry_pause_seconds: float = 0,
+    encoding_errors: str = "strict",
 ) -> Redis:
     """A client for any number of threads, which notices a half-open connection within seconds.
 
@@ -46,9 +50,10 @@ def connect(
             max_connections=MAX_CONNECTIONS,
             timeout=WAIT_FOR_CONNECTION_SECONDS,
             decode_responses=True,
+            encoding_errors=encoding_errors,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            socket_keepalive=True,
+            **({} if redis_url.startswith("unix:") else {"socket_keepalive": True}),
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(ConstantBackoff(retry_pause_seconds), retries),
         )

@@ -87,7 +87,7 @@ class EndedJob(Report):
 
     @classmethod
     def of(cls, entry_id: str, fields: dict[str, str]) -> Self:
-        return cls.model_validate({"id": entry_id, "at": int(entry_id.partition("-")[0]) / 1000, **fields})
+        return cls.model_validate({**fields, "id": entry_id, "at": int(entry_id.partition("-")[0]) / 1000})
 
 
 def read_event(event_json: str, entry_id: str = "") -> JobEvent | None:

@@ -10,6 +10,7 @@ KeyeError
 ├── JobFailed
 ├── JobNotEnded          (TimeoutError)
 ├── JobNotFound          (LookupError)
+├── JobUnreadable        (ValueError)
 ├── DeadLetterNotFound   (LookupError)
 ├── MessageNotFound      (LookupError)
 ├── FeedGap              (LookupError)
@@ -136,6 +137,17 @@ class JobNotFound(KeyeError, LookupError):
         return cls(
             f"There is no job {job_id!r}: it was never sent to this Redis, or its outcome has expired "
             "(KEYE_RESULT_TTL_SECONDS after its end)."
+        )
+
+
+class JobUnreadable(KeyeError, ValueError):
+    """What Redis holds of the job is nothing that this release can read."""
+
+    @classmethod
+    def of(cls, job_id: str, what: str) -> Self:
+        return cls(
+            f"The {what} of job {job_id!r} is nothing that this release can read: a newer one wrote it, or a stranger. "
+            f"Upgrade, or look at it: HGETALL keye:job:{job_id}"
         )
 
 

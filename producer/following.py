@@ -21,7 +21,15 @@ from pydantic import ValidationError
 from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.event import EndedJob, Heartbeat, JobEnded, read_event
-from keye.config.faults import FeedGap, InvalidEventId, JobNotEnded, JobNotFound, KeyeError
+from keye.config.faults import (
+    FeedGap,
+    InvalidEventId,
+    JobNotEnded,
+    JobNotFound,
+    JobUnreadable,
+    KeyeError,
+    QueueUnavailable,
+)
 from keye.config.outcome import OUTCOME, JobFailure, JobResult
 
 # Workers end a job at its deadline. Who waits for this much longer hears that none is there to do it.
@@ -30,6 +38,7 @@ OVERDUE_SECONDS = 55.0
 MAX_ITEMS = 64
 
 BEGINNING = "0-0"
+MAX_ID_PART = 2**64 - 1
 
 Entry = tuple[str, dict[str, str]]
 End = JobResult | JobFailure | KeyeError
@@ -54,7 +63,8 @@ class FeedLook(NamedTuple):
 
 def order_of(entry_id: str) -> tuple[int, int]:
     """Entries' ids as numbers, which sort as the entries do. Raises `InvalidEventId`, since some come from browsers."""
-    if not (match := re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", entry_id, re.ASCII)):
+    match = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", entry_id, re.ASCII)
+    if not match or max(map(int, match.groups("0"))) > MAX_ID_PART:
         raise InvalidEventId(f"{entry_id[:40]!r} is no id of an event. Give one as it was read (1764181800000-0).")
     return int(match[1]), int(match[2] or 0)
 
@@ -87,6 +97,11 @@ class Following(ABC):
     def __init__(
         self, wake: Callable[[], object], timeout: float | None, heartbeat_seconds: float | None = None
     ) -> None:
+        self._timeout = math.inf if timeout is None else timeout
+        self._heartbeat_seconds = math.inf if heartbeat_seconds is None else heartbeat_seconds
+        # None would ever come, or nothing else.
+        if math.isnan(self._timeout) or not self._heartbeat_seconds > 0:
+            raise ValueError(f"timeout is {timeout} and heartbeat_seconds {heartbeat_seconds}: give seconds, or None.")
         self.began_at = self._spoke_at = time.monotonic()
         self.wake = wake
         self.places: dict[str, Place] = {}
@@ -94,8 +109,6 @@ class Following(ABC):
         self.is_closed = False
         # Set by who fills it: there is room again.
         self.resume: Callable[[], object] = lambda: None
-        self._timeout = math.inf if timeout is None else timeout
-        self._heartbeat_seconds = math.inf if heartbeat_seconds is None else heartbeat_seconds
         self._items: deque[Any] = deque()
         # Between the reader, who ends a place, and the caller, whose time is up.
         self._lock = threading.Lock()
@@ -118,7 +131,7 @@ class Following(ABC):
         """The longest that the caller waits before he takes again; None where only the reader ends the wait."""
         time_up_at = self.began_at + self._timeout if self._may_give_up() else math.inf
         end = min(time_up_at, self._spoke_at + self._heartbeat_seconds)
-        return None if end == math.inf else max(0.0, end - time.monotonic())
+        return None if end == math.inf else min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
 
     def take(self) -> Any:
         """The next that was found, or None. Raises what was found in place of the rest, such as a `JobNotEnded`."""
@@ -145,6 +158,12 @@ class Following(ABC):
         """The caller hears this in place of all that would come."""
         self._end(place, error)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, where no reader knows of it: who goes on there must not wait for ever."""
+        self._lock = threading.Lock()
+        for place in list(self.places.values()):
+            self.fail(place, QueueUnavailable("The process was forked while this was read. Begin anew in the child."))
+
     @abstractmethod
     def read(self, place: Place, entries: Sequence[Entry]) -> None:
         """What came on the stream, perhaps nothing."""
@@ -159,8 +178,10 @@ class Following(ABC):
     def _end(self, place: Place, *last: Any) -> None:
         """No more is told of this place but the `last`; where two race, the second is not heard."""
         with self._lock:
-            if self.places.pop(place.stream, None):
+            if place.stream in self.places:
+                # In this order: without places and items the caller leaves.
                 self._items.extend(last)
+                del self.places[place.stream]
 
 
 class JobFollowing(Following):
@@ -173,9 +194,10 @@ class JobFollowing(Following):
         place.state = JobState(look.state)
         if place.is_new:
             self._begin(place, look.entry)
-        if place.state.is_final:
+        # With an outcome, it ended in a state that only later releases know.
+        if place.state.is_final or look.outcome_json:
             self._final(place, look.outcome_json or "")
-        elif time.time() > float(look.deadline_at or math.inf) + OVERDUE_SECONDS:
+        elif time.time() > _seconds_of(look.deadline_at) + OVERDUE_SECONDS:
             when = "although its deadline has passed"
             self.fail(place, JobNotEnded.of(place.job_id, place.state, when, "No worker is alive."))
         return None
@@ -194,7 +216,7 @@ class JobFollowing(Following):
 
 
 class EventsFollowing(JobFollowing):
-    """For who wants a job's events. What is found in their place is raised to him."""
+    """For who wants a job's events; unreadable ones are passed over. What is found in their place is raised to him."""
 
     def __init__(
         self,
@@ -212,16 +234,14 @@ class EventsFollowing(JobFollowing):
 
     def read(self, place: Place, entries: Sequence[Entry]) -> None:
         for entry_id, fields in entries:
-            try:
+            with suppress(ValidationError, KeyError):
                 event = read_event(fields["event"], entry_id)
-            except (ValidationError, KeyError) as error:
-                return self.fail(place, error)
-            if isinstance(event, JobEnded):
-                return self._end(place, event)
-            # One of an older attempt is from a worker that does not know yet that it lost the job.
-            if event is not None and event.attempt >= self._attempt:
-                self._attempt = event.attempt
-                self._items.append(event)
+                if isinstance(event, JobEnded):
+                    return self._end(place, event)
+                # One of an older attempt is from a worker that does not know yet that it lost the job.
+                if event is not None and event.attempt >= self._attempt:
+                    self._attempt = event.attempt
+                    self._items.append(event)
         if self._is_final and not entries:
             # Its last event was read before, or is gone.
             self._end(place)
@@ -267,8 +287,8 @@ class EndsFollowing(JobFollowing):
     def _final(self, place: Place, outcome_json: str) -> None:
         try:
             self._end(place, (place.job_id, OUTCOME.validate_json(outcome_json)))
-        except ValidationError as error:
-            self.fail(place, error)
+        except ValidationError:
+            self.fail(place, JobUnreadable.of(place.job_id, "outcome"))
 
 
 class FeedFollowing(Following):
@@ -278,9 +298,10 @@ class FeedFollowing(Following):
         super().__init__(wake, timeout)
         self.places[keys.ENDED] = Place(self, keys.ENDED, after or "")
 
-    def begin(self, place: Place, feed: FeedLook) -> None:
-        """The first look."""
-        if not place.seen:
+    def look(self, place: Place, feed: FeedLook) -> None:
+        """The first look, and those at a feed that is silent or that was left for a while."""
+        if not place.seen or order_of(feed.newest) < order_of(place.seen):
+            # It is not that far, or Redis came back with less than it had.
             place.seen = feed.newest
         elif feed.is_trimmed and order_of(BEGINNING) < order_of(place.seen) < order_of(feed.oldest):
             self.fail(place, FeedGap.of(place.seen, feed.oldest))
@@ -289,6 +310,13 @@ class FeedFollowing(Following):
         for entry_id, fields in entries:
             with suppress(ValidationError):
                 self._items.append(EndedJob.of(entry_id, fields))
+
+
+def _seconds_of(deadline_at: str | None) -> float:
+    try:
+        return float(deadline_at or math.inf)
+    except ValueError:
+        return math.inf
 
 
 # Begins a following whose caller is woken by what it is given.
@@ -318,5 +346,6 @@ async def taken_async(follow: Follow) -> AsyncIterator[Any]:
             if following.is_over:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), following.wait_seconds())
+                async with asyncio.timeout(following.wait_seconds()):
+                    await ready.wait()
             ready.clear()

@@ -7,7 +7,7 @@ from typing import overload
 
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import Heartbeat, JobEvent
-from keye.config.faults import JobFailed, JobNotFound
+from keye.config.faults import JobFailed, JobNotFound, JobUnreadable
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.wire import Outline
 from keye.producer.following import BEGINNING, End, EndsFollowing, EventsFollowing, Follow, order_of, taken
@@ -42,7 +42,11 @@ class Job:
     @property
     def progress(self) -> Progress:
         """How far it is, read from Redis each time."""
-        return Progress.of(self._transport.progress(self.id))
+        found = self._transport.progress(self.id)
+        try:
+            return Progress.of(found)
+        except ValueError:
+            raise JobUnreadable.of(self.id, "record") from None
 
     @overload
     def events(self, timeout: float | None = None, after: str | None = None) -> Iterator[JobEvent]: ...
@@ -122,5 +126,6 @@ def result_of(end: End) -> JobResult:
     if isinstance(end, JobFailure):
         raise JobFailed.of(end)
     if isinstance(end, Exception):
-        raise end
+        # Many may wait for it, and each would add to it where he was.
+        raise end.with_traceback(None)
     return end

@@ -50,7 +50,7 @@ class Streams(Protocol):
     def look(self, jobs: list[tuple[str, str]]) -> list[Look | KeyeError]:
         """Of each job, given with an entry's id: its record and that entry, or with "" the newest."""
 
-    def look_at_feed(self) -> FeedLook: ...
+    def look_at_feed(self) -> FeedLook | KeyeError: ...
 
     def read(
         self, streams: dict[str, str], max_entries: int, block_seconds: float | None
@@ -68,6 +68,11 @@ class Reader:
         self._streams = streams
         self.begin_anew()
         _readers.add(self)
+
+    def leave_to_parent(self) -> None:
+        for following in self._followings:
+            following.leave_to_parent()
+        self.begin_anew()
 
     def begin_anew(self) -> None:
         self._changed = threading.Condition()
@@ -165,7 +170,10 @@ class Reader:
         max_entries = max(1, min(MAX_ENTRIES, MAX_ALL_ENTRIES // (len(reads) + 1)))
         found = self._streams.read(reads | {self._stream: self._seen}, max_entries, block)
         woken = found.pop(self._stream, ())
-        if isinstance(woken, list) and woken:
+        if isinstance(woken, KeyeError):
+            # It may not be read, and the read that failed with it did not wait.
+            time.sleep(OUTAGE_PAUSE_SECONDS)
+        elif woken:
             self._seen = woken[-1][0]
         now = time.monotonic()
         for stream in found.keys() | (mates.keys() if is_new else ()):
@@ -182,13 +190,15 @@ class Reader:
     def _look(self, places: list[Place], now: float) -> set[Following]:
         """Those of new places, and of the longest silent; returns whom it has told something."""
         told: set[Following] = set()
-        for place in places:
-            if isinstance(place.following, FeedFollowing) and place.is_new:
-                place.following.begin(place, self._streams.look_at_feed())
-                place.looked_at = now
-                if place.stream not in place.following.places:
-                    told.add(place.following)
-        jobs = [place for place in places if place.job_id]
+        feeds = [place for place in places if isinstance(place.following, FeedFollowing)]
+        # Each time: it is trimmed, and who is slow may be left behind.
+        feed = self._streams.look_at_feed() if feeds else None
+        for place in feeds:
+            if isinstance(feed, KeyeError):
+                place.following.fail(place, feed)
+            elif isinstance(place.following, FeedFollowing) and feed:
+                place.following.look(place, feed)
+        jobs = [place for place in places if isinstance(place.following, JobFollowing)]
         new = [place for place in jobs if place.is_new]
         silent = [place for place in jobs if not place.is_new and place.looked_at < now - LOOK_SECONDS]
         silent.sort(key=lambda place: place.looked_at)
@@ -202,8 +212,7 @@ class Reader:
                 elif isinstance(following, JobFollowing):
                     following.look(place, look)
                 place.looked_at = now
-                if place.stream not in following.places:
-                    told.add(following)
+        told.update(place.following for place in places if place.stream not in place.following.places)
         return told
 
     def _tell(self, place: Place, entries: list[Entry], now: float) -> bool:
@@ -262,7 +271,7 @@ _readers: "WeakSet[Reader]" = WeakSet()
 
 def _leave_to_parent() -> None:
     for reader in list(_readers):
-        reader.begin_anew()
+        reader.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):

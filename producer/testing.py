@@ -48,7 +48,7 @@ class MemoryClient(Client):
     @property
     def jobs(self) -> list[Job]:
         """All that were submitted, in their order."""
-        return [self.job(job_id) for job_id in self._memory.records]
+        return [self.job(job_id) for job_id in list(self._memory.records)]
 
     def asked(self, job: Job | AsyncJob) -> AnalysisJob:
         """What the job asks for."""

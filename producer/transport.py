@@ -15,8 +15,6 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.connection import (
-    MAX_CONNECTIONS,
-    WAIT_FOR_CONNECTION_SECONDS,
     ArgumentTooLarge,
     check_arguments,
     connect,
@@ -59,7 +57,9 @@ class Transport:
     def __init__(self, settings: ProducerSettings) -> None:
         self.result_ttl_seconds = settings.result_ttl_seconds
         self.max_queue_depth = settings.max_queue_depth
-        self._redis = connect(settings.redis_url.get_secret_value(), retry_pause_seconds=0.5)
+        # Of one job's id or record that is no UTF-8, those who wait for others must not hear.
+        url = settings.redis_url.get_secret_value()
+        self._redis = connect(url, retry_pause_seconds=0.5, encoding_errors="backslashreplace")
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
         self._progress = load_script(self.redis, "progress")
@@ -145,19 +145,22 @@ class Transport:
                 looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None)))
         return looks
 
-    def look_at_feed(self) -> FeedLook:
+    def look_at_feed(self) -> FeedLook | KeyeError:
         """See `keye.producer.reader.Streams`."""
         try:
             with reaching_redis("read the feed of ended jobs"):
                 feed: Any = self.redis.xinfo_stream(keys.ENDED)
         except QueueUnavailable as fault:
-            if not isinstance(fault.__cause__, ResponseError):
+            if "no such key" in str(fault.__cause__):
+                # None has ended yet.
+                return FeedLook(BEGINNING, BEGINNING, is_trimmed=False)
+            if not isinstance(fault.__cause__, ResponseError) or passes(fault.__cause__):
                 raise
-            # None has ended yet.
-            return FeedLook(BEGINNING, BEGINNING, is_trimmed=False)
-        oldest = feed["first-entry"][0] if feed["first-entry"] else BEGINNING
+            return fault
+        newest = feed["last-generated-id"]
+        oldest = feed["first-entry"][0] if feed["first-entry"] else newest
         # Servers before 7.0 do not tell how many there were.
-        return FeedLook(oldest, feed["last-generated-id"], feed.get("entries-added", math.inf) > feed["length"])
+        return FeedLook(oldest, newest, feed.get("entries-added", math.inf) > feed["length"])
 
     def read(
         self, streams: dict[str, str], max_entries: int, block_seconds: float | None
@@ -251,8 +254,9 @@ def reaching_redis(action: str) -> Iterator[None]:
 def unavailable(action: str, cause: RedisError) -> QueueUnavailable:
     remedy = "Check KEYE_REDIS_URL and that the server runs."
     if isinstance(cause, RedisConnectionError) and "No connection available" in str(cause):
-        busy = f"all {MAX_CONNECTIONS} connections of this process were in use for {WAIT_FOR_CONNECTION_SECONDS} s"
-        return QueueUnavailable(f"Redis could not {action} ({busy}). Ask from fewer threads at once.")
+        busy = "all connections of this process stayed in use"
+        remedy = "Ask from fewer threads at once, or allow more (?max_connections= in KEYE_REDIS_URL)."
+        return QueueUnavailable(f"Redis could not {action} ({busy}). {remedy}")
     if isinstance(cause, OutOfMemoryError):
         remedy = "It is full: give it more memory, or keep results for less long (KEYE_RESULT_TTL_SECONDS)."
     return QueueUnavailable(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")

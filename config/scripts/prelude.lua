@@ -50,7 +50,8 @@ local function pace(ended, leases)
   local total, count, running = 0, 0, redis.call("ZCARD", leases)
   for _, entry in ipairs(redis.call("XREVRANGE", ended, "+", "-", "COUNT", 100)) do
     local seconds = tonumber(entry[2][6])
-    if seconds then
+    -- Clocks are set back, and strangers write.
+    if seconds and seconds >= 0 and seconds < 1e9 then
       total, count = total + seconds, count + 1
     end
   end
