@@ -1,6 +1,7 @@
 """The same front door for asyncio. Nothing blocks the event loop, and who waits holds neither thread nor connection."""
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from keye.config.wire import SealedJob
 from keye.producer.client import Client, JobFields, JobOptions
 from keye.producer.following import End, taken_async
 from keye.producer.job import Cancellation, Job, result_of
-from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, jobs_about, refused_as_full
+from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, refused_as_full
 from keye.producer.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class AsyncClient:
     def __init__(self, target: str | ProducerSettings | Client | None = None) -> None:
         """`target` as for `Client`, or a client, which is then closed with this one."""
         self._client = target if isinstance(target, Client) else Client(target)
-        self._threads = _make_threads()
+        self._begin_threads()
 
     async def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> "AsyncJob":
         """See `Client.submit`."""
@@ -76,17 +77,16 @@ class AsyncClient:
     ) -> AsyncIterator[End]:
         """See `Client.map`."""
         ahead: deque[list[AsyncJob | Refusal]] = deque()
-        for batch in jobs_about(media, prompt, options):
-            ahead.append(await self._send_patiently(await self._call(partial(self._seal_all, batch))))
+        batches = self._client.seal_about(media, prompt, options)
+        # In a thread: media are read and encoded as they are gone through.
+        while batch := await self._call(lambda: next(batches, [])):
+            ahead.append(await self._send_patiently(batch))
             if len(ahead) == BATCHES_AHEAD:
                 async for end in self._in_order(ahead.popleft()):
                     yield end
         for answers in ahead:
             async for end in self._in_order(answers):
                 yield end
-
-    def _seal_all(self, batch: list[dict[str, Any]]) -> list[SealedJob | Refusal]:
-        return list(self._client.seal_all(batch))
 
     async def _send_patiently(self, batch: list[SealedJob | Refusal]) -> "list[AsyncJob | Refusal]":
         answers = await self._call(lambda: self._client.send(batch))
@@ -113,7 +113,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Whoever waits hears it."""
         await self._call(self._client.close)
-        threads, self._threads = self._threads, _make_threads()
+        threads = self._threads
+        self._begin_threads()
         threads.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
@@ -123,12 +124,14 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, action: Callable[[], T]) -> T:
+        if self._pid != os.getpid():
+            # After a fork it counts on threads that are the parent's.
+            self._begin_threads()
         return await asyncio.get_running_loop().run_in_executor(self._threads, action)
 
-
-def _make_threads() -> ThreadPoolExecutor:
-    # Threads of it begin once there is something to do.
-    return ThreadPoolExecutor(MAX_THREADS, "keye-client")
+    def _begin_threads(self) -> None:
+        # They begin once there is something to do.
+        self._threads, self._pid = ThreadPoolExecutor(MAX_THREADS, "keye-client"), os.getpid()
 
 
 class AsyncJob:

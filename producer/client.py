@@ -18,7 +18,7 @@ from keye.config.wire import SealedJob, seal
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Job
-from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, jobs_about, refused_as_full
+from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
@@ -139,15 +139,22 @@ class Client:
         """Ask the same about each of `media`, a job each; how they ended, in their order.
 
         Jobs are submitted some hundreds ahead of what is read, so that `media` may be without end. A full queue is
-        waited for; whatever else is in place of an outcome stands in its place, as for `results`.
+        waited for; whatever else is in place of an outcome stands in its place, as for `results`. What `media` itself
+        raises is the cause of an `InvalidJob`, the last.
         """
         ahead: deque[list[Job | Refusal]] = deque()
-        for batch in jobs_about(media, prompt, options):
-            ahead.append(self._send_patiently(list(self.seal_all(batch))))
+        for batch in self.seal_about(media, prompt, options):
+            ahead.append(self._send_patiently(batch))
             if len(ahead) == BATCHES_AHEAD:
                 yield from self._in_order(ahead.popleft())
         for answers in ahead:
             yield from self._in_order(answers)
+
+    def seal_about(
+        self, media: "Iterable[Medium | Iterable[Medium]]", prompt: str, options: JobOptions
+    ) -> Iterator[list[SealedJob | Refusal]]:
+        """A job for each of them, in batches."""
+        return batches(self.seal_all({**options, "prompt": prompt, "media": medium} for medium in media))
 
     def _send_patiently(self, batch: list[SealedJob | Refusal]) -> list[Job | Refusal]:
         answers = self.send(batch)

@@ -1,9 +1,9 @@
 """Many jobs at once, as both clients need them: which handle an end belongs to, and ends in the order of their jobs."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from keye.config.faults import QueueFull, Refusal
 from keye.producer.following import End
@@ -21,11 +21,6 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     remaining = iter(items)
     while batch := list(islice(remaining, JOBS_PER_ROUND_TRIP)):
         yield batch
-
-
-def jobs_about(media: Iterable[Any], prompt: str, options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """The fields of a job for each of them, in batches."""
-    return batches({**options, "prompt": prompt, "media": medium} for medium in media)
 
 
 def refused_as_full(answers: Iterable[object]) -> dict[int, float]:

@@ -21,8 +21,9 @@ def test_the_public_surface_is_exactly_this() -> None:
         "AnalysisJob AsyncClient AsyncJob Cancellation ChatMessage Client Content DeadLetterNotFound End EndedJob "
         "ErrorCode FeedGap FramesDecoded GenerationOptions Heartbeat IdempotencyConflict ImagePart InvalidEventId "
         "InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound JobResult "
-        "JobState JobUnreadable KeyeError MessageNotFound PartialText Priority Progress QueueFull QueueUnavailable Refusal Sampling "
-        "Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion UploadFailed VideoPart"
+        "JobState JobUnreadable KeyeError MessageNotFound PartialText Priority Progress QueueFull QueueUnavailable "
+        "Refusal Sampling Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion "
+        "UploadFailed VideoPart"
     )
 
 
