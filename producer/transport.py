@@ -166,8 +166,9 @@ class Transport:
         self, streams: dict[str, str], max_entries: int, block_seconds: float | None
     ) -> dict[str, list[Entry] | KeyeError]:
         """See `keye.producer.reader.Streams`."""
-        # Zero would block for ever.
-        block_ms = None if block_seconds is None else max(1, int(block_seconds * 1000))
+        # Zero would block for ever, and longer than the socket's timeout, which the URL may set, looks like an outage.
+        longest = self.redis.get_connection_kwargs()["socket_timeout"] / 2
+        block_ms = None if block_seconds is None else max(1, int(min(block_seconds, longest) * 1000))
         try:
             with reaching_redis("read the jobs' events"):
                 return _entries(self.redis.xread(dict[Any, Any](streams), count=max_entries, block=block_ms))
