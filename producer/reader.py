@@ -91,11 +91,12 @@ class Reader:
         """Tell it from now on what comes, until it is over or closed."""
         following.resume = self._interrupt
         with self._changed:
+            if not self._threads:
+                # The first, because who follows must not wait for Redis himself: he may be an event loop. Where the
+                # process can begin no more threads there is either none that reads, or one.
+                self._threads = _start("keye-waker", partial(self._wake, self._wakes)), _start("keye-reader", self._run)
             self._followings.add(following)
             following.fault = self._fault
-            if not self._threads:
-                # The second, because who follows must not wait for Redis himself: he may be an event loop.
-                self._threads = _start("keye-reader", self._run), _start("keye-waker", partial(self._wake, self._wakes))
         self._interrupt()
         return following
 
