@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +23,9 @@ from keye.producer import (
     JobUnreadable,
     QueueUnavailable,
     TextGenerated,
+    reader,
 )
+from keye.producer.following import EventsFollowing
 from tests.support.conditions import eventually
 from tests.support.worker_side import JOB, answer, settle, start
 
@@ -309,3 +312,43 @@ def test_one_error_for_many_grows_with_none_of_them(client: Client, meanwhile: C
         return frames
 
     assert max(map(depth, errors)) < 10
+
+
+def test_who_looks_just_as_his_last_item_comes_does_not_leave_without_it() -> None:
+    following = EventsFollowing("7", "0-0", lambda: None, None, None)
+
+    class Items(deque[Any]):
+        def extend(self, items: Any) -> None:
+            assert not following.is_over
+            super().extend(items)
+
+    following._items = Items()
+    (place,) = following.places.values()
+    following.fail(place, JobNotFound.of("7"))
+    assert not following.is_over
+    with pytest.raises(JobNotFound):
+        following.take()
+    assert following.is_over
+
+
+def test_a_process_that_can_begin_no_more_threads_does_not_read_twice(
+    client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    begin = reader._start
+
+    def refuse_the_second(name: str, run: Callable[[], object]) -> threading.Thread:
+        started.append(name)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        return begin(name, run)
+
+    monkeypatch.setattr(reader, "_start", refuse_the_second)
+    job = client.submit(JOB)
+    with pytest.raises(RuntimeError, match="new thread"):
+        job.result(timeout=0)
+    assert client._transport.reader._followings == set()
+    settle(redis, job, answer(job))
+    assert job.result(timeout=30).answer == "a red square"
+    # Two would go on for ten seconds; that of the test before may be about to end.
+    eventually(lambda: [thread.name for thread in threading.enumerate()].count("keye-reader") == 1, within_seconds=5)

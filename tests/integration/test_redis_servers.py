@@ -40,7 +40,7 @@ def allowed(redis: Redis, redis_url: str) -> Iterator[Callable[[str], str]]:
 def works(client: Client, redis: Redis, meanwhile: Callable[..., Any]) -> None:
     """Several wait at once, one after another too, and all hear."""
     worker = RedisWorker(redis)
-    for _ in range(3):
+    for _ in range(2):
         jobs = client.submit_many([JOB] * 4)
         waiting = [meanwhile(job.result, 60) for job in jobs[:2]] + [
             meanwhile(list, job.events(60)) for job in jobs[2:]
