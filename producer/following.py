@@ -124,6 +124,10 @@ class Following(ABC):
         return not self.places and not self._items
 
     @property
+    def has_items(self) -> bool:
+        return bool(self._items)
+
+    @property
     def is_full(self) -> bool:
         return len(self._items) >= MAX_ITEMS
 

@@ -224,8 +224,10 @@ class Reader:
         if entries:
             place.seen, place.looked_at = entries[-1][0], now
         was_answered, place.is_answered = place.is_answered, place.is_answered or not entries
-        place.following.read(place, entries)
-        return bool(entries) or not was_answered
+        following = place.following
+        following.read(place, entries)
+        # Who waits for ends takes nothing of what a job says before.
+        return not was_answered or following.has_items or place.stream not in following.places
 
     def _sit_out(self, followings: list[Following], fault: QueueUnavailable) -> None:
         """Redis is away: who has waited long enough for it to come back is told so, the others wait on."""
