@@ -190,7 +190,6 @@ class Reader:
 
     def _look(self, places: list[Place], now: float) -> set[Following]:
         """Those of new places, and of the longest silent; returns whom it has told something."""
-        told: set[Following] = set()
         feeds = [place for place in places if isinstance(place.following, FeedFollowing)]
         # Each time: it is trimmed, and who is slow may be left behind.
         feed = self._streams.look_at_feed() if feeds else None
@@ -213,8 +212,7 @@ class Reader:
                 elif isinstance(following, JobFollowing):
                     following.look(place, look)
                 place.looked_at = now
-        told.update(place.following for place in places if place.stream not in place.following.places)
-        return told
+        return {place.following for place in places if place.stream not in place.following.places}
 
     def _tell(self, place: Place, entries: list[Entry], now: float) -> bool:
         """Whether it was news to him."""
