@@ -112,7 +112,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Whoever waits hears it."""
-        await self._call(self._client.close)
+        # Not by its own threads: they may all be busy with a server that is mute.
+        await asyncio.to_thread(self._client.close)
         threads = self._threads
         self._begin_threads()
         threads.shutdown(wait=False)

@@ -19,6 +19,7 @@ from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Job
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
+from keye.producer.medium import is_many
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
@@ -153,8 +154,10 @@ class Client:
     def seal_about(
         self, media: "Iterable[Medium | Iterable[Medium]]", prompt: str, options: JobOptions
     ) -> Iterator[list[SealedJob | Refusal]]:
-        """A job for each of them, in batches."""
-        return batches(self.seal_all({**options, "prompt": prompt, "media": medium} for medium in media))
+        """A job for each of them, in batches: small ones first, for media that come slowly."""
+        if not is_many(media):
+            raise TypeError("map asks about many media, each a job: give a list of them, or another iterable.")
+        return batches(self.seal_all({**options, "prompt": prompt, "media": medium} for medium in media), first=1)
 
     def _send_patiently(self, batch: list[SealedJob | Refusal]) -> list[Job | Refusal]:
         answers = self.send(batch)

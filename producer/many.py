@@ -2,24 +2,34 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Generic, TypeVar
 
 from keye.config.faults import QueueFull, Refusal
+from keye.config.wire import SealedJob
 from keye.producer.following import End
 
-# Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies.
-JOBS_PER_ROUND_TRIP = 250
+# Enough that the way to Redis and back no longer counts, and few enough that nobody waits for their replies; and how
+# many characters their media have, which are held in memory several times meanwhile.
+JOBS_PER_ROUND_TRIP, CHARS_PER_ROUND_TRIP = 250, 8 * 2**20
 # Of jobs that are submitted and whose ends are not yet read.
 BATCHES_AHEAD = 4
 
 Handle = TypeVar("Handle")
-Item = TypeVar("Item")
 
 
-def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, JOBS_PER_ROUND_TRIP)):
+def batches(
+    jobs: Iterable[SealedJob | Refusal], first: int = JOBS_PER_ROUND_TRIP
+) -> Iterator[list[SealedJob | Refusal]]:
+    """As many as go in a round trip; to begin with `first`, and then twice as many each time."""
+    batch: list[SealedJob | Refusal] = []
+    size, num_chars = first, 0
+    for job in jobs:
+        batch.append(job)
+        num_chars += 0 if isinstance(job, Refusal) else sum(len(medium.uri) for medium in job.job.all_media())
+        if len(batch) == size or num_chars > CHARS_PER_ROUND_TRIP:
+            yield batch
+            batch, size, num_chars = [], min(2 * size, JOBS_PER_ROUND_TRIP), 0
+    if batch:
         yield batch
 
 

@@ -158,7 +158,7 @@ def in_our_words(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inline(uri: str, start: int) -> str | OpenFile:
     """Workers read no more than a little from a URI; the content of a larger one is as if given by itself."""
-    if len(uri) - start <= MAX_INLINE_BYTES // 3 * 4 + 4:
+    if len(uri) - start <= 4 * -(-MAX_INLINE_BYTES // 3):
         return uri
     try:
         return OpenFile(io.BytesIO(base64.b64decode(uri[start:], validate=True)))

@@ -19,9 +19,9 @@ def __getattr__(name: str) -> Any:
 
         return version("keye-worker")
     # A worker, and a decoder child above all, should not pay for the producer.
-    if name.startswith("_") or name not in (offered := import_module("keye.producer")).__all__:
+    if name != "__all__" and (name.startswith("_") or name not in import_module("keye.producer").__all__):
         raise AttributeError(f"module 'keye' has no attribute {name!r}")
-    return getattr(offered, name)
+    return getattr(import_module("keye.producer"), name)
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,8 @@ from keye.producer.client import build_job
 
 Fields = dict[str, Any]
 MAX_ONE_URI_CHARS = 4 * 2**20
+# A mebibyte as base64, its padding included.
+MAX_SENT_URI_CHARS = len("data:image/png;base64,") + 4 * -(-(2**20) // 3)
 MAX_STOP = 8
 
 
@@ -66,8 +68,7 @@ BOUNDS: dict[str, tuple[int, Callable[[int], Fields]]] = {
     "path in bytes": (MAX_URI_BYTES, lambda n: asking("/" + cats(n - 1))),
     "S3 key": (MAX_URI_BYTES, lambda n: asking("s3://bucket/".ljust(n, "x"))),
     "https URL": (MAX_URI_BYTES, lambda n: asking("https://host/".ljust(n, "x"))),
-    "data URI": (MAX_ONE_URI_CHARS, lambda n: asking(inline(n))),
-    "all data URIs": (MAX_INLINE_URI_CHARS, lambda n: asking(*[inline(3 * 2**20)] * 3, inline(n - 9 * 2**20))),
+    "all data URIs": (MAX_INLINE_URI_CHARS, lambda n: asking(*[inline(2**20)] * 11, inline(n - 11 * 2**20))),
     "metadata": (MAX_METADATA_BYTES, lambda n: {"prompt": "?", "metadata": {"a": "x" * (n - 9)}}),
     # As ASCII: six bytes for each of those characters.
     "metadata of another alphabet": (
@@ -88,9 +89,18 @@ def test_job_at_its_bound_is_taken_and_one_above_is_refused(opened_by: Callable[
     assert len(str(refused.value)) < 500, "it does not repeat what was sent"
 
 
+@pytest.mark.parametrize(("opened_by", "limit"), [(read, MAX_ONE_URI_CHARS), (build_job, MAX_SENT_URI_CHARS)])
+def test_data_uri_is_held_by_who_builds_a_job_to_what_workers_take(
+    opened_by: Callable[[Fields], AnalysisJob], limit: int
+) -> None:
+    assert len(opened_by(asking(inline(limit))).media[0].uri) == limit
+    with pytest.raises(InvalidJob, match="1 fault"):
+        opened_by(asking(inline(limit + 1)))
+
+
 def test_job_within_each_bound_that_is_too_large_as_json_is_refused_by_the_seal() -> None:
     """JSON writes six bytes for a control character."""
-    fields = asking(*[inline(3 * 2**20)] * 4) | {"prompt": "\0" * MAX_TEXT_BYTES}
+    fields = asking(*[inline(2**20)] * 12) | {"prompt": "\0" * MAX_TEXT_BYTES}
     job = build_job(fields)
     with pytest.raises(InvalidJob, match=rf"1 fault: job: \d+ bytes of JSON, the limit is {MAX_SEALED_BYTES}$"):
         seal(job)
