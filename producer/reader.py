@@ -164,7 +164,7 @@ class Reader:
         for place in places:
             if place.stream in place.following.places:
                 mates[place.stream].append(place)
-        reads = {stream: min((p.seen for p in on_it), key=order_of) for stream, on_it in mates.items()}
+        reads = {stream: _farthest_back(on_it) for stream, on_it in mates.items()}
         is_new = any(not place.is_answered for on_it in mates.values() for place in on_it)
         # Those who have heard something should not wait for others to.
         block = None if is_new or told else READ_SECONDS
@@ -251,6 +251,11 @@ def _start(name: str, run: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _farthest_back(places: list[Place]) -> str:
+    # Most streams have one reader, and each round goes through all.
+    return places[0].seen if len(places) == 1 else min((place.seen for place in places), key=order_of)
 
 
 def _fail_all(following: Following, error: Exception) -> None:

@@ -258,6 +258,11 @@ class TestMany:
         assert [end.answer for end in ends] == media
         assert isinstance(last, InvalidJob)
 
+    @pytest.mark.parametrize("media", ["s3://photos/cat.jpg", b"...", {"type": "image", "uri": "/cat.jpg"}])
+    def test_map_wants_many_media(self, pair: Pair, media: Any) -> None:
+        with pytest.raises(TypeError, match="give a list"):
+            list(pair.client.map("?", media))
+
     def test_a_full_queue_refuses_new_jobs_says_when_to_come_again_and_takes_known_ones(self, pair: Pair) -> None:
         jobs = [pair.client.submit(prompt="?", idempotency_key=str(number)) for number in range(MAX_QUEUE_DEPTH)]
         with pytest.raises(
