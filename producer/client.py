@@ -84,7 +84,7 @@ class Client:
 
         Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),
         `UploadFailed` when a medium could not be uploaded, `IdempotencyConflict` when the key belongs to another job,
-        and `QueueUnavailable` when Redis is away or refuses.
+        `QueueFull` where KEYE_MAX_QUEUE_DEPTH is reached, and `QueueUnavailable` when Redis is away or refuses.
         Where its answer was lost the job may run all the same: submit it again under the same key, and it runs once.
         """
         if job is not None and fields:
