@@ -3,6 +3,8 @@
 Celery keeps connections of its own, with the same timeouts (`keye.worker.tasks.celery_app`).
 """
 
+import email.parser
+import encodings.idna
 import logging
 import random
 import threading
@@ -18,6 +20,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from keye.config.faults import InvalidSettings
+
+# What redis-py and the socket import with a process' first connection. A child that is forked while a thread does so
+# finds the module's lock taken, for ever.
+FIRST_NEEDED = (email.parser, encodings.idna)
 
 log = logging.getLogger(__name__)
 

@@ -129,6 +129,21 @@ class TestSubmit:
         subprocess.run([sys.executable, "-c", program, redis_url], check=True, timeout=30)
         assert redis.llen(QUEUES["normal"]) == 3
 
+    def test_nothing_is_imported_by_the_first_use_of_a_client(self, redis_url: str) -> None:
+        """A child that is forked while a thread of its parent imports something cannot import it any more."""
+        program = (
+            "import sys\n"
+            "from keye import Client\n"
+            "client = Client(sys.argv[1])\n"
+            "before = {*sys.modules}\n"
+            "job = client.submit(prompt='?')\n"
+            "job.cancel(), job.state, job.progress, list(client.results([job])), list(job.events())\n"
+            "list(client.watch('0', timeout=0)), client.submit_many([{'prompt': '?'}])\n"
+            "print(*sorted({*sys.modules} - before))\n"
+        )
+        command = [sys.executable, "-c", program, redis_url]
+        assert subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout == "\n"
+
 
 class TestSubmitMany:
     def test_all_jobs_are_queued_in_order(self, client: Client, redis: Redis) -> None:
