@@ -1,5 +1,6 @@
 """One thread of a process reads for all who wait in it, over one connection, and tells each what is his."""
 
+import atexit
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from keye.config import keys
+from keye.config.connection import SOCKET_TIMEOUT_SECONDS
 from keye.config.faults import KeyeError, QueueUnavailable
 from keye.producer.following import (
     BEGINNING,
@@ -92,9 +94,14 @@ class Reader:
         following.resume = self._interrupt
         with self._changed:
             if not self._threads:
-                # The first, because who follows must not wait for Redis himself: he may be an event loop. Where the
-                # process can begin no more threads there is either none that reads, or one.
-                self._threads = _start("keye-waker", partial(self._wake, self._wakes)), _start("keye-reader", self._run)
+                # The first, because who follows must not wait for Redis himself: he may be an event loop.
+                waker = _start("keye-waker", partial(self._wake, self._wakes))
+                try:
+                    self._threads = waker, _start("keye-reader", self._run)
+                except RuntimeError:
+                    # The process can begin no more threads.
+                    self._end_waker()
+                    raise
             self._followings.add(following)
             following.fault = self._fault
         self._interrupt()
@@ -104,13 +111,19 @@ class Reader:
         """Whoever waits hears that there is nothing to wait for."""
         with self._changed:
             followings, self._followings = self._followings, set()
-            self._is_closing, threads = True, self._threads
         for following in followings:
             _fail_all(following, QueueUnavailable("The client was closed. Wait with another."))
+        self.stop(SOCKET_TIMEOUT_SECONDS)
+
+    def stop(self, join_seconds: float) -> None:
+        """End the threads, which come back for whoever follows next. Whoever waits is told nothing."""
+        with self._changed:
+            self._followings = set()
+            self._is_closing, threads = True, self._threads
         self._interrupt()
         for thread in threads:
             # What they are at would connect once more.
-            thread.join(timeout=1)
+            thread.join(join_seconds)
         self._is_closing = False
 
     def _interrupt(self) -> None:
@@ -120,6 +133,10 @@ class Reader:
             if self._is_reading and not self._is_woken:
                 self._is_woken = True
                 self._wakes.put(True)
+
+    def _end_waker(self) -> None:
+        self._wakes.put(False)
+        self._wakes = SimpleQueue()
 
     def _wake(self, wakes: "SimpleQueue[bool]") -> None:
         while wakes.get():
@@ -151,8 +168,7 @@ class Reader:
                 self._fault, self._away_since = None, math.inf
                 if self._is_closing or (not self._changed.wait(IDLE_SECONDS) and not self._followings):
                     self._threads = ()
-                    self._wakes.put(False)
-                    self._wakes = SimpleQueue()
+                    self._end_waker()
                     return []
 
     def _round(self, followings: list[Following]) -> None:
@@ -278,6 +294,13 @@ _readers: "WeakSet[Reader]" = WeakSet()
 def _leave_to_parent() -> None:
     for reader in list(_readers):
         reader.leave_to_parent()
+
+
+@atexit.register
+def _stop_all() -> None:
+    # A daemon thread that Python ends while it reads JSON, in a library of Rust, takes the process down (SIGABRT).
+    for reader in list(_readers):
+        reader.stop(join_seconds=1)
 
 
 if hasattr(os, "register_at_fork"):
