@@ -43,7 +43,8 @@ def test_bench_prints_a_row_for_each_way_and_each_stage() -> None:
     assert {"write a token", bench.PLAIN, *ways} <= rows.keys()
     for name in (bench.PLAIN, *ways):
         seconds, spread, speed, ratio, decoding, _ = rows[name]
-        assert float(seconds) == pytest.approx(1 / float(speed), rel=0.1)
+        # Printed to the millisecond: on a quick machine half of one is more than a tenth.
+        assert float(seconds) == pytest.approx(1 / float(speed), rel=0.1, abs=0.0006)
         fastest, slowest = spread.split(" - ")
         assert float(fastest) <= float(seconds) <= float(slowest)
         assert float(ratio) == pytest.approx(float(speed) / float(rows[bench.PLAIN][2]), rel=0.1)
