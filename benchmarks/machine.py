@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""What the figures were measured on, and how much memory a process held."""
 
 import datetime
 import os
@@ -17,3 +17,10 @@ def describe_machine() -> str:
         f"{datetime.date.today()}, {cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
     )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held."""
+    # Not getrusage: it tells what the parent of this process held.
+    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.machine import peak_bytes
+
 # From a path to what reads it: imports are done by the first call and measured by none.
 Reader = Callable[[str], Callable[[], object]]
 
@@ -56,5 +58,4 @@ def _cpu_seconds() -> float:
 
 def _peak_bytes() -> int:
     """The most this process held, and the most that one of its ended children did."""
-    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return 1024 * (int(line.split()[1]) + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return peak_bytes() + 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

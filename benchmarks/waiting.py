@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from redis import Redis
 
+from benchmarks.machine import peak_bytes
 from keye.config import keys
 from keye.config.event import TextGenerated
 from keye.producer import AsyncClient, AsyncJob, Client, Job
@@ -71,7 +71,7 @@ def _tasks(url: str, redis: Redis) -> list[float]:
             await asyncio.to_thread(_write, redis, [job.id for job in jobs], 10)
             ended_at = await asyncio.to_thread(_end, redis, jobs)
             await asyncio.gather(*reading, *waiting)
-            return [_memory(), connections, time.perf_counter() - ended_at]
+            return [peak_bytes() / 2**20, connections, time.perf_counter() - ended_at]
 
     return asyncio.run(measure())
 
@@ -85,7 +85,7 @@ def _threads(url: str, redis: Redis) -> list[float]:
         ended_at = _end(redis, jobs)
         for each in waiting:
             each.result()
-        return [_memory(), connections, time.perf_counter() - ended_at]
+        return [peak_bytes() / 2**20, connections, time.perf_counter() - ended_at]
 
 
 def _latency(url: str, redis: Redis) -> list[float]:
@@ -142,12 +142,6 @@ def _seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
-
-
-def _memory() -> float:
-    # Not getrusage: it tells what the parent of this process held.
-    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -206,14 +206,15 @@ class Reader:
 
     def _look(self, places: list[Place], now: float) -> set[Following]:
         """Those of new places, and of the longest silent; returns whom it has told something."""
-        feeds = [place for place in places if isinstance(place.following, FeedFollowing)]
-        # Each time: it is trimmed, and who is slow may be left behind.
-        feed = self._streams.look_at_feed() if feeds else None
-        for place in feeds:
-            if isinstance(feed, KeyeError):
-                place.following.fail(place, feed)
-            elif isinstance(place.following, FeedFollowing) and feed:
-                place.following.look(place, feed)
+        feeds = [(place, each) for place in places if isinstance(each := place.following, FeedFollowing)]
+        if feeds:
+            # Each time: it is trimmed, and who is slow may be left behind.
+            feed = self._streams.look_at_feed()
+            for place, watching in feeds:
+                if isinstance(feed, KeyeError):
+                    watching.fail(place, feed)
+                else:
+                    watching.look(place, feed)
         jobs = [place for place in places if isinstance(place.following, JobFollowing)]
         new = [place for place in jobs if place.is_new]
         silent = [place for place in jobs if not place.is_new and place.looked_at < now - LOOK_SECONDS]

@@ -3,8 +3,9 @@
 Packages are imported by the fixtures that need them: `tests/gpu` runs where there are only torch and transformers.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -68,6 +69,13 @@ def client(redis_url: str) -> "Iterator[Client]":
 
     with Client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def meanwhile() -> Iterator[Callable[..., Any]]:
+    """Has something done in a thread of its own, up to 64 at once; gives its future. None outlives the test."""
+    with ThreadPoolExecutor(64) as threads:
+        yield threads.submit
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,13 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
         each.process.wait()
 
 
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
 class Serve(Protocol):
     def __call__(self, folder: Path, port: int = 0, **settings: str) -> tuple[Started, str]: ...
 

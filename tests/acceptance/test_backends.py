@@ -91,12 +91,8 @@ def test_what_cannot_be_asked_is_told_by_its_status(folder: Path, serve: Serve, 
         assert int(full.headers["Retry-After"]) > 0
 
 
-def test_a_large_file_goes_by_way_of_a_store(
-    folder: Path, serve: Serve, redis: Redis, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+@pytest.mark.usefixtures("s3_credentials")
+def test_a_large_file_goes_by_way_of_a_store(folder: Path, serve: Serve, redis: Redis, s3_endpoint: str) -> None:
     boto3.session.Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="media")
     prefix = "s3://media/uploads"
     _, url = serve(folder, KEYE_UPLOAD_PREFIX=prefix, KEYE_S3_ENDPOINT_URL=s3_endpoint)

@@ -25,10 +25,11 @@ FOLDER = ROOT / "examples" / "fastapi_backend"
 
 
 class Person:
-    """Somebody in front of the page."""
+    """Somebody in front of the page at this address."""
 
-    def __init__(self, browser: Chrome) -> None:
+    def __init__(self, browser: Chrome, url: str) -> None:
         self.browser = browser
+        browser.get(url)
 
     def find(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
@@ -65,21 +66,22 @@ def browser() -> Iterator[Chrome]:
 
 
 @pytest.fixture
+def person(browser: Chrome, serve: Serve) -> Person:
+    _, url = serve(FOLDER)
+    return Person(browser, url)
+
+
+@pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "red.png"
     path.write_bytes(PICTURE)
     return path
 
 
-def test_a_picture_is_uploaded_and_its_answer_appears(
-    browser: Chrome, serve: Serve, redis_url: str, tmp_path: Path
-) -> None:
+def test_a_picture_is_uploaded_and_its_answer_appears(person: Person, redis_url: str, tmp_path: Path) -> None:
     scene = draw_image_scene(np.random.default_rng(3))
     scene.image.save(tmp_path / "shapes.png")
-    _, url = serve(FOLDER)
     with LocalWorker(redis_url, tmp_path / "keye.log", {}):
-        browser.get(url)
-        person = Person(browser)
         person.ask(scene.questions[0].text, tmp_path / "shapes.png")
         eventually(lambda: person.state == "SUCCEEDED", within_seconds=60)
         assert person.answer
@@ -88,27 +90,21 @@ def test_a_picture_is_uploaded_and_its_answer_appears(
 
 
 def test_text_is_there_before_the_job_ends_and_again_after_a_reload(
-    browser: Chrome, serve: Serve, start: Start, picture: Path, tmp_path: Path
+    person: Person, start: Start, picture: Path, tmp_path: Path
 ) -> None:
     start(*ECHO).wait_until_ready()
-    _, url = serve(FOLDER)
-    browser.get(url)
-    person = Person(browser)
     person.ask(f"write {tmp_path / 'over'}", picture)
     eventually(lambda: person.answer == "write")
     assert person.state == "generate"
-    browser.refresh()
+    person.browser.refresh()
     eventually(lambda: person.answer == "write")
     (tmp_path / "over").touch()
     eventually(lambda: person.state == "SUCCEEDED")
     assert person.answer == f"write {tmp_path / 'over'}"
 
 
-def test_a_running_job_is_cancelled(browser: Chrome, serve: Serve, start: Start, picture: Path) -> None:
+def test_a_running_job_is_cancelled(person: Person, start: Start, picture: Path) -> None:
     start(*ECHO).wait_until_ready()
-    _, url = serve(FOLDER)
-    browser.get(url)
-    person = Person(browser)
     person.ask("write /nowhere", picture)
     eventually(lambda: person.answer == "write")
     person.find("#cancel").click()
@@ -122,8 +118,7 @@ def test_a_restarted_server_and_a_killed_worker_leave_the_text_as_it_should_be(
     worker = start(*ECHO, **lease)
     worker.wait_until_ready()
     server, url = serve(FOLDER)
-    browser.get(url)
-    person = Person(browser)
+    person = Person(browser, url)
     job = client.find(person.ask(f"write {tmp_path / 'over'}", picture))
     eventually(lambda: person.answer == "write")
 
@@ -139,38 +134,29 @@ def test_a_restarted_server_and_a_killed_worker_leave_the_text_as_it_should_be(
     assert person.answer == f"write {tmp_path / 'over'}"
 
 
-def test_the_lines_that_docs_print_for_a_page_read_a_stream(
-    browser: Chrome, serve: Serve, start: Start, client: Client
-) -> None:
+def test_the_lines_that_docs_print_for_a_page_read_a_stream(person: Person, start: Start, client: Client) -> None:
     start(*ECHO).wait_until_ready()
-    _, url = serve(FOLDER)
-    browser.get(url)
     (block,) = printed("docs/stream-to-a-browser.md", "What does the page do?", language="js")
     job = client.submit(prompt="hello <b>there</b>")
     here = "const id = arguments[0], answer = document.querySelector('#answer');"
-    browser.execute_script(f"{here}{block} window.stream = stream;", job.id)
-    eventually(lambda: browser.execute_script("return stream.readyState === EventSource.CLOSED"))
-    assert Person(browser).answer == "hello <b>there</b>"
+    run = person.browser.execute_script
+    run(f"{here}{block} window.stream = stream;", job.id)
+    eventually(lambda: run("return stream.readyState === EventSource.CLOSED"))
+    assert person.answer == "hello <b>there</b>"
 
 
-def test_what_is_written_is_text_and_nothing_the_browser_would_run(
-    browser: Chrome, serve: Serve, start: Start, picture: Path
-) -> None:
+def test_what_is_written_is_text_and_nothing_the_browser_would_run(person: Person, start: Start, picture: Path) -> None:
     start(*ECHO).wait_until_ready()
-    _, url = serve(FOLDER)
-    browser.get(url)
-    person = Person(browser)
     person.ask("<img src=x onerror=document.title='run'>", picture)
     eventually(lambda: person.state == "SUCCEEDED")
     assert person.answer == "<img src=x onerror=document.title='run'>"
-    assert browser.title == "Ask Keye"
+    assert person.browser.title == "Ask Keye"
 
 
 def test_what_is_refused_and_a_server_that_is_gone_are_told(browser: Chrome, serve: Serve, tmp_path: Path) -> None:
     server, url = serve(FOLDER)
     (tmp_path / "notes.txt").write_text("no picture")
-    browser.get(url)
-    person = Person(browser)
+    person = Person(browser, url)
     person.find("[name=file]").send_keys(str(tmp_path / "notes.txt"))
     person.find("form button").click()
     eventually(lambda: "begins like no image or video" in person.state)
@@ -179,7 +165,7 @@ def test_what_is_refused_and_a_server_that_is_gone_are_told(browser: Chrome, ser
     eventually(lambda: person.state == "The server cannot be reached.")
 
 
-def test_a_stranger_s_link_to_no_job_says_so(browser: Chrome, serve: Serve, picture: Path) -> None:
+def test_a_stranger_s_link_to_no_job_says_so(browser: Chrome, serve: Serve) -> None:
     _, url = serve(FOLDER)
-    browser.get(f"{url}/#no-such-job")
-    eventually(lambda: Person(browser).state == "There is no such job.")
+    person = Person(browser, f"{url}/#no-such-job")
+    eventually(lambda: person.state == "There is no such job.")

@@ -214,9 +214,7 @@ def test_the_process_says_that_all_heard_and_nothing_else(
     program = tmp_path / "program.py"
     program.write_text(BEGIN + PROGRAMS[name])
     command = [sys.executable, "-W", "error", "-W", "ignore:.*fork.*:DeprecationWarning", str(program), redis_url]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True, timeout=120
-    )
+    ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "all heard\n", "")
 
 

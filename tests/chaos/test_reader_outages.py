@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -21,12 +20,6 @@ from tests.support.worker_side import JOB
 def client(broker: Broker) -> Iterator[Client]:
     with Client(f"{broker.url}?socket_timeout=0.5") as client:
         yield client
-
-
-@pytest.fixture
-def meanwhile() -> Iterator[Callable[..., Any]]:
-    with ThreadPoolExecutor(32) as threads:
-        yield threads.submit
 
 
 def blocked(redis: Redis) -> Any:

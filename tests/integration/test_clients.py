@@ -1,7 +1,6 @@
 """One suite for all clients: in threads and in asyncio, on a real server and in memory."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +59,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     else:
         with make() as client:
             yield Pair(client, worker)
-
-
-@pytest.fixture
-def meanwhile() -> Iterator[Callable[..., Any]]:
-    with ThreadPoolExecutor(4) as threads:
-        yield threads.submit
 
 
 class TestOneJob:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any
 
@@ -15,12 +14,6 @@ from keye.producer import Client, FeedGap, InvalidJob, JobFailure, JobState, Que
 from tests.support.conditions import eventually
 from tests.support.sides import RedisWorker
 from tests.support.worker_side import JOB, answer, settle
-
-
-@pytest.fixture
-def meanwhile() -> Iterator[Callable[..., Any]]:
-    with ThreadPoolExecutor(8) as threads:
-        yield threads.submit
 
 
 def end(redis: Redis, number: int, seconds: str = "1", entry_id: str = "*") -> str:

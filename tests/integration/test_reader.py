@@ -4,8 +4,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,12 +29,6 @@ from tests.support.conditions import eventually
 from tests.support.worker_side import JOB, answer, settle, start
 
 LAST_ID = f"{2**64 - 1}-{2**64 - 2}"
-
-
-@pytest.fixture
-def meanwhile() -> Iterator[Callable[..., Any]]:
-    with ThreadPoolExecutor(64) as threads:
-        yield threads.submit
 
 
 def write(redis: Redis, job: Job, text: str) -> None:

@@ -1,7 +1,6 @@
 """Clients at servers that allow them little, are written of in odd URLs, or take nothing more."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from tests.support.worker_side import JOB, answer, settle
 # As docs/operations.md has it.
 PRODUCER = "~keye:* ~keye.jobs* &keye:cancellations -@all +@connection +@scripting +@read +@write +publish +time"
 WITHOUT_READER = "~keye:job:* ~keye:ended ~keye:queued:* ~keye.jobs* ~keye:deadlines ~keye:leases ~keye:context"
-
-
-@pytest.fixture
-def meanwhile() -> Iterator[Callable[..., Any]]:
-    with ThreadPoolExecutor(32) as threads:
-        yield threads.submit
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 from redis import Redis
 
 from keye.producer import Client
@@ -118,12 +117,11 @@ def test_two_thousand_tasks_read_events_and_two_thousand_wait_over_a_few_connect
     assert megabytes < 300
 
 
-@pytest.mark.parametrize("number", [10_000])
-def test_outcomes_by_the_thousand_are_read_in_bulk(client: Client, redis: Redis, number: int) -> None:
-    jobs = client.submit_many([{"prompt": "?"}] * number)
+def test_outcomes_by_the_thousand_are_read_in_bulk(client: Client, redis: Redis) -> None:
+    jobs = client.submit_many([{"prompt": "?"}] * 10_000)
     for job in jobs:
         settle(redis, job, answer(job))
     before = redis.info("stats")["total_reads_processed"]
     assert {job.id for job, end in client.results(jobs) if end.answer == "a red square"} == {job.id for job in jobs}
     # Far from one round trip for each.
-    assert redis.info("stats")["total_reads_processed"] - before < number / 20
+    assert redis.info("stats")["total_reads_processed"] - before < 500
