@@ -272,8 +272,7 @@ def capture(setting: Setting) -> Lines:
             ready_seconds = time.perf_counter() - began
             written.append(_answers(engine, prompts))
             steps.append(1000 * decode_seconds(answer(engine, prompts[0], 64)))
-            graphs = engine._runner._graphs
-            yield f"{'Captured' if is_captured else 'Uncaptured'}: {0 if graphs is None else len(graphs)} graphs, ready"
+            yield f"{'Captured' if is_captured else 'Uncaptured'}: {_num_graphs(engine)} graphs, ready"
             yield f"after {ready_seconds:.1f} s, {steps[-1]:.2f} ms a step; attention: {engine.attention.name}.\n"
     yield f"{_num_same(*written)} of {len(written[0])} answers are the same (half precision may part some)."
 
@@ -287,10 +286,10 @@ def out_of_memory(setting: Setting) -> Lines:
         total = torch.cuda.mem_get_info(setting.device)[1]
         for spare in (2**26, 2**23, 2**20):
             held = torch.cuda.memory_reserved(setting.device)
-            torch.cuda.set_per_process_memory_fraction((held + spare) / total, setting.device)
+            torch.cuda.set_per_process_memory_fraction((held + spare) / total)
             outcomes = _outcomes(engine, prompts)
             yield f"- With {_gib(held)} held and {spare / 2**20:g} MiB besides: {', '.join(outcomes)}."
-        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
         after = _answers(engine, prompts)
         yield f"- With all memory again: {_num_same(before, after)} of {len(before)} answers are as before."
         yield f"- The engine is {'alive' if engine.is_alive else '**dead**'}; its log says what it lowered."
@@ -311,8 +310,7 @@ def fault_in_capture(setting: Setting) -> Lines:
         runner._decode = wait_while_capturing
         engine.start()
         outcomes = _outcomes(engine, prompts)
-        graphs = 0 if runner._graphs is None else len(runner._graphs)
-        yield f"{graphs} graphs are kept; the jobs: {', '.join(outcomes)}."
+        yield f"{_num_graphs(engine)} graphs are kept; the jobs: {', '.join(outcomes)}."
         if not engine.is_alive:
             raise RuntimeError("the engine died of a fault that belongs to capturing alone")
 
@@ -583,6 +581,11 @@ def _command(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return _told(error)
     return "; ".join((run.stdout + run.stderr).strip().splitlines())
+
+
+def _num_graphs(engine: Engine) -> int:
+    graphs = engine._runner._graphs
+    return 0 if graphs is None else len(graphs._steps)
 
 
 def _gib(num_bytes: int) -> str:

@@ -25,6 +25,9 @@ HAS_BLOCK_TABLES = "block_table" in signature(varlen_attn).parameters
 _UNSPLIT: dict[str, Any] = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
 
 _EVERY_KEY = (-1, -1)
+
+# Seven sizes of batch in each of the proof's caches, the trial's and the engine's own, with room to spare.
+_MAX_COMPILED_SHAPES = 128
 _CAUSAL = (-1, 0)  # aligned at the end: a sequence's last query sees all its keys
 
 
@@ -178,7 +181,14 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     sequence is shared out in would then be what suits the first batch it met.
     """
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
-    return compiled
+
+    def attend(*arguments: Any, **options: Any) -> Tensor:
+        # Beyond eight shapes torch runs it uncompiled: all scores at once, gigabytes, and never captured. Set around
+        # each call, since torch keeps what is set for each thread.
+        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILED_SHAPES, fail_on_recompile_limit_hit=True):
+            return compiled(*arguments, **options)
+
+    return attend
 
 
 def _split_decoding(spans: Sequence[Span]) -> tuple[Sequence[Span], Sequence[Span]]:

@@ -1,7 +1,8 @@
 """Attention over scattered blocks, in every form, against attention as it is written on paper."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from keye.worker.model import cuda_attention
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import FlexForm, VarlenForm
 from keye.worker.model.paged_attention import AttentionForm, GatheredForm, KVCache, Span, attend_decoding, attend_spans
@@ -139,3 +141,28 @@ def test_a_cache_takes_memory_on_a_cpu_only_where_it_is_written_to() -> None:
 
 def _anonymous_bytes() -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+
+def test_flex_attention_stays_compiled_for_however_many_shapes(cache: KVCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H100 the engine's caches after the trial's made more shapes than the eight that torch compiles.
+
+    The compiler itself works here as it does there; what makes the kernels is replaced.
+    """
+    num_compiled = 0
+
+    def count(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        nonlocal num_compiled
+        num_compiled += 1
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    compiled = cuda_attention._compiled_flex_attention.__wrapped__()
+    monkeypatch.setattr(cuda_attention, "_compiled_flex_attention", lambda: compiled)
+    form = FlexForm(16 * BLOCK_SIZE)
+    generator = torch.Generator().manual_seed(0)
+    for num in range(1, 12):
+        tables = torch.randint(64, (num, 16), dtype=torch.int32, generator=generator)
+        call = form.decoding(cache, tables, torch.full((num,), 9, dtype=torch.int32))
+        query = torch.randn(num, HEADS, HEAD_DIM, generator=generator)
+        assert call.attend(query, cache.keys[0], cache.values[0], SCALING).shape == query.shape
+        assert num_compiled == num
