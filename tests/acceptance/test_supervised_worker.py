@@ -1,6 +1,7 @@
 """`keye-worker run` as an operator meets it: real processes, real signals, a real broker."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
 from tests.support.conditions import eventually
+from tests.support.pretended_driver import Card, write_nvidia_smi
 
 RUN = ("keye.worker.daemon.cli", "run")
 
@@ -62,6 +64,37 @@ def test_a_step_that_never_ends_ends_its_process_and_the_job_is_answered_by_the_
     assert result.attempts >= 2
     assert result.worker.pid != hung.worker.pid
     assert "in step_or_fail" in worker.log  # where it hung
+
+
+def test_a_gpu_that_no_model_gets_onto_is_given_up_and_the_others_go_on(
+    start: Start, client: Client, tmp_path: Path
+) -> None:
+    write_nvidia_smi(tmp_path, Card("GPU-broken"), Card("GPU-good"), Card("GPU-of-others"))
+    worker = start(
+        *(*RUN, "--gpus", "0,GPU-good"),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        KEYE_DEVICE="cuda",
+        CELERY_WORKER_INCLUDE="tests.acceptance.odd_gpus",
+    )
+    good = worker.wait_until_ready()
+    eventually(lambda: "giving up" in worker.log, within_seconds=240)
+    pauses = re.findall(r"GPU GPU-broken ended with exit code 12 .* started again in (\d+) s", worker.log)
+    assert pauses == ["1", "2", "4", "8"]
+    assert re.search(r"CRITICAL/supervisor] worker on GPU GPU-broken .* 1 of 2 workers go on", worker.log)
+    assert "uncorrectable ECC error" in worker.log
+    assert "GPU-of-others" not in worker.log
+
+    result = client.submit(prompt="What is this?", generation=GenerationOptions(max_new_tokens=8)).result(timeout=30)
+    assert result.worker.pid == good.worker.pid
+    worker.ask_to_end()
+    assert worker.exit_code() == ExitCode.OK
+
+
+def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(start: Start, tmp_path: Path) -> None:
+    write_nvidia_smi(tmp_path, Card("GPU-aaaa"))
+    worker = start(*RUN, "--gpus", "0,4", PATH=f"{tmp_path}:{os.environ['PATH']}", KEYE_DEVICE="auto")
+    assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
+    assert "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa)." in worker.log
 
 
 def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Client, slow_store: SlowStore) -> None:

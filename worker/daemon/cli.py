@@ -23,7 +23,8 @@ from keye.config.settings import Settings
 from keye.producer.shell import command_line
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
-from keye.worker.daemon.supervisor import Supervisor, visible_gpus
+from keye.worker.daemon.gpus import WrongGpus, visible_gpus
+from keye.worker.daemon.supervisor import Supervisor
 
 app = command_line(f"Answers Keye-VL analysis jobs from the queue. Needs: {escape(install_command('worker'))}")
 
@@ -31,14 +32,25 @@ logger = logging.getLogger("keye-worker")
 
 
 @app.command()
-def run() -> None:
-    """Check the set-up, then run one worker process per visible GPU (or one on the CPU) until SIGTERM."""
+def run(
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            help="all, or indices of nvidia-smi, UUIDs and MIG UUIDs joined by commas; instead of CUDA_VISIBLE_DEVICES"
+        ),
+    ] = None,
+) -> None:
+    """Check the set-up, then run one worker process per GPU (or one on the CPU) until SIGTERM."""
     from keye.worker.daemon.preflight import check_before_start
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/supervisor] %(message)s")
     settings = read_settings()
-    gpus = visible_gpus(settings.device, os.environ)
-    findings = check_before_start(settings, gpus)
+    try:
+        chosen = visible_gpus(settings.device, os.environ, gpus)
+    except WrongGpus as error:
+        logger.critical("%s", error)
+        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+    findings = check_before_start(settings, chosen)
     if warnings := select(findings, Severity.WARNING):
         logger.warning(as_message(warnings))
     if faults := select(findings, Severity.FAULT):
@@ -46,7 +58,7 @@ def run() -> None:
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
     with connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0) as redis:
-        raise typer.Exit(Supervisor(redis, gpus, settings.drain_seconds).run())
+        raise typer.Exit(Supervisor(redis, chosen, settings.drain_seconds).run())
 
 
 @app.command()

@@ -1,26 +1,22 @@
-"""Starts one Celery child per GPU, starts dead ones again after growing pauses, ends them.
+"""Starts one Celery child per GPU, starts dead ones again after growing pauses, gives hopeless ones up, ends them.
 
 Never imports torch: a parent that touched CUDA would spoil its children's pinning.
 """
 
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from queue import Empty, SimpleQueue
 
 from redis import Redis, RedisError
 
-from keye.config.codes import DeviceSetting
 from keye.worker.daemon.exit_codes import ExitCode, describe
 from keye.worker.telemetry.presence import WorkerState, read_presence
 
@@ -40,13 +36,15 @@ MAX_DEATHS_BEFORE_READY = 5
 class Child:
     """One pinned worker process; times are `time.monotonic`.
 
-    `deaths` is how often it died in a row, `deaths_before_ready` how often of these before it was ever ready.
+    `deaths` is how often it died in a row, `deaths_before_ready` how often of these before it was ever ready. One that
+    is given up is not started again.
     """
 
     gpu: str | None
     index: int
     deaths: int = 0
     deaths_before_ready: int = 0
+    is_given_up: bool = False
     process: subprocess.Popen[bytes] | None = None
     start_at: float = 0.0
     started_at: float = 0.0
@@ -87,7 +85,7 @@ class Child:
 
 
 class Supervisor:
-    """`run` blocks until the first SIGTERM or SIGINT has drained every child, or a child is given up."""
+    """`run` blocks until the first SIGTERM or SIGINT has drained every child, or until all are given up."""
 
     def __init__(self, redis: Redis, gpus: Sequence[str], drain_seconds: float) -> None:
         self._redis = redis
@@ -97,37 +95,39 @@ class Supervisor:
     def run(self) -> ExitCode:
         with _recorded_signals() as signals:
             while not _arrived(signals):
-                if not all(self._keep_alive(child) for child in self._children):
+                for child in self._children:
+                    self._keep_alive(child)
+                if all(child.is_given_up for child in self._children):
                     return self._drain(signals, ExitCode.CHILD_NEVER_READY)
             return self._drain(signals, ExitCode.OK)
 
-    def _keep_alive(self, child: Child) -> bool:
-        """Start, watch or revive one child; False when it is given up."""
+    def _keep_alive(self, child: Child) -> None:
+        """Start, watch, revive or give up one child."""
         now = time.monotonic()
         if child.process is None:
-            if now >= child.start_at:
+            if now >= child.start_at and not child.is_given_up:
                 child.start()
         elif child.process.poll() is not None:
-            return self._plan_revival(child, child.process, now)
+            self._plan_revival(child, child.process, now)
         elif child.ready_at is None and self._is_ready(child.process):
             child.ready_at = now
             logger.info("%s (pid %d) is ready after %.1f s", child, child.process.pid, now - child.started_at)
-        return True
 
-    def _plan_revival(self, child: Child, dead: subprocess.Popen[bytes], now: float) -> bool:
+    def _plan_revival(self, child: Child, dead: subprocess.Popen[bytes], now: float) -> None:
         child.process = None
         how = describe(dead.returncode)
         pause = child.pause_after_death(None if child.ready_at is None else now - child.ready_at)
         if pause is None:
+            child.is_given_up = True
             logger.critical(
                 "%s ended with %s, %d times in a row before it was ready: giving up. Its log above says why; "
-                "`keye-worker doctor` checks the whole set-up.",
+                "`keye-worker doctor` checks the whole set-up. %d of %d workers go on.",
                 *(child, how, child.deaths_before_ready),
+                *(sum(not other.is_given_up for other in self._children), len(self._children)),
             )
-            return False
+            return
         logger.error("%s ended with %s; it is started again in %g s", child, how, pause)
         child.start_at = now + pause
-        return True
 
     def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
         try:
@@ -183,54 +183,3 @@ def _arrived(signals: "SimpleQueue[int]") -> bool:
     except Empty:
         return False
     return True
-
-
-def visible_gpus(device: DeviceSetting, environ: Mapping[str, str]) -> list[str]:
-    """One value of CUDA_VISIBLE_DEVICES for each child: which GPUs get a worker. Empty means one child on the CPU.
-
-    An operator's own CUDA_VISIBLE_DEVICES is taken at its word; without one, every card that nvidia-smi lists, or its
-    MIG instances where it is cut into some.
-    """
-    if device == "cpu":
-        return []
-    chosen = environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return _listed_by_driver()
-    # As CUDA reads it: a negative index ends the list.
-    gpus = filter(None, map(str.strip, chosen.split(",")))
-    return list(takewhile(lambda gpu: not gpu.startswith("-"), gpus))
-
-
-def _listed_by_driver() -> list[str]:
-    """UUIDs, which stay true when a container or a reboot numbers the cards anew: of whole cards, and of MIG instances.
-
-    A card with MIG enabled computes in its instances only, so it is none itself, not even where it has no instance.
-    """
-    gpus: list[str] = []
-    instances = _instances_by_card(_ask_driver("-L"))
-    for row in _ask_driver("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader"):
-        card, _, mode = row.partition(",")
-        gpus += instances[card.strip()] if mode.strip() == "Enabled" else [card.strip()]
-    return gpus
-
-
-def _instances_by_card(lines: Iterable[str]) -> defaultdict[str, list[str]]:
-    """UUIDs of MIG instances, each below its card's line: `  MIG 3g.20gb  Device  0: (UUID: MIG-…)`."""
-    instances = defaultdict[str, list[str]](list)
-    card = ""
-    for line in lines:
-        if found := re.search(r"\(UUID: ((?:GPU|MIG)-[^)]+)\)", line):
-            if found[1].startswith("GPU-"):
-                card = found[1]
-            else:
-                instances[card].append(found[1])
-    return instances
-
-
-def _ask_driver(*arguments: str) -> list[str]:
-    """Lines of nvidia-smi; none where there is no driver, or one that does not answer."""
-    try:
-        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return []
-    return answer.stdout.splitlines() if answer.returncode == 0 else []

@@ -5,38 +5,38 @@ from pathlib import Path
 
 import pytest
 
-from keye.worker.daemon.supervisor import visible_gpus
+from keye.worker.daemon.gpus import WrongGpus, visible_gpus
+from tests.support.pretended_driver import Card, write_nvidia_smi
 
 Driver = Callable[..., None]
 
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """Puts an nvidia-smi on PATH that knows these cards: UUID, MIG mode, and the UUIDs of their MIG instances."""
+    """Puts an nvidia-smi on PATH that knows these cards."""
 
-    def write(*cards: tuple[str, str, list[str]]) -> None:
-        modes = [f"{card}, {mode}" for card, mode, _ in cards]
-        listed = []
-        for number, (card, _, instances) in enumerate(cards):
-            listed.append(f"GPU {number}: NVIDIA A100-SXM4-40GB (UUID: {card})")
-            listed += [f"  MIG 3g.20gb     Device  {place}: (UUID: {uuid})" for place, uuid in enumerate(instances)]
-        script = ["#!/bin/sh", "case $1 in", *_case("-L", listed), *_case("--query-gpu=uuid,mig.mode.current", modes)]
-        command = tmp_path / "nvidia-smi"
-        command.write_text("\n".join([*script, "*) exit 2 ;;", "esac", ""]))
-        command.chmod(0o755)
+    def write(*cards: Card) -> None:
+        write_nvidia_smi(tmp_path, *cards)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
     return write
 
 
-def _case(argument: str, answer: list[str]) -> list[str]:
-    return [f"{argument})", *(f"echo '{line}'" for line in answer), ";;"]
-
-
 @pytest.fixture
 def two_gpus(driver: Driver) -> None:
     """A machine whose driver lists two cards, the first too old to be cut into instances."""
-    driver(("GPU-aaaa", "[N/A]", []), ("GPU-bbbb", "Disabled", []))
+    driver(Card("GPU-aaaa", "[N/A]"), Card("GPU-bbbb"))
+
+
+@pytest.fixture
+def cut_gpus(driver: Driver) -> None:
+    """Four cards: a whole one, one in two instances, one that has none yet, and another whole one."""
+    driver(
+        Card("GPU-aaaa"),
+        Card("GPU-bbbb", "Enabled", ["MIG-1111", "MIG-2222"]),
+        Card("GPU-cccc", "Enabled"),
+        Card("GPU-aadd"),
+    )
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -46,15 +46,15 @@ def test_every_gpu_the_driver_lists_gets_a_worker() -> None:
 
 def test_each_mig_instance_gets_a_worker_and_the_card_it_was_cut_from_does_not(driver: Driver) -> None:
     driver(
-        ("GPU-aaaa", "Disabled", []),
-        ("GPU-bbbb", "Enabled", ["MIG-1111", "MIG-2222"]),
-        ("GPU-cccc", "Enabled", ["MIG-GPU-cccc/3/0"]),
+        Card("GPU-aaaa"),
+        Card("GPU-bbbb", "Enabled", ["MIG-1111", "MIG-2222"]),
+        Card("GPU-cccc", "Enabled", ["MIG-GPU-cccc/3/0"]),
     )
     assert visible_gpus("auto", {}) == ["GPU-aaaa", "MIG-1111", "MIG-2222", "MIG-GPU-cccc/3/0"]
 
 
 def test_a_card_with_mig_enabled_and_no_instance_gets_no_worker(driver: Driver) -> None:
-    driver(("GPU-aaaa", "Enabled", []), ("GPU-bbbb", "Disabled", []))
+    driver(Card("GPU-aaaa", "Enabled"), Card("GPU-bbbb"))
     assert visible_gpus("auto", {}) == ["GPU-bbbb"]
 
 
@@ -77,3 +77,51 @@ def test_the_cpu_is_used_when_asked_for() -> None:
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus("auto", {}) == []
+    with pytest.raises(WrongGpus, match="nvidia-smi lists none"):
+        visible_gpus("auto", {}, "all")
+
+
+@pytest.mark.usefixtures("cut_gpus")
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("all", ["GPU-aaaa", "MIG-1111", "MIG-2222", "GPU-aadd"]),
+        ("3, 0", ["GPU-aadd", "GPU-aaaa"]),
+        ("1", ["MIG-1111", "MIG-2222"]),
+        ("GPU-bbbb", ["MIG-1111", "MIG-2222"]),
+        ("MIG-2222,0,GPU-aad", ["MIG-2222", "GPU-aaaa", "GPU-aadd"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_gpus_that_are_named_get_a_worker_each_whatever_cuda_visible_devices_is(
+    asked: str, expected: list[str]
+) -> None:
+    assert visible_gpus("auto", {"CUDA_VISIBLE_DEVICES": "1"}, asked) == expected
+
+
+@pytest.mark.usefixtures("cut_gpus")
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("7", "no such GPU: 7"),
+        ("-1", "no such GPU: -1"),
+        ("", "no such GPU: (nothing)"),
+        ("0,,3", "no such GPU: (nothing)"),
+        ("aaaa", "no such GPU: aaaa"),
+        ("GPU-ffff,MIG-3", "no such GPU: GPU-ffff; no such GPU: MIG-3"),
+        ("2", "GPU 2 has MIG enabled and no instance"),
+        ("GPU-aa", "GPU-aa may be any of GPU-aaaa, GPU-aadd"),
+        ("0,GPU-aaaa", "GPU-aaaa names GPU-aaaa, which 0 has named"),
+        ("MIG-1111,1", "1 names MIG-1111, which MIG-1111 has named"),
+    ],
+)
+def test_a_gpu_that_is_not_there_or_named_twice_is_told_with_those_there_are(asked: str, told: str) -> None:
+    with pytest.raises(WrongGpus) as error:
+        visible_gpus("auto", {}, asked)
+    assert told in str(error.value)
+    assert "nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb, MIG-1111, MIG-2222), 2 (GPU-cccc), 3" in str(error.value)
+
+
+def test_gpus_and_the_cpu_cannot_both_be_asked_for() -> None:
+    with pytest.raises(WrongGpus, match="--gpus is all and KEYE_DEVICE is cpu"):
+        visible_gpus("cpu", {}, "all")

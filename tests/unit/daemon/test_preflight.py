@@ -8,6 +8,7 @@ import pytest
 
 from keye.config.settings import Settings
 from keye.worker.daemon.findings import Finding, Severity, as_message, select
+from keye.worker.daemon.gpus import visible_gpus
 from keye.worker.daemon.preflight import (
     check_before_start,
     check_device,
@@ -18,7 +19,6 @@ from keye.worker.daemon.preflight import (
     check_spool,
     check_video_decoder,
 )
-from keye.worker.daemon.supervisor import visible_gpus
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "golden" / "preview" / "checkpoint"
 
@@ -114,7 +114,7 @@ def test_checking_never_loads_torch(redis_url: str) -> None:
     code = (
         "import os, sys; from keye.config.settings import Settings;"
         "from keye.worker.daemon.preflight import check_before_start;"
-        "from keye.worker.daemon.supervisor import visible_gpus;"
+        "from keye.worker.daemon.gpus import visible_gpus;"
         f"settings = Settings(redis_url={redis_url!r}, model_path={str(CHECKPOINT)!r});"
         "check_before_start(settings, visible_gpus('auto', os.environ));"
         "print('torch' in sys.modules)"
