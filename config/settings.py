@@ -9,13 +9,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from keye.config.codes import DeviceSetting, PrecisionSetting
 from keye.config.faults import InvalidSettings
+from keye.config.host import share_of_cores, share_of_memory
 
 
-def _decoders() -> int:
+def _decoders(earlier: dict[str, Any]) -> int:
     """One a core: they are nice to the engine. A worker has no more than 8 jobs at a time to decode for."""
-    # Some systems do not tell which cores a process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(share_of_cores(earlier.get("host_workers", 1)), 8)
+
+
+def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
+    return share_of_memory(earlier.get("host_workers", 1))
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
@@ -88,6 +91,11 @@ class Settings(ProducerSettings):
     )
 
     concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
+    host_workers: int = Field(
+        default=1,
+        ge=1,
+        description="worker processes that share this host's cores and memory; `keye-worker run` counts its own",
+    )
     newer_job_seconds: float = Field(
         default=600, ge=0, description="how long a job of a newer release is left to workers that know it"
     )
@@ -127,7 +135,10 @@ class Settings(ProducerSettings):
     )
     max_video_bytes: int = Field(default=4 * 2**30, ge=1, description="largest video file")
     decoders: int = Field(
-        default_factory=_decoders, ge=1, le=64, description="processes that decode media; unset: one a core, 8 at most"
+        default_factory=_decoders,
+        ge=1,
+        le=64,
+        description="processes that decode media for one worker; unset: one for each core of its share, 8 at most",
     )
     decode_timeout_seconds: float = Field(
         default=120, gt=0, description="longest a decoder may take for an image, or between two frames of a video"
@@ -137,7 +148,10 @@ class Settings(ProducerSettings):
     )
     max_attempt_seconds: float = Field(default=3600, gt=0, description="longest attempt at a job, all stages together")
     max_decoded_bytes: int = Field(
-        default=4 * 2**30, ge=2**20, description="most memory for the pixels of all jobs, and of any one job"
+        default_factory=_max_decoded_bytes,
+        ge=2**20,
+        description="most memory for the pixels of all jobs of one worker, and of any one job; unset: an eighth of the "
+        "host's, divided by its workers, 4 GiB at most",
     )
 
     @field_validator("media_roots", mode="before")

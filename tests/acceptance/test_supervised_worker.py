@@ -8,6 +8,7 @@ from pathlib import Path
 from keye.config.codes import JobState, Stage
 from keye.config.event import StageStarted
 from keye.config.job import GenerationOptions, ImagePart
+from keye.config.settings import Settings
 from keye.config.topology import UNACKED
 from keye.producer import Client, Job
 from keye.worker.daemon.exit_codes import ExitCode
@@ -86,8 +87,15 @@ def test_a_gpu_that_no_model_gets_onto_is_given_up_and_the_others_go_on(
 
     result = client.submit(prompt="What is this?", generation=GenerationOptions(max_new_tokens=8)).result(timeout=30)
     assert result.worker.pid == good.worker.pid
+    assert num_decoders(good.worker.pid) == Settings(host_workers=2).decoders
     worker.ask_to_end()
     assert worker.exit_code() == ExitCode.OK
+
+
+def num_decoders(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for file in children for child in file.read_text().split()]
+    return sum(b"keye.worker.media.decode.child" in command for command in commands)
 
 
 def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(start: Start, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from celery.worker import state
 
 from keye.config.connection import connect
 from keye.config.faults import JobNotFound, QueueUnavailable
+from keye.config.host import share_of_cores
 from keye.config.outcome import WorkerIdentity
 from keye.config.settings import Settings
 from keye.producer.client import Client
@@ -90,7 +91,10 @@ class EngineStep(bootsteps.StartStopStep):
         )
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
-        self._decoders = DecoderPool(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes)
+        self._decoders = DecoderPool(
+            *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
+            share_of_cores(settings.host_workers),
+        )
         self._decoders.start()
         # A network disk may never answer, and what waits for it can hold Python's lock.
         faulthandler.dump_traceback_later(settings.load_seconds, exit=True, file=STDERR)

@@ -50,6 +50,7 @@ def run(
     except WrongGpus as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+    settings = _divided(settings, chosen)
     findings = check_before_start(settings, chosen)
     if warnings := select(findings, Severity.WARNING):
         logger.warning(as_message(warnings))
@@ -58,7 +59,7 @@ def run(
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
     with connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0) as redis:
-        raise typer.Exit(Supervisor(redis, chosen, settings.drain_seconds).run())
+        raise typer.Exit(Supervisor(redis, chosen, settings.drain_seconds, settings.host_workers).run())
 
 
 @app.command()
@@ -72,8 +73,9 @@ def doctor(
     from keye.worker.daemon.preflight import examine
 
     settings = read_settings()
+    gpus = visible_gpus(settings.device, os.environ)
     findings = []
-    for finding in examine(settings, visible_gpus(settings.device, os.environ)):
+    for finding in examine(_divided(settings, gpus), gpus):
         findings.append(finding)
         if as_json:
             print(json.dumps(asdict(finding)))
@@ -154,6 +156,11 @@ def read_settings() -> Settings:
     except InvalidSettings as error:
         logger.critical("settings: %s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+
+
+def _divided(settings: Settings, gpus: list[str]) -> Settings:
+    """The settings that each worker of these GPUs has; where an operator counts more on this host, they are more."""
+    return Settings.read(host_workers=max(settings.host_workers, len(gpus)))
 
 
 def main() -> None:

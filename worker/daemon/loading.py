@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keye.config.host import share_of_cores
 from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from keye.worker.model.device import choose_device, leave_cores_to_decoders, name_device
+from keye.worker.model.device import choose_device, keep_to_cores, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.precision import Precision, choose_precision
@@ -63,7 +64,7 @@ def load_configured_model(settings: Settings) -> LoadedModel:
 def load_served_model(settings: Settings) -> ServedModel:
     """Load, prove the numbers, start and warm up. Raises `NumbersDiffer`, `NoRightAttention` and `Fault` too."""
     started = time.monotonic()
-    leave_cores_to_decoders(choose_device(settings.device), settings.decoders)
+    keep_to_cores(choose_device(settings.device), share_of_cores(settings.host_workers), settings.decoders)
     path, model, processor, precision = load_configured_model(settings)
     loaded = time.monotonic()
     logger.info("numbers: %s", prove_numbers([GENERATIONS[model.config.model_type]], model.dtype, model.device))

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from redis import Redis, RedisError
 
 from keye.config.connection import HOW_TO_WRITE_URL, connect
+from keye.config.host import memory_bytes, num_cores
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
@@ -31,6 +32,9 @@ from keye.worker.model.checkpoint import check_checkpoint
 # Leases go by the server's clock, deadlines by the producer's, logs by the host's.
 WARN_SKEW_SECONDS = 2.0
 CLOCK_READINGS = 3
+
+# What a decoder takes besides pixels, which are there twice: decoded, and as the model's inputs.
+DECODER_BYTES = 100 * 10**6
 
 PICKLE = "application/x-python-serialize"
 # Celery takes these over an app's own options.
@@ -49,6 +53,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         *check_broker(url, settings.lease_seconds, settings.require_durable),
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
+        check_shares(settings, num_cores(), memory_bytes()),
         check_video_decoder(settings.video_decoder),
         check_sandbox(),
         *check_media_roots(settings.media_roots),
@@ -124,6 +129,18 @@ def check_device(device: str, gpus: Sequence[str]) -> Finding:
         cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=cpu if that is meant."
         return warning("device", "CPU: no GPU is visible although there is an NVIDIA driver", cure)
     return ok("device", "CPU")
+
+
+def check_shares(settings: Settings, cores: int, memory: int) -> Finding:
+    """Whether decoders and pixels of all workers have room in the host's memory (bytes)."""
+    workers, decoders, pixels = settings.host_workers, settings.decoders, settings.max_decoded_bytes
+    each = f"{decoders} decoders and {pixels / 2**30:.1f} GiB for pixels"
+    has = f"{cores} cores and {memory / 2**30:.1f} GiB"
+    taken = workers * (2 * pixels + decoders * DECODER_BYTES)
+    if taken > memory:
+        found = f"{workers} workers with {each} each may take {taken / 2**30:.1f} GiB, and the host has {has}"
+        return warning("host", found, "Lower or unset KEYE_MAX_DECODED_BYTES and KEYE_DECODERS.")
+    return ok("host", f"{has}, for each of {workers} workers {each}" if workers > 1 else f"{has}, {each}")
 
 
 def check_video_decoder(chosen: VideoDecoder) -> Finding:

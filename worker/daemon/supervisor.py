@@ -70,15 +70,16 @@ class Child:
         self.deaths += 1
         return min(2.0 ** (self.deaths - 1), MAX_PAUSE_SECONDS)
 
-    def start(self) -> None:
+    def start(self, host_workers: int) -> None:
         # In place before anything imports torch. A pinned child must not fall back to the CPU in silence.
-        pinning = {"CUDA_VISIBLE_DEVICES": self.gpu or "", "KEYE_DEVICE": "cpu" if self.gpu is None else "cuda"}
+        told = {"CUDA_VISIBLE_DEVICES": self.gpu or "", "KEYE_DEVICE": "cpu" if self.gpu is None else "cuda"}
+        told["KEYE_HOST_WORKERS"] = str(host_workers)
         name = "cpu" if self.gpu is None else f"gpu{self.index}"
         # -P: no module of the working directory stands in for one of ours, or of the standard library.
         command = [sys.executable, "-P", "-m", "keye.worker.daemon.child", str(os.getpid())]
         command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
-        self.process = subprocess.Popen(command, env=os.environ | pinning, stdin=subprocess.DEVNULL, process_group=0)
+        self.process = subprocess.Popen(command, env=os.environ | told, stdin=subprocess.DEVNULL, process_group=0)
         self.started_at = time.monotonic()
         self.ready_at = None
         logger.info("%s is starting (pid %d)", self, self.process.pid)
@@ -87,9 +88,11 @@ class Child:
 class Supervisor:
     """`run` blocks until the first SIGTERM or SIGINT has drained every child, or until all are given up."""
 
-    def __init__(self, redis: Redis, gpus: Sequence[str], drain_seconds: float) -> None:
+    def __init__(self, redis: Redis, gpus: Sequence[str], drain_seconds: float, host_workers: int = 1) -> None:
+        """`host_workers` is how many workers of this host divide its cores and memory, others' too."""
         self._redis = redis
         self._drain_seconds = drain_seconds
+        self._host_workers = host_workers
         self._children = [Child(gpu, index) for index, gpu in enumerate(gpus)] or [Child(None, 0)]
 
     def run(self) -> ExitCode:
@@ -106,7 +109,7 @@ class Supervisor:
         now = time.monotonic()
         if child.process is None:
             if now >= child.start_at and not child.is_given_up:
-                child.start()
+                child.start(self._host_workers)
         elif child.process.poll() is not None:
             self._plan_revival(child, child.process, now)
         elif child.ready_at is None and self._is_ready(child.process):

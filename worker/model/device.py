@@ -28,11 +28,10 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def leave_cores_to_decoders(device: torch.device, num_decoders: int) -> None:
-    """On a CPU, keep torch to the cores that decoding leaves: its threads spin while they wait for each other."""
-    if device.type == "cpu":
-        left = len(os.sched_getaffinity(0)) - num_decoders
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), left)))
+def keep_to_cores(device: torch.device, num_cores: int, num_decoders: int) -> None:
+    """Keep torch's threads to a worker's cores, on a CPU to those that decoding leaves: they spin while they wait."""
+    left = num_cores - num_decoders if device.type == "cpu" else num_cores
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), left)))
 
 
 def name_device(device: torch.device) -> str:

@@ -16,6 +16,7 @@ from keye.worker.daemon.preflight import (
     check_media_roots,
     check_sandbox,
     check_setting_names,
+    check_shares,
     check_spool,
     check_video_decoder,
 )
@@ -73,6 +74,15 @@ def test_falling_back_to_the_cpu_beside_a_driver_is_warned_about(
 def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
     assert faults(list(check_media_roots([tmp_path, tmp_path / "clip.mp4"]))) == ["media roots"]
+
+
+def test_shares_that_the_hosts_memory_does_not_hold_are_warned_about() -> None:
+    finding = check_shares(Settings(host_workers=4, decoders=8, max_decoded_bytes=4 * 2**30), 16, 32 * 2**30)
+    assert finding.severity is Severity.WARNING
+    assert "4 workers with 8 decoders and 4.0 GiB for pixels each may take 35.0 GiB" in finding.found
+    finding = check_shares(Settings(host_workers=4, decoders=4, max_decoded_bytes=2**30), 16, 32 * 2**30)
+    assert finding.severity is Severity.OK
+    assert finding.found == "16 cores and 32.0 GiB, for each of 4 workers 4 decoders and 1.0 GiB for pixels"
 
 
 def test_a_video_decoder_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

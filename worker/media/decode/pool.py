@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, RLock, Thread
 from typing import Self
 
+from keye.config.host import share_of_cores
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.limits import check_decoded_bytes
@@ -83,9 +84,15 @@ class PixelBudget:
 class DecoderPool:
     """A context manager; or `start` it and, once no job decodes any more, `stop` it. Threads may share it."""
 
-    def __init__(self, num_decoders: int, silence_seconds: float, max_decoded_bytes: int) -> None:
-        """`silence_seconds` is how long a child may go without news, such as another frame of its video."""
+    def __init__(
+        self, num_decoders: int, silence_seconds: float, max_decoded_bytes: int, num_cores: int | None = None
+    ) -> None:
+        """`silence_seconds` is how long a child may go without news, such as another frame of its video.
+
+        `num_cores` are those of all children together, by default all that this process may use.
+        """
         self.num_decoders = num_decoders
+        self._num_cores = num_cores or share_of_cores(num_workers=1)
         self._silence_seconds = silence_seconds
         self._budget = PixelBudget(max_decoded_bytes)
         self._allocating = Lock()
@@ -137,7 +144,7 @@ class DecoderPool:
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
         num_lent = self.num_decoders - self._idle.qsize()
-        return max(1, len(os.sched_getaffinity(0)) // num_lent)
+        return max(1, self._num_cores // num_lent)
 
     def _allocate(self, order: DecodingOrder, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
         # Media of one job ask side by side, and together get no more than one of them may.
