@@ -9,6 +9,7 @@ from functools import cache
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
 
+from keye.config.aws import load_aws_names
 from keye.config.contract import Contract, escaped
 from keye.config.faults import UploadFailed, install_command
 from keye.config.formats import HEAD_BYTES, Format, format_of, media_type_of
@@ -206,4 +207,5 @@ def _client(pid: int, endpoint_url: str | None) -> "S3Client":
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
+    load_aws_names()
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=options)

@@ -11,6 +11,7 @@ import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from keye.config.aws import load_aws_names
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
@@ -111,9 +112,10 @@ def _encode_clip(path: Path) -> None:
 
 def check_s3(endpoint_url: str | None) -> Finding:
     """Warnings only: a worker whose jobs use no s3:// is fine without."""
+    load_aws_names()
     session = boto3.Session()
     if (credentials := session.get_credentials()) is None:
-        cure = "For s3:// media give boto3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
+        cure = "For s3:// media set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (.env will do), or give it a role."
         return warning("S3", "no credentials", cure)
     shown = f"credentials from {credentials.method}, {endpoint_url or 'AWS'}"
     try:

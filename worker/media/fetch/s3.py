@@ -22,6 +22,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from keye.config.aws import load_aws_names
 from keye.worker.media.faults import MediumFault, forbidden, not_found, unreachable
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
@@ -141,6 +142,7 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
         # Other stores than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
+    load_aws_names()
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
 
