@@ -9,13 +9,16 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 
+from keye.config.codes import PrecisionSetting
 from keye.config.connection import connect
 from keye.config.faults import Fault, InvalidJob, InvalidSettings, install_command
 from keye.config.job import Content, GenerationOptions, Sampling
@@ -25,6 +28,12 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
 from keye.worker.daemon.supervisor import Supervisor
+
+
+def read_bytes(text: str) -> int:
+    """`24GiB`, `24 GB` or plain bytes."""
+    return TypeAdapter(ByteSize).validate_python(text)
+
 
 app = command_line(f"Answers Keye-VL analysis jobs from the queue. Needs: {escape(install_command('worker'))}")
 
@@ -102,7 +111,7 @@ def bench() -> None:
 
 @app.command()
 def plan(
-    files: Annotated[list[Path], typer.Argument(help="images and videos of one job, in order")],
+    files: Annotated[list[Path] | None, typer.Argument(help="images and videos of one job, in order")] = None,
     fps: Annotated[float | None, typer.Option(help="frames a second of videos")] = None,
     content: Annotated[Content | None, typer.Option(help="what videos show, instead of fps")] = None,
     sampling: Annotated[Sampling, typer.Option(help="which frames of videos are read")] = Sampling.EVEN,
@@ -111,23 +120,38 @@ def plan(
     max_frames: Annotated[int | None, typer.Option(help="most frames of a video")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="most pixels of an image or frame")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = GenerationOptions().max_new_tokens,
-    text_tokens: Annotated[int, typer.Option(help="about how long the question is")] = 256,
+    text_tokens: Annotated[int, typer.Option(min=0, help="about how long the question is")] = 256,
+    visual_tokens: Annotated[int, typer.Option(min=0, help="of a job without files")] = 0,
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option(parser=read_bytes, metavar="BYTES", help="of a card that is not here: 24GiB, 81559MiB"),
+    ] = None,
+    precision: Annotated[PrecisionSetting | None, typer.Option(help="instead of KEYE_PRECISION")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell the frames, sizes, visual tokens and memory that files come to with KEYE_MODEL_PATH, without running it."""
-    from keye.worker.daemon import planning
+    """Tell what files come to with KEYE_MODEL_PATH, how many such jobs a GPU runs together, and what to lower.
+
+    Runs nothing and reads no weights. The GPU is the one told, else the first here, else the CPU.
+    """
+    from keye.worker.daemon import capacity, planning
 
     settings = read_settings()
     try:
         if settings.model_path is None:
             raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")
         facts = planning.CheckpointFacts.read(settings.model_path)
-        room = facts.context - max_new_tokens - text_tokens
+        card = gpu_memory or capacity.card_bytes(settings.device)
+        fitting = capacity.Capacity.of(
+            settings.model_path, precision or settings.precision, card, settings.gpu_memory_fraction
+        )
+        room = (fitting.max_tokens or facts.context) - max_new_tokens - text_tokens
         asked = {"fps": fps, "content": content, "sampling": sampling, "max_frames": max_frames}
         asked |= {"start_seconds": start_seconds, "end_seconds": end_seconds, "max_pixels": max_pixels}
-        if missing := [str(path) for path in files if not path.is_file()]:
+        if files and visual_tokens:
+            raise ValueError(f"--visual-tokens {visual_tokens} is for a job without files. Leave it or the files out.")
+        if missing := [str(path) for path in files or () if not path.is_file()]:
             raise ValueError(f"no such file: {', '.join(missing)}. Give files of this machine; S3 is not looked at.")
-        parts = [planning.part_of(path, **asked) for path in files]
+        parts = [planning.part_of(path, **asked) for path in files or ()]
         planned = planning.plan_media(parts, facts, room, settings.min_frames_per_second)
     except InvalidJob as error:
         raise typer.BadParameter(str(error)) from None
@@ -135,10 +159,19 @@ def plan(
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
     totals = planning.sum_up(planned, facts, room)
+    shape = capacity.JobShape(totals["visual_tokens"] if planned else visual_tokens, text_tokens, max_new_tokens)
+    lower = partial(planning.max_pixels_for, parts=parts, planned=planned, facts=facts, room=room)
+    advice = list(capacity.advise(fitting, shape, settings.concurrency, lower if planned else lambda _: None))
     if as_json:
-        print(json.dumps({"media": [asdict(medium) for medium in planned], **totals}))
-    else:
-        Console().print(planning.as_table(planned, totals))
+        memory = fitting.as_dict() | {"jobs": fitting.num_jobs(shape.num_tokens), "lower": advice}
+        print(json.dumps({"media": [asdict(medium) for medium in planned], **totals, "memory": memory}))
+        return
+    console = Console()
+    if planned:
+        console.print(planning.as_table(planned, totals))
+    console.print(capacity.as_table(fitting, shape, settings.concurrency))
+    for line in advice:
+        console.print(f"- {line}", highlight=False, soft_wrap=True)
 
 
 @app.command()

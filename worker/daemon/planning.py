@@ -1,6 +1,7 @@
 """`keye-worker plan`: what a job's media would become, told without a model. Decodes a frame a video."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,31 @@ def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_sec
         reasons=plan.reasons,
         warning=tell_thinning(plan, min_frames_per_second),
     )
+
+
+def max_pixels_for(
+    num_tokens: int,
+    parts: Sequence[ImagePart | VideoPart],
+    planned: Sequence[PlannedMedium],
+    facts: CheckpointFacts,
+    room: int,
+) -> int | None:
+    """The largest `max_pixels` with which the same images and frames come to so few tokens; None where none does."""
+    sizing = facts.sizing.share(parts, room)
+    pixels = sizing.factor**2
+
+    def tokens_at(tokens_a_frame: int) -> int:
+        total = 0
+        for part, medium in zip(parts, planned, strict=True):
+            smaller = part.model_copy(update={"max_pixels": tokens_a_frame * pixels})
+            if isinstance(smaller, VideoPart):
+                total += sizing.most_tokens(smaller, medium.frames, *medium.original_size)
+            else:
+                total += sizing.num_tokens(sizing.fit_image(smaller, *medium.original_size))
+        return total
+
+    largest = max(medium.size[0] * medium.size[1] for medium in planned) // pixels
+    return bisect_right(range(1, largest + 1), num_tokens, key=tokens_at) * pixels or None
 
 
 def sum_up(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) -> dict[str, int]:

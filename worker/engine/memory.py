@@ -20,7 +20,7 @@ from keye.worker.model.vision_tower import MAX_PATCHES
 logger = logging.getLogger(__name__)
 
 # Pages that are never written cost nothing (`KVCache`), so this is a limit and no reservation.
-_CPU_CACHE_BYTES = 2 * 2**30
+CPU_CACHE_BYTES = 2 * 2**30
 
 FIRST_REST = 1000
 
@@ -42,12 +42,8 @@ def measure_cache_bytes(
     """
     device, config = model.device, model.config
     if device.type == "cpu":
-        return _CPU_CACHE_BYTES
-    step_bytes = _peak_bytes(device, partial(run_largest_step, model, processor, limits))
-    video_token_bytes = 0.0
-    if not config.splits_video_into_frames:
-        video_bytes = _peak_bytes(device, partial(run_long_video, model))
-        video_token_bytes = video_bytes / LONG_VIDEO_PATCHES * config.vision_config.spatial_merge_size**2
+        return CPU_CACHE_BYTES
+    step_bytes, video_token_bytes = largest_needs(model, processor, limits, partial(_peak_bytes, device))
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     room = int(memory_fraction * total) - (total - free)
@@ -58,6 +54,28 @@ def measure_cache_bytes(
         *(num_bytes / 2**30 for num_bytes in (total - free, total, room - for_cache, for_cache)),
     )
     return for_cache
+
+
+def largest_needs(
+    model: KeyeForConditionalGeneration,
+    processor: KeyeProcessor,
+    limits: StepLimits,
+    peak_bytes: Callable[[Callable[[], None]], int],
+) -> tuple[int, float]:
+    """Bytes that the largest step takes beside weights and cache, and that a token of a video takes in the tower.
+
+    `peak_bytes` runs what it is given and tells what was taken meanwhile.
+    """
+    step_bytes = peak_bytes(partial(run_largest_step, model, processor, limits))
+    if model.config.splits_video_into_frames:
+        return step_bytes, 0.0
+    video_bytes = peak_bytes(partial(run_long_video, model))
+    return step_bytes, video_bytes / LONG_VIDEO_PATCHES * model.config.vision_config.spatial_merge_size**2
+
+
+def count_blocks(cache_bytes: int, block_bytes: int, context: int, block_size: int, max_running: int) -> int:
+    """How many blocks a cache has: what fits, and no more than running sequences of a whole `context` can fill."""
+    return min(cache_bytes // block_bytes, max_running * -(-context // block_size))
 
 
 def cache_bytes_within(room: int, step_bytes: int, token_bytes: int, video_token_bytes: float, max_tokens: int) -> int:

@@ -15,7 +15,7 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
-from keye.worker.engine.memory import MemoryLimits, block_bytes
+from keye.worker.engine.memory import MemoryLimits, block_bytes, count_blocks
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
@@ -69,8 +69,8 @@ class Engine:
         model.visual.vision_model.item_form = self.attention.items
         paged = self.attention.paged
         block_size = block_size or paged.block_size
-        affordable = kv_cache_bytes // block_bytes(config, block_size, model.dtype)
-        num_blocks = min(affordable, limits.max_running * -(-context // block_size))
+        each = block_bytes(config, block_size, model.dtype)
+        num_blocks = count_blocks(kv_cache_bytes, each, context, block_size, limits.max_running)
         if num_blocks < 1:
             raise ValueError(f"{kv_cache_bytes} bytes are not enough for one block of {block_size} tokens")
         self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size))

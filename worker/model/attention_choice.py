@@ -60,16 +60,20 @@ def choose_attention(config: KeyeConfig, dtype: torch.dtype, device: torch.devic
     Raises `NoRightAttention`; `torch.AcceleratorError` where the device is lost.
     """
     trial = _Trial(config, dtype, device)
-    context = config.max_position_embeddings
-    paged: list[AttentionForm] = [GatheredForm()]
-    if has_packed_kernels(device, dtype, config.head_dim):
-        paged = [*([VarlenForm(context)] if HAS_BLOCK_TABLES else []), FlexForm(context), *paged]
+    paged = paged_forms(config.max_position_embeddings, has_packed_kernels(device, dtype, config.head_dim))
     items: list[ItemForm] = [EqualItems()]
     if has_packed_kernels(device, dtype, trial.item_head_dim):
         items = [VarlenItems(), *items]
     refused: list[str] = []
     right = _first_right(paged, trial.paged_steps, refused), _first_right(items, trial.items, refused)
     return Attention(*right, tuple(refused))
+
+
+def paged_forms(context: int, has_packed: bool) -> list[AttentionForm]:
+    """Those for sequences of at most `context` tokens, the fastest first, with or without packed kernels."""
+    if not has_packed:
+        return [GatheredForm()]
+    return [*([VarlenForm(context)] if HAS_BLOCK_TABLES else []), FlexForm(context), GatheredForm()]
 
 
 class _Compared(NamedTuple):

@@ -22,8 +22,8 @@ def choose_device(asked: DeviceSetting) -> torch.device:
 def send(array: np.ndarray, device: torch.device) -> Tensor:
     """The array's numbers on the device; on a CPU the tensor shares its memory."""
     tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
+    if device.type != "cuda":
+        return tensor.to(device)
     # Pinned, because any other copy waits for all that the device is still to do.
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -1,43 +1,17 @@
 """Images and videos that are too large, or too many, to go through the tower all at once."""
 
-import weakref
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from keye.worker.engine.model_memory import AliveTensors
 from keye.worker.model import vision_tower
 from keye.worker.model.load import load_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 GRIDS = [[3, 4, 6], [1, 2, 2], [2, 8, 4], [1, 2, 2]]
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of the tensors that were alive at the same time, of those made within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if storage._cdata not in given | self._alive.keys():
-                self._alive[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self._alive.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 @pytest.mark.parametrize("generation", ["preview", "v1_5"])
@@ -70,7 +44,7 @@ def test_long_video_takes_memory_only_for_what_its_attention_needs_whole(monkeyp
     peaks = []
     for num_frames in (32, 64):
         patches = torch.zeros(num_frames * 16, 3, 14, 14)
-        with PeakMemory() as memory:
+        with AliveTensors("cpu") as memory:
             model.get_video_features(patches, [[num_frames, 4, 4]])
         peaks.append(memory.peak)
     assert (peaks[1] - peaks[0]) / (32 * 16) <= 1.05 * whole
