@@ -34,7 +34,10 @@ HEALTH_CHECK_SECONDS = 5
 # Of one client. Whoever finds all in use waits for one, as long as for a server that is mute.
 MAX_CONNECTIONS = 64
 WAIT_FOR_CONNECTION_SECONDS = 20
-HOW_TO_WRITE_URL = "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /."
+HOW_TO_WRITE_URL = (
+    "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /; or leave the "
+    "password out of it and set KEYE_REDIS_PASSWORD."
+)
 
 
 def connect(

@@ -1,8 +1,10 @@
 """What an operator can set: `KEYE_*` in the environment, a `.env` file, or both (the environment wins)."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -32,6 +34,9 @@ class ProducerSettings(BaseSettings):
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: jobs and results"
     )
+    redis_password: SecretStr | None = Field(
+        default=None, description="as it is, for a `KEYE_REDIS_URL` without one; in the URL @, #, / and % are escaped"
+    )
     result_ttl_seconds: int = Field(
         default=86400, ge=60, description="how long an ended job and its outcome can be read"
     )
@@ -45,6 +50,18 @@ class ProducerSettings(BaseSettings):
         pattern=r"^s3://[^/]+(/.*)?$",
         description="s3://bucket/prefix that `Client.submit` uploads large files and pictures to; unset refuses them",
     )
+
+    def full_redis_url(self) -> str:
+        """`redis_url`, with `redis_password` in it unless it has one. A secret."""
+        url = self.redis_url.get_secret_value()
+        password = self.redis_password.get_secret_value() if self.redis_password else ""
+        scheme, mark, rest = url.partition("://")
+        # Not what lies behind the place: a path or an option may hold an @ of its own.
+        place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        user, at, _ = place.rpartition("@")
+        if not password or ":" in user:
+            return url
+        return f"{scheme}{mark}{user}:{quote(password, safe='')}@{rest.removeprefix(user + at)}"
 
     @classmethod
     def read(cls, **given: Any) -> Self:

@@ -70,7 +70,8 @@ class Client:
         Raises `InvalidSettings`.
         """
         if isinstance(target, str):
-            target = ProducerSettings.read(redis_url=SecretStr(target))
+            # A password from the environment is that of KEYE_REDIS_URL, and not for whatever server is named here.
+            target = ProducerSettings.read(redis_url=SecretStr(target), redis_password=None)
         self._settings = target or ProducerSettings.read()
         self._transport = Transport(self._settings)
 

@@ -58,7 +58,7 @@ class Transport:
         self.result_ttl_seconds = settings.result_ttl_seconds
         self.max_queue_depth = settings.max_queue_depth
         # Of one job's id or record that is no UTF-8, those who wait for others must not hear.
-        url = settings.redis_url.get_secret_value()
+        url = settings.full_redis_url()
         self._redis = connect(url, retry_pause_seconds=0.5, encoding_errors="backslashreplace")
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")

@@ -77,7 +77,7 @@ class EngineStep(bootsteps.StartStopStep):
         # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
-        redis = connect(settings.redis_url.get_secret_value())
+        redis = connect(settings.full_redis_url())
         identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=settings.device)
         self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING))
         self._announcer.start()

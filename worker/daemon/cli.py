@@ -67,7 +67,7 @@ def run(
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
-    with connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0) as redis:
+    with connect(settings.full_redis_url(), timeout_seconds=1, retries=0) as redis:
         raise typer.Exit(Supervisor(redis, chosen, settings.drain_seconds, settings.host_workers).run())
 
 

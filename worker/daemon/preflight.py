@@ -45,7 +45,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
     # Not among the imports above: it reads the settings, and whoever calls this has told of wrong ones.
     from keye.worker.tasks.celery_app import celery_app
 
-    url = settings.redis_url.get_secret_value()
+    url = settings.full_redis_url()
     return [
         *check_packages(),
         *check_setting_names(os.environ),

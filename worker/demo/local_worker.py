@@ -33,6 +33,7 @@ class LocalWorker:
         self._redis_url = redis_url
         chosen = {
             "KEYE_REDIS_URL": redis_url,
+            "KEYE_REDIS_PASSWORD": "",
             "KEYE_MODEL_PATH": str(SMALL_KEYE),
             "KEYE_DEVICE": "cpu",
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),

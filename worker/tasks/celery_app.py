@@ -18,7 +18,7 @@ def build_app(settings: Settings) -> Celery:
     Messages pass its `quarantine`'s door first, see `keye.worker.broker`. Timeouts and health checks are set on every
     connection: without them a half-open one leaves a worker deaf for as long as the operating system keeps the socket.
     """
-    url = settings.redis_url.get_secret_value()
+    url = settings.full_redis_url()
     app = Celery("keye", include=["keye.worker.tasks.analyze"])
     redis = connect(url)
     app.quarantine = Quarantine(redis)
