@@ -40,10 +40,12 @@ from benchmarks.synthetic_keye import (
     real_size,
     tiny_size,
 )
+from keye.config.codes import PrecisionSetting
 from keye.config.faults import Fault
 from keye.worker.daemon.bench import answer, decode_seconds, measure_engine, wait_for
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
+from keye.worker.engine.model_memory import ModelMemory
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.attention_choice import ACCEPTED_STEPS, attend_on_paper
@@ -322,8 +324,12 @@ def memory(setting: Setting) -> Lines:
     yield f"- Weights: {_gib(at_rest)}."
     processor = make_processor(size)
     cache_bytes = measure_cache_bytes(model, processor, size.limits, memory_fraction=0.9)
-    planned = _gib(int(0.9 * torch.cuda.mem_get_info(device)[1])) if device.type == "cuda" else "no plan on a CPU"
+    usable = int(0.9 * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 24 * 2**30))
+    planned = _gib(usable) if device.type == "cuda" else "no plan on a CPU"
     yield f"- Planned for all together: {planned}, of it {_gib(cache_bytes)} for keys and values."
+    precision: PrecisionSetting = "float32" if size.dtype == torch.float32 else "bfloat16"
+    told = ModelMemory.of(processor, precision, size.limits).cache_bytes(usable)
+    yield f"- `keye-worker plan` would have said {_gib(told)} for keys and values of {_gib(usable)}."
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes, limits=size.limits)
     engine.start()
     answer(engine, make_prompt(size, 0), size.new_tokens)
