@@ -137,6 +137,13 @@ class Settings(ProducerSettings):
         default=Path("/var/tmp/keye-media"), description="where fetched media are kept, for all workers of a host"
     )
     cache_bytes: int = Field(default=8 * 2**30, ge=0, description="most that is kept there; 0 keeps nothing")
+    run_folder: Path = Field(
+        default=Path("/var/tmp/keye-run"), description="where the workers of a host say how they are; best in memory"
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port of /metrics, /livez and /readyz; unset: none is opened"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address that port is opened on")
     spool_folder: Path = Field(
         default=Path("/var/tmp/keye-spool"), description="where outcomes wait that Redis could not take"
     )

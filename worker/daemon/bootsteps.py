@@ -36,6 +36,7 @@ from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
+from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
 from keye.worker.telemetry.presence import Announcer, Presence, WorkerState
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class EngineStep(bootsteps.StartStopStep):
         identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=settings.device)
         self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING))
         self._announcer.start()
+        self._heartbeat = Heartbeat(os.environ.get(HEARTBEAT_VARIABLE))
+        self._heartbeat.beat()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
         outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
@@ -133,7 +136,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
         self._client = Client(settings)
         guard_commands(self._cancel, settings.celery_control)
-        self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal)
+        self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
         self._watch.start()
         self._renewal.start()
         self._cancels.start()
@@ -164,7 +167,7 @@ class EngineStep(bootsteps.StartStopStep):
 
     def close(self, worker: Any) -> None:
         """Called by Celery before any step stops."""
-        self._announcer.announce(self._ready.model_copy(update={"state": WorkerState.DRAINING}))
+        self._say(self._ready.model_copy(update={"state": WorkerState.DRAINING}))
 
     def stop(self, worker: Any) -> None:
         """Called by Celery once the consumer takes no more messages."""
@@ -203,4 +206,10 @@ class EngineStep(bootsteps.StartStopStep):
             logger.warning("job %s: revoked, and cannot be cancelled: %s", task_id, fault)
 
     def _announce_ready(self, **_: Any) -> None:
-        self._announcer.announce(self._ready)
+        self._say(self._ready)
+
+    def _say(self, presence: Presence) -> None:
+        """To all of Redis, and to this host."""
+        self._announcer.announce(presence)
+        self._heartbeat.state = Health(presence.state)
+        self._heartbeat.beat()

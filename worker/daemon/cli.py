@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,15 +20,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from keye.config.codes import PrecisionSetting
-from keye.config.connection import connect
 from keye.config.faults import Fault, InvalidJob, InvalidSettings, install_command
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
 from keye.producer.shell import command_line
+from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
 from keye.worker.daemon.supervisor import Supervisor
+from keye.worker.telemetry.health import HostFolder
 
 
 def read_bytes(text: str) -> int:
@@ -66,9 +68,18 @@ def run(
     if faults := select(findings, Severity.FAULT):
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
-    # Only asked whether the children are ready; a signal must never wait for a Redis that is away.
-    with connect(settings.full_redis_url(), timeout_seconds=1, retries=0) as redis:
-        raise typer.Exit(Supervisor(redis, chosen, settings.drain_seconds, settings.host_workers).run())
+    with closing(HostFolder(settings.run_folder)) as folder:
+        raise typer.Exit(Supervisor(folder, chosen, settings.drain_seconds, settings.host_workers).run())
+
+
+@app.command()
+def probe(
+    live: Annotated[bool, typer.Option("--live", help="nothing of this host's hangs (as without options)")] = False,
+    ready: Annotated[bool, typer.Option("--ready", help="at least one worker takes jobs")] = False,
+) -> None:
+    """Tell in a fifth of a second, without HTTP, whether this host's workers are live or ready: exit code 0 or 1."""
+    # The command itself does not come by here, but to say how it is used.
+    raise typer.Exit(ask_host(["--live"] * live + ["--ready"] * ready))
 
 
 @app.command()

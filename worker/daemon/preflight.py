@@ -59,6 +59,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         *check_media_roots(settings.media_roots),
         check_media_cache(settings.cache_folder, settings.cache_bytes),
         check_spool(settings.spool_folder),
+        check_run_folder(settings.run_folder),
     ]
 
 
@@ -188,6 +189,13 @@ def check_spool(folder: Path) -> Finding:
         return ok("spool", str(folder))
     found = f"{folder} cannot be written by this user: a worker that ends while Redis is away loses its outcomes"
     return warning("spool", found, "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make.")
+
+
+def check_run_folder(folder: Path) -> Finding:
+    if _can_write(_nearest_place(folder)):
+        return ok("run folder", str(folder))
+    found = f"{folder} cannot be written by this user: nobody could tell whether the workers live"
+    return fault("run folder", found, "Set KEYE_RUN_FOLDER to a folder that this user can write or make.")
 
 
 def _nearest_place(folder: Path) -> Path:

@@ -6,7 +6,6 @@ Never imports torch: a parent that touched CUDA would spoil its children's pinni
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from redis import Redis, RedisError
-
 from keye.worker.daemon.exit_codes import ExitCode, describe
-from keye.worker.telemetry.presence import WorkerState, read_presence
+from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, HostFolder
 
 TICK_SECONDS = 0.2
 # After the drain a child still has to put its threads to rest and close its connections.
@@ -50,6 +47,10 @@ class Child:
     started_at: float = 0.0
     ready_at: float | None = None
 
+    @property
+    def name(self) -> str:
+        return "cpu" if self.gpu is None else f"gpu{self.index}"
+
     def __str__(self) -> str:
         return "worker on the CPU" if self.gpu is None else f"worker on GPU {self.gpu}"
 
@@ -70,14 +71,15 @@ class Child:
         self.deaths += 1
         return min(2.0 ** (self.deaths - 1), MAX_PAUSE_SECONDS)
 
-    def start(self, host_workers: int) -> None:
+    def start(self, host_workers: int, folder: HostFolder) -> None:
         # In place before anything imports torch. A pinned child must not fall back to the CPU in silence.
         told = {"CUDA_VISIBLE_DEVICES": self.gpu or "", "KEYE_DEVICE": "cpu" if self.gpu is None else "cuda"}
         told["KEYE_HOST_WORKERS"] = str(host_workers)
-        name = "cpu" if self.gpu is None else f"gpu{self.index}"
+        folder.forget(self.name)
+        told[HEARTBEAT_VARIABLE] = str(folder.heartbeat_of(self.name))
         # -P: no module of the working directory stands in for one of ours, or of the standard library.
         command = [sys.executable, "-P", "-m", "keye.worker.daemon.child", str(os.getpid())]
-        command += ["--hostname", f"keye-{name}-{os.getpid()}@%h"]
+        command += ["--hostname", f"keye-{self.name}-{os.getpid()}@%h"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
         self.process = subprocess.Popen(command, env=os.environ | told, stdin=subprocess.DEVNULL, process_group=0)
         self.started_at = time.monotonic()
@@ -88,9 +90,9 @@ class Child:
 class Supervisor:
     """`run` blocks until the first SIGTERM or SIGINT has drained every child, or until all are given up."""
 
-    def __init__(self, redis: Redis, gpus: Sequence[str], drain_seconds: float, host_workers: int = 1) -> None:
+    def __init__(self, folder: HostFolder, gpus: Sequence[str], drain_seconds: float, host_workers: int = 1) -> None:
         """`host_workers` is how many workers of this host divide its cores and memory, others' too."""
-        self._redis = redis
+        self._folder = folder
         self._drain_seconds = drain_seconds
         self._host_workers = host_workers
         self._children = [Child(gpu, index) for index, gpu in enumerate(gpus)] or [Child(None, 0)]
@@ -100,6 +102,7 @@ class Supervisor:
             while not _arrived(signals):
                 for child in self._children:
                     self._keep_alive(child)
+                self._tell(is_draining=False)
                 if all(child.is_given_up for child in self._children):
                     return self._drain(signals, ExitCode.CHILD_NEVER_READY)
             return self._drain(signals, ExitCode.OK)
@@ -109,10 +112,10 @@ class Supervisor:
         now = time.monotonic()
         if child.process is None:
             if now >= child.start_at and not child.is_given_up:
-                child.start(self._host_workers)
+                child.start(self._host_workers, self._folder)
         elif child.process.poll() is not None:
             self._plan_revival(child, child.process, now)
-        elif child.ready_at is None and self._is_ready(child.process):
+        elif child.ready_at is None and self._folder.health_of(child.name) is Health.READY:
             child.ready_at = now
             logger.info("%s (pid %d) is ready after %.1f s", child, child.process.pid, now - child.started_at)
 
@@ -132,12 +135,13 @@ class Supervisor:
         logger.error("%s ended with %s; it is started again in %g s", child, how, pause)
         child.start_at = now + pause
 
-    def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        try:
-            presence = read_presence(self._redis, socket.gethostname(), process.pid)
-        except RedisError:
-            return False  # without Redis it cannot have become ready either
-        return presence is not None and presence.state is WorkerState.READY
+    def _tell(self, *, is_draining: bool) -> None:
+        self._folder.tell({child.name: self._health(child) for child in self._children}, is_draining=is_draining)
+
+    def _health(self, child: Child) -> Health:
+        if child.process is None:
+            return Health.GIVEN_UP if child.is_given_up else Health.WAITING
+        return self._folder.health_of(child.name)
 
     def _drain(self, signals: "SimpleQueue[int]", outcome: ExitCode) -> ExitCode:
         """Let running jobs finish for `drain_seconds`, then cut them off; a further signal cuts them off at once."""
@@ -145,7 +149,7 @@ class Supervisor:
         for child in self._children:
             if child.process is None:
                 continue
-            if child.ready_at is None and not self._is_ready(child.process):
+            if self._folder.health_of(child.name) is Health.LOADING:
                 # It has no jobs, and would hear us only once the model is loaded.
                 child.process.kill()
                 child.process.wait()
@@ -155,6 +159,7 @@ class Supervisor:
         logger.info("Waiting up to %g s for running jobs. (Once more to force.)", self._drain_seconds)
         cut_off_at = time.monotonic() + self._drain_seconds + KILL_MARGIN_SECONDS
         while any(process.poll() is None for process in draining) and time.monotonic() < cut_off_at:
+            self._tell(is_draining=True)
             if _arrived(signals):
                 outcome = ExitCode.FORCED
                 break

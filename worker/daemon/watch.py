@@ -12,6 +12,7 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.stragglers import Stragglers
+from keye.worker.telemetry.health import Heartbeat
 
 if TYPE_CHECKING:
     from keye.worker.engine.step_loop import Engine
@@ -37,12 +38,20 @@ class Watch(PeriodicThread):
     takes the process with it once no other job is held.
     """
 
-    def __init__(self, engine: "Engine", step_seconds: float, stragglers: Stragglers, renewal: LeaseRenewal) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        step_seconds: float,
+        stragglers: Stragglers,
+        renewal: LeaseRenewal,
+        heartbeat: Heartbeat,
+    ) -> None:
         super().__init__("watch", LOOK_SECONDS)
         self._engine = engine
         self._step_seconds = step_seconds
         self._stragglers = stragglers
         self._renewal = renewal
+        self._heartbeat = heartbeat
         self._requeue_at: float | None = None
 
     def start(self) -> None:
@@ -55,6 +64,7 @@ class Watch(PeriodicThread):
 
     def turn(self) -> None:
         self._limit_silence()
+        self._heartbeat.beat()
         self._look_at_engine()
         self._look_at_jobs()
 

@@ -1,0 +1,44 @@
+"""Where `keye-worker` begins. A probe is asked every few seconds and has no time for what the other commands import."""
+
+import os
+import sys
+from pathlib import Path
+
+RUN_FOLDER = "/var/tmp/keye-run"
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["probe", *options] if not {"--help", "-h"}.intersection(options):
+            sys.exit(probe(options))
+        case _:
+            from keye.worker.daemon.cli import main as every_command
+
+            every_command()
+
+
+def probe(options: list[str]) -> int:
+    """`--live` (without options, too) or `--ready`: 0 or 1, and why; 2 for a wrong option."""
+    from keye.worker.telemetry.health import judge_host
+
+    if len(options) > 1 or not {*options} <= {"--live", "--ready"}:
+        print(f"keye-worker probe: {' '.join(options)} is not --live or --ready.", file=sys.stderr)
+        return 2
+    verdict = judge_host(Path(_run_folder()))
+    asked, is_so = ("ready", verdict.is_ready) if options == ["--ready"] else ("live", verdict.is_live)
+    print(f"{asked if is_so else f'not {asked}'}: {verdict.reason}")
+    return 0 if is_so else 1
+
+
+def _run_folder() -> str:
+    """As `keye.config.settings` finds it, which takes too long to import."""
+    written = os.environ.get("KEYE_RUN_FOLDER")
+    if written is None and os.path.exists(".env"):
+        from dotenv import dotenv_values
+
+        written = dotenv_values(".env").get("KEYE_RUN_FOLDER")
+    return written or RUN_FOLDER
+
+
+if __name__ == "__main__":
+    main()
