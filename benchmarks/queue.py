@@ -21,12 +21,12 @@ from redis import Redis
 from keye.config import keys
 from keye.config.connection import connect
 from keye.config.job import AnalysisJob
+from keye.config.presence import WorkerState, list_present
 from keye.config.topology import UNACKED
 from keye.config.wire import seal
 from keye.producer import Client, Job
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.results.settlement import result_key
-from keye.worker.telemetry.presence import WorkerState, list_present
 
 ROUNDS = 5
 NUM_JOBS = 3000

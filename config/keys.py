@@ -28,6 +28,10 @@ QUARANTINE = f"{PREFIX}quarantine"
 # began, "" for one that was ended in the queue). Stays.
 ENDED = f"{PREFIX}ended"
 
+# Hash of what each kind of job (`keye.config.wire.kind_of`) takes of a worker's time: the sums of weights, and of
+# seconds times their weights, over the newest of its jobs. Stays.
+WORK = f"{PREFIX}work"
+
 # String, the worker whose turn it is to look for overdue leases; expires before the next turn.
 REAPER_TURN = f"{PREFIX}reaper-turn"
 
@@ -46,9 +50,9 @@ def record(job_id: str) -> str:
     """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED, as long as
     a dead letter.
 
-    Fields: state, sealed (the JSON of `wire.SealedJob`), priority, submitted_at, deadline_at ("" for none),
-    attempts, max_attempts, token (fencing token of the newest move of its lease), claimed_at, worker,
-    cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
+    Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
+    deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
+    claimed_at, worker, cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at,
     attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each attempt before the last that failed or died),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
@@ -90,5 +94,5 @@ def reader(name: str) -> str:
 
 
 def worker(host: str, pid: int) -> str:
-    """String, JSON of `keye.worker.telemetry.presence.Presence`; expires when the process stops renewing it."""
+    """String, JSON of `keye.config.presence.Presence`; expires when the process stops renewing it."""
     return f"{PREFIX}worker:{host}:{pid}"

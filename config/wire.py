@@ -5,6 +5,7 @@ What can be told of any job: enough to find, cancel or end one that this release
 
 import time
 import uuid
+from math import ceil
 from typing import Annotated, Any, Self
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
@@ -14,7 +15,7 @@ from keye.config.codes import JobState
 from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, Asked, JobId, Priority
+from keye.config.job import AnalysisJob, Asked, JobId, Priority, VideoPart
 from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
@@ -119,10 +120,22 @@ class Outline(_Lenient):
         return cls.model_validate(payload) if isinstance(payload, dict) else cls()
 
 
+def kind_of(job: AnalysisJob) -> str:
+    """Jobs of one kind take about as long: as many media, frames and new tokens, each rounded up to a power of two."""
+    media = job.all_media()
+    videos = [part for part in media if isinstance(part, VideoPart)]
+    frames = max((part.max_frames or 0 for part in videos), default=0)
+    rate = max((part.fps or 0 for part in videos), default=0)
+    pixels = max((part.max_pixels or 0 for part in media), default=0)
+    counts = (len(media) - len(videos), len(videos), frames, ceil(rate), pixels, job.generation.max_new_tokens)
+    return ":".join([*(str(num and 1 << (num - 1).bit_length()) for num in counts), job.thinking.value])
+
+
 def record_of(job: AnalysisJob | JobOutline, submitted_at: float | None, sealed_json: str) -> dict[str, str]:
     """The fields of a job's record (see `keye.config.keys.record`) at the moment of submission, as `sealed_json`."""
     deadline = job.deadline_seconds
     return {
+        "kind": kind_of(job) if isinstance(job, AnalysisJob) else "",
         "state": JobState.QUEUED.value,
         "sealed": sealed_json,
         "priority": job.priority.value,

@@ -124,6 +124,14 @@ def plan(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "keye.worker.daemon.cli", "plan", *context.args])
 
 
+@app.command("status", epilog=EXIT_CODES)
+def show_status(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Print the queues, the workers, what runs, and how long all of it will take."""
+    with connected(redis_url) as client:
+        status = client.status()
+    typer.echo(status.model_dump_json() if as_json else "\n".join(status.lines()))
+
+
 @app.command("verify", epilog=EXIT_CODES)
 def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Read everything that Redis holds of jobs, and print each job that is in no legal state."""

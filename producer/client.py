@@ -20,6 +20,7 @@ from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, o
 from keye.producer.job import Job
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
 from keye.producer.medium import is_many
+from keye.producer.status import FleetStatus, read_status
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
@@ -210,6 +211,11 @@ class Client:
     def quarantine(self) -> Quarantine:
         """The messages that no worker could read."""
         return Quarantine(self._transport)
+
+    def status(self) -> FleetStatus:
+        """What waits and runs, who is there, and how long it will take."""
+        with reaching_redis("be read"):
+            return read_status(self._transport.redis)
 
     def verify(self) -> tuple[Ledger, list[Irregularity]]:
         """All jobs, and those in no legal state; reads everything, and for an operator."""

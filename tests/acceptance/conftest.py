@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from keye.worker.telemetry.presence import Presence, WorkerState, list_present
+from keye.config.presence import Presence, WorkerState, list_present
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
 

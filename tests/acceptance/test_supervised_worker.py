@@ -8,11 +8,11 @@ from pathlib import Path
 from keye.config.codes import JobState, Stage
 from keye.config.event import StageStarted
 from keye.config.job import GenerationOptions, ImagePart
+from keye.config.presence import WorkerState, list_present
 from keye.config.settings import Settings
 from keye.config.topology import UNACKED
 from keye.producer import Client, Job
 from keye.worker.daemon.exit_codes import ExitCode
-from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
 from tests.support.conditions import eventually
 from tests.support.pretended_driver import Card, write_nvidia_smi

@@ -13,7 +13,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import JobState
-from keye.worker.telemetry.presence import WorkerState, read_presence
+from keye.config.presence import WorkerState, list_present
 from tests.support.conditions import eventually
 
 COMMAND = ("celery", "-A", "tests.support.echo_worker", "worker", "--loglevel", "INFO", "-n")
@@ -50,8 +50,8 @@ class EchoWorker:
     @property
     def is_ready(self) -> bool:
         assert self.process.is_alive(), self.log
-        presence = read_presence(self._redis, socket.gethostname(), self.pid)
-        return presence is not None and presence.state is WorkerState.READY
+        present = {presence.worker.name: presence.state for presence in list_present(self._redis)}
+        return present.get(self.name) is WorkerState.READY
 
     def wait_until_ready(self) -> None:
         eventually(lambda: self.is_ready, within_seconds=60)

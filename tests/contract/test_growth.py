@@ -36,13 +36,14 @@ from keye.config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
+from keye.config.presence import Presence, WorkerState
 from keye.config.quarantine import QuarantinedMessage
 from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record_of, seal
 from keye.producer.progress import Progress
+from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outbox import Verdict
-from keye.worker.telemetry.presence import Presence, WorkerState
 
 MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")
 WORKER = WorkerIdentity(host="here", pid=1, device="cpu")
@@ -84,6 +85,15 @@ PROGRESS = Progress(
     seconds_left=2.5,
     has_worker=True,
 )
+STATUS = FleetStatus(
+    queues=(QueueStatus(priority="low", depth=1, oldest_seconds=2.5),),
+    running=1,
+    dead_letters=0,
+    quarantined_messages=0,
+    workers=(),
+    work_seconds=9.5,
+    drain_seconds=None,
+)
 REPORTS: list[tuple[Any, Any]] = [
     (OUTCOME, RESULT),
     (OUTCOME, FAILURE),
@@ -98,6 +108,7 @@ REPORTS: list[tuple[Any, Any]] = [
     (TypeAdapter(QuarantinedMessage), MESSAGE),
     (TypeAdapter(EndedJob), EndedJob(id="1-0", job_id="1", state=JobState.FAILED, at=1)),
     (TypeAdapter(Progress), PROGRESS),
+    (TypeAdapter(FleetStatus), STATUS),
 ]
 
 
@@ -283,7 +294,7 @@ def test_an_outline_tells_of_any_newer_job_what_it_takes_to_end_it(growth: dict[
     assert outline.job == JobOutline(
         priority=Priority.LOW, idempotency_key="k", deadline_seconds=9, max_attempts=2, metadata={"order": 7}
     )
-    assert record_of(outline.job, outline.submitted_at, "raw") == sealed.record | {"sealed": "raw"}
+    assert record_of(outline.job, outline.submitted_at, "raw") == sealed.record | {"sealed": "raw", "kind": ""}
 
 
 @pytest.mark.parametrize(

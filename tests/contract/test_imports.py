@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "keye.producer": {"keye.config"},
     "keye.worker.sizing": {"keye.config"},
     "keye.worker.media": {"keye.config", "keye.worker.sizing"},
-    "keye.worker.media.fetch": {"keye.config", "keye.worker.media"},
+    "keye.worker.media.fetch": {"keye.config", "keye.worker.media", "keye.worker.telemetry"},
     "keye.worker.media.frames": {"keye.config", "keye.worker.media", "keye.worker.sizing"},
     "keye.worker.media.decode": {
         "keye.config",
@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "keye.worker.model": {"keye.config", "keye.worker.sizing"},
     "keye.worker.broker": {"keye.config"},
     "keye.worker.periodic_thread": set(),
-    "keye.worker.leases": {"keye.config", "keye.worker.periodic_thread"},
+    "keye.worker.leases": {"keye.config", "keye.worker.periodic_thread", "keye.worker.telemetry"},
     "keye.worker.telemetry": {"keye.config", "keye.worker.periodic_thread"},
     "keye.worker.results": {"keye.config", "keye.worker.leases"},
     "keye.worker.engine": {"keye.config", "keye.worker.model", "keye.worker.telemetry"},

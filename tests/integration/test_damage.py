@@ -10,9 +10,9 @@ from redis import Redis
 
 from keye.config.faults import JobFailed
 from keye.config.job import AnalysisJob, ImagePart, VideoPart
+from keye.config.presence import list_present
 from keye.producer import Client, Job
 from keye.worker.demo.local_worker import LocalWorker
-from keye.worker.telemetry.presence import list_present
 from tests.support.damage import CLIPS, make_good_files, spoil
 from tests.support.scale import SCALE
 

@@ -19,12 +19,14 @@ from keye.config.connection import connect
 from keye.config.faults import JobNotFound, QueueUnavailable
 from keye.config.host import share_of_cores
 from keye.config.outcome import WorkerIdentity
+from keye.config.presence import Presence, WorkerState
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, select
 from keye.worker.daemon.preflight import check_celery, check_transport
+from keye.worker.daemon.vitals import Vitals
 from keye.worker.daemon.watch import STDERR, Watch
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
@@ -36,8 +38,9 @@ from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
+from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
-from keye.worker.telemetry.presence import Announcer, Presence, WorkerState
+from keye.worker.telemetry.presence import Announcer
 
 if TYPE_CHECKING:
     from keye.worker.daemon.loading import ServedModel
@@ -133,11 +136,15 @@ class EngineStep(bootsteps.StartStopStep):
             max_attempt_seconds=settings.max_attempt_seconds,
             newer_job_seconds=settings.newer_job_seconds,
         )
-        self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox)
+        work = WorkClock(redis, settings.concurrency)
+        self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox, work)
         self._client = Client(settings)
         guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
         self._watch.start()
+        seen = (served.engine, served.model, self._decoders, bench.media_cache, analyst.stragglers, work)
+        self._vitals = Vitals(*seen)
+        self._vitals.start()
         self._renewal.start()
         self._cancels.start()
         self._ready = Presence(
@@ -175,7 +182,8 @@ class EngineStep(bootsteps.StartStopStep):
             # From last to first: whatever fails, the rest is stopped too. A drain may outlast a lease: renew until the
             # last job has ended.
             last = (self._client.close, self._announcer.stop, self._reaper.stop, self._renewal.stop)
-            for stop in (*last, self._cancels.stop, self._watch.stop, self._engine.stop, self._decoders.stop):
+            eyes = (self._cancels.stop, self._watch.stop, self._vitals.stop)
+            for stop in (*last, *eyes, self._engine.stop, self._decoders.stop):
                 ending.callback(stop)
             time_is_up = Timer(self._drain_seconds, self._renewal.drain)
             time_is_up.daemon = True

@@ -20,16 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from keye.config.codes import PrecisionSetting
-from keye.config.faults import Fault, InvalidJob, InvalidSettings, install_command
+from keye.config.connection import connect
+from keye.config.faults import Fault, InvalidJob, InvalidSettings, QueueUnavailable, install_command
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
+from keye.producer.client import Client
 from keye.producer.shell import command_line
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, as_rows, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
-from keye.worker.daemon.supervisor import Supervisor
-from keye.worker.telemetry.health import HostFolder
+from keye.worker.telemetry.health import HostFolder, judge_host
 
 
 def read_bytes(text: str) -> int:
@@ -52,7 +53,9 @@ def run(
     ] = None,
 ) -> None:
     """Check the set-up, then run one worker process per GPU (or one on the CPU) until SIGTERM."""
+    from keye.worker.daemon.endpoint import HostCollector, serving
     from keye.worker.daemon.preflight import check_before_start
+    from keye.worker.daemon.supervisor import Supervisor
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/supervisor] %(message)s")
     settings = read_settings()
@@ -68,8 +71,13 @@ def run(
     if faults := select(findings, Severity.FAULT):
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
-    with closing(HostFolder(settings.run_folder)) as folder:
-        raise typer.Exit(Supervisor(folder, chosen, settings.drain_seconds, settings.host_workers).run())
+    # For metrics alone: nobody waits long for a Redis that is away.
+    asking = connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0)
+    with closing(HostFolder(settings.run_folder)) as folder, asking as redis:
+        supervisor = Supervisor(folder, chosen, settings.drain_seconds, settings.host_workers)
+        collector = HostCollector(supervisor.workers, redis)
+        with serving(folder, collector, settings.metrics_host, settings.metrics_port):
+            raise typer.Exit(supervisor.run())
 
 
 @app.command()
@@ -80,6 +88,25 @@ def probe(
     """Tell in a fifth of a second, without HTTP, whether this host's workers are live or ready: exit code 0 or 1."""
     # The command itself does not come by here, but to say how it is used.
     raise typer.Exit(ask_host(["--live"] * live + ["--ready"] * ready))
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print how this host's workers are, then the queues, all workers, and how long the work will take."""
+    settings = read_settings()
+    here = judge_host(settings.run_folder)
+    try:
+        with Client(settings) as client:
+            fleet = client.status()
+    except QueueUnavailable as fault:
+        logger.critical("this host: %s; %s", here.reason, fault)
+        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+    if as_json:
+        print(json.dumps({"host": here._asdict(), "fleet": fleet.model_dump(mode="json")}))
+    else:
+        print("\n".join([f"{'host':<8}{here.reason}", *fleet.lines()]))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from keye.worker.daemon.endpoint import environment_of
 from keye.worker.daemon.exit_codes import ExitCode, describe
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, HostFolder
 
@@ -39,6 +40,7 @@ class Child:
 
     gpu: str | None
     index: int
+    starts: int = 0
     deaths: int = 0
     deaths_before_ready: int = 0
     is_given_up: bool = False
@@ -77,11 +79,13 @@ class Child:
         told["KEYE_HOST_WORKERS"] = str(host_workers)
         folder.forget(self.name)
         told[HEARTBEAT_VARIABLE] = str(folder.heartbeat_of(self.name))
+        told |= environment_of(self.name, folder.metrics)
         # -P: no module of the working directory stands in for one of ours, or of the standard library.
         command = [sys.executable, "-P", "-m", "keye.worker.daemon.child", str(os.getpid())]
         command += ["--hostname", f"keye-{self.name}-{os.getpid()}@%h"]
         # A process group of its own: Ctrl-C in a terminal is for us, and we tell the children in our own time.
         self.process = subprocess.Popen(command, env=os.environ | told, stdin=subprocess.DEVNULL, process_group=0)
+        self.starts += 1
         self.started_at = time.monotonic()
         self.ready_at = None
         logger.info("%s is starting (pid %d)", self, self.process.pid)
@@ -134,6 +138,10 @@ class Supervisor:
             return
         logger.error("%s ended with %s; it is started again in %g s", child, how, pause)
         child.start_at = now + pause
+
+    def workers(self) -> dict[str, tuple[Health, int]]:
+        """How each is, and how often it was started again; from any thread."""
+        return {child.name: (self._health(child), max(0, child.starts - 1)) for child in self._children}
 
     def _tell(self, *, is_draining: bool) -> None:
         self._folder.tell({child.name: self._health(child) for child in self._children}, is_draining=is_draining)

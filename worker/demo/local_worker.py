@@ -11,7 +11,7 @@ from typing import Self
 
 from redis import Redis
 
-from keye.worker.telemetry.presence import WorkerState, list_present
+from keye.config.presence import WorkerState, list_present
 
 SMALL_KEYE = Path(__file__).with_name("checkpoint")
 """The trained checkpoint that ships with the project."""

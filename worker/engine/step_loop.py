@@ -38,14 +38,20 @@ DEFAULT_LIMITS = StepLimits()
 
 @dataclass(slots=True)
 class EngineSnapshot:
-    """Counters since the start (steps, their seconds, prompt tokens, preemptions) and how full the engine is now."""
+    """Counters since the start (steps, their seconds, prompt tokens, preemptions, steps without room in memory), how
+    full the engine is now, and what it may do in a step.
+    """
 
     steps: int = 0
     step_seconds: float = 0.0
     prefill_tokens: int = 0
     preemptions: int = 0
+    out_of_memory: int = 0
     running: int = 0
+    waiting: int = 0
     blocks_used: int = 0
+    num_blocks: int = 0
+    max_step_tokens: int = 0
 
 
 class Engine:
@@ -97,8 +103,14 @@ class Engine:
 
     def snapshot(self) -> EngineSnapshot:
         pool = self._scheduler.pool
-        running = len(self._scheduler.running)
-        return replace(self._counters, running=running, blocks_used=pool.num_blocks - pool.num_free)
+        return replace(
+            self._counters,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            blocks_used=pool.num_blocks - pool.num_free,
+            num_blocks=pool.num_blocks,
+            max_step_tokens=self._limits.now.max_step_tokens,
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -233,6 +245,7 @@ class Engine:
                 self._fail(sequence, ErrorCode.INTERNAL, message)
                 return []
             if is_memory:
+                self._counters.out_of_memory += 1
                 self._limits.lower(sum(chunk.num_tokens for chunk in chunks) // 2)
         # Not before the error is gone: its traceback holds the tensors of the failed attempt.
         if is_memory:

@@ -11,6 +11,7 @@ from keye.config import keys
 from keye.config.connection import passes
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 from keye.worker.periodic_thread import PeriodicThread
+from keye.worker.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,11 @@ class Reaper(PeriodicThread):
         match self._store.reap(job_id, self._worker):
             case Requeued() as requeued:
                 if requeued.dead_worker is not None:
+                    metrics.REAPED.inc()
                     log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
                 self._store.publish(requeued)
             case TakenOver() as taken:
+                metrics.REAPED.inc()
                 log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
                 self._dead_letter(taken)
 

@@ -5,6 +5,7 @@ Another hears at once of jobs being cancelled. What it misses, the next renewal 
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from keye.config import keys
 from keye.worker.leases.job_lease import Claimed, Interruption, LeaseStore
 from keye.worker.periodic_thread import PeriodicThread
+from keye.worker.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,17 @@ class LeaseRenewal(PeriodicThread):
         self._heard_of: deque[str] = deque(maxlen=HEARD_OF)
         self._lock = threading.Lock()
         self._is_drained = False
+        self._renewed_at = time.monotonic()
 
     def turn(self) -> None:
         """One round trip for all. Where Redis is away jobs go on: what became of their leases is settle's to say."""
-        held = list(self.held)
+        held, now = list(self.held), time.monotonic()
+        if held and now - self._renewed_at > 2 * self.period_seconds:
+            metrics.LATE_RENEWALS.inc()
         for lease, answer in zip(held, self._store.renew(held), strict=True):
             if answer != "renewed":
                 self._interrupt(lease, answer)
+        self._renewed_at = now
 
     def hurry(self, job_id: str | None) -> None:
         """Renew now if the job is one of ours: its caller may have cancelled it. None means any job."""

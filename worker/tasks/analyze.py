@@ -23,7 +23,7 @@ from keye.config.connection import ArgumentTooLarge, check_arguments, passes
 from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import ANALYZE_TASK
-from keye.config.wire import Outline, SealedJob, open_sealed
+from keye.config.wire import Outline, SealedJob, kind_of, open_sealed
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
@@ -34,7 +34,8 @@ from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
 from keye.worker.tasks.stragglers import Stragglers, read_sealed
-from keye.worker.telemetry import tell_warnings
+from keye.worker.tasks.work_clock import WorkClock
+from keye.worker.telemetry import metrics, tell_warnings
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +101,20 @@ class Analyst:
     """Answers deliveries, any number of threads at once. Whatever happens under a job becomes that job's outcome."""
 
     def __init__(
-        self, bench: Workbench, leases: LeaseStore, renewal: LeaseRenewal, settlement: Settlement, outbox: Outbox
+        self,
+        bench: Workbench,
+        leases: LeaseStore,
+        renewal: LeaseRenewal,
+        settlement: Settlement,
+        outbox: Outbox,
+        work: WorkClock,
     ) -> None:
         self._bench = bench
         self._leases = leases
         self._renewal = renewal
         self._settlement = settlement
         self._outbox = outbox
+        self._work = work
         self._isolation = Isolation()
         self._revoked = LimitedSet(maxlen=MAX_REVOKED)
         # Of deliveries that are being answered and whose task has another id than their job.
@@ -245,7 +253,7 @@ class Analyst:
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
             try:
-                with self.stragglers.watching(attempt):
+                with self.stragglers.watching(attempt), self._work.running(kind_of(opened.job)):
                     outcome = attempt.run()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
@@ -278,6 +286,7 @@ class Analyst:
             f"queueing job {lease.job_id} again",
         ):
             case "queued":
+                metrics.RETRIES.labels(failure.code).inc()
                 log.info(
                     "job %s: attempt %d failed in %s, again in %.1f s: %s: %r",
                     *(lease.job_id, lease.attempt, failure.stage, again.pause_seconds, failure.code, failure.message),
@@ -296,6 +305,7 @@ class Analyst:
         if not self._outbox.settle(lease, outcome, last_events):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
+        metrics.count_outcome(outcome)
         # Quoted and cut: it may name what a caller named, line breaks and all.
         why = ""
         if isinstance(outcome, JobFailure):

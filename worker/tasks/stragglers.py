@@ -44,6 +44,10 @@ class Stragglers:
         finally:
             self._running.discard(attempt)
 
+    def stages(self) -> list[Stage]:
+        """That the attempts which run are in."""
+        return [attempt.stage for attempt in self._running.copy()]
+
     def end_overdue(self) -> dict[Claimed, float]:
         """End the jobs whose time is over; returns those whose threads run on, and for how many seconds beyond it."""
         now = time.monotonic()

@@ -23,6 +23,8 @@ SILENT_AFTER_SECONDS = 15.0
 
 # Names the file that a supervised worker beats in.
 HEARTBEAT_VARIABLE = "KEYE_HEARTBEAT"
+# Its name on this host: cpu, gpu0, gpu1.
+NAME_VARIABLE = "KEYE_WORKER_NAME"
 
 
 class Health(StrEnum):

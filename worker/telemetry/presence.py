@@ -1,50 +1,17 @@
-"""A worker process says it is there and how far it is: a key in Redis that expires when the process falls silent."""
+"""A worker process says in Redis that it is there, and how far it is."""
 
 import logging
 
 from redis import Redis, RedisError
 
 from keye.config import keys
-from keye.config.codes import OpenEnum
-from keye.config.contract import Report
-from keye.config.outcome import ModelIdentity, WorkerIdentity
+from keye.config.presence import Presence
 from keye.worker.periodic_thread import PeriodicThread
 
 RENEW_EVERY_SECONDS = 5.0
 EXPIRY_SECONDS = 20
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerState(OpenEnum):
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-class Presence(Report):
-    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
-
-    `warnings` are for a person: what this worker had to do without.
-    """
-
-    worker: WorkerIdentity
-    state: WorkerState
-    model: ModelIdentity | None = None
-    max_tokens: int | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def read_presence(redis: Redis, host: str, pid: int) -> Presence | None:
-    """None when no such process has spoken within `EXPIRY_SECONDS`."""
-    content = redis.get(keys.worker(host, pid))
-    return None if content is None else Presence.model_validate_json(content)
-
-
-def list_present(redis: Redis) -> list[Presence]:
-    """Every worker process that has spoken within `EXPIRY_SECONDS`."""
-    contents = (redis.get(key) for key in redis.scan_iter(keys.WORKERS))
-    return [Presence.model_validate_json(content) for content in contents if content is not None]
 
 
 class Announcer(PeriodicThread):

@@ -21,6 +21,7 @@ from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench, load_sampling
 from keye.worker.tasks.celery_app import build_app
+from keye.worker.tasks.work_clock import WorkClock
 from tests.integration.analyze.plant import (
     CHECKPOINT,
     CONCURRENCY,
@@ -62,7 +63,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     )
     app = build_app(settings)
     outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")), leases.patience)
-    app.analyst = Analyst(bench, leases, renewal, settlement, outbox)
+    app.analyst = Analyst(bench, leases, renewal, settlement, outbox, WorkClock(redis, CONCURRENCY))
     with (
         start_worker(
             app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False, loglevel="warning"

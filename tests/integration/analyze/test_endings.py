@@ -15,6 +15,7 @@ from keye.config.wire import seal
 from keye.producer import Cancellation
 from keye.worker.tasks import stragglers
 from keye.worker.tasks.analyze import Analyst
+from keye.worker.tasks.work_clock import WorkClock
 from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_reaper, endlessly, generating
 from tests.support.conditions import eventually
 
@@ -68,7 +69,8 @@ def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
 
     def limit(**seconds: float) -> Analyst:
         bench = replace(plant.bench, **seconds)
-        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement, plant.outbox)
+        work = WorkClock(plant.redis, concurrency=1)
+        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement, plant.outbox, work)
         return plant.app.analyst
 
     yield limit

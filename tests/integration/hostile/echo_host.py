@@ -19,11 +19,11 @@ from keye.config import keys
 from keye.config.faults import JobFailed
 from keye.config.job import Priority
 from keye.config.outcome import JobFailure
+from keye.config.presence import WorkerState, list_present
 from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
 from keye.config.settings import Settings
 from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
 from keye.producer import Client, Job
-from keye.worker.telemetry.presence import WorkerState, list_present
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
 

@@ -141,10 +141,14 @@ class DecoderPool:
                 order.check()
                 time.sleep(_TICK_SECONDS)
 
+    @property
+    def num_busy(self) -> int:
+        """Children that decode, or that are being started."""
+        return self.num_decoders - self._idle.qsize()
+
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
-        num_lent = self.num_decoders - self._idle.qsize()
-        return max(1, self._num_cores // num_lent)
+        return max(1, self._num_cores // self.num_busy)
 
     def _allocate(self, order: DecodingOrder, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
         # Media of one job ask side by side, and together get no more than one of them may.

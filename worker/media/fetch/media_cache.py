@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from keye.worker.telemetry import metrics
+
 # Room made at once: every eviction reads the whole folder.
 _EVICTED_SHARE = 0.1
 
@@ -60,7 +62,9 @@ class MediaCache:
         while True:
             with suppress(FileNotFoundError):
                 os.utime(whole)
-                return open(whole, "rb")
+                handle = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)
+                metrics.CACHE_HITS.inc()
+                return open(handle, "rb")
             self._make_folders()
             with _locked(partial, check) as handle:
                 # Otherwise it was finished, or given up, by the one who had the lock before.
@@ -77,7 +81,15 @@ class MediaCache:
         self._make_folders()
         with tempfile.TemporaryFile(dir=self._partial) as file:
             download(file.fileno())
+            _count_miss(file.fileno())
             return _reopen(file.fileno())
+
+    @property
+    def num_bytes(self) -> int:
+        """Promised to media here and under way, or more."""
+        with suppress(FileNotFoundError, ValueError):
+            return int(self._ledger.read_bytes() or 0)
+        return 0
 
     def _download(
         self, handle: int, partial: Path, whole: Path, num_bytes: int, download: Callable[[int], None]
@@ -98,6 +110,7 @@ class MediaCache:
                 partial.unlink(missing_ok=True)
                 _write_promised(ledger, _read_promised(ledger) - num_bytes)
             raise
+        _count_miss(handle)
         return _reopen(handle)
 
     def _reserve(self, handle: int, num_bytes: int) -> bool:
@@ -138,6 +151,11 @@ class MediaCache:
         """Each time: what tidies temporary folders takes empty ones too."""
         self._whole.mkdir(parents=True, exist_ok=True)
         self._partial.mkdir(exist_ok=True)
+
+
+def _count_miss(handle: int) -> None:
+    metrics.CACHE_MISSES.inc()
+    metrics.FETCHED_BYTES.inc(os.fstat(handle).st_size)
 
 
 def _read_promised(ledger: int) -> int:

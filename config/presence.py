@@ -1,0 +1,33 @@
+"""What a worker process says of itself in Redis: a key that expires when it falls silent."""
+
+from redis import Redis
+
+from keye.config import keys
+from keye.config.codes import OpenEnum
+from keye.config.contract import Report
+from keye.config.outcome import ModelIdentity, WorkerIdentity
+
+
+class WorkerState(OpenEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Presence(Report):
+    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
+
+    `warnings` are for a person: what this worker had to do without.
+    """
+
+    worker: WorkerIdentity
+    state: WorkerState
+    model: ModelIdentity | None = None
+    max_tokens: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def list_present(redis: Redis) -> list[Presence]:
+    """Every worker process that has spoken within its time."""
+    contents = (redis.get(key) for key in redis.scan_iter(keys.WORKERS))
+    return [Presence.model_validate_json(content) for content in contents if content is not None]
