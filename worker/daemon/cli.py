@@ -72,7 +72,7 @@ def run(
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # For metrics alone: nobody waits long for a Redis that is away.
-    asking = connect(settings.redis_url.get_secret_value(), timeout_seconds=1, retries=0)
+    asking = connect(settings.full_redis_url(), timeout_seconds=1, retries=0)
     with closing(HostFolder(settings.run_folder)) as folder, asking as redis:
         supervisor = Supervisor(folder, chosen, settings.drain_seconds, settings.host_workers)
         collector = HostCollector(supervisor.workers, redis)
