@@ -5,6 +5,7 @@ import argparse
 from benchmarks import (
     decode,
     device_operations,
+    drain,
     engine,
     handover,
     photos,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "device_operations": device_operations.run,
     "pipeline": pipeline.run,
     "queue": queue.run,
+    "drain": drain.run,
     "waiting": waiting.run,
     "precision": precision.run,
 }

@@ -91,6 +91,7 @@ def start(redis: Redis, redis_url: str, checkpoint: Path, tmp_path: Path) -> Ite
             "KEYE_MODEL_PATH": str(checkpoint),
             "KEYE_MEDIA_ROOTS": str(tmp_path),
             "KEYE_SPOOL_FOLDER": str(tmp_path / "spool"),
+            "KEYE_RUN_FOLDER": str(tmp_path / "run"),
             "KEYE_DEVICE": "cpu",
             "OMP_NUM_THREADS": "2",
             "AWS_ACCESS_KEY_ID": "test",

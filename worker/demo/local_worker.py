@@ -38,6 +38,7 @@ class LocalWorker:
             "KEYE_DEVICE": "cpu",
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
             "KEYE_SPOOL_FOLDER": str(self._folder / "spool"),
+            "KEYE_RUN_FOLDER": str(self._folder / "run"),
         }
         self._environment = {**os.environ, **chosen, **settings}
 
