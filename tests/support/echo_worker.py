@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 CONTEXT_TOKENS = 8192
 STEP_SECONDS = 0.01
+# What the worker's metrics read of an engine; the class that has it brings torch.
+COUNTED = ("steps", "step_seconds", "preemptions", "out_of_memory", "running", "waiting", "max_step_tokens")
+COUNTED += ("blocks_used", "num_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,9 @@ class EchoEngine:
         self._is_stopping = True
         self.inbox.wake()
         self._thread.join()
+
+    def snapshot(self) -> SimpleNamespace:
+        return SimpleNamespace(**dict.fromkeys(COUNTED, 0))
 
     def _run(self) -> None:
         running: list[PendingGeneration] = []
