@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from keye.config.contract import Contract, describe_faults
+from keye.config.contract import Contract, added_in, describe_faults
 from keye.config.faults import InvalidJob
 
 MAX_MEDIA = 64
@@ -45,12 +45,26 @@ def _is_no_path(uri: Any) -> Any:
     return uri
 
 
+def is_traceparent(value: Any) -> TypeGuard[str]:
+    """As W3C's Trace Context has it: version, trace, parent and flags."""
+    return (
+        isinstance(value, str) and re.fullmatch("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", value) is not None
+    )
+
+
+def _is_of_a_trace(value: str) -> str:
+    if not is_traceparent(value):
+        raise ValueError("is no traceparent: that is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case")
+    return value
+
+
 # Python's `str` may hold what neither JSON nor Redis can. No type of pydantic's: the schema is the same without.
 Text = Annotated[str, AfterValidator(_is_whole)]
 SomeText = Annotated[str, Field(min_length=1), AfterValidator(_is_whole)]
 Uri = Annotated[str, Field(min_length=1, max_length=4 * 1024 * 1024), BeforeValidator(_is_no_path)]
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
+Traceparent = Annotated[str, AfterValidator(_is_of_a_trace)]
 
 
 class Priority(StrEnum):
@@ -190,7 +204,10 @@ class GenerationOptions(Asked):
 
 
 class AnalysisJob(Asked):
-    """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media."""
+    """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media.
+
+    `traceparent` names the caller's trace (W3C Trace Context) in the workers' logs.
+    """
 
     media: Annotated[tuple[AnyMedia, ...], Field(max_length=MAX_MEDIA)] = ()
     prompt: SomeText | None = None
@@ -202,6 +219,7 @@ class AnalysisJob(Asked):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    traceparent: Traceparent | None = added_in(2, None)
 
     @field_validator("metadata")
     @classmethod

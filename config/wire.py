@@ -15,11 +15,11 @@ from keye.config.codes import JobState
 from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, Asked, JobId, Priority, VideoPart
+from keye.config.job import AnalysisJob, Asked, JobId, Priority, Traceparent, VideoPart
 from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Of a sealed job as JSON. Pictures and text have bounds of their own (`keye.config.job`), together a little below it.
 MAX_SEALED_BYTES = 16 * 2**20
 # Commas and brackets of a message before it is parsed. Each makes an object of 60 bytes or more; a job of the longest
@@ -105,6 +105,7 @@ class JobOutline(_Lenient):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     idempotency_key: Annotated[str, Field(min_length=1)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    traceparent: Traceparent | None = None
 
 
 class Outline(_Lenient):

@@ -37,6 +37,7 @@ def submit(
     priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
     deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
+    traceparent: Annotated[str | None, typer.Option(help="of W3C: the trace it belongs to, for workers' logs")] = None,
     job_file: Annotated[
         typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
     ] = None,
@@ -63,6 +64,7 @@ def submit(
                 priority=priority,
                 deadline_seconds=deadline_seconds,
                 idempotency_key=idempotency_key,
+                traceparent=traceparent,
             )
         if wait:
             print_result(job, timeout, as_json)

@@ -46,6 +46,7 @@ class JobOptions(TypedDict, total=False):
     deadline_seconds: float | None
     max_attempts: int
     metadata: Mapping[str, Any]
+    traceparent: str | None
 
 
 class JobFields(JobOptions, total=False):

@@ -46,8 +46,8 @@ RETRY_AFTER_SECONDS = 30.0
 
 
 def fingerprint_of(job: AnalysisJob) -> str:
-    """The same for two jobs that ask for the same thing."""
-    canonical = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    """The same for two jobs that ask for the same thing, within whatever traces."""
+    canonical = json.dumps(job.model_dump(mode="json", exclude={"traceparent"}), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -140,6 +140,16 @@ def test_all_options_of_both_protocols_are_answered(start: Start, app: Celery, r
         assert float(record["claimed_at"]) >= not_before.timestamp()
 
 
+def test_the_trace_of_a_message_is_its_jobs_unless_that_names_another(start: Start, app: Celery, redis: Redis) -> None:
+    start(*ECHO).wait_until_ready()
+    sent, own = (f"00-{'4b' * 16}-{span}-01" for span in ("0f" * 8, "f0" * 8))
+    for header, fields, kept in [(sent, {}, sent), (sent, {"traceparent": own}, own), ("of none", {}, None)]:
+        kwargs = job("hello", **fields)
+        task = app.send_task(ANALYZE_TASK, kwargs=kwargs, queue=QUEUE, headers={"traceparent": header})
+        assert task.get(timeout=60)["answer"] == "hello"
+        assert json.loads(redis.hget(keys.record(task.id), "sealed"))["job"].get("traceparent") == kept
+
+
 def test_results_are_written_for_who_ignores_them(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
     task = send(app, "hello", ignore_result=True)

@@ -45,6 +45,7 @@ from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.results.outbox import Verdict
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")
 WORKER = WorkerIdentity(host="here", pid=1, device="cpu")
 RESULT = JobResult(
@@ -259,16 +260,26 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wire, "SealedJob", WiderSealedJob)
-    sealed = seal(wider(mirrored=True))
+    sealed = seal(wider(captions=("a",)))
     payload = json.loads(sealed.model_dump_json())
     assert WiderSealedJob.model_validate(payload) == sealed
     monkeypatch.undo()
-    with pytest.raises(UnknownSchemaVersion, match="version 2, this release reads up to 1") as unknown:
+    with pytest.raises(UnknownSchemaVersion, match="version 4, this release reads up to 2") as unknown:
         open_sealed(payload)
     assert unknown.value.is_newer
-    monkeypatch.setattr(wire, "SCHEMA_VERSION", 2)
-    with pytest.raises(InvalidJob, match="mirrored"):
+    monkeypatch.setattr(wire, "SCHEMA_VERSION", 4)
+    with pytest.raises(InvalidJob, match="captions"):
         open_sealed(payload)
+
+
+def test_a_job_within_a_trace_is_sealed_for_workers_that_know_traces_and_all_others_for_any() -> None:
+    traced = json.loads(seal(AnalysisJob(prompt="?", traceparent=TRACEPARENT)).model_dump_json())
+    assert (traced["schema_version"], traced["job"]["traceparent"]) == (2, TRACEPARENT)
+    assert open_sealed(traced).job.traceparent == TRACEPARENT
+    assert Outline.of(traced).job.traceparent == TRACEPARENT
+    alone = json.loads(seal(AnalysisJob(prompt="?")).model_dump_json())
+    assert alone["schema_version"] == 1
+    assert "traceparent" not in alone["job"]
 
 
 GROWN: list[dict[str, Any]] = [

@@ -131,6 +131,9 @@ class TestOneJob:
     def test_the_same_key_is_the_same_job_or_a_conflict(self, pair: Pair) -> None:
         first = pair.client.submit(prompt="?", idempotency_key="k")
         assert pair.client.submit(prompt="?", idempotency_key="k").id == first.id
+        # Who asks again does so within a trace of his own.
+        traced = pair.client.submit(prompt="?", idempotency_key="k", traceparent=f"00-{'4b' * 16}-{'0f' * 8}-01")
+        assert traced.id == first.id
         with pytest.raises(IdempotencyConflict):
             pair.client.submit(prompt="!", idempotency_key="k")
 

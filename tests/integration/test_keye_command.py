@@ -35,6 +35,14 @@ def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, re
     assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["usage"]["visual_tokens"] == 4
 
 
+def test_a_job_names_the_trace_it_belongs_to_or_is_refused(keye: CliRunner, client: Client, redis: Redis) -> None:
+    traceparent = f"00-{'4b' * 16}-{'0f' * 8}-01"
+    job = client.find(keye.invoke(app, ["submit", "?", "--traceparent", traceparent]).stdout.strip())
+    assert asked(job, redis)["traceparent"] == traceparent
+    refused = keye.invoke(app, ["submit", "?", "--traceparent", "4b"])
+    assert (refused.exit_code, refused.stderr[:41]) == (ExitCode.INVALID, "1 fault: traceparent: is no traceparent: ")
+
+
 def test_a_whole_job_comes_from_standard_input(keye: CliRunner, client: Client) -> None:
     submitted = keye.invoke(app, ["submit", "--job", "-", "--json"], input='{"prompt": "?", "priority": "low"}')
     assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
-from keye.config.job import RULE, Priority, is_job_id
+from keye.config.job import RULE, Priority, is_job_id, is_traceparent
 from keye.config.quarantine import MAX_MESSAGES, entry_of
 from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
@@ -145,7 +145,15 @@ def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: 
         case [], {"job": job, **rest} if not rest:
             if isinstance(job, dict) and step and "priority" not in job:
                 job = job | {"priority": {3: Priority.NORMAL}.get(step, Priority.LOW).value}
-            return {"schema_version": 1, "job_id": headers.id, "submitted_at": time.time(), "job": job}, NOTHING_ASKED
+            version = 1
+            if isinstance(job, dict) and is_traceparent(headers.traceparent):
+                job, version = {"traceparent": headers.traceparent} | job, 2
+            return {
+                "schema_version": version,
+                "job_id": headers.id,
+                "submitted_at": time.time(),
+                "job": job,
+            }, NOTHING_ASKED
     raise Unreadable(f"{ANALYZE_TASK} takes one argument: job, the fields of a job, or sealed")
 
 

@@ -44,6 +44,14 @@ def test_every_fault_of_a_job_is_reported_at_once() -> None:
     assert all(field in message for field in ("promt", "media.0.image.uri", "generation.temperature", "priority"))
 
 
+@pytest.mark.parametrize(
+    "given", ["4bf92f3577b34da6a3ce929d0e0e4736", f"00-{'4B' * 16}-{'0f' * 8}-01", "00-a-b-01\n", ""]
+)
+def test_what_names_no_trace_is_refused_with_the_form_of_one(given: str) -> None:
+    with pytest.raises(InvalidJob, match="1 fault: traceparent: is no traceparent: that is 00-<32 hex digits>"):
+        build_job({"prompt": "?", "traceparent": given})
+
+
 def test_a_job_and_loose_fields_together_are_refused() -> None:
     with pytest.raises(TypeError, match="thinking"):
         Client().submit(build_job({"prompt": "?"}), thinking="think")

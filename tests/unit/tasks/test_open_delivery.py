@@ -25,7 +25,7 @@ def test_good_message_gives_the_job_and_what_its_record_needs() -> None:
 @pytest.mark.parametrize(
     ("payload", "code", "words"),
     [
-        ({"schema_version": 2}, ErrorCode.UNKNOWN_SCHEMA_VERSION, "2"),
+        ({"schema_version": 99}, ErrorCode.UNKNOWN_SCHEMA_VERSION, "99"),
         ({"schema_version": 1}, ErrorCode.INVALID_JOB, "job_id"),
         ("not even an object", ErrorCode.INVALID_JOB, "job"),
         (None, ErrorCode.INVALID_JOB, "job"),
