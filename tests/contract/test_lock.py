@@ -63,8 +63,19 @@ def test_what_is_installed_here_is_what_is_locked() -> None:
 
 
 def test_image_is_built_from_the_lock() -> None:
-    steps = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
-    lines = re.findall(r"pip install.*", steps)
-    assert any("'.[worker" in line for line in lines)
-    assert all("--constraint constraints.txt" in line for line in lines)
+    steps = (ROOT / "Dockerfile").read_text()
+    # Of uv itself, then of all that it installs.
+    assert re.findall(r"RUN pip install (.*)", steps) == ["--no-cache-dir --constraint constraints.txt uv"]
+    assert "UV_CONSTRAINT=constraints.txt UV_BUILD_CONSTRAINT=constraints.txt" in steps
+    assert {line.split()[1] for line in steps.splitlines() if line.startswith("FROM")} == {
+        *("python:3.12-slim", "uv", "${WHEELS}")
+    }
     assert "!constraints.txt" in (ROOT / ".dockerignore").read_text()
+
+
+def test_image_fetches_its_dependencies_before_it_looks_at_the_source() -> None:
+    steps = (ROOT / "Dockerfile").read_text()
+    assert steps.index("--extra worker") < steps.index("COPY src") < steps.index("--no-deps .")
+    sources = {name for line in re.findall(r"COPY (.*) \S+", steps) for name in line.split()}
+    kept = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert sources == kept
