@@ -7,7 +7,7 @@ UV := .venv-uv/bin/uv
 # Of a registry that takes its time with a large file.
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo test lint bench soak lock newest lowest
+.PHONY: demo test lint ecosystem bench soak lock newest lowest
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -22,6 +22,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With nothing skipped: needs Debian's docker-compose, runc and prometheus, and root for the container.
+ecosystem: $(INSTALLED)
+	REQUIRE_ECOSYSTEM=1 $(BIN)/pytest -q tests/ecosystem tests/contract/test_compose.py \
+		tests/contract/test_deploy.py
 
 # Faults, hostile messages, damaged files and orders of events in the numbers of tests/support/scale.py: a few hours. One
 # after another, since they measure how soon something is over.
