@@ -54,7 +54,7 @@ class Started:
             present = list_present(self.redis)
             return next((p for p in present if p.state is WorkerState.READY and p.worker.pid != other_than), None)
 
-        return eventually(look, within_seconds=60)
+        return eventually(look, within_seconds=150)
 
     def ask_to_end(self) -> None:
         self.process.send_signal(signal.SIGTERM)

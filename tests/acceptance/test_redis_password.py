@@ -31,7 +31,7 @@ def settings(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> I
 def test_producer_and_worker_use_it_and_print_it_nowhere(start: Start, settings: dict[str, str]) -> None:
     worker = start(*RUN, **settings)
     with Client() as client:
-        assert client.submit(prompt="What is this?").result(60).answer
+        assert client.submit(prompt="What is this?").result(150).answer
     worker.ask_to_end()
     assert worker.exit_code() == ExitCode.OK
     assert PASSWORD not in worker.log

@@ -99,7 +99,7 @@ def test_flower_shows_workers_and_tasks_of_a_redis_with_a_password(
         monkeypatch.setenv(name, value)
     with Client() as client:
         job = client.submit(prompt="What is this?")
-        assert job.result(timeout=90).answer
+        assert job.result(timeout=150).answer
     (name,) = eventually(lambda: call("workers?refresh=1"), within_seconds=60)
     assert name.startswith("keye-cpu-")
     task = eventually(lambda: call("tasks").get(job.id), within_seconds=60)
