@@ -25,16 +25,20 @@ def anonymous_bytes():
     return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 
 def watch():
-    while not is_over.wait(0.002):
+    while True:
         sizes.append(anonymous_bytes())
+        watches.set()
+        if is_over.wait(0.002):
+            return
 
 torch.set_num_threads(1)
 small, folder, precision = sys.argv[1:]
 chosen = choose_precision(precision, torch.device("cpu"))
 load_model(small, dtype=chosen.dtype, quantization=chosen.quantization)  # what libraries load when first asked
-before, sizes, is_over = anonymous_bytes(), [], threading.Event()
+before, sizes, watches, is_over = anonymous_bytes(), [], threading.Event(), threading.Event()
 watcher = threading.Thread(target=watch)
 watcher.start()
+watches.wait()
 model = load_model(folder, dtype=chosen.dtype, quantization=chosen.quantization)
 is_over.set()
 watcher.join()
