@@ -93,6 +93,13 @@ class Settings(ProducerSettings):
     )
     celery_events: bool = Field(default=False, description="whether workers send Celery's events, as Flower shows them")
 
+    log_format: Literal["text", "json"] = Field(default="text", description="one line, or one JSON object, a record")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] | None = Field(
+        default=None,
+        description="least that is logged, of libraries nothing below INFO; unset: INFO, or the `--loglevel` of a "
+        "worker that Celery's own command starts",
+    )
+
     model_path: Path | None = Field(default=None, description="folder of the Keye-VL checkpoint")
     device: DeviceSetting = Field(default="auto", description="auto takes the GPU where there is one")
     precision: PrecisionSetting = Field(
@@ -177,6 +184,11 @@ class Settings(ProducerSettings):
         description="most memory for the pixels of all jobs of one worker, and of any one job; unset: an eighth of the "
         "host's, divided by its workers, 4 GiB at most",
     )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
 
     @field_validator("media_roots", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import base64
 import io
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -41,12 +42,16 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.usefixtures("credentials")
-def test_secrets_are_found_in_the_job_alone(redis_url: str, redis: Redis, s3_endpoint: str, tmp_path: Path) -> None:
+def test_secrets_are_found_in_the_job_alone(
+    form: str, redis_url: str, redis: Redis, s3_endpoint: str, tmp_path: Path
+) -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, "PNG")
     store = boto3.session.Session().client("s3", endpoint_url=s3_endpoint)
-    store.create_bucket(Bucket="media")
+    with suppress(store.exceptions.BucketAlreadyOwnedByYou):
+        store.create_bucket(Bucket="media")
     store.put_object(Bucket="media", Key="photo.png", Body=file.getvalue())
     inline = f"data:image/png;charset={SECRET};base64,{base64.b64encode(file.getvalue()).decode()}"
     log = tmp_path / "worker.log"
@@ -54,6 +59,8 @@ def test_secrets_are_found_in_the_job_alone(redis_url: str, redis: Redis, s3_end
         "KEYE_S3_ENDPOINT_URL": s3_endpoint,
         "KEYE_S3_BUCKETS": "media",
         "KEYE_ALLOW_HTTPS": "true",
+        "KEYE_LOG_FORMAT": form,
+        "KEYE_LOG_LEVEL": "DEBUG",
     }
     with LocalWorker(redis_url, log, settings), Client(redis_url) as client:
         for uri, code in REFERENCES.items():

@@ -27,7 +27,7 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, select
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.vitals import Vitals
-from keye.worker.daemon.watch import STDERR, Watch
+from keye.worker.daemon.watch import Watch
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import CancelListener, LeaseRenewal
@@ -40,6 +40,7 @@ from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
+from keye.worker.telemetry.log import STDERR
 from keye.worker.telemetry.presence import Announcer
 
 if TYPE_CHECKING:

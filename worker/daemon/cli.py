@@ -56,9 +56,10 @@ def run(
     from keye.worker.daemon.endpoint import HostCollector, serving
     from keye.worker.daemon.preflight import check_before_start
     from keye.worker.daemon.supervisor import Supervisor
+    from keye.worker.telemetry.log import set_up_log
 
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/supervisor] %(message)s")
     settings = read_settings()
+    set_up_log(settings, "supervisor", logging.INFO)
     try:
         chosen = visible_gpus(settings.device, os.environ, gpus)
     except WrongGpus as error:

@@ -11,6 +11,7 @@ from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics
+from keye.worker.telemetry.log import dropped_lines
 from keye.worker.telemetry.metrics import WORKER
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Vitals(PeriodicThread):
         self._stragglers = stragglers
         self._work = work
         self._before = engine.snapshot()
+        self._num_dropped = 0
         self._looked_at = time.monotonic()
         installed = [version(package) for package in ("keye-worker", "torch", "transformers")]
         metrics.BUILD.labels(WORKER, *installed, model.name, model.precision, model.attention or "").set(1)
@@ -49,6 +51,9 @@ class Vitals(PeriodicThread):
         metrics.ENGINE_BUSY_SECONDS.inc(now.step_seconds - before.step_seconds)
         metrics.PREEMPTIONS.inc(now.preemptions - before.preemptions)
         metrics.OUT_OF_MEMORY.inc(now.out_of_memory - before.out_of_memory)
+        num_dropped, before_that = dropped_lines(), self._num_dropped
+        self._num_dropped = num_dropped
+        metrics.LOG_LINES_DROPPED.inc(num_dropped - before_that)
         metrics.RUNNING.labels(WORKER).set(now.running)
         metrics.WAITING.labels(WORKER).set(now.waiting)
         metrics.STEP_TOKENS.labels(WORKER).set(now.max_step_tokens)

@@ -13,13 +13,12 @@ from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.telemetry.health import Heartbeat
+from keye.worker.telemetry.log import STDERR, flush_log
 
 if TYPE_CHECKING:
     from keye.worker.engine.step_loop import Engine
 
 LOOK_SECONDS = 0.5
-# The descriptor itself: Celery puts its log in the place of sys.stderr.
-STDERR = 2
 
 # How long after its time a job is not hanging, but slow to look at the clock.
 PATIENCE_SECONDS = 15.0
@@ -103,5 +102,6 @@ class Watch(PeriodicThread):
 
 def _end(code: ExitCode) -> None:
     """At once: the threads that hang would be waited for."""
+    flush_log()
     faulthandler.dump_traceback(file=STDERR)
     os._exit(code)

@@ -1,15 +1,20 @@
 """The Celery app of a worker; `celery -A keye.worker.tasks.celery_app worker` starts it without our supervisor."""
 
+import sys
+from functools import partial
 from ssl import CERT_REQUIRED
+from typing import Any
 
 from celery import Celery
+from celery.signals import setup_logging
 
 from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS, connect
 from keye.config.settings import Settings
 from keye.config.topology import QUEUE
 from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME
-from keye.worker.telemetry import tell_warnings
+from keye.worker.telemetry import metrics, tell_warnings
+from keye.worker.telemetry.log import set_up_log
 
 
 def build_app(settings: Settings) -> Celery:
@@ -65,11 +70,20 @@ def build_app(settings: Settings) -> Celery:
         worker_send_task_events=settings.celery_events,
         task_send_sent_event=False,
     )
+    setup_logging.connect(partial(_log_as_set, app, settings), weak=False, dispatch_uid="keye")
     return app
+
+
+def _log_as_set(app: Celery, settings: Settings, loglevel: int, logfile: str | None, **_: Any) -> None:
+    """Called by Celery in place of what it would do itself."""
+    set_up_log(settings, metrics.WORKER or "worker", loglevel, logfile)
+    # What libraries print. Celery says in a signal handler that it ends, where a full pipe would hold up the worker.
+    app.log.redirect_stdouts(app.conf.worker_redirect_stdouts_level)
+    sys.__stdout__ = sys.stdout  # type: ignore[misc, assignment]
 
 
 # Before anything is loaded that may warn of something.
 tell_warnings()
-celery_app = build_app(Settings())
+celery_app = build_app(Settings.read())
 # By name: the daemon imports this room, never the other way round.
 celery_app.steps["worker"].add("keye.worker.daemon.bootsteps:EngineStep")

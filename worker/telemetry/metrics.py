@@ -46,6 +46,9 @@ GENERATED_TOKENS = _counter("generated_tokens", "Tokens of the answers of answer
 FRAMES = _counter("frames", "Pictures and frames of videos that answered jobs saw")
 CACHE_HITS = _counter("cache_hits", "Media found in the cache")
 CACHE_MISSES = _counter("cache_misses", "Media that had to be fetched")
+LOG_LINES_DROPPED = _counter(
+    "log_lines_dropped", "Lines of workers' logs that were lost: a full disk, a slow reader or none"
+)
 FETCHED_BYTES = _counter("fetched_bytes", "Bytes of media that were fetched")
 
 QUEUE_WAIT = _histogram("queue_wait_seconds", "From submitting a job to the claim of the attempt that answered it")

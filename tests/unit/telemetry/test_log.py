@@ -1,0 +1,147 @@
+"""Records as lines, and lines that nobody can read: real pipes, and a disk that is really full."""
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from keye.config.faults import InvalidSettings
+from keye.config.settings import Settings
+from keye.worker.telemetry.log import MAX_WAITING_LINES, JsonLines, LogStream, TextLines, about
+from keye.worker.telemetry.redaction import redaction
+from tests.support.conditions import eventually
+
+PASSWORD = "Hush7Hush"
+TRACEPARENT = f"00-{'4b' * 16}-{'0f' * 8}-01"
+REDACT = redaction(Settings(redis_password=SecretStr(PASSWORD)))
+
+
+def logger_to(descriptor: int, lines: logging.Formatter) -> tuple[logging.Logger, LogStream]:
+    stream = LogStream(descriptor)
+    stream.setFormatter(lines)
+    logger = logging.Logger("keye.worker.test")
+    logger.addHandler(stream)
+    return logger, stream
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    yield descriptor, path
+    os.close(descriptor)
+
+
+def tell_all(logger: logging.Logger) -> None:
+    with about(job_id="1", attempt=2, traceparent=TRACEPARENT):
+        logger.info("job %s: fetched\u2028again", "1", extra={"state": "RUNNING", "stage": "fetch"})
+        try:
+            raise ConnectionError(f"AUTH {PASSWORD}: no")
+        except ConnectionError:
+            logger.exception("cannot reach %s", f"redis://me:{PASSWORD}@cache", extra={"of": {"password": PASSWORD}})
+    logger.warning("between jobs")
+
+
+def test_json_is_an_object_a_line_with_the_facts_of_the_job_and_no_secret(file: tuple[int, Path]) -> None:
+    descriptor, path = file
+    logger, stream = logger_to(descriptor, JsonLines("gpu0", REDACT))
+    tell_all(logger)
+    stream.flush()
+    assert PASSWORD not in path.read_text()
+    moved, failed, between = (json.loads(line) for line in path.read_text().splitlines())
+    assert moved.pop("time").endswith("+00:00")
+    assert moved == {
+        "level": "INFO",
+        "logger": "keye.worker.test",
+        "message": "job 1: fetched\u2028again",
+        "worker": "gpu0",
+        "state": "RUNNING",
+        "stage": "fetch",
+        "job_id": "1",
+        "attempt": 2,
+        "traceparent": TRACEPARENT,
+    }
+    assert failed["message"] == "cannot reach redis://***@cache"
+    assert failed["exc_info"].endswith("ConnectionError: AUTH ***: no")
+    assert failed["of"] == "{'password': '***'}"
+    assert "job_id" not in between
+
+
+def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
+    descriptor, path = file
+    logger, stream = logger_to(descriptor, TextLines("gpu0", REDACT))
+    tell_all(logger)
+    stream.flush()
+    assert PASSWORD not in path.read_text()
+    lines = path.read_text().splitlines()
+    assert lines[0].endswith(": INFO/gpu0] job 1: fetched")
+    assert lines[1] == f"again ({TRACEPARENT})"
+    assert "ERROR/gpu0] cannot reach redis://***@cache" in lines[2]
+    assert lines[-2:][0] == "ConnectionError: AUTH ***: no"
+    assert lines[-1].endswith(": WARNING/gpu0] between jobs")
+
+
+def test_lines_that_nobody_reads_are_dropped_and_counted_and_whole_ones_go_on_once_somebody_does() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    logger, stream = logger_to(writer, TextLines("cpu", REDACT))
+    sent = 2 * MAX_WAITING_LINES
+    for number in range(sent):
+        logger.info("line %d", number)
+    dropped = stream.num_dropped
+    assert sent - MAX_WAITING_LINES - 4096 < dropped <= MAX_WAITING_LINES
+    with os.fdopen(reader) as lines:
+        read = [int(lines.readline().partition("] line ")[2]) for _ in range(sent - dropped)]
+        assert read == sorted(read)
+        logger.info("somebody reads")
+        assert lines.readline().endswith("somebody reads\n")
+    assert stream.num_dropped == dropped
+    # Nobody does any more, for good.
+    logger.info("to nobody")
+    eventually(lambda: stream.num_dropped == dropped + 1)
+    os.close(writer)
+
+
+def test_a_full_disk_costs_its_lines_and_nothing_else() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    logger, stream = logger_to(full, TextLines("cpu", REDACT))
+    for _ in range(3):
+        logger.info("no room")
+    stream.flush()
+    assert stream.num_dropped == 3
+    os.close(full)
+
+
+def test_the_fault_that_ends_a_process_is_its_last_record() -> None:
+    program = f"""
+from keye.config.settings import Settings
+from keye.worker.telemetry.log import set_up_log
+
+set_up_log(Settings(log_format="json"), "supervisor", "INFO")
+raise ConnectionError("redis://me:{PASSWORD}@cache")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    record = json.loads(ended.stderr)
+    assert (record["level"], record["worker"]) == ("CRITICAL", "supervisor")
+    assert record["exc_info"].endswith("ConnectionError: redis://***@cache")
+
+
+def test_a_wrong_format_or_level_is_named_by_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYE_LOG_FORMAT", "xml")
+    monkeypatch.setenv("KEYE_LOG_LEVEL", "loud")
+    with pytest.raises(InvalidSettings) as refused:
+        Settings.read()
+    assert "KEYE_LOG_FORMAT: Input should be 'text' or 'json'; KEYE_LOG_LEVEL: Input should be 'DEBUG'" in str(
+        refused.value
+    )
+    monkeypatch.setenv("KEYE_LOG_FORMAT", "json")
+    monkeypatch.setenv("KEYE_LOG_LEVEL", "warning")
+    assert Settings.read().log_level == "WARNING"

@@ -1,0 +1,58 @@
+"""What a log must not hold, in the forms in which libraries write it; and what is none of it stays."""
+
+import pytest
+from pydantic import SecretStr
+
+from keye.config.settings import Settings
+from keye.worker.telemetry.redaction import redaction
+
+PASSWORD = "p@s:s/w#o%41r\"d\\ &é'"
+AWS_SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("cannot reach redis://:short@cache:6379/0: refused", "cannot reach redis://***@cache:6379/0: refused"),
+        ("amqp://me:a/b@c@cache/1", "amqp://***@cache/1"),
+        ("https://token@host/a.png is gone", "https://***@host/a.png is gone"),
+        ("GET 'https://a.b/c.png?X-Amz-Signature=0f&Expires=1': 403", "GET 'https://a.b/c.png?***': 403"),
+        ("(Caused by url: /c.png?versionId=1&sig=0f)", "(Caused by url: /c.png?***"),
+        ("Authorization: Bearer one two\nAccept: *", "Authorization: ***\nAccept: *"),
+        ("{'Authorization': b'AWS4 0f', 'Accept': '*'}", "{'Authorization': ***, 'Accept': '*'}"),
+        ('{"x-amz-security-token": "0f", "Accept": "*"}', '{"x-amz-security-token": ***, "Accept": "*"}'),
+        ("client(aws_session_token=of-mine)", "client(aws_session_token=***"),
+        ("<AWSAccessKeyId>mine</AWSAccessKeyId>", "<AWSAccessKeyId>***</AWSAccessKeyId>"),
+        ("no key AKIAIOSFODNN7EXAMPLE here", "no key *** here"),
+        (f"signed with {AWS_SECRET}.", "signed with ***."),
+        (f"AUTH {PASSWORD}.", "AUTH ***."),
+        (f"AUTH {PASSWORD!r}.", "AUTH '***'."),
+        ("redis://:p%40s%3As%2Fw%23o%2541r%22d%5C%20%26%C3%A9%27", "redis://:***"),
+    ],
+)
+def test_a_secret_is_hidden(text: str, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", AWS_SECRET)
+    settings = Settings(redis_password=SecretStr(PASSWORD))
+    assert redaction(settings)(text).rstrip(")") == without.rstrip(")")
+
+
+def test_a_password_within_the_url_is_hidden_however_it_is_escaped() -> None:
+    redact = redaction(Settings(redis_url=SecretStr("redis://me:long%20enough@cache:6379/0")))
+    assert redact("long%20enough, long enough") == "***, ***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "job 1: MEDIA_NOT_FOUND: 's3://bucket/folder/cat@2x.png: no such object.'",
+        "http://store:9000/bucket/cat@2x.png",
+        "Connected to redis://cache:6379/0",
+        "keye-cpu-12@host ready.",
+        "is it? x=1",
+        "test",
+    ],
+)
+def test_all_else_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As tests and local stores have it: no secret, and a word like others.
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    assert redaction(Settings())(text) == text
