@@ -3,6 +3,7 @@
 What can be told of any job: enough to find, cancel or end one that this release cannot read.
 """
 
+import json
 import time
 import uuid
 from math import ceil
@@ -130,6 +131,18 @@ def kind_of(job: AnalysisJob) -> str:
     pixels = max((part.max_pixels or 0 for part in media), default=0)
     counts = (len(media) - len(videos), len(videos), frames, ceil(rate), pixels, job.generation.max_new_tokens)
     return ":".join([*(str(num and 1 << (num - 1).bit_length()) for num in counts), job.thinking.value])
+
+
+def read_sealed(sealed_json: str | None) -> Any:
+    """What a record says is asked; None where there is no record, or one that somebody else has written into."""
+    try:
+        return json.loads(sealed_json or "null")
+    except ValueError:
+        return None
+
+
+def traceparent_of(sealed_json: str) -> str | None:
+    return Outline.of(read_sealed(sealed_json)).job.traceparent
 
 
 def record_of(job: AnalysisJob | JobOutline, submitted_at: float | None, sealed_json: str) -> dict[str, str]:

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from keye.config import keys
+from keye.config.codes import JobState
 from keye.config.connection import passes
+from keye.config.wire import traceparent_of
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.telemetry import metrics
+from keye.worker.telemetry.log import about
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class Reaper(PeriodicThread):
             with self._sparing_the_others(job_id, keys.DEADLINES):
                 self._expire(self._store.read_late(job_id))
         for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
-            log.warning("job %s: its message was lost, queued again", job_id)
+            log.warning("job %s: its message was lost, queued again", job_id, extra={"job_id": job_id})
         self.reap_overdue()
 
     def reap_overdue(self) -> None:
@@ -92,17 +95,23 @@ class Reaper(PeriodicThread):
             case Requeued() as requeued:
                 if requeued.dead_worker is not None:
                     metrics.REAPED.inc()
-                    log.warning("job %s: its worker %s died, queued again", job_id, requeued.dead_worker)
+                    with about(traceparent=traceparent_of(requeued.sealed_json)):
+                        told = {"state": JobState.QUEUED}
+                        log.warning(
+                            "job %s: its worker %s died, queued again", job_id, requeued.dead_worker, extra=told
+                        )
                 self._store.publish(requeued)
             case TakenOver() as taken:
                 metrics.REAPED.inc()
-                log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
-                self._dead_letter(taken)
+                with about(traceparent=traceparent_of(taken.lease.sealed_json), attempt=taken.lease.attempt):
+                    log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
+                    self._dead_letter(taken)
 
     @contextmanager
     def _sparing_the_others(self, job_id: str, found_in: str) -> Iterator[None]:
         try:
-            yield
+            with about(job_id=job_id):
+                yield
         except Exception as fault:
             if isinstance(fault, RedisError) and passes(fault):
                 raise

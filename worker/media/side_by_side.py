@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
+from contextvars import copy_context
+from functools import partial
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -34,8 +36,9 @@ def do_side_by_side(
     futures: list[Future[Made]] = [Future() for _ in calls]
     waiting = deque(zip(futures, calls, strict=True))
     for _ in range(min(max_at_once, len(calls))):
-        # These end with the process: an executor's would hold up its exit.
-        Thread(target=_work, args=(waiting, go_on), name="media", daemon=True).start()
+        # These end with the process: an executor's would hold up its exit. Their context names the job in the log.
+        work = partial(copy_context().run, _work, waiting, go_on)
+        Thread(target=work, name="media", daemon=True).start()
     try:
         while not _have_all_ended(futures):
             check()

@@ -23,7 +23,7 @@ from keye.config.connection import ArgumentTooLarge, check_arguments, passes
 from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import ANALYZE_TASK
-from keye.config.wire import Outline, SealedJob, kind_of, open_sealed
+from keye.config.wire import Outline, SealedJob, kind_of, open_sealed, read_sealed, traceparent_of
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
@@ -32,10 +32,12 @@ from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
+from keye.worker.tasks.moves import log_claim, log_end, log_given_back, log_retry
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
-from keye.worker.tasks.stragglers import Stragglers, read_sealed
+from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics, tell_warnings
+from keye.worker.telemetry.log import about
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +148,13 @@ class Analyst:
             queued = replace(queued, delivery_tag=delivery_tag)
         self._jobs[delivery_id] = queued.job_id
         try:
-            with self._isolation.beside_others():
+            with about(job_id=queued.job_id), self._isolation.beside_others():
                 answer = self._leases.claim(queued, self._bench.worker.name)
                 if not isinstance(answer, Suspect):
                     return self._act_on(answer, queued, opened, delivery_id)
             # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
             log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
-            with self._isolation.alone(queued.job_id) as is_first:
+            with about(job_id=queued.job_id), self._isolation.alone(queued.job_id) as is_first:
                 if not is_first:
                     return None
                 answer = self._leases.claim(queued, self._bench.worker.name, is_alone=True)
@@ -228,9 +230,14 @@ class Analyst:
                         return None
                 if isinstance(opened, SealedJob):
                     answer = replace(answer, idempotency_key=opened.job.idempotency_key)
+                    traceparent = opened.job.traceparent
+                else:
+                    traceparent = traceparent_of(answer.sealed_json)
                 if delivery_id in self._revoked:
                     opened = Fault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
-                outcome = self._run(opened, answer)
+                with about(job_id=answer.job_id, attempt=answer.attempt, traceparent=traceparent):
+                    log_claim(answer)
+                    outcome = self._run(opened, answer)
                 is_told = answer.job_id == delivery_id
                 is_acknowledged = bool(answer.delivery_tag) and answer.canvas_json is None
             case AlreadySettled(outcome):
@@ -259,7 +266,7 @@ class Analyst:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
                 return None
             except Drained:
-                log.info("job %s: given back in stage %s, this worker ends", lease.job_id, attempt.stage)
+                log_given_back(lease, attempt.stage)
                 return None
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt too: let out, they would take this slot of the pool with them.
@@ -287,10 +294,7 @@ class Analyst:
         ):
             case "queued":
                 metrics.RETRIES.labels(failure.code).inc()
-                log.info(
-                    "job %s: attempt %d failed in %s, again in %.1f s: %s: %r",
-                    *(lease.job_id, lease.attempt, failure.stage, again.pause_seconds, failure.code, failure.message),
-                )
+                log_retry(lease, failure, again.pause_seconds)
                 return None
             case "cancelled":
                 cancelled = {"code": ErrorCode.CANCELLED, "message": CANCELLED_WHILE_RUNNING, "retryable": False}
@@ -306,11 +310,7 @@ class Analyst:
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
         metrics.count_outcome(outcome)
-        # Quoted and cut: it may name what a caller named, line breaks and all.
-        why = ""
-        if isinstance(outcome, JobFailure):
-            why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
-        log.info("job %s: %s, attempt %d%s", lease.job_id, outcome.state, lease.attempt, why)
+        log_end(outcome)
         return outcome
 
 

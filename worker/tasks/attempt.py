@@ -22,7 +22,9 @@ from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWrit
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
+from keye.worker.tasks.moves import log_stage
 from keye.worker.tasks.visual_inputs import thinning_warnings, visual_inputs
+from keye.worker.telemetry.log import about
 
 if TYPE_CHECKING:
     from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
@@ -189,7 +191,9 @@ class Attempt:
         self.stage = stage
         self.events.tell(StageStarted, may_wait=is_brief, stage=stage)
         started_at = time.monotonic()
-        yield
+        with about(stage=stage):
+            log_stage(self.lease, stage)
+            yield
         self._seconds[stage.value] = time.monotonic() - started_at
         self._stop_if_over()
 

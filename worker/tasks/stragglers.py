@@ -2,24 +2,24 @@
 thread, and those that nobody has and that may not run again. Finding the latter is the reaper's.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
-from keye.config.wire import Outline
+from keye.config.wire import Outline, read_sealed
 from keye.worker.leases.job_lease import Claimed, LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.fault import failure_of
+from keye.worker.tasks.moves import log_end
+from keye.worker.telemetry.log import about
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,10 @@ class Stragglers:
             return
         failure = failure_of(fault, attempt.stage, attempt.lease, attempt.job.metadata)
         if self._settlement.settle(attempt.lease, failure):
+            facts = {"state": failure.state, "stage": failure.stage, "code": failure.code}
             why = (failure.stage, failure.code, failure.message)
-            log.error("job %s: hangs in %s: %s: %r", attempt.lease.job_id, *why)
+            with about(job_id=failure.job_id, attempt=failure.attempts, traceparent=attempt.job.traceparent):
+                log.error("job %s: hangs in %s: %s: %r", failure.job_id, *why, extra=facts)
         self._ended.add(attempt)
 
 
@@ -84,7 +86,9 @@ def dead_letter(settlement: Settlement, taken: TakenOver) -> None:
             f"Worker {taken.dead_worker} died under the job in stage {taken.stage.value}. That was attempt "
             f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
         )
-    settlement.settle(lease, failure_of(fault, taken.stage, lease, job.metadata))
+    failure = failure_of(fault, taken.stage, lease, job.metadata)
+    if settlement.settle(lease, failure):
+        log_end(failure)
 
 
 def expire(settlement: Settlement, late: LateJob) -> None:
@@ -96,12 +100,5 @@ def expire(settlement: Settlement, late: LateJob) -> None:
     )
     failure = failure_of(fault, Stage.QUEUED, late, job.metadata)
     if settlement.expire(failure, job):
-        log.info("job %s: %s while it was queued", late.job_id, failure.state)
-
-
-def read_sealed(sealed_json: str | None) -> Any:
-    """What a record says is asked; None where there is no record, or one that somebody else has written into."""
-    try:
-        return json.loads(sealed_json or "null")
-    except ValueError:
-        return None
+        with about(attempt=late.attempt, traceparent=job.traceparent):
+            log_end(failure)

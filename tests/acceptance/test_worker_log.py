@@ -1,0 +1,152 @@
+"""What a worker and its supervisor write: every line, first to last, as an operator's collector gets it."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from redis import Redis
+
+from keye.config.codes import ErrorCode
+from keye.config.faults import JobFailed
+from keye.config.job import GenerationOptions, ImagePart
+from keye.producer import Client, Job
+from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.tasks.retry_policy import FIRST_PAUSE_SECONDS
+from tests.acceptance.conftest import ECHO, PICTURE, Start, Started
+from tests.support.checkout import PYTHONPATH
+from tests.support.conditions import eventually
+
+QUIET_ECHO = (ECHO[0], "--quiet", *ECHO[1:])
+# Celery warns of root before it sets up any log; `keye-worker run` has it say nothing.
+QUIETLY = {"PYTHONWARNINGS": "ignore"}
+RUN = ("keye.worker.daemon.cli", "run")
+TRACEPARENT = f"00-{'4b' * 16}-{'0f' * 8}-01"
+SECRET = "Hush7Hush"
+PROMPT = "What is this, between us?"
+
+
+def records(worker: Started) -> list[dict[str, Any]]:
+    """Raises where a line is none."""
+    return [json.loads(line) for line in worker.log.splitlines()]
+
+
+def moves(worker: Started, job: Job) -> list[tuple[Any, ...]]:
+    """All that the log tells of the job, each with its trace."""
+    told = [record for record in records(worker) if record.get("job_id") == job.id]
+    assert {record["traceparent"] for record in told} <= {TRACEPARENT}
+    return [tuple(each.get(name) for name in ("attempt", "state", "stage", "code")) for each in told if "state" in each]
+
+
+def test_json_tells_each_move_of_a_job_and_all_lines_are_json(start: Start, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(PICTURE)
+    worker = start(*RUN, KEYE_LOG_FORMAT="json", KEYE_LOG_LEVEL="debug", KEYE_S3_ENDPOINT_URL="http://127.0.0.1:1")
+    worker.wait_until_ready()
+    brief = GenerationOptions(max_new_tokens=8)
+    asked: dict[str, Any] = {"prompt": PROMPT, "generation": brief, "traceparent": TRACEPARENT}
+    answered = client.submit(media=[str(tmp_path / "red.png")], **asked)
+    answer = answered.result(timeout=60).raw_text
+    retried = client.submit(media=[ImagePart(uri=f"s3://bucket/a.png?X-Amz-Signature={SECRET}")], **asked)
+    eventually(lambda: (2, "RUNNING", None, None) in moves(worker, retried))
+    retried.cancel()
+    with pytest.raises(JobFailed):
+        retried.result(timeout=60)
+    worker.ask_to_end()
+    assert worker.exit_code() == ExitCode.OK
+
+    stages = [(1, "RUNNING", stage, None) for stage in ("fetch", "decode", "prepare", "generate")]
+    assert moves(worker, answered) == [(1, "RUNNING", None, None), *stages, (1, "SUCCEEDED", None, None)]
+    assert moves(worker, retried)[:3] == [
+        (1, "RUNNING", None, None),
+        (1, "RUNNING", "fetch", None),
+        (1, "QUEUED", "fetch", ErrorCode.MEDIA_UNREACHABLE),
+    ]
+    failed = next(record for record in records(worker) if "due_at" in record)
+    assert 0 < failed["due_at"] - datetime.fromisoformat(failed["time"]).timestamp() <= 2 * FIRST_PAUSE_SECONDS
+    assert {record["worker"] for record in records(worker)} == {"supervisor", "cpu"}
+    assert PROMPT not in worker.log
+    assert answer not in worker.log
+    assert SECRET not in worker.log
+
+
+def test_a_job_that_kills_its_workers_is_told_of_by_who_takes_it_up(start: Start, client: Client) -> None:
+    settings = {"KEYE_LOG_FORMAT": "json", "KEYE_LEASE_SECONDS": "1", **QUIETLY}
+    dying = client.submit(prompt="die", max_attempts=1, traceparent=TRACEPARENT)
+    start(*QUIET_ECHO, **settings).process.wait(60)
+    heir = start(*QUIET_ECHO, **settings)
+    with pytest.raises(JobFailed):
+        dying.result(timeout=60)
+    eventually(lambda: (1, "FAILED", "open", ErrorCode.WORKER_LOST) in moves(heir, dying))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_wrong_password_of_redis_is_told_by_supervisor_and_worker_without_it(
+    start: Start, redis_url: str, form: str
+) -> None:
+    url = redis_url.replace("redis://", f"redis://nobody:{SECRET}@")
+    settings = {"KEYE_REDIS_URL": url, "KEYE_LOG_FORMAT": form}
+    supervisor, worker = start(*RUN, **settings), start(*QUIET_ECHO, **settings, **QUIETLY)
+    assert supervisor.exit_code(60) == ExitCode.PREFLIGHT_FAILED
+    eventually(lambda: "invalid username-password pair" in worker.log, within_seconds=60)
+    for each in (supervisor, worker):
+        assert "invalid username-password pair" in each.log
+        assert SECRET not in each.log
+        assert form == "text" or records(each)
+
+
+@pytest.mark.parametrize("reader", ["who is slow", "who is gone", "on a full disk"])
+def test_jobs_are_answered_whoever_reads_the_log(
+    reader: str, client: Client, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    if reader == "on a full disk":
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        end, out = os.pipe()
+        fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 4096)
+        if reader == "who is gone":
+            os.close(end)
+    environ = {"PYTHONPATH": PYTHONPATH, "KEYE_REDIS_URL": redis_url, "KEYE_SPOOL_FOLDER": str(tmp_path / "spool")}
+    command = [sys.executable, "-m", *QUIET_ECHO]
+    with subprocess.Popen(command, env=os.environ | environ, stdout=out, stderr=out, cwd=tmp_path) as worker:
+        os.close(out)
+        jobs = client.submit_many([{"prompt": f"say {number}"} for number in range(200)])
+        assert {end.answer for _, end in client.results(jobs, timeout=120)} == {f"say {n}" for n in range(200)}
+        worker.terminate()
+        assert worker.wait(30) == ExitCode.OK
+
+
+def test_lines_that_nobody_took_are_counted(client: Client, redis_url: str, checkpoint: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"PYTHONPATH": PYTHONPATH, "KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(checkpoint)}
+    told |= {"KEYE_DEVICE": "cpu", "KEYE_SPOOL_FOLDER": str(tmp_path), "KEYE_RUN_FOLDER": str(tmp_path)}
+    told["KEYE_METRICS_PORT"] = str(port)
+    command = [sys.executable, "-m", *RUN]
+    with Path("/dev/full").open("wb") as full:
+        worker = subprocess.Popen(command, env=os.environ | told, stdout=full, stderr=full, cwd=tmp_path)
+
+    def is_counted() -> bool:
+        told = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        return float(re.findall("^keye_log_lines_dropped_total (.+)$", told, re.MULTILINE)[0]) > 0
+
+    with worker:
+        assert client.submit(prompt="What is this?").result(timeout=60).answer
+        eventually(is_counted)
+        worker.terminate()
+        assert worker.wait(30) == ExitCode.OK
+
+
+def test_a_wrong_setting_of_the_log_stops_the_start_by_its_name(start: Start) -> None:
+    worker = start(*RUN, KEYE_LOG_LEVEL="loud", KEYE_LOG_FORMAT="xml")
+    assert worker.exit_code(60) == ExitCode.PREFLIGHT_FAILED
+    assert "KEYE_LOG_FORMAT: " in worker.log
+    assert "KEYE_LOG_LEVEL: " in worker.log
