@@ -1,25 +1,25 @@
 -- RUNNING -> a final state, by the holder of the newest token only: outcome, last event, state, expiry, Celery's result
 -- and the acknowledgement of the message in one move. Asked again by the same holder (its answer got lost on the way) it
--- says yes again and changes nothing.
+-- says yes again and changes nothing. Several may ask for one holder: who wrote the outcome is who asks under its mark.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
 -- set), 6 Celery's result (string, and a channel), 7 messages that are not acknowledged (hash), 8 the same by time (sorted
 -- set), 9 ended jobs (stream), 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
--- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10.. events (JSON) that were
--- not written yet
--- Returns 1, or 0 where the lease was lost
-local token, state, claimed_at, deadline_at, canvas = unpack(redis.call(
-  "HMGET", KEYS[1], "token", "state", "claimed_at", "deadline_at", "canvas"
+-- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10 mark of who asks, 11.. events
+-- (JSON) that were not written yet
+-- Returns 1, 2 where another wrote the outcome for the same holder, or 0 where the lease was lost
+local token, state, claimed_at, deadline_at, canvas, settler = unpack(redis.call(
+  "HMGET", KEYS[1], "token", "state", "claimed_at", "deadline_at", "canvas", "settler"
 ))
 if token ~= ARGV[2] then
   return 0
 elseif state ~= "RUNNING" then
-  return 1
+  return settler == ARGV[10] and 1 or 2
 end
 
 local now, ttl = clock(), tonumber(ARGV[5])
-for i = 10, #ARGV do
+for i = 11, #ARGV do
   redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
 end
 if ARGV[3] == "FAILED" then
@@ -27,6 +27,7 @@ if ARGV[3] == "FAILED" then
   redis.call("ZADD", KEYS[4], now, ARGV[1])
   redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
 end
+redis.call("HSET", KEYS[1], "settler", ARGV[10])
 finish(KEYS[1], KEYS[2], KEYS[9], ARGV[1], ARGV[3], ARGV[4], now, ttl, tonumber(claimed_at))
 if canvas then
   -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.

@@ -146,6 +146,32 @@ def test_metrics_tell_what_became_of_jobs_also_across_a_death(start: Start, clie
     assert host.value("keye_worker_state", worker="cpu", state="ready") == 1
 
 
+def test_every_end_that_a_worker_writes_is_counted_and_told_once(
+    start: Start, client: Client, slow_store: SlowStore, tmp_path: Path
+) -> None:
+    settings = {"KEYE_CONCURRENCY": "1", "KEYE_LEASE_SECONDS": "3", "KEYE_S3_ENDPOINT_URL": slow_store.url}
+    host = Host(start, tmp_path, KEYE_LOG_FORMAT="json", **settings)
+    first = host.worker.wait_until_ready()
+    held = client.submit(prompt="?", media=["s3://bucket/held.png"], generation=BRIEF, max_attempts=1)
+    eventually(lambda: client.status().running == 1)
+    late = client.submit(prompt="?", generation=BRIEF, deadline_seconds=1)
+    with pytest.raises(JobFailed):
+        late.result(timeout=60)
+    os.kill(first.worker.pid, signal.SIGKILL)
+    with pytest.raises(JobFailed):
+        held.result(timeout=60)
+    host.worker.wait_until_ready(other_than=first.worker.pid)
+    client.submit(prompt="?", generation=BRIEF).result(timeout=60)
+
+    eventually(lambda: host.value("keye_jobs_total", outcome="succeeded", code="") == 1)
+    assert host.value("keye_jobs_total", outcome="expired", code="DEADLINE_EXCEEDED") == 1
+    assert host.value("keye_jobs_total", outcome="failed", code="WORKER_LOST") == 1
+    assert host.value("keye_jobs_total") == 3
+    records = [json.loads(line) for line in host.worker.log.splitlines()]
+    told = [(each["job_id"], each["code"]) for each in records if each.get("state") in ("EXPIRED", "FAILED")]
+    assert told == [(late.id, "DEADLINE_EXCEEDED"), (held.id, "WORKER_LOST")]
+
+
 def test_the_queue_is_told_by_priority_and_in_seconds_of_work(
     start: Start, client: Client, slow_store: SlowStore, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "keye.worker.periodic_thread": set(),
     "keye.worker.leases": {"keye.config", "keye.worker.periodic_thread", "keye.worker.telemetry"},
     "keye.worker.telemetry": {"keye.config", "keye.worker.periodic_thread"},
-    "keye.worker.results": {"keye.config", "keye.worker.leases"},
+    "keye.worker.results": {"keye.config", "keye.worker.leases", "keye.worker.telemetry"},
     "keye.worker.engine": {"keye.config", "keye.worker.model", "keye.worker.telemetry"},
     "keye.worker.proof": {"keye.config", "keye.worker.engine", "keye.worker.model"},
     "keye.worker.tasks": {

@@ -1,13 +1,15 @@
 """Jobs as tests of leases need them, and what lies in Redis about them."""
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from redis import Redis
 
 from keye.config import keys
-from keye.config.codes import ErrorCode, Stage
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import EVENT
 from keye.config.job import AnalysisJob, Priority
 from keye.config.outcome import JobFailure
@@ -15,10 +17,12 @@ from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
 from keye.worker.leases.reaper import Reaper
+from keye.worker.telemetry import metrics
 
 TTL = 3600
 DEAD_LETTER_TTL = 9000
 BRIEF_LEASE_SECONDS = 0.3
+FINAL = set(JobState) - {JobState.QUEUED, JobState.RUNNING}
 
 
 def a_job(**options: object) -> SealedJob:
@@ -65,3 +69,22 @@ def publish(redis: Redis, sealed: SealedJob, at: float | None = None) -> None:
     redis.hset(keys.record(sealed.job_id), mapping=sealed.record)
     redis.zadd(keys.queued(sealed.job.priority), {sealed.job_id: time.time() if at is None else at})
     redis.lpush(message_list(sealed.job.priority), sealed.job_id)
+
+
+def ends(records: Sequence[logging.LogRecord], job_id: str) -> list[str]:
+    """The states that the log says the job ended in."""
+    told = [vars(record) for record in records]
+    return [each["state"] for each in told if each.get("job_id") == job_id and each.get("state") in FINAL]
+
+
+@contextmanager
+def counting(**ended: int) -> Iterator[None]:
+    """That as many jobs are counted meanwhile, by outcome."""
+
+    def counted(outcome: str) -> float:
+        samples = [sample for family in metrics.JOBS.collect() for sample in family.samples]
+        return sum(s.value for s in samples if s.name == "keye_jobs_total" and s.labels["outcome"] == outcome)
+
+    before = {outcome: counted(outcome) for outcome in ended}
+    yield
+    assert {outcome: counted(outcome) - before[outcome] for outcome in ended} == ended

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
 from keye.config.outcome import Outcome
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.job_lease import Claimed, new_token
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Outbox:
 
         The caller may then go on with other work: the outcome stays on disk to be delivered.
         """
-        settle = partial(self._settlement.settle, lease, outcome, last_events)
+        settle = partial(self._settlement.settle, lease, outcome, last_events, new_token())
         try:
             return settle()
         except RedisError as fault:

@@ -3,9 +3,12 @@ move of the lease holder.
 
 The result for plain Celery readers (`AsyncResult.get`) is in Celery's own format. Celery would read before it writes,
 and write after the job has ended; settled with the outcome it costs no round trip.
+
+Whoever settles, the end is counted and told in the log here, once.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Self
@@ -21,8 +24,11 @@ from keye.config.outcome import JobFailure, JobResult, Outcome
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import JobOutline
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.job_lease import Claimed, new_token
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
+from keye.worker.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
@@ -64,12 +70,14 @@ class Settlement:
         self._result_ttl_seconds = result_ttl_seconds
         self._dead_letter_ttl_seconds = dead_letter_ttl_seconds
 
-    def settle(self, lease: Claimed, outcome: Outcome, last_events: Sequence[str] = ()) -> bool:
+    def settle(
+        self, lease: Claimed, outcome: Outcome, last_events: Sequence[str] = (), mark: str | None = None
+    ) -> bool:
         """Write the outcome, or return False where the lease was lost and another attempt will write its own.
 
         `last_events` (JSON) are what the attempt said and has not written yet. Raises `OutcomeTooLarge` for a result
         that Redis does not take for its size (a failure is written in brief), and Redis' fault where it is away;
-        waiting for it is `outbox`'s.
+        waiting for it is `outbox`'s. Who asks again after that gives the same `mark`: an answer may have got lost.
         """
         names = [keys.record(lease.job_id), keys.events(lease.job_id), keys.LEASES]
         names += [keys.DEAD_LETTERS, keys.DEADLINES, result_key(lease.job_id), UNACKED, UNACKED_INDEX, keys.ENDED]
@@ -78,7 +86,10 @@ class Settlement:
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         events = without_oversized(self._redis, lease, last_events)
         args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, celery_json, MAX_EVENTS)
-        return bool(self._settle(names, (*args, lease.delivery_tag, *events)))
+        answer = self._settle(names, (*args, lease.delivery_tag, mark or new_token(), *events))
+        if answer == 1:
+            _tell(outcome)
+        return bool(answer)
 
     def tell_celery(self, task_id: str, outcome: Outcome) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""
@@ -97,7 +108,10 @@ class Settlement:
         names += [keys.ENDED, *keys.idempotency_of(job.idempotency_key)]
         outcome_json, _ = self._encode(job_id, failure)
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
-        return self._end_queued(names, args) == JobState.QUEUED
+        is_ended: bool = self._end_queued(names, args) == JobState.QUEUED
+        if is_ended:
+            _tell(failure)
+        return is_ended
 
     def _encode(self, task_id: str, outcome: Outcome) -> tuple[str, str]:
         """As JSON and as Celery's result, both of a size that Redis takes; raises `OutcomeTooLarge` for a result."""
@@ -110,6 +124,16 @@ class Settlement:
                 raise OutcomeTooLarge.of(outcome, fault) from None
             return self._encode(task_id, _in_brief(outcome, fault))
         return outcome_json, celery_json
+
+
+def _tell(outcome: Outcome) -> None:
+    metrics.count_outcome(outcome)
+    why, facts = "", {"job_id": outcome.job_id, "attempt": outcome.attempts, "state": outcome.state}
+    if isinstance(outcome, JobFailure):
+        facts |= {"stage": outcome.stage, "code": outcome.code}
+        # Quoted and cut: it may name what a caller named, line breaks and all.
+        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
+    log.info("job %s: %s, attempt %d%s", outcome.job_id, outcome.state, outcome.attempts, why, extra=facts)
 
 
 def result_key(task_id: str) -> str:

@@ -32,7 +32,7 @@ from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
-from keye.worker.tasks.moves import log_claim, log_end, log_given_back, log_retry
+from keye.worker.tasks.moves import log_claim, log_given_back, log_retry
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
@@ -309,8 +309,6 @@ class Analyst:
         if not self._outbox.settle(lease, outcome, last_events):
             log.warning("job %s: lease lost before settling, outcome discarded", lease.job_id)
             return None
-        metrics.count_outcome(outcome)
-        log_end(outcome)
         return outcome
 
 

@@ -1,13 +1,13 @@
-"""The record in the log of each move that a job makes: which state it is in from there on, and why.
+"""The record in the log of each move that an attempt makes: which state the job is in from there on, and why.
 
-Which job it is stands in each by `keye.worker.telemetry.log.about`.
+Which job it is stands in each by `keye.worker.telemetry.log.about`. How it ended is told by `results.settlement`.
 """
 
 import logging
 import time
 
 from keye.config.codes import JobState, Stage
-from keye.config.outcome import JobFailure, Outcome
+from keye.config.outcome import JobFailure
 from keye.worker.leases.job_lease import Claimed
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,3 @@ def log_retry(lease: Claimed, failure: JobFailure, pause_seconds: float) -> None
         *(lease.job_id, lease.attempt, failure.stage, pause_seconds, failure.code, failure.message),
         extra=facts | {"due_at": round(time.time() + pause_seconds, 3)},
     )
-
-
-def log_end(outcome: Outcome) -> None:
-    why, facts = "", {"state": str(outcome.state)}
-    if isinstance(outcome, JobFailure):
-        facts |= {"stage": outcome.stage, "code": outcome.code}
-        # Quoted and cut: it may name what a caller named, line breaks and all.
-        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
-    log.info("job %s: %s, attempt %d%s", outcome.job_id, outcome.state, outcome.attempts, why, extra=facts)

@@ -18,7 +18,6 @@ from keye.worker.leases.job_lease import Claimed, LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.fault import failure_of
-from keye.worker.tasks.moves import log_end
 from keye.worker.telemetry.log import about
 
 log = logging.getLogger(__name__)
@@ -66,11 +65,9 @@ class Stragglers:
         if (fault := attempt.fault_of_time()) is None:
             return
         failure = failure_of(fault, attempt.stage, attempt.lease, attempt.job.metadata)
-        if self._settlement.settle(attempt.lease, failure):
-            facts = {"state": failure.state, "stage": failure.stage, "code": failure.code}
-            why = (failure.stage, failure.code, failure.message)
-            with about(job_id=failure.job_id, attempt=failure.attempts, traceparent=attempt.job.traceparent):
-                log.error("job %s: hangs in %s: %s: %r", failure.job_id, *why, extra=facts)
+        with about(job_id=failure.job_id, attempt=failure.attempts, traceparent=attempt.job.traceparent):
+            if self._settlement.settle(attempt.lease, failure):
+                log.error("job %s: hangs in %s, ended from outside", failure.job_id, failure.stage)
         self._ended.add(attempt)
 
 
@@ -87,8 +84,7 @@ def dead_letter(settlement: Settlement, taken: TakenOver) -> None:
             f"{lease.attempt}, the last that max_attempts allows. Its log tells why; send the job again if it may.",
         )
     failure = failure_of(fault, taken.stage, lease, job.metadata)
-    if settlement.settle(lease, failure):
-        log_end(failure)
+    settlement.settle(lease, failure)
 
 
 def expire(settlement: Settlement, late: LateJob) -> None:
@@ -99,6 +95,5 @@ def expire(settlement: Settlement, late: LateJob) -> None:
         "The job's deadline_seconds were over while it was queued. Give it longer, or add workers.",
     )
     failure = failure_of(fault, Stage.QUEUED, late, job.metadata)
-    if settlement.expire(failure, job):
-        with about(attempt=late.attempt, traceparent=job.traceparent):
-            log_end(failure)
+    with about(traceparent=job.traceparent):
+        settlement.expire(failure, job)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from celery.worker import state
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
@@ -18,6 +19,7 @@ from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.work_clock import WorkClock
 from tests.integration.analyze.plant import FaultyProcessor, Plant, a_job, a_reaper, endlessly, generating
 from tests.support.conditions import eventually
+from tests.support.leased_jobs import ends
 
 
 def test_who_sees_a_job_ended_finds_its_message_acknowledged(plant: Plant) -> None:
@@ -90,8 +92,12 @@ def test_a_generation_that_outlasts_a_limit_of_the_worker_fails_and_says_which(
 
 
 def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_discarded(
-    plant: Plant, limits: Callable[..., Analyst], monkeypatch: pytest.MonkeyPatch
+    plant: Plant,
+    limits: Callable[..., Analyst],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="keye.worker.results.settlement")
     monkeypatch.setattr(stragglers, "GRACE_SECONDS", 0)
     with FaultyProcessor.held_up():
         hanging = limits(max_attempt_seconds=0.2).stragglers
@@ -103,7 +109,8 @@ def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_
     assert (failed.failure.stage, failed.failure.metadata) == (Stage.PREPARE, {"order": 7})
     with pytest.raises(JobFailed, match="KEYE_MAX_ATTEMPT_SECONDS"):
         plant.celery_result(job.id).get(timeout=10)
-    eventually(lambda: not hanging.end_overdue())
+    eventually(lambda: not state.active_requests)
+    assert ends(caplog.records, job.id) == ["FAILED"]
 
 
 def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None:

@@ -35,7 +35,7 @@ from tests.support.conditions import eventually
 
 
 def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="keye.worker.tasks.moves")
+    caplog.set_level("INFO", logger="keye.worker.results.settlement")
     failed = plant.fail(plant.client.submit(prompt="what?", media=[str(plant.media / "no\nthing.jpg")]))
     begins = f"job {failed.failure.job_id}: FAILED"
     eventually(lambda: any(line.startswith(begins) for line in caplog.messages))

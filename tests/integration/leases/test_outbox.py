@@ -4,9 +4,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as Unreachable
 from redis.exceptions import OutOfMemoryError
 
 from keye.config import keys
@@ -18,7 +20,7 @@ from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
-from tests.support.leased_jobs import a_failure, a_job, claim, events, record
+from tests.support.leased_jobs import a_failure, a_job, claim, counting, ends, events, record
 
 
 @pytest.fixture
@@ -93,13 +95,42 @@ def test_outcome_on_disk_whose_job_went_on_without_it_is_discarded(
 
 
 def test_outcome_written_by_two_processes_ends_the_job_once(
-    store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
+    store: LeaseStore, outbox: Outbox, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     lease = claim(store, a_job())
     leave_on_disk(redis, outbox, lease, a_failure(lease))
-    outbox.deliver()
-    assert outbox.settle(lease, a_failure(lease)), "its own thread was waiting too"
+    with counting(failed=1):
+        outbox.deliver()
+        assert outbox.settle(lease, a_failure(lease)), "its own thread was waiting too"
     assert [event.type for event in events(redis, lease.job_id)].count("ended") == 1
+    assert ends(caplog.records, lease.job_id) == ["FAILED"]
+
+
+def test_an_end_whose_answer_got_lost_on_the_way_is_counted_and_told_once(
+    store: LeaseStore,
+    settlement: Settlement,
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    in_order, num_asked = settlement._settle, 0
+
+    def lose_first_answer(*asked: Any) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        answer = in_order(*asked)
+        if num_asked == 1:
+            raise Unreachable("Connection closed by server.")
+        return answer
+
+    monkeypatch.setattr(settlement, "_settle", lose_first_answer)
+    lease = claim(store, a_job())
+    with counting(failed=1):
+        assert outbox.settle(lease, a_failure(lease))
+    assert num_asked == 2
+    assert ends(caplog.records, lease.job_id) == ["FAILED"]
 
 
 def test_outcomes_wait_while_the_server_is_away_and_none_is_dropped(
