@@ -1,5 +1,6 @@
 """Every kind of clip through the front door of media and a decoder child: no wrong frame in 64."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.sizing import Sizing
-from tests.support.zoo import CLIP_SIZE, CLIPS, Zoo, number_shown_at, shown_by_plain_decoding, upright_numbers
+from tests.support.zoo import (
+    CLIP_SIZE,
+    CLIPS,
+    Zoo,
+    encode_clip,
+    number_shown_at,
+    shown_by_plain_decoding,
+    upright_numbers,
+)
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -32,3 +41,8 @@ def test_64_frames_of_every_kind_of_clip_are_the_ones_on_screen(
             times = np.linspace(0, max(shown.values()), min(num_frames, len(shown)))
             assert numbers == [number_shown_at(time, shown) for time in times]
         assert decoded.frames_corrupt == 0
+
+
+def test_no_clip_makes_what_is_started_after_it_a_real_time_process(tmp_path: Path) -> None:
+    encode_clip(tmp_path / "av1.mp4", [0.0], "libsvtav1")
+    assert os.sched_getscheduler(0) != os.SCHED_FIFO

@@ -73,6 +73,7 @@ def encode_clip(
     `grain` is how much brighter each pixel may be by chance, which makes frames large.
     """
     chance = np.random.default_rng(0)
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(path, "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=30, options={**_QUIET_AND_QUICK[codec], **(codec_options or {})})
         stream.height, stream.width = size
@@ -92,6 +93,9 @@ def encode_clip(
             frame.pts = round(time / frame.time_base)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    # As root, the AV1 encoder makes its caller a real-time thread. All that is started later would be one too: it would
+    # leave its cores to nobody, and no container's control group would take it.
+    os.sched_setscheduler(0, policy, priority)
     return path
 
 
