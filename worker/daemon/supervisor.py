@@ -144,7 +144,7 @@ class Supervisor:
         return {child.name: (self._health(child), max(0, child.starts - 1)) for child in self._children}
 
     def _tell(self, *, is_draining: bool) -> None:
-        self._folder.tell({child.name: self._health(child) for child in self._children}, is_draining=is_draining)
+        self._folder.tell({name: health for name, (health, _) in self.workers().items()}, is_draining=is_draining)
 
     def _health(self, child: Child) -> Health:
         if child.process is None:
