@@ -40,7 +40,7 @@ from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
-from keye.worker.telemetry.log import STDERR
+from keye.worker.telemetry.log import STDERR, flush_log
 from keye.worker.telemetry.presence import Announcer
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class EngineStep(bootsteps.StartStopStep):
     def _end_at_second_signal(self, **_: Any) -> None:
         """Called by Celery as it handles a signal; by itself it would go on with the drain."""
         if self._is_shutting_down:
+            flush_log()
             os._exit(ExitCode.FORCED)
         self._is_shutting_down = True
 

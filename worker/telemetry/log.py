@@ -1,6 +1,7 @@
 """The log of a process: a record a line on stderr, text or JSON, without secrets. Nobody waits for who reads it."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -63,9 +64,13 @@ class LogStream(logging.Handler):
         for name, fact in _FACTS.get().items():
             record.__dict__.setdefault(name, fact)
         try:
-            self._lines.put(f"{self.format(record)}\n")
-        except Exception:
-            self.handleError(record)
+            line = self.format(record)
+        except Exception as fault:
+            # Of what was to be told, which may be anything. Python's own word on it holds all of that, on many lines.
+            where = (record.pathname, record.lineno, type(fault).__name__)
+            told = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname, **_FACTS.get()}
+            line = self.format(logging.makeLogRecord(told | {"msg": "%s:%s logs what raises %s", "args": where}))
+        self._lines.put(f"{line}\n")
 
     def flush(self) -> None:
         """Waits until what was logged before is written, but not for long."""
@@ -74,15 +79,19 @@ class LogStream(logging.Handler):
         is_written.wait(FLUSH_SECONDS)
 
     def _write(self) -> None:
+        cut_off = b""
         while True:
             match self._lines.get():
                 case str() as line:
+                    whole = rest = cut_off + line.encode(errors="backslashreplace")
                     try:
-                        rest = line.encode(errors="backslashreplace")
                         while rest:
                             rest = rest[os.write(self._descriptor, rest) :]
+                        cut_off = b""
                     except OSError:
                         self._num_unwritten += 1
+                        # What comes next does not go on where this one broke off.
+                        cut_off = b"\n" if rest != whole else cut_off
                 case asked:
                     asked.set()
 
@@ -117,7 +126,10 @@ class JsonLines(JsonFormatter):
         return {"time": log_data.pop("time")} | {name: self._clean(value) for name, value in log_data.items()}
 
     def _clean(self, value: Any) -> Any:
-        is_plain = value is None or isinstance(value, int | float | datetime)
+        # What JSON has no number for is text.
+        is_plain = (
+            value is None or isinstance(value, int | datetime) or (isinstance(value, float) and math.isfinite(value))
+        )
         return value if is_plain else self._redact(str(value))
 
 

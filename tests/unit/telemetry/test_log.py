@@ -70,8 +70,52 @@ def test_json_is_an_object_a_line_with_the_facts_of_the_job_and_no_secret(file: 
     }
     assert failed["message"] == "cannot reach redis://***@cache"
     assert failed["exc_info"].endswith("ConnectionError: AUTH ***: no")
-    assert failed["of"] == "{'password': '***'}"
+    assert failed["of"] == "{'password': ***}"
     assert "job_id" not in between
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError(PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        ("cut \ud800 off", "cut \ud800 off"),
+        ("two\r\nlines\x00", "two\r\nlines\x00"),
+        (b"\xff", "b'\\xff'"),
+        ("x" * 10**6, f"{'x' * 16_000}... (968000 characters) ...{'x' * 16_000}"),
+    ],
+)
+def test_whatever_is_told_is_one_object_on_one_line(odd: object, told: str, file: tuple[int, Path]) -> None:
+    descriptor, path = file
+    logger, stream = logger_to(descriptor, JsonLines("gpu0", REDACT))
+    logger.info("odd", extra={"odd": odd})
+    stream.flush()
+    (line,) = path.read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["odd"] == told
+
+
+@pytest.mark.parametrize("lines", [JsonLines, TextLines])
+def test_what_cannot_be_told_is_told_by_its_place(
+    lines: type[JsonLines] | type[TextLines], file: tuple[int, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    descriptor, path = file
+    logger, stream = logger_to(descriptor, lines("gpu0", REDACT))
+    with about(job_id="1", traceparent=TRACEPARENT):
+        logger.error("it is %s", Unspeakable(), extra={"of": Unspeakable()})
+        logger.error("of %d", "them")
+    stream.flush()
+    first, second = path.read_text().splitlines()
+    assert f"{Path(__file__).name}:" in first
+    assert "logs what raises RuntimeError" in first
+    assert "logs what raises TypeError" in second
+    assert TRACEPARENT in first
+    assert PASSWORD not in first
+    assert capfd.readouterr() == ("", "")
 
 
 def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
@@ -117,6 +161,22 @@ def test_a_full_disk_costs_its_lines_and_nothing_else() -> None:
     stream.flush()
     assert stream.num_dropped == 3
     os.close(full)
+
+
+def test_a_line_that_broke_off_does_not_spoil_the_next() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    # As somebody does who has the same stderr; then a full pipe takes what it has room for.
+    os.set_blocking(writer, False)
+    logger, stream = logger_to(writer, JsonLines("cpu", REDACT))
+    logger.info("x" * 10_000)
+    eventually(lambda: stream.num_dropped == 1)
+    with os.fdopen(reader) as lines:
+        assert len(os.read(reader, 4096)) == 4096
+        logger.info("whole")
+        assert lines.readline() == "\n"
+        assert json.loads(lines.readline())["message"] == "whole"
+    os.close(writer)
 
 
 def test_the_fault_that_ends_a_process_is_its_last_record() -> None:

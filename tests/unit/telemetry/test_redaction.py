@@ -1,5 +1,9 @@
 """What a log must not hold, in the forms in which libraries write it; and what is none of it stays."""
 
+import json
+import time
+from urllib.parse import quote
+
 import pytest
 from pydantic import SecretStr
 
@@ -27,6 +31,25 @@ AWS_SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
         (f"signed with {AWS_SECRET}.", "signed with ***."),
         (f"AUTH {PASSWORD}.", "AUTH ***."),
         (f"AUTH {PASSWORD!r}.", "AUTH '***'."),
+        (f"AUTH {PASSWORD!a}.", "AUTH '***'."),
+        (f"AUTH {repr(PASSWORD)!r}.", "AUTH '\\'***\\''."),
+        (f"AUTH {json.dumps(PASSWORD)}.", 'AUTH "***".'),
+        (f"{f'AUTH {PASSWORD}'.encode()!r}.", "b'AUTH ***'."),
+        (f"AUTH {quote(PASSWORD).lower()}.", "AUTH ***."),
+        (
+            "[('Authorization', 'AWS4 0f'), (b'authorization', b'AWS4 0f')]",
+            "[('Authorization', ***), (b'authorization', ***)]",
+        ),
+        ("{'Authorization': 'it\\'s mine'}", "{'Authorization': ***}"),
+        ('{\\"Authorization\\": \\"Bearer 0f\\"}', '{\\"Authorization\\": ***}'),
+        ("Authorization='Bearer cut off", "Authorization=***"),
+        (
+            "ReadOnlyCredentials(access_key='a', secret_key='b', token='c')",
+            "ReadOnlyCredentials(access_key=***, secret_key=***, token=***",
+        ),
+        ("Connection(password='short', db=0)", "Connection(password=***, db=0"),
+        ("('s3', '/a.png', 'X-Amz-Signature=0f')", "('s3', '/a.png', 'X-Amz-Signature=***"),
+        ("to=https%3A%2F%2Fb%2Fc%3FX-Amz-Signature%3D0f", "to=https%3A%2F%2Fb%2Fc%3FX-Amz-Signature%3D***"),
         ("redis://:p%40s%3As%2Fw%23o%2541r%22d%5C%20%26%C3%A9%27", "redis://:***"),
     ],
 )
@@ -41,6 +64,28 @@ def test_a_password_within_the_url_is_hidden_however_it_is_escaped() -> None:
     assert redact("long%20enough, long enough") == "***, ***"
 
 
+@pytest.mark.parametrize("password", ["a b", "a'b", "<a>", "12345/x"])
+def test_a_short_password_is_hidden_in_its_url_whatever_it_holds(password: str) -> None:
+    url = f"redis://me:{password}@cache:6379/0"
+    assert (
+        redaction(Settings(redis_url=SecretStr(url)))(f"cannot reach {url}") == "cannot reach redis://***@cache:6379/0"
+    )
+
+
+@pytest.mark.parametrize("part", ["x://", "x://a:", "a?b=", "authorization:'", "authorization", "\\", "<a", "a_", " "])
+def test_a_long_line_takes_no_longer_than_its_length(part: str) -> None:
+    redact = redaction(Settings(redis_password=SecretStr(PASSWORD)))
+
+    def seconds(num_chars: int) -> float:
+        text = part * (num_chars // len(part))
+        began = time.thread_time()
+        redact(text)
+        return time.thread_time() - began
+
+    # Its square would be 256 times as long.
+    assert seconds(320_000) < 64 * max(seconds(20_000), 0.001)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -49,6 +94,9 @@ def test_a_password_within_the_url_is_hidden_however_it_is_escaped() -> None:
         "Connected to redis://cache:6379/0",
         "keye-cpu-12@host ready.",
         "is it? x=1",
+        "invalid username-password pair or user is disabled.",
+        "KEYE_REDIS_PASSWORD: the URL has one, too",
+        "{'prompt_tokens': 5, 'tokens': 3}",
         "test",
     ],
 )
