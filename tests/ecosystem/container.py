@@ -146,9 +146,8 @@ class Container:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        subprocess.run([*self._runc, "kill", self._name, "KILL"], capture_output=True)
-        self.process.wait()
         subprocess.run([*self._runc, "delete", "--force", self._name], capture_output=True)
+        self.process.wait()
 
     @property
     def log(self) -> str:

