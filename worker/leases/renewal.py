@@ -55,9 +55,11 @@ class LeaseRenewal(PeriodicThread):
     def turn(self) -> None:
         """One round trip for all. Where Redis is away jobs go on: what became of their leases is settle's to say."""
         held, now = list(self.held), time.monotonic()
+        answers = self._store.renew(held)
+        # Only those that came: while Redis is away none does, and that is told by other figures.
         if held and now - self._renewed_at > 2 * self.period_seconds:
             metrics.LATE_RENEWALS.inc()
-        for lease, answer in zip(held, self._store.renew(held), strict=True):
+        for lease, answer in zip(held, answers, strict=True):
             if answer != "renewed":
                 self._interrupt(lease, answer)
         self._renewed_at = now

@@ -1,10 +1,13 @@
 """Leases that are kept while their jobs run, and what their holders are told."""
 
+import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from keye.config import keys
 from keye.worker.leases.job_lease import LeaseStore, Renewal
 from keye.worker.leases.renewal import LeaseRenewal
+from keye.worker.telemetry import metrics
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_job, claim
 
@@ -53,3 +56,24 @@ def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client
     with renewal.holding(lease, told.append):
         eventually(lambda: told == ["cancelled"])
     renewal.stop()
+
+
+def test_a_renewal_is_late_once_it_has_come(brief: LeaseStore, redis: Redis) -> None:
+    renewal = LeaseRenewal(brief)
+
+    def num_late() -> float:
+        return metrics.LATE_RENEWALS.collect()[0].samples[0].value
+
+    before = num_late()
+    with renewal.holding(claim(brief, a_job()), lambda reason: None):
+        eventually(lambda: brief.due(keys.LEASES, 10))
+        redis.rename(keys.LEASES, "away")
+        redis.set(keys.LEASES, "no leases")
+        for _ in range(3):
+            with pytest.raises(RedisError):
+                renewal.turn()
+        assert num_late() == before
+        redis.rename("away", keys.LEASES)
+        renewal.turn()
+        renewal.turn()
+        assert num_late() == before + 1
