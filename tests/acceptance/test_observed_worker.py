@@ -153,9 +153,9 @@ def test_every_end_that_a_worker_writes_is_counted_and_told_once(
     with pytest.raises(JobFailed):
         late.result(timeout=60)
     os.kill(first.worker.pid, signal.SIGKILL)
+    host.worker.wait_until_ready(other_than=first.worker.pid)
     with pytest.raises(JobFailed):
         held.result(timeout=60)
-    host.worker.wait_until_ready(other_than=first.worker.pid)
     client.submit(prompt="?", generation=BRIEF).result(timeout=60)
 
     eventually(lambda: host.value("keye_jobs_total", outcome="succeeded", code="") == 1)

@@ -4,9 +4,10 @@ import fcntl
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from keye.worker.tasks.retry_policy import FIRST_PAUSE_SECONDS
 from tests.acceptance.conftest import ECHO, PICTURE, Start, Started
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
+from tests.support.ports import free_port
 
 QUIET_ECHO = (ECHO[0], "--quiet", *ECHO[1:])
 # Celery warns of root before it sets up any log; `keye-worker run` has it say nothing.
@@ -32,6 +34,22 @@ RUN = ("keye.worker.daemon.cli", "run")
 TRACEPARENT = f"00-{'4b' * 16}-{'0f' * 8}-01"
 SECRET = "Hush7Hush"
 PROMPT = "What is this, between us?"
+
+
+@contextmanager
+def writing_to(out: int, command: tuple[str, ...], folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker with that for its stdout and stderr, which this takes. Ends well when it is told to."""
+    kept = {f"KEYE_{name}_FOLDER": str(folder / name.lower()) for name in ("RUN", "SPOOL")}
+    environ = os.environ | {"PYTHONPATH": PYTHONPATH} | kept | settings
+    worker = subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=out, stderr=out, cwd=folder)
+    os.close(out)
+    try:
+        yield worker
+        worker.terminate()
+        assert worker.wait(30) == ExitCode.OK
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def records(worker: Started) -> list[dict[str, Any]]:
@@ -113,36 +131,23 @@ def test_jobs_are_answered_whoever_reads_the_log(
         fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 4096)
         if reader == "who is gone":
             os.close(end)
-    environ = {"PYTHONPATH": PYTHONPATH, "KEYE_REDIS_URL": redis_url, "KEYE_SPOOL_FOLDER": str(tmp_path / "spool")}
-    command = [sys.executable, "-m", *QUIET_ECHO]
-    with subprocess.Popen(command, env=os.environ | environ, stdout=out, stderr=out, cwd=tmp_path) as worker:
-        os.close(out)
+    with writing_to(out, QUIET_ECHO, tmp_path, KEYE_REDIS_URL=redis_url):
         jobs = client.submit_many([{"prompt": f"say {number}"} for number in range(200)])
         assert {end.answer for _, end in client.results(jobs, timeout=120)} == {f"say {n}" for n in range(200)}
-        worker.terminate()
-        assert worker.wait(30) == ExitCode.OK
 
 
 def test_lines_that_nobody_took_are_counted(client: Client, redis_url: str, checkpoint: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"PYTHONPATH": PYTHONPATH, "KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(checkpoint)}
-    told |= {"KEYE_DEVICE": "cpu", "KEYE_SPOOL_FOLDER": str(tmp_path), "KEYE_RUN_FOLDER": str(tmp_path)}
-    told["KEYE_METRICS_PORT"] = str(port)
-    command = [sys.executable, "-m", *RUN]
-    with Path("/dev/full").open("wb") as full:
-        worker = subprocess.Popen(command, env=os.environ | told, stdout=full, stderr=full, cwd=tmp_path)
+    port = free_port()
+    settings = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(checkpoint), "KEYE_DEVICE": "cpu"}
 
     def is_counted() -> bool:
         told = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         return float(re.findall("^keye_log_lines_dropped_total (.+)$", told, re.MULTILINE)[0]) > 0
 
-    with worker:
-        assert client.submit(prompt="What is this?").result(timeout=60).answer
+    full = os.open("/dev/full", os.O_WRONLY)
+    with writing_to(full, RUN, tmp_path, KEYE_METRICS_PORT=str(port), **settings):
+        assert client.submit(prompt="What is this?").result(timeout=150).answer
         eventually(is_counted)
-        worker.terminate()
-        assert worker.wait(30) == ExitCode.OK
 
 
 def test_a_wrong_setting_of_the_log_stops_the_start_by_its_name(start: Start) -> None:
