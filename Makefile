@@ -28,10 +28,10 @@ ecosystem: $(INSTALLED)
 	REQUIRE_ECOSYSTEM=1 $(BIN)/pytest -q tests/ecosystem tests/contract/test_compose.py \
 		tests/contract/test_deploy.py
 
-# Faults, hostile messages, damaged files and orders of events in the numbers of tests/support/scale.py: a few hours. One
-# after another, since they measure how soon something is over.
+# Half an hour of a fleet with a fault a minute; then faults, hostile messages, damaged files and orders of events in the
+# numbers of tests/support/scale.py: a few hours. One after another, since they measure how soon something is over.
 soak: $(INSTALLED)
-	SOAK=1 $(BIN)/pytest -q -s --timeout 7200 tests/chaos tests/integration/test_damage.py \
+	SOAK=1 $(BIN)/pytest -q -s --timeout 7200 tests/soak tests/chaos tests/integration/test_damage.py \
 		tests/integration/test_states_machine.py
 
 bench: $(INSTALLED)

@@ -47,6 +47,14 @@ def outcome_of(redis: Redis, job: Job) -> JobResult | JobFailure:
 
 def assert_each_succeeded_once(redis: Redis, jobs: list[Job]) -> None:
     """One outcome and one last event each, and no attempt unaccounted for."""
+    for job_id, record in assert_each_ended_once(redis, jobs).items():
+        assert record["state"] == JobState.SUCCEEDED, (job_id, record)
+        died = sum(field.startswith("attempt:") for field in record)
+        assert int(record["attempts"]) == 1 + died, (job_id, record)
+
+
+def assert_each_ended_once(redis: Redis, jobs: list[Job]) -> dict[str, dict[str, str]]:
+    """One outcome and one last event each; their records."""
     ids = [job.id for job in jobs]
     assert len(set(ids)) == len(ids)
     with redis.pipeline(transaction=False) as reading:
@@ -55,11 +63,9 @@ def assert_each_succeeded_once(redis: Redis, jobs: list[Job]) -> None:
             reading.xrange(keys.events(job_id))
         answers = reading.execute()
     for job_id, record, events in zip(ids, answers[::2], answers[1::2], strict=True):
-        assert record["state"] == JobState.SUCCEEDED, (job_id, record)
         assert record["outcome"], job_id
         assert sum('"ended"' in event["event"] for _, event in events) == 1, (job_id, events)
-        died = sum(field.startswith("attempt:") for field in record)
-        assert int(record["attempts"]) == 1 + died, (job_id, record)
+    return dict(zip(ids, answers[::2], strict=True))
 
 
 def assert_nothing_is_left(client: Client, redis: Redis, lease_seconds: float) -> None:
