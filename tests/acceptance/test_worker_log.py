@@ -100,9 +100,11 @@ def test_a_job_that_kills_its_workers_is_told_of_by_who_takes_it_up(start: Start
     dying = client.submit(prompt="die", max_attempts=1, traceparent=TRACEPARENT)
     start(*QUIET_ECHO, **settings).process.wait(60)
     heir = start(*QUIET_ECHO, **settings)
-    with pytest.raises(JobFailed):
+    with pytest.raises(JobFailed) as lost:
         dying.result(timeout=60)
-    eventually(lambda: (1, "FAILED", "open", ErrorCode.WORKER_LOST) in moves(heir, dying))
+    # The last stage that the dead worker came to tell of.
+    stage = lost.value.failure.stage
+    eventually(lambda: (1, "FAILED", stage, ErrorCode.WORKER_LOST) in moves(heir, dying))
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
