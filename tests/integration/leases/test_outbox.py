@@ -97,7 +97,7 @@ def test_outcome_on_disk_whose_job_went_on_without_it_is_discarded(
 def test_outcome_written_by_two_processes_ends_the_job_once(
     store: LeaseStore, outbox: Outbox, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="keye.worker.results.settlement")
     lease = claim(store, a_job())
     leave_on_disk(redis, outbox, lease, a_failure(lease))
     with counting(failed=1):
@@ -114,7 +114,7 @@ def test_an_end_whose_answer_got_lost_on_the_way_is_counted_and_told_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="keye.worker.results.settlement")
     in_order, num_asked = settlement._settle, 0
 
     def lose_first_answer(*asked: Any) -> Any:
