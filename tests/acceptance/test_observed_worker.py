@@ -119,7 +119,7 @@ def test_metrics_tell_what_became_of_jobs_also_across_a_death(start: Start, clie
         return host.value("keye_jobs_total", outcome="succeeded", code="")
 
     eventually(lambda: answered() == 3)
-    assert host.value("keye_jobs_total", outcome="failed", code="MEDIA_NOT_FOUND") == 1
+    eventually(lambda: host.value("keye_jobs_total", outcome="failed", code="MEDIA_NOT_FOUND") == 1)
     assert host.value("keye_frames_total") == 3
     assert host.value("keye_generated_tokens_total") == sum(r.usage.completion_tokens for r in results)
     assert host.value("keye_prompt_tokens_total") == sum(r.usage.prompt_tokens for r in results)
@@ -152,16 +152,18 @@ def test_every_end_that_a_worker_writes_is_counted_and_told_once(
     late = client.submit(prompt="?", generation=BRIEF, deadline_seconds=1)
     with pytest.raises(JobFailed):
         late.result(timeout=60)
+    # Its caller hears of it first.
+    eventually(lambda: '"DEADLINE_EXCEEDED"' in host.worker.log)
     os.kill(first.worker.pid, signal.SIGKILL)
     host.worker.wait_until_ready(other_than=first.worker.pid)
     with pytest.raises(JobFailed):
         held.result(timeout=60)
     client.submit(prompt="?", generation=BRIEF).result(timeout=60)
 
-    eventually(lambda: host.value("keye_jobs_total", outcome="succeeded", code="") == 1)
+    eventually(lambda: host.value("keye_jobs_total") == 3)
+    assert host.value("keye_jobs_total", outcome="succeeded", code="") == 1
     assert host.value("keye_jobs_total", outcome="expired", code="DEADLINE_EXCEEDED") == 1
     assert host.value("keye_jobs_total", outcome="failed", code="WORKER_LOST") == 1
-    assert host.value("keye_jobs_total") == 3
     records = [json.loads(line) for line in host.worker.log.splitlines()]
     told = [(each["job_id"], each["code"]) for each in records if each.get("state") in ("EXPIRED", "FAILED")]
     assert told == [(late.id, "DEADLINE_EXCEEDED"), (held.id, "WORKER_LOST")]
