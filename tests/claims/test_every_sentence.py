@@ -1,7 +1,7 @@
 """Every sentence of README and docs is held by a test that quotes it, or stands in `untested/` with the reason.
 
 A test quotes with `@pytest.mark.holds("docs/page.md#heading", "a sentence, or enough of it to know it by", ...)`: links
-without their addresses, nothing bold. A block of code counts as a sentence; the first row of a table stands for all of it.
+without their addresses, nothing bold. A block of code counts as a sentence; the first row of a table stands for all.
 `python -m tests.claims.test_every_sentence docs/page.md` prints what of a page is neither held nor listed.
 """
 
