@@ -53,7 +53,7 @@ def record(job_id: str) -> str:
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
     claimed_at, worker, cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at, settler (a mark),
-    attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each attempt before the last that failed or died),
+    attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each that failed, died or was ended meanwhile),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
     max_visual_tokens (after one that did not fit),

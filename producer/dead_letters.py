@@ -49,7 +49,7 @@ class DeadLetter:
         ended_at = float(record["ended_at"])
         read = (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
         by_number = {attempt.attempt: attempt for attempt in read}
-        # The attempt that settled the job wrote the outcome instead.
+        # Workers of 0.2 leave out the attempt that ended the job.
         by_number.setdefault(
             failure.attempts,
             FailedAttempt(

@@ -6,11 +6,12 @@
 -- set), 6 Celery's result (string, and a channel), 7 messages that are not acknowledged (hash), 8 the same by time (sorted
 -- set), 9 ended jobs (stream), 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
--- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10 mark of who asks, 11.. events
--- (JSON) that were not written yet
+-- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10 mark of who asks, 11 stage, 12
+-- code and 13 message of an attempt that did not answer the job, "" of one that did, 14.. events (JSON) that were not written
+-- yet
 -- Returns 1, 2 where another wrote the outcome for the same holder, or 0 where the lease was lost
-local token, state, claimed_at, deadline_at, canvas, settler = unpack(redis.call(
-  "HMGET", KEYS[1], "token", "state", "claimed_at", "deadline_at", "canvas", "settler"
+local token, state, claimed_at, deadline_at, canvas, settler, attempt, worker = unpack(redis.call(
+  "HMGET", KEYS[1], "token", "state", "claimed_at", "deadline_at", "canvas", "settler", "attempts", "worker"
 ))
 if token ~= ARGV[2] then
   return 0
@@ -19,7 +20,7 @@ elseif state ~= "RUNNING" then
 end
 
 local now, ttl = clock(), tonumber(ARGV[5])
-for i = 11, #ARGV do
+for i = 14, #ARGV do
   redis.call("XADD", KEYS[2], "MAXLEN", "~", ARGV[8], "*", "event", ARGV[i])
 end
 if ARGV[3] == "FAILED" then
@@ -28,6 +29,9 @@ if ARGV[3] == "FAILED" then
   redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
 end
 redis.call("HSET", KEYS[1], "settler", ARGV[10])
+if ARGV[12] ~= "" then
+  add_failed_attempt(KEYS[1], attempt, worker, claimed_at, now, ARGV[11], ARGV[12], ARGV[13])
+end
 finish(KEYS[1], KEYS[2], KEYS[9], ARGV[1], ARGV[3], ARGV[4], now, ttl, tonumber(claimed_at))
 if canvas then
   -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.

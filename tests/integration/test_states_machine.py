@@ -236,7 +236,7 @@ class Jobs(RuleBasedStateMachine):
             assert [event.state for event in ends] == ([state] if state.is_final else [])
             attempts = int(record["attempts"])
             assert attempts == self.claims[job_id] <= int(record["max_attempts"])
-            told = attempts if state is JobState.QUEUED else attempts - 1
+            told = attempts - 1 if state in (JobState.RUNNING, JobState.SUCCEEDED) else attempts
             for number in range(1, told + 1):
                 if (job_id, number) in self.given_back:
                     continue

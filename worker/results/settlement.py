@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # A job that runs past its deadline is about to be ended; should its worker die first, the next look does it.
 LOOK_AGAIN_SECONDS = 10.0
-# Of a failure that is written in brief.
+# Of a failure that is written in brief, and of each in a job's history.
 MAX_MESSAGE_CHARS = 4096
 
 
@@ -84,9 +84,12 @@ class Settlement:
         names += keys.idempotency_of(lease.idempotency_key)
         outcome_json, celery_json = self._encode(lease.job_id, outcome)
         ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
+        why = ("", "", "")
+        if isinstance(outcome, JobFailure):
+            why = (outcome.stage, outcome.code, outcome.message[:MAX_MESSAGE_CHARS])
         events = without_oversized(self._redis, lease, last_events)
         args = (lease.job_id, lease.token, outcome.state.value, outcome_json, *ttls, celery_json, MAX_EVENTS)
-        answer = self._settle(names, (*args, lease.delivery_tag, mark or new_token(), *events))
+        answer = self._settle(names, (*args, lease.delivery_tag, mark or new_token(), *why, *events))
         if answer == 1:
             _tell(outcome)
         return bool(answer)

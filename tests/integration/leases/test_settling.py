@@ -10,7 +10,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import JobEnded, StageStarted
-from keye.config.outcome import OUTCOME, JobFailure
+from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.topology import UNACKED, UNACKED_INDEX
 from keye.config.wire import SealedJob
 from keye.worker.broker.canvas import Asked, Canvas
@@ -86,6 +86,26 @@ def test_settling_twice_by_the_same_holder_keeps_the_first_outcome(
     assert settlement.settle(lease, a_failure(lease, "again, because the answer got lost"))
     assert json.loads(record(redis, lease.job_id)["outcome"])["message"] == "first"
     assert sum(isinstance(event, JobEnded) for event in events(redis, lease.job_id)) == 1
+
+
+@pytest.mark.parametrize("code", [ErrorCode.INTERNAL, ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED])
+def test_the_attempt_that_ends_a_job_without_an_answer_is_in_its_history_too(
+    store: LeaseStore, settlement: Settlement, redis: Redis, code: ErrorCode
+) -> None:
+    sealed = a_job()
+    first = claim(store, sealed, "worker-1")
+    store.retry(first, a_failure(first, "at first"), 0, None)
+    last = claim(store, sealed, "worker-2")
+    assert settlement.settle(last, a_failure(last, "at last").model_copy(update={"code": code}))
+
+    fields = record(redis, sealed.job_id)
+    attempts = [FailedAttempt.model_validate_json(fields[f"attempt:{number}"]) for number in (1, 2)]
+    assert [(each.worker, each.stage, each.code, each.message) for each in attempts] == [
+        ("worker-1", Stage.DECODE, ErrorCode.INTERNAL, "at first"),
+        ("worker-2", Stage.DECODE, code, "at last"),
+    ]
+    moments = [last.claimed_at, float(fields["ended_at"])]
+    assert [attempts[1].began_at, attempts[1].ended_at] == pytest.approx(moments, abs=1e-3, rel=0)
 
 
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
