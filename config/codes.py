@@ -111,3 +111,11 @@ class Stage(OpenEnum):
     DECODE = "decode"
     PREPARE = "prepare"
     GENERATE = "generate"
+
+
+class QueuedAgain(OpenEnum):
+    """Why a job that ran is queued again: its worker died, its attempt failed and another follows, its worker ends."""
+
+    LOST = "lost"
+    RETRY = "retry"
+    GIVEN_BACK = "given_back"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError
 
-from keye.config.codes import JobState, Stage
+from keye.config.codes import JobState, QueuedAgain, Stage
 from keye.config.contract import Report
 
 
@@ -20,12 +20,16 @@ class Event(Report):
 
 
 class StageStarted(Event):
-    """An attempt reached a stage; `at` is Unix time in seconds."""
+    """An attempt reached a stage; `at` is Unix time in seconds. `reason` says why one is `queued` again.
+
+    Workers of 0.2 give none.
+    """
 
     type: Literal["stage"] = "stage"
     stage: Stage
     attempt: int
     at: float
+    reason: QueuedAgain | None = Field(default=None, exclude_if=lambda reason: reason is None)
 
 
 class FramesDecoded(Event):

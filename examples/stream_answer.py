@@ -14,8 +14,8 @@ def main(question: str, *media: str) -> None:
         print(f"job {job.id}", file=sys.stderr)
         for event in job.events(timeout=600):
             if isinstance(event, StageStarted):
-                # A higher attempt means that a worker died: what it wrote is written anew.
-                print(f"[{event.stage}, attempt {event.attempt}]", file=sys.stderr)
+                # Of a job that is queued again, `reason` says why; the next attempt writes its text anew.
+                print(f"[{event.reason or event.stage}, attempt {event.attempt}]", file=sys.stderr)
             elif isinstance(event, TextGenerated) and event.channel == "answer":
                 print(event.text, end="", flush=True)
         print()

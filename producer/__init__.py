@@ -1,6 +1,6 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
-from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.event import EndedJob, FramesDecoded, Heartbeat, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import (
     DeadLetterNotFound,
@@ -79,6 +79,7 @@ __all__ = [
     "Progress",
     "QueueFull",
     "QueueUnavailable",
+    "QueuedAgain",
     "Refusal",
     "Sampling",
     "Settings",

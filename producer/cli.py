@@ -193,8 +193,9 @@ class Transcript:
         match event:
             case TextGenerated():
                 return self._show_text(event)
-            case StageStarted(stage=stage, attempt=attempt):
-                what = f"{stage} (attempt {attempt})"
+            case StageStarted(stage=stage, attempt=attempt, reason=reason):
+                why = "" if reason is None else f", {reason.replace('_', ' ')}"
+                what = f"{stage} (attempt {attempt}{why})"
             case FramesDecoded(media_index=index, done=done, total=total):
                 what = f"medium {index}: {done} of {total} frames"
             case JobEnded(state=state):

@@ -63,8 +63,8 @@ class Job:
 
         Behind the event whose `id` is `after`, where it is given; else from the first. A `Heartbeat` comes whenever
         nothing was said for `heartbeat_seconds`, so that who writes on to somebody notices when he has left.
-        When a worker dies under the job, the next attempt begins with a `StageStarted` of a higher `attempt`, and its
-        text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
+        When an attempt fails or loses its worker, the next one begins with a `StageStarted` of a higher `attempt`, and
+        its text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
 
         Raises `InvalidEventId`, `JobNotEnded` after `timeout` seconds, and within a minute of the job's deadline when
         no worker is alive to end it, and `QueueUnavailable` when Redis stays away for a minute. None otherwise waits as

@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from keye.config import keys
-from keye.config.codes import LEGAL_MOVES, ErrorCode, JobState, Stage
+from keye.config.codes import LEGAL_MOVES, ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.event import Event, FramesDecoded, JobEnded, StageStarted, TextGenerated
 from keye.config.faults import JobNotFound, KeyeError, Refusal
 from keye.config.job import AnalysisJob, Priority
@@ -86,7 +86,8 @@ class MemoryClient(Client):
         record = self._memory.record(job.id)
         for name in ("text:answer", "text:reasoning", "tokens"):
             record.pop(name, None)
-        self._say(job, StageStarted(stage=Stage.QUEUED, attempt=self._attempt(job), at=time.time()))
+        attempt = self._attempt(job)
+        self._say(job, StageStarted(stage=Stage.QUEUED, attempt=attempt, at=time.time(), reason=QueuedAgain.LOST))
         self._move(job, JobState.QUEUED)
 
     def answer(self, job: Job | AsyncJob, text: str | None = None) -> None:

@@ -18,10 +18,10 @@ local function owns(key, job_id)
   return owner and string.sub(owner, 1, #job_id + 1) == job_id .. " "
 end
 
--- RUNNING -> QUEUED, under a new token that nobody holds.
-local function requeue(key, events, attempt, token, now)
+-- RUNNING -> QUEUED, under a new token that nobody holds. `reason` is a `keye.config.codes.QueuedAgain`.
+local function requeue(key, events, attempt, token, now, reason)
   redis.call("HSET", key, "state", "QUEUED", "token", token)
-  add_event(events, { type = "stage", stage = "queued", attempt = tonumber(attempt), at = now })
+  add_event(events, { type = "stage", stage = "queued", attempt = tonumber(attempt), at = now, reason = reason })
 end
 
 -- Adds an attempt that did not answer the job to its record, once.

@@ -35,7 +35,7 @@ attempts, max_attempts = tonumber(attempts or 0), tonumber(max_attempts or 1)
 add_failed_attempt(KEYS[1], attempts, worker, claimed_at, now, stage, "WORKER_LOST", "The worker died under the job.")
 redis.call("HINCRBY", KEYS[1], "deaths", 1)
 if attempts < max_attempts and not cancel_requested then
-  requeue(KEYS[1], KEYS[2], attempts, ARGV[4], now)
+  requeue(KEYS[1], KEYS[2], attempts, ARGV[4], now, "lost")
   return { "requeued", worker, sealed, priority or "normal", ARGV[4] }
 end
 redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2])

@@ -19,7 +19,7 @@ for i = (#KEYS - 1) / 3, 1, -1 do
     answers[i] = "cancelled"
   else
     answers[i] = "queued"
-    requeue(record_key, events, attempt, new_token, now)
+    requeue(record_key, events, attempt, new_token, now, "given_back")
     redis.call("HINCRBY", record_key, "max_attempts", 1)
     redis.call("RPUSH", messages, message)
     -- Not among the queued by age: it overtakes older ones, whose messages would then seem lost.

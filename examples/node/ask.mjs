@@ -14,7 +14,8 @@ try {
   const id = await submit(redis, { prompt: question, media: uri ? [{ type, uri }] : [] });
   console.error(`job ${id}`);
   for await (const event of events(redis, id)) {
-    if (event.type === "stage") console.error(`[${event.stage}, attempt ${event.attempt}]`);
+    // Of a job that is queued again, `reason` says why; the next attempt writes its text anew.
+    if (event.type === "stage") console.error(`[${event.reason ?? event.stage}, attempt ${event.attempt}]`);
     if (event.type === "text" && event.channel === "answer") process.stdout.write(event.text);
   }
   console.log();

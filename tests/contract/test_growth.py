@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from keye.config import wire
-from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report, added_in, version_needed
 from keye.config.event import (
     EVENT,
@@ -110,6 +110,7 @@ REPORTS: list[tuple[Any, Any]] = [
     (TypeAdapter(EndedJob), EndedJob(id="1-0", job_id="1", state=JobState.FAILED, at=1)),
     (TypeAdapter(Progress), PROGRESS),
     (TypeAdapter(FleetStatus), STATUS),
+    (EVENT, StageStarted(stage=Stage.QUEUED, attempt=1, at=1, reason=QueuedAgain.LOST)),
 ]
 
 
@@ -141,6 +142,7 @@ def test_a_planted_new_field_of_a_report_is_passed_over_wherever_it_stands(reade
         (OUTCOME, FAILURE, "stage"),
         (TypeAdapter(MediaSeen), RESULT.media[0], "type"),
         (EVENT, REPORTS[2][1], "stage"),
+        (EVENT, REPORTS[2][1], "reason"),
         (EVENT, REPORTS[4][1], "channel"),
         (EVENT, REPORTS[5][1], "state"),
         (TypeAdapter(FailedAttempt), ATTEMPT, "code"),

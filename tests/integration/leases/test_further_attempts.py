@@ -3,7 +3,7 @@
 from redis import Redis
 
 from keye.config import keys
-from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.connection import connect
 from keye.config.event import StageStarted
 from keye.config.job import Priority
@@ -32,7 +32,8 @@ def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis:
 
     second = claim(store, sealed, "worker-2")
     assert (second.attempt, second.max_visual_tokens) == (2, 70)
-    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED, Stage.OPEN]
+    moves = [(event.stage, event.reason) for event in events(redis, sealed.job_id)]
+    assert moves == [(Stage.OPEN, None), (Stage.QUEUED, QueuedAgain.RETRY), (Stage.OPEN, None)]
 
 
 def test_retry_that_waits_outlives_every_worker_and_is_not_begun_early(redis_url: str, redis: Redis) -> None:
@@ -79,6 +80,7 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
     assert not settlement.settle(first, a_failure(first))
 
     assert messages(redis) == [sealed.job_id]
+    assert events(redis, sealed.job_id)[-1].reason is QueuedAgain.GIVEN_BACK
     second = claim(store, sealed, "worker-2")
     assert second.attempt == 2
     assert second.max_attempts == first.max_attempts + 1

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from keye.config import keys
-from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report
 from keye.config.event import FramesDecoded, StageStarted, TextGenerated
 from keye.config.job import Priority
@@ -42,7 +42,8 @@ def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, r
     assert (told.worker, told.code) == ("dead", ErrorCode.WORKER_LOST)
     assert record(redis, sealed.job_id)["state"] == JobState.QUEUED
     assert redis.zcard(keys.LEASES) == 0
-    assert [event.stage for event in events(redis, sealed.job_id)] == [Stage.OPEN, Stage.QUEUED]
+    moves = [(event.stage, event.reason) for event in events(redis, sealed.job_id)]
+    assert moves == [(Stage.OPEN, None), (Stage.QUEUED, QueuedAgain.LOST)]
 
 
 def test_requeued_job_whose_message_was_not_published_is_reaped_again(brief: LeaseStore) -> None:

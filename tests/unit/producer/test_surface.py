@@ -22,7 +22,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "ErrorCode FeedGap FramesDecoded GenerationOptions Heartbeat IdempotencyConflict ImagePart InvalidEventId "
         "InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound JobResult "
         "JobState JobUnreadable KeyeError MessageNotFound PartialText Priority Progress QueueFull QueueUnavailable "
-        "Refusal Sampling Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion "
+        "QueuedAgain Refusal Sampling Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion "
         "UploadFailed VideoPart"
     )
 

@@ -2,7 +2,7 @@
 
 import re
 
-from keye.config.codes import JobState, Stage
+from keye.config.codes import JobState, QueuedAgain, Stage
 from keye.config.event import Channel, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.producer.cli import Transcript
 
@@ -53,8 +53,12 @@ def test_text_that_was_missed_is_marked_and_text_told_twice_is_shown_once() -> N
 
 
 def test_another_attempt_writes_its_text_anew() -> None:
-    again = (stage(Stage.OPEN, attempt=2), text("answer", "blue", attempt=2, num_tokens=2), ENDED)
-    assert shown(text("answer", "re"), *again) == "\nre\n\nopen (attempt 2)\n\nblue\n\nSUCCEEDED\n"
+    queued = StageStarted(stage=Stage.QUEUED, attempt=1, at=0, reason=QueuedAgain.GIVEN_BACK)
+    again = (queued, stage(Stage.OPEN, attempt=2), text("answer", "blue", attempt=2, num_tokens=2), ENDED)
+    assert (
+        shown(text("answer", "re"), *again)
+        == "\nre\n\nqueued (attempt 1, given back)\nopen (attempt 2)\n\nblue\n\nSUCCEEDED\n"
+    )
 
 
 def test_a_job_that_wrote_nothing_ends_without_a_count() -> None:
