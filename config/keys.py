@@ -38,8 +38,9 @@ REAPER_TURN = f"{PREFIX}reaper-turn"
 # Pub/sub channel: ids of running jobs the moment their callers cancel them. The record holds the request.
 CANCELLATIONS = f"{PREFIX}cancellations"
 
-# String, tokens that a prompt and its answer may have together: the smallest of the live workers', since any of
-# them may get the job. They renew it with their presence, and it expires as that does.
+# String, tokens that texts, media and answer of a job may have together, beside what the chat template writes: the
+# smallest of the live workers', since any of them may get the job. They renew it with their presence, and it expires as
+# that does.
 CONTEXT = f"{PREFIX}context"
 
 # Pattern that the presence keys (`worker`) of all workers match.

@@ -17,13 +17,15 @@ class WorkerState(OpenEnum):
 class Presence(Report):
     """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
 
-    `warnings` are for a person: what this worker had to do without.
+    Of these the chat template takes `template_tokens` at least. `warnings` are for a person: what this worker had to do
+    without.
     """
 
     worker: WorkerIdentity
     state: WorkerState
     model: ModelIdentity | None = None
     max_tokens: int | None = None
+    template_tokens: int = 0
     warnings: tuple[str, ...] = ()
 
 

@@ -85,7 +85,7 @@ class Client:
         1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says. One alone needs no list.
         Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
 
-        Raises `InvalidJob` with every fault (or where the new tokens alone are all that the workers hold for a job),
+        Raises `InvalidJob` with every fault (or where its words alone are more tokens than the workers hold for a job),
         `UploadFailed` when a medium could not be uploaded, `IdempotencyConflict` when the key belongs to another job,
         `QueueFull` where KEYE_MAX_QUEUE_DEPTH is reached, and `QueueUnavailable` when Redis is away or refuses.
         Where its answer was lost the job may run all the same: submit it again under the same key, and it runs once.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, repeat
@@ -29,7 +30,7 @@ from keye.config.faults import (
     QueueUnavailable,
     Refusal,
 )
-from keye.config.job import AnalysisJob, Priority
+from keye.config.job import AnalysisJob, ChatMessage, Priority, TextPart
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
@@ -43,12 +44,28 @@ MAX_PROGRESS_EVENTS = 200
 WAKE_TTL_SECONDS = 60
 # How long to stay away from a full queue of which it is not known how fast it empties.
 RETRY_AFTER_SECONDS = 30.0
+# White space and digits of ASCII, which no release of Unicode sees otherwise; workers drop the noncharacter.
+_WORDS = re.compile(r"[0-9]|[^ \t\r\n0-9\ufdd0][^ \t\r\n0-9]*")
 
 
 def fingerprint_of(job: AnalysisJob) -> str:
     """The same for two jobs that ask for the same thing, within whatever traces."""
     canonical = json.dumps(job.model_dump(mode="json", exclude={"traceparent"}), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def least_tokens(job: AnalysisJob) -> int:
+    """Fewest that texts, media and answer can come to, whatever the vocabulary; the chat template's are not among them.
+
+    Keye-VL's tokenizers cut at white space and around each digit before they look at a vocabulary.
+    """
+    return sum(map(_least_text_tokens, job.conversation())) + len(job.all_media()) + job.generation.max_new_tokens
+
+
+def _least_text_tokens(turn: ChatMessage) -> int:
+    parts = [TextPart(text=turn.content)] if isinstance(turn.content, str) else turn.content
+    # Neighbouring texts are joined before they are read, and may meet within a word.
+    return len(_WORDS.findall("".join(part.text if isinstance(part, TextPart) else " " for part in parts)))
 
 
 class Transport:
@@ -72,8 +89,8 @@ class Transport:
     def submit(self, sealed: SealedJob) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
-        Raises `IdempotencyConflict` where that one asks for something else, `InvalidJob` where the new tokens alone are
-        all that the live workers hold for a job, or where Redis does not take a message of its size, and `QueueFull`.
+        Raises `IdempotencyConflict` where that one asks for something else, `InvalidJob` where it has more tokens at
+        least than the live workers hold for a job or Redis does not take a message of its size, and `QueueFull`.
         """
         with reaching_redis("queue the job"):
             reply = self._submit(*self._submission(sealed))
@@ -203,7 +220,7 @@ class Transport:
         queued = sorted(Priority, key=lambda priority: priority is not job.priority)
         names = [keys.record(job_id), keys.CONTEXT, message_list(job.priority), keys.DEADLINES, keys.ENDED, keys.LEASES]
         names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
-        args: list[str | int] = [job_id, fingerprint_of(job), job.generation.max_new_tokens, record["deadline_at"]]
+        args: list[str | int] = [job_id, fingerprint_of(job), least_tokens(job), record["deadline_at"]]
         args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
         args += chain.from_iterable(record.items())
         try:
@@ -223,8 +240,9 @@ class Transport:
                 return unavailable("queue the job", error)
             case ["too_long", context]:
                 return InvalidJob(
-                    f"1 fault: generation.max_new_tokens: {job.generation.max_new_tokens} leaves no room for a prompt, "
-                    f"the workers hold {context} tokens for one job"
+                    f"1 fault: job: at least {least_tokens(job)} tokens, {job.generation.max_new_tokens} of them new "
+                    f"(generation.max_new_tokens); beside the chat template the workers hold {context} for one job. "
+                    "Lower max_new_tokens, or shorten the text"
                 )
             case ["full", depth, seconds]:
                 limit = self.max_queue_depth or 0

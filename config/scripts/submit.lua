@@ -1,10 +1,10 @@
 -- Queues a new job, record and message in one move, unless its idempotency key was used before. Sent twice because a
 -- reply was lost, it changes nothing.
 --
--- KEYS: 1 record (hash), 2 the model's context (string), 3 messages of its priority (list), 4 deadlines (sorted set),
+-- KEYS: 1 record (hash), 2 the tokens that workers hold (string), 3 messages of its priority (list), 4 deadlines (sorted set),
 -- 5 ended jobs (stream), 6 leases (sorted set), 7 queued jobs of its priority, 8 and 9 of the others (sorted sets),
 -- 10 the job's idempotency key (string), if it has one
--- ARGV: 1 job id, 2 fingerprint of the job, 3 max_new_tokens, 4 deadline or "", 5 message, 6 most jobs that may be queued or
+-- ARGV: 1 job id, 2 fingerprint of the job, 3 tokens the job has at least, 4 deadline or "", 5 message, 6 most jobs that may be queued or
 -- "", 7.. fields and values of the record
 -- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one,
 -- {"too_long", context} or {"full", jobs that are queued, seconds from one's end to the next's or ""}
@@ -14,7 +14,7 @@ if earlier then
   return { "owner", earlier }
 end
 local context = redis.call("GET", KEYS[2])
-if context and tonumber(ARGV[3]) >= tonumber(context) then
+if context and tonumber(ARGV[3]) > tonumber(context) then
   return { "too_long", context }
 end
 if redis.call("EXISTS", KEYS[1]) == 1 then

@@ -5,13 +5,15 @@ import re
 import signal
 from pathlib import Path
 
-from keye.config.codes import JobState, Stage
+import pytest
+
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import StageStarted
 from keye.config.job import GenerationOptions, ImagePart
 from keye.config.presence import WorkerState, list_present
 from keye.config.settings import Settings
 from keye.config.topology import UNACKED
-from keye.producer import Client, Job
+from keye.producer import Client, InvalidJob, Job, JobFailed
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import SlowStore, Start, faulty_engine, is_alive
 from tests.support.conditions import eventually
@@ -103,6 +105,18 @@ def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(
     worker = start(*RUN, "--gpus", "0,4", PATH=f"{tmp_path}:{os.environ['PATH']}", KEYE_DEVICE="auto")
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
     assert "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa)." in worker.log
+
+
+def test_what_no_worker_can_hold_is_refused_at_submit_as_far_as_words_tell(start: Start, client: Client) -> None:
+    start(*RUN).wait_until_ready()
+    for prompt, new in (("word " * 24_000, 8), ("7" * 24_000, 8), ("?", 4095)):
+        with pytest.raises(InvalidJob, match=r"at least \d+ tokens, .* workers hold 4088 for one job"):
+            client.submit(prompt=prompt, generation=GenerationOptions(max_new_tokens=new))
+    most = client.submit(prompt="?", generation=GenerationOptions(max_new_tokens=4087)).result(timeout=120)
+    assert most.usage.prompt_tokens == 4096 - 4087
+    with pytest.raises(JobFailed) as failed:
+        client.submit(prompt="字" * 24_000, generation=GenerationOptions(max_new_tokens=8)).result(timeout=60)
+    assert failed.value.code is ErrorCode.PROMPT_TOO_LONG
 
 
 def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Client, slow_store: SlowStore) -> None:

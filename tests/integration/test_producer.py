@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis import Redis
 
 from keye.config import keys
+from keye.config.job import ImagePart
 from keye.config.wire import seal
 from keye.producer import (
     AnalysisJob,
@@ -103,14 +105,26 @@ class TestSubmit:
         job.cancel()
         assert not redis.exists(keys.DEADLINES, keys.queued("normal"))
 
-    def test_more_new_tokens_than_the_workers_model_holds_are_refused_with_the_numbers(
-        self, client: Client, redis: Redis
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"prompt": "two words", "max_new_tokens": 99},
+            {"prompt": "10 7.", "max_new_tokens": 97},
+            {"prompt": "?", "media": ["s3://b/1.png", "s3://b/2.mp4"], "max_new_tokens": 98},
+            {"messages": {"role": "user", "content": ["one", " two", ImagePart(uri="s3://b/1")]}, "max_new_tokens": 98},
+        ],
+        ids=["words", "digits", "media", "chat"],
+    )
+    def test_more_tokens_than_the_workers_hold_are_refused_with_the_numbers(
+        self, client: Client, redis: Redis, fields: dict[str, Any]
     ) -> None:
-        redis.set(keys.CONTEXT, 4096)
-        with pytest.raises(InvalidJob, match=r"1 fault: generation\.max_new_tokens: 4096 .* workers hold 4096 tokens"):
-            client.submit(prompt="?", generation={"max_new_tokens": 4096}, idempotency_key="k")
+        redis.set(keys.CONTEXT, 100)
+        asked = {**fields}
+        new = asked.pop("max_new_tokens")
+        with pytest.raises(InvalidJob, match=rf"job: at least 101 tokens, {new} of them new .* workers hold 100 for"):
+            client.submit(**asked, generation={"max_new_tokens": new}, idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == [keys.CONTEXT]
-        client.submit(prompt="?", generation={"max_new_tokens": 4095}, idempotency_key="k")
+        client.submit(**asked, generation={"max_new_tokens": new - 1}, idempotency_key="k")
 
     def test_an_absent_redis_is_a_typed_error_that_names_the_setting(self) -> None:
         with Client("redis://127.0.0.1:9/0") as client, pytest.raises(QueueUnavailable, match="KEYE_REDIS_URL"):
@@ -172,7 +186,7 @@ class TestSubmitMany:
         assert isinstance(conflict, IdempotencyConflict)
         assert taken.id not in str(conflict)
         assert [type(refusal) for refusal in (empty, too_long, odd)] == [InvalidJob] * 3
-        assert "5000 leaves no room" in str(too_long)
+        assert "at least 5001 tokens" in str(too_long)
         assert redis.llen(QUEUES["normal"]) == 3
 
     def test_half_a_character_in_one_of_many_jobs_costs_the_others_nothing(self, client: Client, redis: Redis) -> None:

@@ -46,6 +46,7 @@ class EchoProcessor:
 
     config = SimpleNamespace(max_position_embeddings=CONTEXT_TOKENS)
     sizing = Sizing(factor=1, min_pixels=1, max_pixels=1)
+    template_tokens = 0
 
     def count_text_tokens(self, messages: list[dict[str, Any]], thinking: str) -> int:
         return len(_last_text(messages))

@@ -153,6 +153,7 @@ class EngineStep(bootsteps.StartStopStep):
             state=WorkerState.READY,
             model=served.model,
             max_tokens=served.engine.inbox.max_tokens,
+            template_tokens=served.processor.template_tokens,
             warnings=served.warnings,
         )
         worker_ready.connect(self._announce_ready)

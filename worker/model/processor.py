@@ -128,6 +128,13 @@ class KeyeProcessor:
         """Tokens of the conversation without its media, each of which counts as one."""
         return len(self.prompt_format.encode(self.prompt_format.render(messages, thinking)))
 
+    @property
+    def template_tokens(self) -> int:
+        """Least that a conversation has beside its texts and media."""
+        # Both: a template may write a system message of its own.
+        system, user = ({"role": role, "content": ""} for role in ("system", "user"))
+        return min(self.count_text_tokens([user]), self.count_text_tokens([system, user]))
+
     def _videos(self, videos: Sequence[Video]) -> tuple[list[Patches], list[str]]:
         """Patches of each video and the text that stands for it."""
         if not self.config.splits_video_into_frames:

@@ -38,7 +38,8 @@ class Announcer(PeriodicThread):
     def turn(self) -> None:
         if (max_tokens := self._presence.max_tokens) is not None:
             # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
+            context = max_tokens - self._presence.template_tokens
             announced = self._redis.get(keys.CONTEXT)
-            if announced is None or max_tokens <= int(announced):
-                self._redis.set(keys.CONTEXT, max_tokens, ex=EXPIRY_SECONDS)
+            if announced is None or context <= int(announced):
+                self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
         self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)

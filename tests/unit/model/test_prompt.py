@@ -1,16 +1,22 @@
 """Messages to text to tokens: thinking modes, and users who write control tokens."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, TextPart
+from keye.producer.transport import least_tokens
 from keye.worker.model.checkpoint import load_chat_template
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.positions import PlaceholderMismatch
 from keye.worker.model.processor import KeyeProcessor
+from tests.unit.model.conftest import GOLDEN, golden_processor
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -38,6 +44,41 @@ def test_rendering_leaves_the_messages_of_the_caller_alone(processor: KeyeProces
     before = json.dumps(messages)
     processor.prompt_format.render(messages, "think")
     assert json.dumps(messages) == before
+
+
+ODD = "aé字7\u0667½ \t\r\n\x1c\u3000\u0301\u0338\ufdd0=!'s<|>-"
+SYSTEM, USER = ({"role": role, "content": ""} for role in ("system", "user"))
+TEXTS = st.lists(st.sampled_from([*ODD, "<think>", "<|im_end|>"])).map("".join) | st.text()
+
+
+@pytest.mark.parametrize("generation", ["preview", "v1_5"])
+@given(st.lists(st.tuples(st.sampled_from(["user", "system", "image"]), TEXTS), max_size=6), TEXTS)
+def test_no_conversation_has_fewer_tokens_than_a_producer_counts(
+    generation: str, turns: list[tuple[str, str]], question: str
+) -> None:
+    processor = golden_processor(GOLDEN / generation / "checkpoint")
+    image = ImagePart(uri="s3://b/1.png")
+    messages = [
+        ChatMessage(role="user", content=(TextPart(text=text), TextPart(text=text), image, TextPart(text=text)))
+        if role == "image"
+        else ChatMessage(role=role, content=text)
+        for role, text in [*turns, ("user", question)]
+    ]
+    job = AnalysisJob(messages=messages, generation=GenerationOptions(max_new_tokens=1))
+    least = min(_num_pieces(processor, messages) for messages in ([SYSTEM, USER], [USER]))
+    asked = [message.model_dump() for message in job.conversation()]
+    assert least_tokens(job) - 1 + least <= _num_pieces(processor, asked)
+
+
+def _num_pieces(processor: KeyeProcessor, messages: list[dict[str, Any]]) -> int:
+    """No token reaches from one of them into the next, whatever the vocabulary."""
+    backend = processor.tokenizer.backend_tokenizer
+    whole = "|".join(re.escape(token.content) for token in processor.tokenizer.added_tokens_decoder.values())
+    count = 0
+    for part in filter(None, re.split(f"({whole})|\ufdd0", processor.prompt_format.render(messages))):
+        pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(part))
+        count += 1 if re.fullmatch(whole, part) else len(pieces)
+    return count
 
 
 FORGERIES = [

@@ -45,14 +45,15 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
     def wait_for_context(expected: str | None) -> None:
         eventually(lambda: redis.get(keys.CONTEXT) == expected)
 
-    def announced(max_tokens: int) -> Announcer:
-        announcer = Announcer(redis, READY.model_copy(update={"max_tokens": max_tokens}))
+    def announced(max_tokens: int, template_tokens: int = 0) -> Announcer:
+        room = {"max_tokens": max_tokens, "template_tokens": template_tokens}
+        announcer = Announcer(redis, READY.model_copy(update=room))
         announcer.start()
         return announcer
 
     announcers = [announced(4096)]
     wait_for_context("4096")
-    announcers.append(announced(1024))
+    announcers.append(announced(1032, template_tokens=8))
     wait_for_context("1024")
     assert 0 < redis.ttl(keys.CONTEXT) <= EXPIRY_SECONDS
     redis.delete(keys.worker("box", 7))
