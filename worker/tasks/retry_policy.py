@@ -11,7 +11,7 @@ _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)
 
 FIRST_PAUSE_SECONDS = 4.0
 MAX_PAUSE_SECONDS = 120.0
-# A store that asks for more than this is as good as gone.
+# However long a store asks to be left alone: it may be back sooner, and callers wait.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
@@ -31,15 +31,13 @@ def decide_retry(
     `num_visual_tokens` is 0 where the attempt failed before its prompt was built.
 
     The pause is full jitter under an exponential ceiling, so that the jobs of one outage do not come back as one wave;
-    what the store asked for by Retry-After comes on top. No attempt begins behind the job's deadline.
+    what the store asked for by Retry-After comes on top, an hour at most. No attempt begins behind the job's deadline.
     """
     if fault.code not in _RETRIED or lease.attempt >= lease.max_attempts:
         return None
     pause = jitter * min(FIRST_PAUSE_SECONDS * 2 ** (lease.attempt - 1), MAX_PAUSE_SECONDS)
     if fault.retry_after_seconds is not None:
-        if fault.retry_after_seconds > MAX_RETRY_AFTER_SECONDS:
-            return None
-        pause += fault.retry_after_seconds
+        pause += min(fault.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
     if pause >= seconds_to_deadline:
         return None
     if fault.code is not ErrorCode.OUT_OF_MEMORY:

@@ -1,6 +1,7 @@
 """Jobs that are delivered or tried more than once have one result."""
 
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -98,6 +99,14 @@ def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: P
     assert result.attempts == 2
     assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
     assert not result.warnings
+
+
+def test_store_that_asks_for_a_day_is_tried_again_in_an_hour(plant: Plant) -> None:
+    FaultyProcessor.misfortunes.append(Fault(ErrorCode.MEDIA_UNREACHABLE, "answered 503", retry_after_seconds=86400))
+    job = plant.client.submit(a_job())
+    due_at = eventually(lambda: plant.record(job.id).get("due_at"))
+    assert float(due_at) - time.time() == pytest.approx(3600, abs=30)
+    job.cancel()
 
 
 def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant: Plant) -> None:

@@ -1,5 +1,6 @@
 """Which failures get another attempt, when, and with how much of the media."""
 
+import time
 from math import inf
 from typing import Any
 
@@ -49,7 +50,8 @@ def test_pause_is_anything_below_a_ceiling_that_doubles() -> None:
 
 def test_store_is_left_alone_for_as_long_as_it_asked() -> None:
     assert retry_of(0.0, retry_after=30) == RetryDecision(30.0)
-    assert retry_of(0.0, retry_after=86400) is None
+    assert retry_of(0.0, retry_after=86400) == retry_of(0.0, retry_after=inf) == RetryDecision(3600.0)
+    assert retry_of(0.0, retry_after=86400, seconds_to_deadline=3600) is None
 
 
 def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> None:
@@ -74,9 +76,8 @@ def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_o
         return
     assert code in PASSES_OR_SHRINKS
     assert facts["attempt"] < facts["max_attempts"]
-    asked_for = facts["retry_after"] or 0.0
+    asked_for = min(facts["retry_after"] or 0.0, MAX_RETRY_AFTER_SECONDS)
     assert asked_for <= again.pause_seconds <= asked_for + MAX_PAUSE_SECONDS
-    assert asked_for <= MAX_RETRY_AFTER_SECONDS
     assert again.pause_seconds < facts["seconds_to_deadline"]
     if code is ErrorCode.OUT_OF_MEMORY:
         assert again.max_visual_tokens is not None
@@ -93,7 +94,35 @@ def test_too_large_for_the_memory_is_tried_with_half_of_what_was_shown() -> None
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [(None, None), ("120", 120.0), ("soon", None), ("-3", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+    [
+        (None, None),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("9" * 400, inf),
+        ("soon", None),
+        ("", None),
+        ("-3", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Thu, 31 Dec 9999 23:59:59 GMT", 251e9),
+        ("Thu, 31 Dec 99999 23:59:59 GMT", None),
+    ],
 )
 def test_retry_after_is_read_in_both_of_its_forms(header: str | None, seconds: float | None) -> None:
-    assert read_retry_after(header) == seconds
+    assert read_retry_after(header) == (seconds and pytest.approx(seconds, rel=0.02))
+
+
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+def test_retry_after_may_be_a_date_in_any_of_the_forms_of_http(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert read_retry_after(time.strftime(form, time.gmtime(time.time() + 90))) == pytest.approx(90, abs=5)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@given(st.text() | st.from_regex(r"\w{3}, \d+ (Jan|Feb) \d+ \d+:\d+:\d+ ([+-]?\d+|GMT|XYZ)", fullmatch=True))
+def test_whatever_a_store_writes_as_retry_after_is_no_fault_of_ours(header: str) -> None:
+    seconds = read_retry_after(header)
+    assert seconds is None or seconds >= 0

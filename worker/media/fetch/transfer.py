@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from keye.worker.media.faults import MediumFault, unreachable
@@ -42,6 +43,8 @@ def read_retry_after(header: str | None) -> float | None:
     if header.strip().isdecimal():
         return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+        date = parsedate_to_datetime(header)
+        # Its older forms name no zone, and mean UTC as the newer ones do.
+        return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
