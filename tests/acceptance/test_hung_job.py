@@ -14,6 +14,13 @@ ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--loglevel", "IN
 INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch"}
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-long-may-a-job-take",
+    "A job whose thread hangs in native code is told so",
+    "lets the others finish for 5 s, gives the rest back and ends with 18",
+)
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "Where a hung thread stood (`faulthandler`)")
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "A job hung in its thread beyond its time")
 def test_a_hung_job_is_ended_and_its_process_too_once_its_neighbours_are_done_or_given_back(
     start: Start, client: Client
 ) -> None:

@@ -69,6 +69,14 @@ class Host:
         eventually(lambda: "/readyz" in self.worker.log, within_seconds=60)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-it-up-and-is-it-taking-jobs",
+    "keye-worker probe --ready",
+    "the same two answers are at `/livez` and `/readyz` (200 or 503)",
+    "`loading`: the model is being read",
+    "`ready`: jobs are taken.",
+    "`draining`: it was told to stop and finishes what it has.",
+)
 def test_probes_are_right_from_loading_to_the_end_of_the_drain(
     start: Start, client: Client, slow_store: SlowStore, tmp_path: Path
 ) -> None:
@@ -106,6 +114,11 @@ def test_a_worker_that_hangs_is_not_live(start: Start, tmp_path: Path) -> None:
     host.becomes(live=True, ready=True)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-do-the-metrics-tell",
+    "opens `http://127.0.0.1:9464/metrics` on each host",
+    "A worker that is started again counts on.",
+)
 def test_metrics_tell_what_became_of_jobs_also_across_a_death(start: Start, client: Client, tmp_path: Path) -> None:
     host = Host(start, tmp_path, KEYE_LEASE_SECONDS="3")
     first = host.worker.wait_until_ready()
@@ -169,6 +182,11 @@ def test_every_end_that_a_worker_writes_is_counted_and_told_once(
     assert told == [(late.id, "DEADLINE_EXCEEDED"), (held.id, "WORKER_LOST")]
 
 
+@pytest.mark.holds("docs/operations.md#how-many-jobs-wait-and-how-many-run", "`--json` prints it for programs.")
+@pytest.mark.holds(
+    "docs/operations.md#is-it-up-and-is-it-taking-jobs",
+    "keye-worker status # this host, then the queues, all workers",
+)
 def test_the_queue_is_told_by_priority_and_in_seconds_of_work(
     start: Start, client: Client, slow_store: SlowStore, tmp_path: Path
 ) -> None:

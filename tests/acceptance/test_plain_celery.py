@@ -17,6 +17,11 @@ from tests.support.conditions import eventually
 CELERY = ("celery", "-A", "keye.worker.tasks.celery_app", "worker", "--loglevel", "INFO")
 
 
+@pytest.mark.holds(
+    "docs/operations.md#can-i-use-my-own-supervisor",
+    "Yes; a worker is a Celery worker, one for each GPU",
+    "celery -A keye.worker.tasks.celery_app worker --pool threads",
+)
 def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Client, tmp_path: Path) -> None:
     Image.new("RGB", (84, 84), "red").save(tmp_path / "red.png")
     worker = start(*CELERY, "--pool", "threads")
@@ -33,6 +38,7 @@ def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Cli
     assert worker.exit_code() == ExitCode.OK
 
 
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "The engine's thread ended by a fault")
 def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, client: Client, tmp_path: Path) -> None:
     fault = tmp_path / "fault"
     worker = start(*CELERY, **faulty_engine(fault))
@@ -43,6 +49,10 @@ def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, cl
     assert worker.exit_code() == ExitCode.ENGINE_DIED
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-did-a-process-end",
+    "native code that let no thread of Python run for `KEYE_STEP_SECONDS`",
+)
 def test_an_engine_that_lets_no_thread_run_ends_the_worker(start: Start, client: Client, tmp_path: Path) -> None:
     worker = start(*CELERY, KEYE_STEP_SECONDS="3", **faulty_engine(tmp_path / "fault"))
     worker.wait_until_ready()
@@ -52,12 +62,15 @@ def test_an_engine_that_lets_no_thread_run_ends_the_worker(start: Start, client:
     assert "in step_or_fail" in worker.log  # where it is
 
 
+@pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "any other ends with 11")
 def test_another_pool_is_refused_with_the_cure(start: Start) -> None:
     worker = start(*CELERY, "--pool", "solo")
     assert worker.exit_code() == ExitCode.WRONG_POOL
     assert "--pool threads" in worker.log
 
 
+@pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "What you do without: the checks before starting")
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "The checkpoint could not be loaded")
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_worker_with_its_own_code(start: Start, tmp_path: Path) -> None:
     worker = start(*CELERY, "--pool", "threads", KEYE_MODEL_PATH=str(tmp_path / "nothing-here"))
     assert worker.exit_code() == ExitCode.MODEL_LOAD_FAILED
@@ -72,6 +85,12 @@ def test_an_app_that_takes_pickle_is_refused(start: Start, tmp_path: Path) -> No
     assert "accept_content takes pickle" in worker.log
 
 
+@pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "A second signal ends it at once here too (16).")
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
+    "Within a second it takes no more jobs",
+    "so is everything by a second signal (16)",
+)
 def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_process(
     start: Start, client: Client
 ) -> None:
@@ -93,6 +112,7 @@ def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_pr
     assert worker.exit_code() == ExitCode.FORCED
 
 
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "a model that was not ready after `KEYE_LOAD_SECONDS`")
 def test_a_model_that_never_gets_ready_ends_the_worker(start: Start, tmp_path: Path) -> None:
     (tmp_path / "fault").write_text("hang")
     worker = start(*CELERY, **faulty_engine(tmp_path / "fault"), KEYE_LOAD_SECONDS="3")

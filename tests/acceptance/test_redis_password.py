@@ -28,6 +28,7 @@ def settings(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> I
     redis.execute_command("ACL", "DELUSER", "keeper")
 
 
+@pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "stands as it is in `KEYE_REDIS_PASSWORD`")
 def test_producer_and_worker_use_it_and_print_it_nowhere(start: Start, settings: dict[str, str]) -> None:
     worker = start(*RUN, **settings)
     with Client() as client:

@@ -53,6 +53,10 @@ def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
     assert worker.exit_code() == ExitCode.OK
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-long-may-a-job-take",
+    "`KEYE_STEP_SECONDS` | the process ends with 17, its jobs start again",
+)
 def test_a_step_that_never_ends_ends_its_process_and_the_job_is_answered_by_the_next(
     start: Start, client: Client, tmp_path: Path
 ) -> None:
@@ -69,6 +73,15 @@ def test_a_step_that_never_ends_ends_its_process_and_the_job_is_answered_by_the_
     assert "in step_or_fail" in worker.log  # where it hung
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "`keye-worker run` counts the workers it starts",
+    "Images and videos are decoded in `KEYE_DECODERS` child processes of each worker process",
+)
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "the log has it as CRITICAL, and the workers of the other GPUs go on",
+)
 def test_a_gpu_that_no_model_gets_onto_is_given_up_and_the_others_go_on(
     start: Start, client: Client, tmp_path: Path
 ) -> None:
@@ -100,6 +113,7 @@ def num_decoders(pid: int) -> int:
     return sum(b"keye.worker.media.decode.child" in command for command in commands)
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "ends the start (10) with the list of those there are")
 def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(start: Start, tmp_path: Path) -> None:
     write_nvidia_smi(tmp_path, Card("GPU-aaaa"))
     worker = start(*RUN, "--gpus", "0,4", PATH=f"{tmp_path}:{os.environ['PATH']}", KEYE_DEVICE="auto")
@@ -119,6 +133,15 @@ def test_what_no_worker_can_hold_is_refused_at_submit_as_far_as_words_tell(start
     assert failed.value.code is ErrorCode.PROMPT_TOO_LONG
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
+    "It ends with 0.",
+    "Send `SIGTERM`",
+)
+@pytest.mark.holds(
+    "docs/operations.md#how-did-a-process-end",
+    "Ended as asked; every running job was finished or given back.",
+)
 def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Client, slow_store: SlowStore) -> None:
     worker = start(*RUN, KEYE_S3_ENDPOINT_URL=slow_store.url)
     worker.wait_until_ready()
@@ -137,6 +160,10 @@ def test_sigterm_lets_a_running_job_finish_and_exits_0(start: Start, client: Cli
     assert worker.redis.hlen(UNACKED) == 0
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
+    "by a second signal (16)",
+)
 def test_a_second_sigterm_does_not_wait_for_running_jobs(start: Start, client: Client, slow_store: SlowStore) -> None:
     worker = start(*RUN, KEYE_S3_ENDPOINT_URL=slow_store.url)
     ready = worker.wait_until_ready()
@@ -165,6 +192,10 @@ def test_sigterm_does_not_wait_for_a_model_to_load(start: Start) -> None:
     assert not is_alive(child.worker.pid)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#it-does-not-start-why",
+    "checks before it starts and tells all faults in one message",
+)
 def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start, tmp_path: Path) -> None:
     worker = start(*RUN, KEYE_REDIS_URL="redis://127.0.0.1:1/0", KEYE_MODEL_PATH=str(tmp_path / "nothing-here"))
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
@@ -173,6 +204,10 @@ def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start,
     assert "nothing-here" in worker.log
 
 
+@pytest.mark.holds(
+    "docs/operations.md#it-does-not-start-why",
+    "Settings with values out of range end it the same way (10), each by its name",
+)
 def test_wrong_settings_are_all_told_by_name(start: Start) -> None:
     worker = start(*RUN, KEYE_CONCURRENCY="many", KEYE_PRECISION="int1")
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
@@ -180,6 +215,11 @@ def test_wrong_settings_are_all_told_by_name(start: Start) -> None:
     assert "KEYE_CONCURRENCY: " in worker.log
 
 
+@pytest.mark.holds(
+    "docs/operations.md#are-its-numbers-right-on-this-machine",
+    "each form that the device might run is compared with attention written out in float32",
+    "One that fails or differs is an error in the log",
+)
 def test_attention_that_is_wrong_or_fails_is_told_and_answers_come_by_another_form(
     start: Start, client: Client
 ) -> None:

@@ -64,6 +64,16 @@ def moves(worker: Started, job: Job) -> list[tuple[Any, ...]]:
     return [tuple(each.get(name) for name in ("attempt", "state", "stage", "code")) for each in told if "state" in each]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say",
+    "Supervisor and workers write to stderr, a record a line",
+    "with `KEYE_LOG_FORMAT=json`, each record as an object",
+    "`worker` is `supervisor`, `cpu`",
+    "`state` is set in the record of each move",
+    "is its way.",
+    "have its `job_id`, `attempt`, `stage` and the `traceparent`",
+    "No prompt, no answer and no query of a URL is logged.",
+)
 def test_json_tells_each_move_of_a_job_and_all_lines_are_json(start: Start, client: Client, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(PICTURE)
     worker = start(*RUN, KEYE_LOG_FORMAT="json", KEYE_LOG_LEVEL="debug", KEYE_S3_ENDPOINT_URL="http://127.0.0.1:1")
@@ -122,6 +132,7 @@ def test_a_wrong_password_of_redis_is_told_by_supervisor_and_worker_without_it(
         assert form == "text" or records(each)
 
 
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "Nobody waits for who reads")
 @pytest.mark.parametrize("reader", ["who is slow", "who is gone", "on a full disk"])
 def test_jobs_are_answered_whoever_reads_the_log(
     reader: str, client: Client, redis: Redis, redis_url: str, tmp_path: Path
@@ -138,6 +149,7 @@ def test_jobs_are_answered_whoever_reads_the_log(
         assert {end.answer for _, end in client.results(jobs, timeout=120)} == {f"say {n}" for n in range(200)}
 
 
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "dropped and counted (`keye_log_lines_dropped_total`)")
 def test_lines_that_nobody_took_are_counted(client: Client, redis_url: str, checkpoint: Path, tmp_path: Path) -> None:
     port = free_port()
     settings = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(checkpoint), "KEYE_DEVICE": "cpu"}

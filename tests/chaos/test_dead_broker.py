@@ -25,6 +25,11 @@ def _seconds_until_more_end(broker: Broker, jobs: list[Job], num_ended: int) -> 
     return time.monotonic() - back_at
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-was-away-what-must-i-do",
+    "Nothing.",
+    "Workers wait for it, finish what they are running and write the results when it is back.",
+)
 @pytest.mark.parametrize("away_seconds", SCALE.broker_away_seconds)
 def test_a_killed_broker_loses_and_doubles_nothing(
     broker: Broker,

@@ -25,6 +25,7 @@ PROMPTS_BETWEEN_KILLS = ["wait 0.1"] * 12 + ["hello"] * 12
 AllIsWell = Callable[[list[Job]], None]
 
 
+@pytest.mark.holds("docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do", "Nothing.")
 @pytest.mark.parametrize("lease_seconds", [SHORT.lease_seconds])
 def test_no_job_is_lost_or_doubled_when_workers_are_killed_all_the_time(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
@@ -75,6 +76,10 @@ def _kill_in_the_pop(broker: Broker, client: Client, workers: EchoWorkers) -> li
     return jobs
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "The other workers take its jobs up once their leases have ended",
+)
 def test_all_jobs_of_a_killed_worker_start_again_within_its_lease(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:
@@ -101,6 +106,10 @@ def test_all_jobs_of_a_killed_worker_start_again_within_its_lease(
     )
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "The attempt counts: a job that kills its worker each time ends as `WORKER_LOST`",
+)
 def test_a_job_that_kills_its_worker_is_a_dead_letter_and_its_neighbours_succeed(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
 ) -> None:
@@ -123,6 +132,7 @@ def test_a_job_that_kills_its_worker_is_a_dead_letter_and_its_neighbours_succeed
     assert_all_is_well(good)
 
 
+@pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "only one of the two results is kept")
 def test_a_frozen_worker_that_wakes_up_settles_nothing(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
 ) -> None:

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from keye.config import keys
 from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
@@ -12,6 +14,10 @@ from tests.chaos.ledger import assert_nothing_is_left, wait_for_all
 from tests.support.scale import SCALE
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
+    "they start again next, and the attempt does not count",
+)
 def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not_count(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:

@@ -111,6 +111,11 @@ def works(told: Any, answer: str) -> None:
     assert told["irregular"] == []
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-upgrade-a-fleet",
+    "workers and producers of neighbouring releases understand each other",
+    "Jobs that do not use anything new run on any worker.",
+)
 def test_producer_of_the_release_before_is_served_by_todays_worker(
     released: Path, ask: Callable[..., tuple[Any, str]], redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
@@ -121,6 +126,7 @@ def test_producer_of_the_release_before_is_served_by_todays_worker(
         assert redis.hget(keys.record(job_id), "state") == "QUEUED"
 
 
+@pytest.mark.holds("docs/operations.md#how-do-i-upgrade-a-fleet", "`tests/compat` runs each beside the other")
 def test_todays_producer_is_served_by_a_worker_of_the_release_before(
     released: Path, ask: Callable[..., tuple[Any, str]], redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_what_it_is_started_for_and_what_it_does_without_rights() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
+@pytest.mark.holds("docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs", "what we ship does")
 def test_a_stop_gives_a_worker_its_whole_drain() -> None:
     grace_seconds = float(COMPOSE["x-worker"]["stop_grace_period"].removesuffix("s"))
     assert grace_seconds > Settings.model_fields["drain_seconds"].default + 10
@@ -98,6 +99,7 @@ def test_the_example_names_settings_only() -> None:
     assert {name for name in COMPOSE["x-worker"]["environment"] if name.startswith("KEYE_")} <= known
 
 
+@pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "`config/redis.conf` has the first two")
 def test_broker_of_the_stack_never_drops_jobs() -> None:
     lines = (ROOT / "config" / "redis.conf").read_text().splitlines()
     assert "appendonly yes" in lines

@@ -74,6 +74,10 @@ def test_each_kind_of_gpu_has_its_deployment_budget_and_scaling() -> None:
         assert service["spec"]["selector"].items() <= labels.items()
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
+    "Give your service manager or container more time than that before it kills",
+)
 def test_no_manager_kills_before_the_drain_is_over() -> None:
     for each in DEPLOYMENTS:
         pod = each["spec"]["template"]["spec"]

@@ -126,6 +126,7 @@ def objects_in(value: Any) -> Iterator[dict[str, Any]]:
             yield from objects_in(inner)
 
 
+@pytest.mark.holds("docs/operations.md#how-do-i-upgrade-a-fleet", "Readers pass over what a newer worker says besides.")
 @pytest.mark.parametrize(("reader", "report"), REPORTS, ids=lambda value: type(value).__name__)
 def test_a_planted_new_field_of_a_report_is_passed_over_wherever_it_stands(reader: Any, report: Any) -> None:
     document = report.model_dump(mode="json")

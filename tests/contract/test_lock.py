@@ -52,6 +52,10 @@ def test_lock_names_versions_and_no_place_to_fetch_them_from() -> None:
         assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line), line
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-upgrade-a-fleet",
+    "Versions are locked where you install from a checkout",
+)
 def test_what_is_installed_here_is_what_is_locked() -> None:
     versions = locked(".".join(default_environment()["python_full_version"].split(".")[:2]))
     # A build of the same release may say for which device it is: 2.14.1+cpu.

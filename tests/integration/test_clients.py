@@ -240,6 +240,10 @@ class TestMany:
     def test_results_of_nothing_is_nothing(self, pair: Pair) -> None:
         assert list(pair.client.results([])) == []
 
+    @pytest.mark.holds(
+        "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
+        "`client.map` waits by itself",
+    )
     def test_map_answers_in_the_order_of_the_media_however_full_the_queue_is(
         self, pair: Pair, meanwhile: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -259,6 +263,11 @@ class TestMany:
         with pytest.raises(TypeError, match="give a list"):
             list(pair.client.map("?", media))
 
+    @pytest.mark.holds(
+        "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
+        "new ones are refused as `QueueFull`",
+        "A job whose idempotency key is known is found all the same",
+    )
     def test_a_full_queue_refuses_new_jobs_says_when_to_come_again_and_takes_known_ones(self, pair: Pair) -> None:
         jobs = [pair.client.submit(prompt="?", idempotency_key=str(number)) for number in range(MAX_QUEUE_DEPTH)]
         with pytest.raises(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -19,6 +20,7 @@ from keye.producer.dead_letters import DeadLetter, change_media
 from keye.producer.shell import ExitCode
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
+from tests.support.pages import printed
 
 RESULT_TTL, DEAD_LETTER_TTL = 3600, 9000
 CLIP = {"type": "video", "uri": "s3://clips/1", "content": "action", "min_pixels": 90_000}
@@ -103,6 +105,10 @@ def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Re
     assert ids(client.dead_letters.select()) == [new.id]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "A requeued job has a new id",
+)
 def test_requeued_letter_is_a_new_job_with_the_changed_options(client: Client, worker: Redis) -> None:
     old = client.submit(prompt="how many?", media=[CLIP, PHOTO], idempotency_key="k", metadata={"order": 7})
     fail(worker, old)
@@ -176,3 +182,32 @@ def test_keye_dead_lists_shows_requeues_and_purges(client: Client, worker: Redis
     assert keye("list", "--since", "yesterday")[0] == ExitCode.INVALID
     assert keye("purge", "--all") == (ExitCode.OK, f"{other.id}\n")
     assert keye("list") == (ExitCode.OK, "")
+
+
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "keye dead list --since 2h --code OUT_OF_MEMORY",
+)
+def test_commands_of_the_page_do_what_stands_beside_them(client: Client, worker: Redis, redis_url: str) -> None:
+    job = client.submit(prompt="?", media=["s3://clips/7.mp4"])
+    fail(worker, job, ErrorCode.OUT_OF_MEMORY)
+    fail(worker, unreachable := client.submit(prompt="?", media=[CLIP]), ErrorCode.MEDIA_UNREACHABLE)
+    (block,) = printed("docs/operations.md", "Which jobs failed for good, and how do I send them again?", language="")
+    told = []
+    for line in block.splitlines():
+        command = line.partition("#")[0].replace("<job id>", job.id).split()
+        answer = CliRunner().invoke(app, command[1:], env={"KEYE_REDIS_URL": redis_url})
+        assert answer.exit_code == ExitCode.OK, (line, answer.output)
+        told.append(answer.output)
+    listed, shown, smaller, slower, purged = told
+    assert [line.split()[0] for line in listed.splitlines()] == [job.id]
+    assert "attempt 1: " in shown
+    (clip,) = asked(worker, smaller.split()[-1])
+    assert clip.max_pixels == 300_000
+    assert [clip.fps for clip in asked(worker, slower.split()[-1])] == [1.0]
+    assert slower.split()[0] == unreachable.id
+    assert purged == ""
+
+
+def asked(worker: Redis, job_id: str) -> Any:
+    return open_sealed(json.loads(worker.hget(keys.record(job_id), "sealed"))).job.media

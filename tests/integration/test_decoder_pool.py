@@ -189,6 +189,8 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
     assert photo.original_size == (64, 96)
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "One that crashes (`MEDIA_CORRUPT`)")
+@pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "`KEYE_DECODE_TIMEOUT_SECONDS` | `MEDIA_TOO_LARGE`")
 @pytest.mark.parametrize(
     ("number", "silence_seconds", "code", "reason"),
     [
@@ -247,6 +249,10 @@ def test_size_that_the_model_refuses_reaches_the_job_and_leaves_the_child_at_wor
     assert bench.child == child
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "A cancelled job takes its child with it.",
+)
 def test_job_that_is_over_takes_its_child_with_it_at_once(bench: Bench) -> None:
     class Cancelled(Exception):
         pass
@@ -299,6 +305,7 @@ def test_child_cannot_take_shared_pixels_away(bench: Bench) -> None:
     assert video.frames.any()
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "further jobs wait to decode")
 def test_job_waits_until_there_is_room_for_its_pixels(bench: Bench) -> None:
     held = bench.decode_clip()
     outcome: SimpleQueue[np.ndarray] = SimpleQueue()
@@ -330,6 +337,7 @@ def test_eldest_job_gets_room_that_the_others_wait_for(bench: Bench) -> None:
     assert done.qsize() == 3
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "says 2", "it has none of")
 def test_child_holds_no_torch_no_secret_and_no_network(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.assert_works()
     process = Path(f"/proc/{bench.child}")
@@ -342,6 +350,7 @@ def test_child_holds_no_torch_no_secret_and_no_network(bench: Bench, monkeypatch
     assert "Seccomp:\t2" in (process / "status").read_text()
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "none outlives its worker")
 def test_children_die_with_their_worker() -> None:
     code = """
 import time
@@ -357,6 +366,8 @@ time.sleep(60)
     eventually(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "A video decoded alone gets all cores")
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "a video that is decoded alone")
 def test_a_lone_video_is_decoded_on_all_cores_and_videos_side_by_side_share_them(tmp_path: Path) -> None:
     others, all_cores = children_of(os.getpid()), os.sched_getaffinity(0)
     if len(all_cores) < 2:

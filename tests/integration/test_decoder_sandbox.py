@@ -4,7 +4,13 @@ import platform
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "Children can make no socket: the kernel refuses it (a seccomp filter), whoever the user is",
+)
 def test_no_user_reaches_the_network_from_the_sandbox() -> None:
     """Not even with system calls that name sockets by other numbers."""
     code = """
@@ -40,6 +46,7 @@ def test_decoding_modules_import_no_torch() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "holds at most 4 GiB besides the pixels")
 def test_memory_of_a_child_ends_at_its_limit() -> None:
     code = """
 from keye.worker.media.decode.sandbox import WORKING_BYTES, allow

@@ -78,6 +78,10 @@ def read(pending: PendingGeneration) -> str:
     return "".join(delta.text for delta in pending.deltas())
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
+    "What does not fit beside the others waits in the engine, and nothing is lost.",
+)
 def test_mixed_jobs_give_what_each_gives_alone(
     start_engine: Callable[..., Engine], processor: KeyeProcessor, plain_model: KeyeForConditionalGeneration
 ) -> None:
@@ -192,6 +196,10 @@ def test_higher_priority_is_answered_first(start_engine: Callable[..., Engine], 
     assert low.generated.queued_seconds > high.generated.queued_seconds
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-it-up-and-is-it-taking-jobs",
+    "`max_tokens` is what a prompt and its answer may have together there.",
+)
 def test_prompt_and_answer_larger_than_the_pool_are_refused_at_the_door(
     start_engine: Callable[..., Engine], processor: KeyeProcessor
 ) -> None:

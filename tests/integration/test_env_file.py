@@ -57,6 +57,7 @@ def bucket(s3_endpoint: str) -> str:
     return "media"
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "`AWS_*` names may stand in `.env`")
 def test_producers_upload_with_them_and_workers_fetch(
     redis: Redis, redis_url: str, s3_endpoint: str, bucket: str, tmp_path: Path
 ) -> None:
@@ -87,6 +88,10 @@ def test_doctor_tells_where_there_are_none(env_file: Path, s3_endpoint: str) -> 
     assert ".env" in finding.cure
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "the environment wins, and keys, token, profile and role are taken whole from one of the two",
+)
 def test_the_environment_wins_and_who_asks_is_taken_whole_from_one_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "of-the-environment")
     load_aws_names()

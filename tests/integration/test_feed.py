@@ -169,6 +169,10 @@ class TestPace:
         told = job.progress
         assert (told.state, told.place, told.seconds_left) == (JobState.QUEUED, None, None)
 
+    @pytest.mark.holds(
+        "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
+        "whose `retry_after_seconds` is when the next is likely to fit",
+    )
     def test_a_full_queue_says_when_it_is_likely_to_have_room(self, redis: Redis, redis_url: str) -> None:
         with Client(Settings(redis_url=SecretStr(redis_url), max_queue_depth=3)) as client:
             for _ in range(100):

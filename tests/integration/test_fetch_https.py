@@ -189,6 +189,7 @@ def test_file_arrives_whole_and_its_query_reaches_the_server(
     ]
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "only with `KEYE_ALLOW_HTTPS=true`")
 @pytest.mark.usefixtures("web")
 def test_without_leave_https_is_off(limits: MediaLimits, media_cache: MediaCache) -> None:
     fault = fault_of(PHOTO, replace(limits, allow_https=False), media_cache)
@@ -196,6 +197,7 @@ def test_without_leave_https_is_off(limits: MediaLimits, media_cache: MediaCache
     assert "KEYE_ALLOW_HTTPS" in fault.message
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "at most three redirects")
 def test_three_redirects_are_followed_and_no_fourth(web: Web, limits: MediaLimits, media_cache: MediaCache) -> None:
     assert fetch_one("https://media.example/redirect/3", limits, media_cache) == CONTENT
     assert len(web.asked) == 4
@@ -204,6 +206,15 @@ def test_three_redirects_are_followed_and_no_fourth(web: Web, limits: MediaLimit
     assert len(web.asked) == 8
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "Proxies are not used")
+@pytest.mark.usefixtures("web")
+def test_proxies_are_not_used(limits: MediaLimits, media_cache: MediaCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert fetch_one(PHOTO, limits, media_cache) == CONTENT
+
+
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "each checked again")
 @pytest.mark.parametrize(
     "target",
     [
@@ -277,6 +288,10 @@ def test_answer_that_comes_byte_by_byte_ends_in_time(limits: MediaLimits, media_
     assert "KEYE_MAX_FETCH_SECONDS" in fault.message
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "`https://` files are kept by address, ETag and length",
+)
 def test_file_is_kept_for_as_long_as_its_server_calls_it_the_same(
     web: Web, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
 ) -> None:
@@ -288,6 +303,7 @@ def test_file_is_kept_for_as_long_as_its_server_calls_it_the_same(
     assert len(list((tmp_path / "whole").iterdir())) == 2
 
 
+@pytest.mark.holds("docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it", "not at all without these")
 @pytest.mark.usefixtures("web")
 @pytest.mark.parametrize(("path", "content"), [("chunked", CONTENT[:10_000] * 4), ("weak", CONTENT)])
 def test_file_without_length_or_firm_etag_is_read_and_not_kept(

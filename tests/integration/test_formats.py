@@ -55,6 +55,7 @@ def every_frame(
     return num_frames, CLIP_SIZE, CLIP_SIZE
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "Images may be JPEG", "Videos may be MP4")
 @pytest.mark.parametrize(("row", "suffix"), SUFFIXES)
 def test_each_suffix_is_told_and_read_alike_by_producer_and_worker(tmp_path: Path, row: Format, suffix: str) -> None:
     path = make_file(tmp_path, row, suffix)

@@ -75,6 +75,10 @@ def is_plain(output: str) -> bool:
     return all(line.isprintable() for line in output.split("\n"))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "never the content, nor with --json",
+)
 def test_list_has_a_line_for_each_message_oldest_first_and_never_its_content(redis: Redis, keye: Keye) -> None:
     old = put(redis, b"https://bucket/?X-Amz-Signature=secret", seconds_ago=2 * HOUR)
     new = put(redis, b"s" * 200_000, reason="its body is no base64", job_id="job-7")
@@ -117,6 +121,10 @@ def test_show_tells_why_and_what_lay_in_the_queue(redis: Redis, keye: Keye) -> N
     assert (fact["is_cut"], fact["reason"], fact["message_id"]) == (False, "it is no JSON", message_id)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "the message, and where it is cut; --json has its exact bytes",
+)
 def test_show_says_where_a_long_message_is_cut(redis: Redis, keye: Keye) -> None:
     message_id = put(redis, b"a" * MAX_KEPT_BYTES + b"b" * 1000)
     shown = keye("dead", "show", message_id, "--messages")[1].splitlines()
@@ -125,6 +133,10 @@ def test_show_says_where_a_long_message_is_cut(redis: Redis, keye: Keye) -> None
     assert json.loads(keye("dead", "show", message_id, "--messages", "--json")[1])["is_cut"]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "Control characters are printed as",
+)
 @pytest.mark.parametrize(
     "evil",
     [
@@ -167,6 +179,10 @@ def test_unknown_id_ends_with_5_and_nothing_is_purged(redis: Redis, keye: Keye, 
     assert client.quarantine.find(message_id).raw == b"?"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "or --messages with --since 2h or --all",
+)
 def test_only_messages_are_purged_by_messages_and_only_letters_without(
     redis: Redis, keye: Keye, client: Client
 ) -> None:
@@ -197,6 +213,14 @@ def test_choice_that_makes_no_sense_is_a_wrong_argument(keye: Keye, arguments: t
     assert keye("dead", *arguments)[0] == ExitCode.INVALID == 2
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "in the last line of `keye verify`",
+)
+@pytest.mark.holds(
+    "docs/operations.md#is-any-job-stuck-lost-or-in-two-places",
+    "Messages in quarantine are counted beside, and are no fault of a job.",
+)
 def test_verify_counts_the_quarantine_and_is_content_with_it(redis: Redis, keye: Keye) -> None:
     code, told = keye("verify")
     assert code == ExitCode.OK

@@ -47,6 +47,7 @@ def works(client: Client, redis: Redis, meanwhile: Callable[..., Any]) -> None:
 
 
 class TestPermissions:
+    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "A producer needs no more than")
     def test_what_the_documents_grant_a_producer_is_enough(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
@@ -57,6 +58,7 @@ class TestPermissions:
             RedisWorker(redis).start(running := client.submit(JOB))
             assert running.cancel() == "requested"
 
+    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "or the right to XADD")
     @pytest.mark.parametrize("rules", [f"{PRODUCER} -xadd", f"{PRODUCER} -expire", f"{PRODUCER} -xinfo"])
     def test_who_may_not_call_the_reader_is_served_all_the_same(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any], rules: str
@@ -64,6 +66,7 @@ class TestPermissions:
         with Client(allowed(rules)) as client:
             works(client, redis, meanwhile)
 
+    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "Without the keys `keye:reader:*`")
     def test_who_may_not_read_the_readers_stream_is_served_without_haste(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
@@ -94,6 +97,7 @@ class TestPermissions:
 
 
 class TestUrls:
+    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "Its URL may have options")
     @pytest.mark.parametrize(
         "option", ["protocol=2", "protocol=3", "max_connections=2", "socket_timeout=1", "health_check_interval=1"]
     )
@@ -105,6 +109,7 @@ class TestUrls:
             waiting = meanwhile(client.submit(JOB).result, 3)
             assert type(waiting.exception(30)).__name__ == "JobNotEnded"
 
+    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "name a socket (`unix:///run/redis.sock?db=0`)")
     def test_a_unix_socket_will_do(self, tmp_path: Path, meanwhile: Callable[..., Any]) -> None:
         path = tmp_path / "valkey.sock"
         server = ValkeyServer(unix_socket_path=path)

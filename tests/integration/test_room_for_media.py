@@ -70,6 +70,10 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "the reason names the largest size that has gone through that worker",
+)
 def test_video_without_room_fails_and_says_what_fits(engine: Engine, processor: KeyeProcessor) -> None:
     four_frames = show(processor, Video(noise(4, 56, 84)))  # of 24 patches each
     with pytest.raises(Fault, match=r"4 frames of 84 x 56 pixels\. Lower max_pixels, max_frames or fps\.$") as raised:

@@ -44,6 +44,10 @@ def irregularities(client: Client) -> dict[str, str]:
     return {found.job_id: found.what for found in client.verify()[1]}
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-any-job-stuck-lost-or-in-two-places",
+    "prints every job that is in no legal state",
+)
 def test_every_legal_way_of_a_job_is_passed_over(client: Client, worker: Redis) -> None:
     store, settlement = LeaseStore(worker, 30), Settlement(worker, 3600, 9000)
     waiting, running, again, cancelled, failed, requeued = (client.submit(prompt="?") for _ in range(6))
@@ -82,6 +86,11 @@ def test_record_that_contradicts_itself_is_found(
     assert any(what in found.what for found in client.verify()[1] if found.job_id == job.id)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-any-job-stuck-lost-or-in-two-places",
+    "QUEUED without a message, and nobody will publish one",
+    "What a living worker puts right within two leases does not count.",
+)
 def test_job_that_nobody_will_ever_run_is_found(client: Client, worker: Redis) -> None:
     unpublished, lost, expiring, healthy = (client.submit(prompt="?") for _ in range(4))
     worker.zrem(keys.queued("normal"), unpublished.id, lost.id)
@@ -138,6 +147,7 @@ def test_failed_job_must_be_a_dead_letter_and_no_other(client: Client, worker: R
     }
 
 
+@pytest.mark.holds("docs/operations.md#is-any-job-stuck-lost-or-in-two-places", "ends with 9 if there is any")
 def test_keye_verify_prints_what_is_wrong_and_exits_with_9(client: Client, worker: Redis, redis_url: str) -> None:
     job = client.submit(prompt="?")
     told = CliRunner().invoke(app, ["verify", "--redis-url", redis_url])

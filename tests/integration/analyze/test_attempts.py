@@ -109,6 +109,10 @@ def test_store_that_asks_for_a_day_is_tried_again_in_an_hour(plant: Plant) -> No
     job.cancel()
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "with half of the visual tokens; the result then has a warning",
+)
 def test_job_too_large_for_the_memory_is_answered_from_half_of_the_pixels(plant: Plant) -> None:
     path = plant.media / "large.png"
     Image.new("RGB", (560, 560), "teal").save(path)
@@ -131,6 +135,10 @@ def test_last_attempt_that_fails_is_the_outcome(plant: Plant) -> None:
     assert failed.failure.attempts == 1
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "A job whose worker died twice, or once before its last attempt, runs alone",
+)
 def test_job_that_may_have_killed_its_workers_runs_with_nothing_beside_it(plant: Plant) -> None:
     sealed = seal(a_job(prompt="wait", max_attempts=4))
     for _ in range(2):

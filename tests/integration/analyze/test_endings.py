@@ -58,6 +58,7 @@ def test_deadline_between_two_attempts_ends_the_job_and_its_celery_result(plant:
         plant.celery_result(job.id).get(timeout=10)
 
 
+@pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "`deadline_seconds` | `DEADLINE_EXCEEDED`")
 def test_deadline_ends_a_generation_that_runs(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", deadline_seconds=0.5, generation=endlessly())
     assert plant.fail(job).code is ErrorCode.DEADLINE_EXCEEDED
@@ -79,6 +80,11 @@ def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
     plant.app.analyst = usual
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-long-may-a-job-take",
+    "the generation | `KEYE_MAX_GENERATE_SECONDS`",
+    "the whole attempt | `KEYE_MAX_ATTEMPT_SECONDS`",
+)
 @pytest.mark.parametrize("setting", ["max_generate_seconds", "max_attempt_seconds"])
 def test_a_generation_that_outlasts_a_limit_of_the_worker_fails_and_says_which(
     plant: Plant, limits: Callable[..., Analyst], setting: str

@@ -38,6 +38,10 @@ def test_version_asked_for_is_the_one_fetched(store: "S3Client", limits: MediaLi
         assert fault.code is ErrorCode.MEDIA_NOT_FOUND
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "Objects of S3 are kept by bucket, key and ETag",
+)
 @pytest.mark.usefixtures("store")
 def test_ten_questions_download_an_object_once_even_at_once(
     road: Road, limits: MediaLimits, media_cache: MediaCache
@@ -48,6 +52,10 @@ def test_ten_questions_download_an_object_once_even_at_once(
     assert road.requests.count("GET") == 1
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "each job still asks the store whether it may read the object and which version is there",
+)
 def test_object_that_changed_is_downloaded_anew(
     store: "S3Client", limits: MediaLimits, media_cache: MediaCache
 ) -> None:
@@ -72,6 +80,10 @@ def test_what_the_store_does_not_have_is_not_found(limits: MediaLimits, media_ca
     assert fault_of(uri, limits, media_cache).code is ErrorCode.MEDIA_NOT_FOUND
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "from any bucket or from those in `KEYE_S3_BUCKETS`",
+)
 @pytest.mark.usefixtures("store")
 def test_bucket_that_is_not_allowed_is_not_even_asked(road: Road, limits: MediaLimits, media_cache: MediaCache) -> None:
     fault = fault_of(PHOTO, replace(limits, s3_buckets=("receipts", "clips")), media_cache)
@@ -96,6 +108,7 @@ def test_empty_object_is_corrupt(store: "S3Client", limits: MediaLimits, media_c
     assert fault_of("s3://media/empty.jpg", limits, media_cache).code is ErrorCode.MEDIA_CORRUPT
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "fetched side by side, eight at a time")
 def test_media_of_one_job_come_side_by_side_and_in_order(
     store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache
 ) -> None:

@@ -33,6 +33,10 @@ def test_part_that_breaks_off_is_taken_up_where_it_ended(
     assert fetch_one("s3://media/large.mp4", limits, media_cache) == LARGE
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "where it is replaced meanwhile, reading begins anew",
+)
 def test_object_replaced_under_the_reading_is_read_anew_and_never_mixed(
     store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache
 ) -> None:
@@ -84,6 +88,7 @@ def test_store_that_is_busy_once_is_asked_again(
     assert fetch_one(PHOTO, limits, media_cache) == CONTENT
 
 
+@pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "a download | `KEYE_MAX_FETCH_SECONDS`")
 def test_store_that_sends_too_slowly_is_unreachable_in_time(
     store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache
 ) -> None:
@@ -117,6 +122,10 @@ def test_job_that_is_over_ends_its_download_at_once_and_nothing_of_it_is_kept(
     assert not list((tmp_path / "cache" / "whole").iterdir())
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "the first that cannot be had or decoded ends the others",
+)
 def test_medium_that_cannot_be_had_ends_the_downloads_of_the_others(
     store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
 ) -> None:
@@ -185,6 +194,7 @@ fetch([ImagePart(uri="s3://media/photo.jpg")], limits, MediaCache(Path(sys.argv[
             store.shutdown()
 
 
+@pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "silence `KEYE_FETCH_TIMEOUT_SECONDS`")
 def test_store_that_falls_silent_is_unreachable_when_the_timeout_ends(
     limits: MediaLimits, media_cache: MediaCache
 ) -> None:

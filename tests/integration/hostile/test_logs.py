@@ -3,6 +3,8 @@
 import json
 from uuid import uuid4
 
+import pytest
+
 from keye.config.codes import ErrorCode
 from tests.integration.hostile.broadcasts import BROADCASTS
 from tests.integration.hostile.echo_host import EchoHost
@@ -79,6 +81,7 @@ def forging_messages() -> list[bytes]:
     return raws
 
 
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "no query of a URL is logged")
 def test_a_worker_that_has_met_all_of_it_tells_of_it_in_lines_of_its_own(host: EchoHost) -> None:
     raws = [
         *(message(str(uuid4()), changes) for changes, _ in TOLD.values()),

@@ -25,6 +25,10 @@ from tests.integration.hostile.messages import (
 from tests.integration.hostile.unreadable import TOLD, UNTOLD
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "that job ends with an error, which its caller sees",
+)
 @pytest.mark.parametrize("kind", TOLD)
 def test_it_is_kept_with_a_reason_and_its_caller_hears_of_it(host: EchoHost, kind: str) -> None:
     changes, reason = TOLD[kind]
@@ -41,6 +45,10 @@ def test_it_is_kept_with_a_reason_and_its_caller_hears_of_it(host: EchoHost, kin
     assert host.celery_result(job_id)["status"] == "FAILURE"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "It is in quarantine: the stream `keye:quarantine`",
+)
 @pytest.mark.parametrize("kind", UNTOLD)
 def test_what_names_no_job_is_kept_with_a_reason(host: EchoHost, kind: str) -> None:
     raw, reason = UNTOLD[kind]
@@ -51,6 +59,7 @@ def test_what_names_no_job_is_kept_with_a_reason(host: EchoHost, kind: str) -> N
     assert kept.job_id is None
 
 
+@pytest.mark.holds("docs/operations.md#what-became-of-a-message-that-no-worker-could-read", "of each the first 64 KiB")
 def test_what_is_kept_is_what_was_sent_up_to_a_bound(host: EchoHost) -> None:
     raw = message(str(uuid4()), {"headers.retries": "many", "headers.shadow": "a" * 100_000})
     host.send(raw)
@@ -84,6 +93,10 @@ def test_a_job_of_any_depth_is_refused_and_never_lost(host: EchoHost) -> None:
     } == set()
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
+    "a job that nobody has sent otherwise",
+)
 def test_a_broken_message_does_not_harm_the_job_that_it_names(host: EchoHost) -> None:
     with host.frozen():
         job = host.client.submit(prompt="asked well")

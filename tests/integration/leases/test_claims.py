@@ -119,6 +119,10 @@ def test_job_whose_workers_died_twice_is_claimed_only_by_who_runs_it_alone(brief
     assert alone.attempt == 3, "being turned away is no attempt"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "or once before its last attempt, runs alone",
+)
 def test_last_attempt_after_a_death_is_not_spent_beside_others(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=2)
     die_under(brief, sealed)

@@ -1,5 +1,6 @@
 """Jobs that their holders give up: failed ones wait for their next attempt, those of a drain go first."""
 
+import pytest
 from redis import Redis
 
 from keye.config import keys
@@ -16,6 +17,7 @@ from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events, messages, record
 
 
+@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "The job waits in Redis, not in a worker")
 def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     first = claim(store, sealed)
@@ -98,6 +100,10 @@ def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: Leas
     assert store.sweep(10) == [], "nothing that they overtook seems lost"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-is-full-what-must-i-do",
+    "a job whose message was under way starts after two leases",
+)
 def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: LeaseStore, redis: Redis) -> None:
     lease = claim(brief, a_job())
     brief.requeue([lease])

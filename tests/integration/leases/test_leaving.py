@@ -48,6 +48,10 @@ def bring_back(store: LeaseStore, redis: Redis, job_id: str) -> None:
     store.publish(requeued)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-upgrade-a-fleet",
+    "at first every second, then every five, for `KEYE_NEWER_JOB_SECONDS` in all",
+)
 def test_pauses_grow_to_five_seconds_and_only_they_count(store: LeaseStore, redis: Redis) -> None:
     job = newer(a_newer_job())
     left, pauses = [], []
@@ -59,6 +63,7 @@ def test_pauses_grow_to_five_seconds_and_only_they_count(store: LeaseStore, redi
     assert left == [0, 1, 2, 4, 8, 13, 18]
 
 
+@pytest.mark.holds("docs/operations.md#how-do-i-upgrade-a-fleet", "an older one gives it back to the head of the queue")
 def test_a_job_that_was_left_comes_back_at_the_head_of_its_queue(
     store: LeaseStore, redis: Redis, redis_url: str
 ) -> None:

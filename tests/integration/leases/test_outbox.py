@@ -145,6 +145,10 @@ def test_outcomes_wait_while_the_server_is_away_and_none_is_dropped(
     assert redis.zcard(keys.DEAD_LETTERS) == 3
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-was-away-what-must-i-do",
+    "It finds them by the host, port and database of `KEYE_REDIS_URL`",
+)
 def test_another_redis_does_not_get_them(client: Redis, outbox: Outbox, store: LeaseStore, tmp_path: Path) -> None:
     lease = claim(store, a_job())
     leave_on_disk(client, outbox, lease, a_failure(lease))

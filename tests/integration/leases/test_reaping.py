@@ -163,6 +163,10 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
     assert taken.stage is stage
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
+    "when jobs published after it were taken from its queue",
+)
 def test_job_whose_message_was_lost_is_published_again(store: LeaseStore, redis: Redis) -> None:
     lost, taken, waiting = a_job(), a_job(), a_job()
     publish(redis, lost, time.time() - 200)
@@ -180,6 +184,7 @@ def test_job_whose_message_was_lost_is_published_again(store: LeaseStore, redis:
     assert claim(store, lost).attempt == 1
 
 
+@pytest.mark.holds("docs/operations.md#a-job-waits-and-waits-is-its-message-lost", "taken from its queue")
 def test_queues_of_other_priorities_say_nothing_about_a_message(store: LeaseStore, redis: Redis) -> None:
     patient, urgent = a_job(priority="low"), a_job(priority="high")
     publish(redis, patient, time.time() - 200)
@@ -188,6 +193,10 @@ def test_queues_of_other_priorities_say_nothing_about_a_message(store: LeaseStor
     assert store.sweep(10) == []
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
+    "when that queue is empty, and two leases have passed",
+)
 def test_last_message_is_missed_when_there_are_none_left(store: LeaseStore, redis: Redis) -> None:
     sealed, fresh = a_job(), a_job()
     publish(redis, sealed, time.time() - 200)

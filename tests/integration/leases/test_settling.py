@@ -140,6 +140,11 @@ def late_failure(sealed: SealedJob) -> JobFailure:
     )
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
+    "ends as EXPIRED although no worker took it",
+    "Both need one living worker, busy or not.",
+)
 def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
     store: LeaseStore, settlement: Settlement, redis: Redis
 ) -> None:

@@ -22,6 +22,10 @@ def test_a_host_without_bounds_has_all_its_memory_and_cores(tmp_path: Path) -> N
     assert host.num_cores(tmp_path) == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "Cores and memory are those of the control group (a container's limits).",
+)
 @pytest.mark.parametrize(
     "files",
     [
@@ -43,11 +47,16 @@ def test_the_smallest_memory_of_the_groups_counts(tmp_path: Path, files: dict[st
     assert host.memory_bytes(write(tmp_path, files)) == 2**27
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "Cores and memory are those of the control group",
+)
 def test_a_quota_of_half_a_core_is_one(tmp_path: Path) -> None:
     write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"})
     assert host.num_cores(tmp_path) == 1
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "The workers of one host divide it")
 def test_workers_of_a_host_divide_its_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "num_cores", lambda: 24)
     monkeypatch.setattr(host, "memory_bytes", lambda: 64 * 2**30)
@@ -57,6 +66,7 @@ def test_workers_of_a_host_divide_its_cores_and_memory(monkeypatch: pytest.Monke
     assert pixels == [4, 4, 1]
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "What is set stands for each worker.")
 def test_what_is_set_stands_for_each_worker() -> None:
     settings = Settings(host_workers=8, decoders=12, max_decoded_bytes=2**40)
     assert (settings.decoders, settings.max_decoded_bytes) == (12, 2**40)

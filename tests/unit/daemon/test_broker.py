@@ -28,12 +28,14 @@ def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
     redis.config_set("appendonly", "yes")
 
 
+@pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "`keye-worker run` refuses to start otherwise")
 def test_a_broker_that_may_evict_jobs_is_refused(evicting_url: str) -> None:
     (fault,) = select(check(evicting_url), Severity.FAULT)
     assert "allkeys-lru" in str(fault)
     assert "noeviction" in fault.cure
 
 
+@pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "(`KEYE_REQUIRE_DURABLE=1` makes this a fault)")
 def test_a_broker_without_an_append_only_file_is_warned_about_or_refused(forgetful_url: str) -> None:
     (warning,) = select(check(forgetful_url), Severity.WARNING)
     assert "appendonly" in warning.cure
@@ -41,6 +43,10 @@ def test_a_broker_without_an_append_only_file_is_warned_about_or_refused(forgetf
     assert "KEYE_REQUIRE_DURABLE" in str(fault)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-must-be-true-of-redis",
+    "a password or ACLs unless it listens on loopback only: both are warnings",
+)
 @pytest.mark.parametrize(
     ("url", "severity"),
     [
@@ -62,6 +68,10 @@ def test_a_broker_that_cannot_be_used_is_a_fault_that_never_shows_the_password(u
     assert "hunter2" not in str(finding)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-must-be-true-of-redis",
+    "Its clock and the worker's at most a third of `KEYE_LEASE_SECONDS` apart",
+)
 @pytest.mark.parametrize(
     ("skew", "lease", "severity"),
     [

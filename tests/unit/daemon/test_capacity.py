@@ -21,6 +21,7 @@ from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
+from tests.support.pages import printed
 from tests.support.zoo import draw_quarters, encode_clip, steady_times
 
 PREVIEW = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
@@ -45,6 +46,10 @@ def plan(*arguments: object) -> dict[str, Any]:
     return dict(json.loads(answer.stdout))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
+    "for the 8B sizes on an H100 the two agree to a percent",
+)
 def test_an_h100_is_planned_as_one_was_measured() -> None:
     """Its log: GPU memory: 17.0 of 79.2 GiB taken, 1.8 GiB for the largest step or video, 52.4 GiB for keys and values;
     room for 381696 tokens.
@@ -89,6 +94,10 @@ def test_a_gpu_without_room_for_one_job_is_told_what_would_have() -> None:
     assert plan("--gpu-memory", f"{float(found[1]) - 0.1:.1f}GiB", *shape)["memory"]["jobs"] == 0
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
+    "for one that you think of buying, without weights and without running anything",
+)
 @pytest.mark.usefixtures("checkpoint")
 def test_files_that_are_shown_at_the_pixels_it_says_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYE_CONCURRENCY", "64")
@@ -104,6 +113,10 @@ def test_files_that_are_shown_at_the_pixels_it_says_fit(tmp_path: Path, monkeypa
     assert lowered["visual_tokens"] < planned["visual_tokens"]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
+    "A worker measures the same at its start",
+)
 def test_on_a_cpu_the_plan_is_what_an_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = load_model(PREVIEW, dtype=torch.float32), KeyeProcessor.from_checkpoint(PREVIEW)
     engine = Engine(
@@ -143,3 +156,16 @@ def test_a_folder_that_is_no_checkpoint_is_told(
     monkeypatch.setenv("KEYE_MODEL_PATH", str(tmp_path))
     assert CliRunner().invoke(app, ["plan"]).exit_code == ExitCode.PREFLIGHT_FAILED
     assert "config.json" in caplog.text
+
+
+@pytest.mark.usefixtures("checkpoint")
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
+    "$ keye-worker plan --visual-tokens 6000 --gpu-memory 24GiB",
+)
+def test_the_page_prints_what_is_printed() -> None:
+    (block,) = printed("docs/operations.md", "How many jobs does a GPU hold, and what must I lower?", language="")
+    command, _, shown = block.partition("\n")
+    arguments = command.removeprefix("$ keye-worker ").split()
+    answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"}, catch_exceptions=False)
+    assert answer.output.rstrip() == shown.rstrip()

@@ -39,11 +39,13 @@ def cut_gpus(driver: Driver) -> None:
     )
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "One process for each GPU that `nvidia-smi -L` lists")
 @pytest.mark.usefixtures("two_gpus")
 def test_every_gpu_the_driver_lists_gets_a_worker() -> None:
     assert visible_gpus("auto", {}) == ["GPU-aaaa", "GPU-bbbb"]
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "A card cut by MIG counts as its instances")
 def test_each_mig_instance_gets_a_worker_and_the_card_it_was_cut_from_does_not(driver: Driver) -> None:
     driver(
         Card("GPU-aaaa"),
@@ -53,11 +55,13 @@ def test_each_mig_instance_gets_a_worker_and_the_card_it_was_cut_from_does_not(d
     assert visible_gpus("auto", {}) == ["GPU-aaaa", "MIG-1111", "MIG-2222", "MIG-GPU-cccc/3/0"]
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "as none where it has MIG enabled and no instance")
 def test_a_card_with_mig_enabled_and_no_instance_gets_no_worker(driver: Driver) -> None:
     driver(Card("GPU-aaaa", "Enabled"), Card("GPU-bbbb"))
     assert visible_gpus("auto", {}) == ["GPU-bbbb"]
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "for each in `CUDA_VISIBLE_DEVICES` where that is set")
 @pytest.mark.usefixtures("two_gpus")
 def test_the_operators_own_choice_is_kept() -> None:
     assert visible_gpus("auto", {"CUDA_VISIBLE_DEVICES": "1, GPU-cccc"}) == ["1", "GPU-cccc"]
@@ -69,11 +73,17 @@ def test_an_empty_choice_hides_all_and_a_negative_one_ends_the_list(chosen: str,
     assert visible_gpus("auto", {"CUDA_VISIBLE_DEVICES": chosen}) == expected
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "or with `KEYE_DEVICE=cpu`, one process runs on the CPU")
 @pytest.mark.usefixtures("two_gpus")
 def test_the_cpu_is_used_when_asked_for() -> None:
     assert visible_gpus("cpu", {"CUDA_VISIBLE_DEVICES": "0"}) == []
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-gpus-are-used",
+    "Without a GPU, or with `KEYE_DEVICE=cpu`, one process runs on the CPU",
+    "every one, and a fault where there is none",
+)
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus("auto", {}) == []
@@ -81,6 +91,11 @@ def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch, 
         visible_gpus("auto", {}, "all")
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-gpus-are-used",
+    "as nvidia-smi numbers them; a card cut by MIG stands for all its instances",
+    "`--gpus` takes the place of `CUDA_VISIBLE_DEVICES`",
+)
 @pytest.mark.usefixtures("cut_gpus")
 @pytest.mark.parametrize(
     ("asked", "expected"),
@@ -99,6 +114,7 @@ def test_gpus_that_are_named_get_a_worker_each_whatever_cuda_visible_devices_is(
     assert visible_gpus("auto", {"CUDA_VISIBLE_DEVICES": "1"}, asked) == expected
 
 
+@pytest.mark.holds("docs/operations.md#which-gpus-are-used", "what is not there, or named twice")
 @pytest.mark.usefixtures("cut_gpus")
 @pytest.mark.parametrize(
     ("asked", "told"),

@@ -41,6 +41,7 @@ def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: 
     assert {finding.severity for finding in findings} == {Severity.OK}
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "a `KEYE_` name that is no setting is a warning")
 def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> None:
     (finding,) = check_setting_names(["PATH", "KEYE_MODEL_PATH", "KEYE_MEDIA_ROOT"])
     assert finding.severity is Severity.WARNING
@@ -49,6 +50,7 @@ def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> No
     )
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "tells all faults in one message, each with what to do")
 def test_every_fault_is_in_one_message(tmp_path: Path) -> None:
     settings = Settings(
         redis_url="redis://127.0.0.1:1/0", model_path=tmp_path / "none", device="cuda", media_roots=(tmp_path / "gone",)
@@ -76,6 +78,11 @@ def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert faults(list(check_media_roots([tmp_path, tmp_path / "clip.mp4"]))) == ["media roots"]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "`keye-worker doctor` says what each one gets, and warns",
+    "Allow for that memory twice, plus 100 MB a child.",
+)
 def test_shares_that_the_hosts_memory_does_not_hold_are_warned_about() -> None:
     finding = check_shares(Settings(host_workers=4, decoders=8, max_decoded_bytes=4 * 2**30), 16, 32 * 2**30)
     assert finding.severity is Severity.WARNING
@@ -95,6 +102,10 @@ def test_a_video_decoder_that_is_not_installed_is_refused(monkeypatch: pytest.Mo
     assert "pip install decord" in finding.cure
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "Where a kernel has no such filters, a worker says so at its start",
+)
 def test_machine_whose_decoders_cannot_be_kept_off_the_network_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_sandbox().severity is Severity.OK
     monkeypatch.setattr("platform.machine", lambda: "riscv64")

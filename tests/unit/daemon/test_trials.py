@@ -32,12 +32,14 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "the decoders (a clip is made and read back)")
 def test_a_clip_is_made_and_read_back() -> None:
     finding = check_decoders("pyav")
     assert finding.severity is Severity.OK
     assert finding.found.startswith("8 frames of H.264 read back")
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "S3 credentials")
 @pytest.mark.usefixtures("no_aws")
 def test_missing_s3_credentials_are_a_warning_with_a_cure() -> None:
     finding = check_s3(None)
@@ -61,6 +63,7 @@ OLD_DRIVER = TorchFacts("2.14.1", "13.0", 8, gpus=())
 ONE_GPU = TorchFacts("2.14.1", "13.0", 8, gpus=(("NVIDIA L4", 24 * 2**30),))
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "whether torch can use the GPU")
 @pytest.mark.parametrize(
     ("torch", "gpus", "severity"),
     [
@@ -79,6 +82,7 @@ def test_every_gpu_of_the_driver_must_be_usable_by_torch(
     assert check_torch_sees_gpus(gpus, torch).severity is severity
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "the model fits into its memory")
 def test_a_model_must_fit_into_the_gpu_with_room_for_its_work() -> None:
     assert check_gpu_memory(16 * 2**30, ONE_GPU).severity is Severity.OK
     too_large = check_gpu_memory(22 * 2**30, ONE_GPU)
@@ -117,6 +121,7 @@ def plant_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_attention, "varlen_attn", varlen_on_paper)
 
 
+@pytest.mark.holds("docs/operations.md#are-its-numbers-right-on-this-machine", "a warning of `doctor`")
 def test_attention_that_is_wrong_is_a_warning_with_the_form_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     plant_wrong_attention(monkeypatch)
     settings = Settings(model_path=GENERATIONS["Keye"] / "checkpoint", device="cpu")

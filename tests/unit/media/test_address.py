@@ -143,6 +143,7 @@ def test_the_table_is_as_long_as_was_promised() -> None:
     assert len(REFUSED) >= 40
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "public addresses, looked up once")
 @pytest.mark.parametrize("spelling", REFUSED)
 def test_address_that_is_not_public_is_never_connected_to(
     listener: socket.socket, tmp_path: Path, spelling: str
@@ -167,6 +168,7 @@ def test_the_same_address_is_reached_where_nothing_guards_it(
     assert attempts_on(port) - before == num_accepted(listener) == 1
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "looked up once and connected to as looked up")
 def test_name_that_changes_its_answer_is_asked_once_and_the_first_answer_dialled(
     listener: socket.socket, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_transparent_palette_entry_is_white(format: str) -> None:
     assert pixels[4, 6].tolist() == [0, 0, 255]
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "GIF (its first picture)")
 def test_first_picture_of_an_animation_is_taken() -> None:
     first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
     pixels = np.asarray(decode(encode(first, "GIF", save_all=True, append_images=[second])).pixels)

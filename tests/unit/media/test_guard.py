@@ -39,6 +39,7 @@ def test_links_that_stay_inside_are_followed(root: Path) -> None:
         assert file.read() == b"inside"
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "reached without `..`")
 def test_dots_that_lead_up_are_forbidden_even_where_they_stay_inside(root: Path) -> None:
     for way in (f"{root}/../media/clip.mp4", f"file://{root}/%2e%2e/media/clip.mp4", f"{root}/absent/../clip.mp4"):
         assert code_of_refusal(way, root) is ErrorCode.MEDIA_FORBIDDEN, way
@@ -46,6 +47,11 @@ def test_dots_that_lead_up_are_forbidden_even_where_they_stay_inside(root: Path)
     open_local(f"{root}/a..b.mp4", [root], 100).close()
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "So a file of more than one name is refused",
+    "the file says how many names it has, not where",
+)
 def test_file_with_a_second_name_is_forbidden_since_that_may_lie_outside(root: Path, tmp_path: Path) -> None:
     os.link(tmp_path / "secret.txt", root / "harmless.mp4")
     with pytest.raises(Fault, match=r"2 names \(hard links\).*Copy") as caught:
@@ -59,6 +65,7 @@ def test_root_that_is_itself_a_link_works(root: Path, tmp_path: Path) -> None:
         assert file.read() == b"inside"
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "by no symbolic link that leads out")
 def test_ways_out_of_the_root_are_forbidden(root: Path, tmp_path: Path) -> None:
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
     (root / "up").symlink_to(tmp_path)
@@ -98,6 +105,7 @@ def test_path_that_turns_into_a_way_out_after_the_check_is_still_refused(
     assert code_of_refusal(root / "clip.mp4", root) is ErrorCode.MEDIA_FORBIDDEN
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "regular files, reached")
 def test_what_is_no_regular_file_is_refused_without_waiting(root: Path) -> None:
     os.mkfifo(root / "fifo")
     (root / "folder").mkdir()

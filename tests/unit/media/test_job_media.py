@@ -129,6 +129,10 @@ def test_all_media_of_a_job_share_one_limit_on_pixels(limits: MediaLimits, tmp_p
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-media-does-a-worker-read",
+    "then decoded side by side in as many children as there are",
+)
 def test_images_of_a_job_are_decoded_side_by_side(limits: MediaLimits, tmp_path: Path) -> None:
     both = Barrier(2)
 
@@ -177,6 +181,7 @@ def pixels_held() -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "keye-pixels" in line]
 
 
+@pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "`data:` URIs of up to 1 MiB.")
 @pytest.mark.parametrize(
     ("uri", "code"),
     [

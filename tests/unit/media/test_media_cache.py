@@ -67,6 +67,10 @@ def test_ten_questions_about_one_clip_download_it_once(origin: Origin, tmp_path:
     assert origin.downloads == ["clip"]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "a medium that several of them want is downloaded once",
+)
 def test_jobs_that_want_a_clip_at_once_share_its_download(origin: Origin, tmp_path: Path) -> None:
     caches = [MediaCache(tmp_path, 1000), MediaCache(tmp_path, 1000)]
     all_wait, begun = Event(), Event()
@@ -99,6 +103,10 @@ def test_a_clip_finished_by_another_just_before_the_lock_is_not_downloaded_again
     assert list((tmp_path / "partial").iterdir()) == []
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "the least recently used going first when `KEYE_CACHE_BYTES` is reached",
+)
 def test_least_recently_used_go_first(origin: Origin, tmp_path: Path) -> None:
     cache = MediaCache(tmp_path, 1000)
     for number in range(10):
@@ -120,6 +128,10 @@ def age(path: Path) -> None:
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 10**9))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "when `KEYE_CACHE_BYTES` is reached",
+)
 def test_size_is_never_exceeded_however_many_download_at_once(origin: Origin, tmp_path: Path) -> None:
     caches = [MediaCache(tmp_path, 10_000) for _ in range(3)]
     dice = random.Random(7)
@@ -150,12 +162,20 @@ def test_size_is_never_exceeded_however_many_download_at_once(origin: Origin, tm
     assert len(origin.downloads) < len(wishes)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "A medium that is larger than the cache is downloaded, used and not kept.",
+)
 def test_what_is_larger_than_the_cache_is_read_and_not_kept(origin: Origin, tmp_path: Path) -> None:
     for cache in (MediaCache(tmp_path, 99), MediaCache(tmp_path, 0)):
         assert origin.read(cache, "clip") == content_of("clip", 100)
         assert num_bytes_in(tmp_path) == 0
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "running jobs keep what they have open",
+)
 def test_open_medium_stays_whole_when_it_is_removed_from_the_cache(origin: Origin, tmp_path: Path) -> None:
     cache = MediaCache(tmp_path, 150)
     with cache.open(("first",), 100, origin.download("first", 100)) as file:
@@ -222,6 +242,10 @@ def test_download_of_a_killed_worker_is_forgotten_and_its_room_given_back(origin
     assert not list((tmp_path / "partial").iterdir())
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "Files can be deleted at any time",
+)
 def test_folders_that_were_tidied_away_are_made_again(origin: Origin, tmp_path: Path) -> None:
     cache = MediaCache(tmp_path, 150)
     for name in ("whole", "partial"):

@@ -22,6 +22,10 @@ from keye.worker.proof.numbers import NumbersDiffer, prove_numbers
 CPU = torch.device("cpu")
 
 
+@pytest.mark.holds(
+    "docs/operations.md#are-its-numbers-right-on-this-machine",
+    "They go through processor and engine on the installed packages",
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_numbers_of_both_generations_are_proven_in_each_precision(dtype: torch.dtype) -> None:
     said = prove_numbers(GENERATIONS.values(), dtype, CPU)
@@ -30,6 +34,10 @@ def test_numbers_of_both_generations_are_proven_in_each_precision(dtype: torch.d
         assert f"{name} logits off by " in said
 
 
+@pytest.mark.holds(
+    "docs/operations.md#are-its-numbers-right-on-this-machine",
+    "two tiny checkpoints in the released layout, and four cases of each",
+)
 def test_proof_is_small_enough_to_ship() -> None:
     folder = Path(next(iter(GENERATIONS.values()))).parent
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 4e6
@@ -83,6 +91,11 @@ FAULTS = {
 }
 
 
+@pytest.mark.holds(
+    "docs/operations.md#are-its-numbers-right-on-this-machine",
+    "So every worker proves its numbers before it takes a job",
+    "A number that is off stops the start (12), named.",
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_named_by_the_doctor_and_stops_a_start(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     of, name, plant, says = FAULTS[fault]

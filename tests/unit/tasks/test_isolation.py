@@ -3,6 +3,8 @@
 import threading
 import time
 
+import pytest
+
 from keye.worker.tasks.analyze import Isolation
 from tests.support.conditions import eventually
 
@@ -35,6 +37,10 @@ def stays_out(jobs: Jobs, name: str) -> bool:
     return name not in jobs.running
 
 
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "finishes what it has and holds other jobs back meanwhile",
+)
 def test_suspect_waits_for_those_before_it_and_holds_back_those_behind_it() -> None:
     jobs = Jobs()
     jobs.start("a")

@@ -30,16 +30,26 @@ def retry_of(jitter: float, code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **fac
     return decide_retry(fault, lease, **known, jitter=jitter)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "Those that pass by themselves (`MEDIA_UNREACHABLE`) or can be made smaller (`OUT_OF_MEMORY`",
+    "Everything else ends the job at once",
+)
 @pytest.mark.parametrize("code", ErrorCode)
 def test_only_what_passes_or_can_be_made_smaller_is_tried_again(code: ErrorCode) -> None:
     assert (retry_of(0.5, code) is not None) == (code in PASSES_OR_SHRINKS)
 
 
+@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "up to `max_attempts`")
 def test_last_attempt_has_no_next() -> None:
     assert retry_of(0.5, attempt=1, max_attempts=2) is not None
     assert retry_of(0.5, attempt=2, max_attempts=2) is None
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "The pause is drawn evenly from 0 to 4, 8, 16 ..",
+)
 def test_pause_is_anything_below_a_ceiling_that_doubles() -> None:
     ceilings = [retry_of(1.0, attempt=attempt) for attempt in range(1, 10)]
     pauses = [decision.pause_seconds for decision in ceilings if decision]
@@ -54,6 +64,7 @@ def test_store_is_left_alone_for_as_long_as_it_asked() -> None:
     assert retry_of(0.0, retry_after=86400, seconds_to_deadline=3600) is None
 
 
+@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "no attempt begins behind the job's deadline")
 def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> None:
     assert retry_of(0.5, seconds_to_deadline=2.1) == RetryDecision(2.0)
     assert retry_of(0.5, seconds_to_deadline=1.9) is None

@@ -86,6 +86,10 @@ def test_callers_who_invent_kinds_fill_no_memory(redis: Redis, time: Time) -> No
     assert redis.hlen(keys.WORK) == 1000
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run",
+    "what jobs of the same kind took of a worker's time",
+)
 def test_what_waits_is_counted_by_its_kinds(redis: Redis, time: Time, client: Client) -> None:
     fields = ({"prompt": "short", "generation": {"max_new_tokens": n}} for n in (16, 500))
     short, long = (AnalysisJob.model_validate(job) for job in fields)

@@ -21,6 +21,7 @@ def folder(tmp_path: Path) -> Iterator[HostFolder]:
         yield folder
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "A worker is live while it loads")
 @pytest.mark.parametrize(
     ("workers", "is_draining", "is_live", "is_ready"),
     [
@@ -43,6 +44,7 @@ def test_live_and_ready(
     assert all(worker in verdict.reason for worker in workers)
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "it is not once it has not beaten for 30 s")
 def test_a_worker_is_what_it_beats_until_it_falls_silent(folder: HostFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder.health_of("cpu") is Health.LOADING
     heartbeat = Heartbeat(str(folder.heartbeat_of("cpu")))
@@ -59,6 +61,7 @@ def test_a_worker_is_what_it_beats_until_it_falls_silent(folder: HostFolder, mon
     assert folder.health_of("cpu") is Health.LOADING
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "or its supervisor not for 15")
 def test_a_silent_supervisor_is_not_live(folder: HostFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.tell({"cpu": Health.READY}, is_draining=False)
     monkeypatch.setattr(health, "SILENT_AFTER_SECONDS", -1)
@@ -89,6 +92,7 @@ def run_probe(*options: str, cwd: Path, **environ: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=cwd, env=own | environ, capture_output=True, text=True)
 
 
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "2 is a wrong command line")
 def test_the_probe_finds_its_folder_in_the_environment_and_in_env_files(folder: HostFolder, tmp_path: Path) -> None:
     folder.tell({"cpu": Health.LOADING}, is_draining=False)
     (tmp_path / ".env").write_text(f"KEYE_RUN_FOLDER={tmp_path}\n")
@@ -103,6 +107,7 @@ def test_the_probe_finds_its_folder_in_the_environment_and_in_env_files(folder: 
     assert Settings.model_fields["run_folder"].default == Path(entry.RUN_FOLDER)
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "asks neither Redis nor HTTP")
 def test_a_probe_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     imported = run_probe(cwd=tmp_path).stderr
     assert "keye.worker.telemetry.health" in imported

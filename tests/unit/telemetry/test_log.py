@@ -79,6 +79,7 @@ class Unspeakable:
         raise RuntimeError(PASSWORD)
 
 
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "A text of more than 32,000 characters")
 @pytest.mark.parametrize(
     ("odd", "told"),
     [
@@ -118,6 +119,7 @@ def test_what_cannot_be_told_is_told_by_its_place(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.holds("docs/operations.md#what-does-the-log-say", "text shows the latter in brackets")
 def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
     descriptor, path = file
     logger, stream = logger_to(descriptor, TextLines("gpu0", REDACT))
@@ -132,6 +134,10 @@ def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
     assert lines[-1].endswith(": WARNING/gpu0] between jobs")
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say",
+    "up to 5,000 lines wait, and further ones are dropped and counted",
+)
 def test_lines_that_nobody_reads_are_dropped_and_counted_and_whole_ones_go_on_once_somebody_does() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -163,6 +169,10 @@ def test_a_full_disk_costs_its_lines_and_nothing_else() -> None:
     os.close(full)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say",
+    "A line that broke off for want of room is half an object",
+)
 def test_a_line_that_broke_off_does_not_spoil_the_next() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -179,6 +189,7 @@ def test_a_line_that_broke_off_does_not_spoil_the_next() -> None:
     os.close(writer)
 
 
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "1 is a fault nobody foresaw (there is a traceback)")
 def test_the_fault_that_ends_a_process_is_its_last_record() -> None:
     program = f"""
 from keye.config.settings import Settings

@@ -23,6 +23,7 @@ READY = LOADING.model_copy(
 )
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "No key: there is no such process")
 def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
     announcer = Announcer(redis, LOADING)
     announcer.start()
@@ -33,6 +34,10 @@ def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
     assert list_present(redis) == []
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-it-up-and-is-it-taking-jobs",
+    "each worker process keeps a key that expires when it falls silent for 20 seconds",
+)
 def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
     announcer = Announcer(redis, READY)
     announcer.start()
@@ -41,6 +46,7 @@ def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
     announcer.stop()
 
 
+@pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "the next smallest counts")
 def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis: Redis) -> None:
     def wait_for_context(expected: str | None) -> None:
         eventually(lambda: redis.get(keys.CONTEXT) == expected)

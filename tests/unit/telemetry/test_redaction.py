@@ -14,6 +14,10 @@ PASSWORD = "p@s:s/w#o%41r\"d\\ &é'"
 AWS_SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say",
+    "Passwords in URLs, `KEYE_REDIS_PASSWORD`, AWS keys and session tokens",
+)
 @pytest.mark.parametrize(
     ("text", "without"),
     [
@@ -64,6 +68,10 @@ def test_a_password_within_the_url_is_hidden_however_it_is_escaped() -> None:
     assert redact("long%20enough, long enough") == "***, ***"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say",
+    "Of a password of fewer than 8 characters only that and URLs are known.",
+)
 @pytest.mark.parametrize("password", ["a b", "a'b", "<a>", "12345/x"])
 def test_a_short_password_is_hidden_in_its_url_whatever_it_holds(password: str) -> None:
     url = f"redis://me:{password}@cache:6379/0"
