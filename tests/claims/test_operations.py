@@ -235,6 +235,16 @@ def test_a_log_file_is_copied_and_truncated_and_not_renamed(tmp_path: Path) -> N
 
 
 @pytest.mark.holds(
+    "docs/operations.md#what-does-the-log-say", "AWS keys and session tokens, `Authorization` headers and signatures"
+)
+def test_keys_of_the_env_file_are_hidden_too(tmp_path: Path) -> None:
+    secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+    (tmp_path / ".env").write_text(f"AWS_ACCESS_KEY_ID=of-the-file\nAWS_SECRET_ACCESS_KEY={secret}\n")
+    told = run_python(f"{LOGGING}\nlogging.warning('signed with {secret}')\nflush_log()", folder=tmp_path)
+    assert "signed with ***" in told
+
+
+@pytest.mark.holds(
     "docs/operations.md#what-does-the-log-say",
     "up to 5,000 lines wait",
     "more than 32,000 characters",

@@ -16,6 +16,7 @@ from typing import Any
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from keye.config.aws import load_aws_names
 from keye.config.settings import Settings
 from keye.worker.telemetry.redaction import redaction
 
@@ -138,6 +139,8 @@ def set_up_log(settings: Settings, worker: str, level: str | int, file: str | No
 
     `worker` names the process in each line. Raises `OSError` where the file cannot be opened.
     """
+    # Those of `.env` are secrets, too.
+    load_aws_names()
     descriptor = STDERR if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     stream = LogStream(descriptor)
     lines = JsonLines if settings.log_format == "json" else TextLines
