@@ -121,6 +121,10 @@ def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(
     assert "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa)." in worker.log
 
 
+@pytest.mark.holds(
+    "docs/operations.md#is-it-up-and-is-it-taking-jobs",
+    "the smallest of the live ones bounds what producers accept",
+)
 def test_what_no_worker_can_hold_is_refused_at_submit_as_far_as_words_tell(start: Start, client: Client) -> None:
     start(*RUN).wait_until_ready()
     for prompt, new in (("word " * 24_000, 8), ("7" * 24_000, 8), ("?", 4095)):

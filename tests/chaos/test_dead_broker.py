@@ -64,6 +64,11 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     assert_all_is_well(long + short)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-is-full-what-must-i-do",
+    "Nothing is lost meanwhile",
+    "go on by themselves",
+)
 def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
 ) -> None:

@@ -41,7 +41,7 @@ PAGE = "docs/operations.md"
 TEXT = " ".join((ROOT / PAGE).read_text().split())
 IDENTITY = WorkerIdentity(host="gpu-host-1", pid=4711, device="NVIDIA H100 80GB HBM3")
 MODEL = ModelIdentity(name="Keye-VL-8B-Preview", model_type="Keye", precision="bfloat16")
-READY = Presence(worker=IDENTITY, state=WorkerState.READY, model=MODEL, max_tokens=40960)
+READY = Presence(worker=IDENTITY, state=WorkerState.READY, model=MODEL, max_tokens=40960, template_tokens=8)
 
 
 def run_python(code: str, *arguments: str, folder: Path, **environ: str) -> str:

@@ -52,6 +52,10 @@ def ids(letters: Iterator[DeadLetter]) -> list[str]:
     return [letter.job_id for letter in letters]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "with its input, its failure and all its attempts",
+)
 def test_failed_job_lies_there_with_its_input_its_failure_and_every_attempt(client: Client, worker: Redis) -> None:
     job = client.submit(prompt="how many?", media=[CLIP], metadata={"order": 7})
     first = run(worker, job)
@@ -97,6 +101,10 @@ def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) ->
     assert ids(client.dead_letters.select([ErrorCode.INTERNAL], since_seconds=3600)) == everything[2:]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "stays for `KEYE_DEAD_LETTER_TTL_SECONDS`",
+)
 def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Redis) -> None:
     old, new = client.submit(prompt="old"), client.submit(prompt="new")
     fail(worker, old)
@@ -150,6 +158,10 @@ def test_purged_job_is_gone_and_its_key_is_free(client: Client, worker: Redis) -
     assert client.submit(prompt="secret", idempotency_key="k").id != job.id
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-is-full-what-must-i-do",
+    "forget all that failed (`keye dead purge --all`)",
+)
 def test_keye_dead_lists_shows_requeues_and_purges(client: Client, worker: Redis, redis_url: str) -> None:
     def keye(*arguments: str) -> tuple[int, str]:
         told = CliRunner().invoke(app, ["dead", *arguments, "--redis-url", redis_url])

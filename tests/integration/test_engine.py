@@ -198,7 +198,7 @@ def test_higher_priority_is_answered_first(start_engine: Callable[..., Engine], 
 
 @pytest.mark.holds(
     "docs/operations.md#is-it-up-and-is-it-taking-jobs",
-    "`max_tokens` is what a prompt and its answer may have together there.",
+    "`max_tokens` is what a prompt and its answer may have together there",
 )
 def test_prompt_and_answer_larger_than_the_pool_are_refused_at_the_door(
     start_engine: Callable[..., Engine], processor: KeyeProcessor

@@ -78,6 +78,10 @@ class TestSubmit:
             client.submit(prompt="?", idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == []
 
+    @pytest.mark.holds(
+        "docs/operations.md#redis-is-full-what-must-i-do",
+        "producers are told (`QueueUnavailable`, exit code 7 of `keye`)",
+    )
     def test_a_full_redis_is_told_from_an_absent_one(self, client: Client, redis: Redis) -> None:
         redis.config_set("maxmemory", 1)
         try:

@@ -101,6 +101,10 @@ def test_store_that_is_away_for_a_moment_costs_an_attempt_and_no_answer(plant: P
     assert not result.warnings
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "what the store asked for by `Retry-After` comes on top, an hour at most",
+)
 def test_store_that_asks_for_a_day_is_tried_again_in_an_hour(plant: Plant) -> None:
     FaultyProcessor.misfortunes.append(Fault(ErrorCode.MEDIA_UNREACHABLE, "answered 503", retry_after_seconds=86400))
     job = plant.client.submit(a_job())

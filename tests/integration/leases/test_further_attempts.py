@@ -113,6 +113,10 @@ def test_job_given_back_to_nobody_is_published_again_after_two_leases(brief: Lea
     assert messages(redis) == [lease.job_id]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "shows each attempt without an answer, the last too",
+)
 def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     brief: LeaseStore, client: Redis, redis: Redis
 ) -> None:

@@ -45,6 +45,10 @@ def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
     assert settlement.settle(remembered, a_failure(remembered))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-is-full-what-must-i-do",
+    "lower `KEYE_RESULT_TTL_SECONDS` (for jobs that end from now on)",
+)
 def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
     store: LeaseStore, settlement: Settlement, redis: Redis
 ) -> None:
