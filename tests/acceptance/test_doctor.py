@@ -22,6 +22,7 @@ def environ(redis_url: str, checkpoint: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.holds("docs/alerts.md#keyenoreadyworker", "`keye-worker doctor` on the host tries every step")
 @pytest.mark.holds(
     "docs/operations.md#are-its-numbers-right-on-this-machine",
     "`keye-worker doctor` tells how near they are",

@@ -69,6 +69,8 @@ class Host:
         eventually(lambda: "/readyz" in self.worker.log, within_seconds=60)
 
 
+@pytest.mark.holds("docs/deploy.md#kubernetes", "a worker that loads is live and not ready")
+@pytest.mark.holds("docs/alerts.md#keyetargetdown", "If `keye-worker probe` on that host says `live`")
 @pytest.mark.holds(
     "docs/operations.md#is-it-up-and-is-it-taking-jobs",
     "keye-worker probe --ready",
@@ -100,6 +102,7 @@ def test_probes_are_right_from_loading_to_the_end_of_the_drain(
     assert not is_alive(present.worker.pid)
 
 
+@pytest.mark.holds("docs/deploy.md#kubernetes", "one that hangs is restarted")
 def test_a_worker_that_hangs_is_not_live(start: Start, tmp_path: Path) -> None:
     host = Host(start, tmp_path)
     pid = host.worker.wait_until_ready().worker.pid
@@ -182,6 +185,7 @@ def test_every_end_that_a_worker_writes_is_counted_and_told_once(
     assert told == [(late.id, "DEADLINE_EXCEEDED"), (held.id, "WORKER_LOST")]
 
 
+@pytest.mark.holds("docs/alerts.md#keyenoreadyworker", "`keye status` lists them.")
 @pytest.mark.holds("docs/operations.md#how-many-jobs-wait-and-how-many-run", "`--json` prints it for programs.")
 @pytest.mark.holds(
     "docs/operations.md#is-it-up-and-is-it-taking-jobs",
@@ -217,6 +221,7 @@ def test_the_queue_is_told_by_priority_and_in_seconds_of_work(
     assert as_json["fleet"]["running"] == 1
 
 
+@pytest.mark.holds("docs/alerts.md#keyetargetdown", "the log's line that the port is taken")
 def test_a_port_that_is_taken_is_told_and_jobs_are_answered(start: Start, client: Client, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

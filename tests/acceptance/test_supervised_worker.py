@@ -32,6 +32,7 @@ def has_reached(job: Job, stage: Stage, attempt: int = 1) -> bool:
     return any(event.stage is stage and event.attempt == attempt for event in reached)
 
 
+@pytest.mark.holds("docs/alerts.md#keyeworkerhung", "kill that process: its jobs start again elsewhere")
 def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
     start: Start, client: Client, slow_store: SlowStore
 ) -> None:
@@ -54,6 +55,11 @@ def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
 
 
 @pytest.mark.holds(
+    "docs/alerts.md#keyeworkerhung",
+    "It ends by itself after `KEYE_STEP_SECONDS` and is started again",
+    "The log of one that ended by itself has where each thread was.",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-long-may-a-job-take",
     "`KEYE_STEP_SECONDS` | the process ends with 17, its jobs start again",
 )
@@ -73,6 +79,7 @@ def test_a_step_that_never_ends_ends_its_process_and_the_job_is_answered_by_the_
     assert "in step_or_fail" in worker.log  # where it hung
 
 
+@pytest.mark.holds("docs/alerts.md#keyeworkergivenup", "the others work", "Its log says why it could not load.")
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do",
     "`keye-worker run` counts the workers it starts",
@@ -137,6 +144,7 @@ def test_what_no_worker_can_hold_is_refused_at_submit_as_far_as_words_tell(start
     assert failed.value.code is ErrorCode.PROMPT_TOO_LONG
 
 
+@pytest.mark.holds("docs/alerts.md#keyeworkergivenup", "which drains the others first")
 @pytest.mark.holds(
     "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
     "It ends with 0.",

@@ -132,6 +132,7 @@ def test_a_wrong_password_of_redis_is_told_by_supervisor_and_worker_without_it(
         assert form == "text" or records(each)
 
 
+@pytest.mark.holds("docs/alerts.md#keyeloglinesdropped", "jobs are answered as ever")
 @pytest.mark.holds("docs/operations.md#what-does-the-log-say", "Nobody waits for who reads")
 @pytest.mark.parametrize("reader", ["who is slow", "who is gone", "on a full disk"])
 def test_jobs_are_answered_whoever_reads_the_log(

@@ -25,6 +25,7 @@ def _seconds_until_more_end(broker: Broker, jobs: list[Job], num_ended: int) -> 
     return time.monotonic() - back_at
 
 
+@pytest.mark.holds("docs/alerts.md#keyeredisdown", "Workers need nothing")
 @pytest.mark.holds(
     "docs/operations.md#redis-was-away-what-must-i-do",
     "Nothing.",

@@ -25,6 +25,10 @@ PROMPTS_BETWEEN_KILLS = ["wait 0.1"] * 12 + ["hello"] * 12
 AllIsWell = Callable[[list[Job]], None]
 
 
+@pytest.mark.holds(
+    "docs/alerts.md#an-alert-fired-what-does-it-mean-and-what-do-i-do",
+    "A job is not lost by any of what follows",
+)
 @pytest.mark.holds("docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do", "Nothing.")
 @pytest.mark.parametrize("lease_seconds", [SHORT.lease_seconds])
 def test_no_job_is_lost_or_doubled_when_workers_are_killed_all_the_time(
@@ -106,6 +110,10 @@ def test_all_jobs_of_a_killed_worker_start_again_within_its_lease(
     )
 
 
+@pytest.mark.holds(
+    "docs/alerts.md#keyeworkerrestarts",
+    "If one job does it, it soon runs alone and fails as `WORKER_LOST`.",
+)
 @pytest.mark.holds(
     "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
     "The attempt counts: a job that kills its worker each time ends as `WORKER_LOST`",

@@ -34,6 +34,7 @@ def resident_bytes(worker: EchoWorker) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.holds("docs/alerts.md#keyequarantinegrows", "workers take no harm")
 @pytest.mark.timeout(7200)
 def test_no_message_ends_a_worker_or_gets_lost(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate

@@ -49,6 +49,7 @@ def services(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return yaml.safe_load(shown.stdout.replace("$$", "$"))["services"]
 
 
+@pytest.mark.holds("docs/deploy.md#docker-compose", "Every line of `.env` reaches the workers")
 def test_every_setting_of_the_env_file_arrives_in_the_workers(services: dict[str, Any]) -> None:
     for name in ("worker", "worker-cpu"):
         environment = services[name]["environment"]
@@ -60,12 +61,18 @@ def test_every_setting_of_the_env_file_arrives_in_the_workers(services: dict[str
     assert services["worker"]["environment"]["KEYE_PRECISION"] == "int8"
 
 
+@pytest.mark.holds("docs/deploy.md#docker-compose", "Passwords stand in single quotes, as they are")
 def test_broker_is_started_with_the_password(services: dict[str, Any]) -> None:
     command = services["redis"]["command"]
     assert command[command.index("--requirepass") + 1] == PASSWORD
     assert services["flower"]["environment"]["KEYE_REDIS_PASSWORD"] == PASSWORD
 
 
+@pytest.mark.holds(
+    "docs/deploy.md#docker-compose",
+    "Every container has a read-only root, no capabilities",
+    "Nothing is published beyond loopback.",
+)
 def test_what_it_is_started_for_and_what_it_does_without_rights() -> None:
     profiles = {name: service.get("profiles") for name, service in COMPOSE["services"].items()}
     monitoring = {name: ["monitoring"] for name in ("flower", "prometheus", "grafana")}

@@ -38,6 +38,7 @@ PROMETHEUS_FIELDS = {
 }
 
 
+@pytest.mark.holds("docs/deploy.md#kubernetes", "The manifests are checked against Kubernetes' own schemas")
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda each: f"{each['kind']} {each['metadata']['name']}")
 def test_kubernetes_takes_every_manifest(resource: dict[str, Any]) -> None:
     if resource["kind"] != "ScaledObject":
@@ -75,6 +76,10 @@ def test_each_kind_of_gpu_has_its_deployment_budget_and_scaling() -> None:
 
 
 @pytest.mark.holds(
+    "docs/deploy.md#kubernetes",
+    "`terminationGracePeriodSeconds` is more than `KEYE_DRAIN_SECONDS`, 10 seconds and the pause before",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
     "Give your service manager or container more time than that before it kills",
 )
@@ -105,6 +110,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert rated.returncode == 0, rated.stdout + rated.stderr
 
 
+@pytest.mark.holds("docs/deploy.md#systemd", "but for 14: a model that five times could not be loaded")
 def test_systemd_tries_again_but_for_a_model_that_cannot_be_loaded() -> None:
     told = {ExitCode(int(code)) for code in unit_values("RestartPreventExitStatus")}
     assert told == {ExitCode.CHILD_NEVER_READY}
@@ -115,6 +121,11 @@ def unit_values(name: str) -> list[str]:
     return line.split()
 
 
+@pytest.mark.holds("docs/alerts.md#keyetargetdown", "Prometheus hears nothing from a host, or from any.")
+@pytest.mark.holds(
+    "docs/alerts.md#an-alert-fired-what-does-it-mean-and-what-do-i-do",
+    "None fires on a deployment that is idle or busy and well",
+)
 def test_rules_are_right_and_fire_as_their_examples_say(tmp_path: Path) -> None:
     promtool = need("promtool")
     for name in (ALERTS, ROOT / "tests/support/alerts_test.yml"):
@@ -127,6 +138,10 @@ def rules() -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
 
 
+@pytest.mark.holds(
+    "docs/alerts.md#an-alert-fired-what-does-it-mean-and-what-do-i-do",
+    "`tests/support/alerts_test.yml` holds that, and what each fires on",
+)
 def test_each_alert_has_an_example_and_a_page() -> None:
     tests = yaml.safe_load((ROOT / "tests/support/alerts_test.yml").read_text())["tests"]
     fired = {each["alertname"] for test in tests for each in test["alert_rule_test"] if each.get("exp_alerts")}
@@ -141,6 +156,7 @@ def test_each_alert_has_an_example_and_a_page() -> None:
     assert all(each == rules().keys() for each in silent)
 
 
+@pytest.mark.holds("docs/alerts.md#keyejobsfail", "fail by codes that are nobody's input")
 def test_failures_that_alert_are_those_of_the_service() -> None:
     named = set(re.findall(r'code=~"([^"]+)"', rules()["KeyeJobsFail"]["expr"])[0].split("|"))
     assert named == {code.value for code in ErrorCode if code.facts.blame == "service"}

@@ -66,6 +66,7 @@ def test_what_is_installed_here_is_what_is_locked() -> None:
     assert {canonicalize_name(requirement.name) for requirement in asked()} <= installed.keys()
 
 
+@pytest.mark.holds("docs/deploy.md#docker-compose", "The image takes the locked CUDA wheels")
 def test_image_is_built_from_the_lock() -> None:
     steps = (ROOT / "Dockerfile").read_text()
     # Of uv itself, then of all that it installs.
@@ -77,6 +78,7 @@ def test_image_is_built_from_the_lock() -> None:
     assert "!constraints.txt" in (ROOT / ".dockerignore").read_text()
 
 
+@pytest.mark.holds("docs/deploy.md#docker-compose", "Dependencies are a layer of their own")
 def test_image_fetches_its_dependencies_before_it_looks_at_the_source() -> None:
     steps = (ROOT / "Dockerfile").read_text()
     assert steps.index("--extra worker") < steps.index("COPY src") < steps.index("--no-deps .")

@@ -79,6 +79,11 @@ def redis_port(run: Run) -> int:
     return port
 
 
+@pytest.mark.holds(
+    "docs/deploy.md#docker-compose",
+    "start the very commands of its services",
+    "which shows tasks with `KEYE_CELERY_EVENTS=true`",
+)
 def test_flower_shows_workers_and_tasks_of_a_redis_with_a_password(
     start: Start, run: Run, redis_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

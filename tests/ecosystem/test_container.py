@@ -75,6 +75,10 @@ def ending(job: Job) -> str:
         return failed.code
 
 
+@pytest.mark.holds(
+    "docs/deploy.md#docker-compose",
+    "They run the worker under `runc` with the rights, mounts and health check of the compose file",
+)
 def test_the_worker_answers_the_demonstration_in_a_container(
     container: Container, client: Client, errands: list[Errand]
 ) -> None:

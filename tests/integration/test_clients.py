@@ -263,6 +263,7 @@ class TestMany:
         with pytest.raises(TypeError, match="give a list"):
             list(pair.client.map("?", media))
 
+    @pytest.mark.holds("docs/alerts.md#keyedraintoolong", "have producers refused by `KEYE_MAX_QUEUE_DEPTH`")
     @pytest.mark.holds(
         "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
         "new ones are refused as `QueueFull`",

@@ -114,6 +114,10 @@ def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Re
 
 
 @pytest.mark.holds(
+    "docs/alerts.md#an-alert-fired-what-does-it-mean-and-what-do-i-do",
+    "fails and is kept to be sent again",
+)
+@pytest.mark.holds(
     "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
     "A requeued job has a new id",
 )
@@ -158,6 +162,13 @@ def test_purged_job_is_gone_and_its_key_is_free(client: Client, worker: Redis) -
     assert client.submit(prompt="secret", idempotency_key="k").id != job.id
 
 
+@pytest.mark.holds("docs/alerts.md#keyedeadlettersgrow", "`keye dead list --since 1h` says of which code.")
+@pytest.mark.holds(
+    "docs/alerts.md#keyejobsfail",
+    "`keye dead list --since 1h --code <code>` which jobs",
+    "`keye dead show <job id>` names what they ask",
+    "Afterwards: `keye dead requeue --code <code>`.",
+)
 @pytest.mark.holds(
     "docs/operations.md#redis-is-full-what-must-i-do",
     "forget all that failed (`keye dead purge --all`)",

@@ -260,6 +260,7 @@ class SmallDevice:
         return self._forward(embeds, *args, **kwargs)
 
 
+@pytest.mark.holds("docs/alerts.md#keyeoutofmemory", "Workers halve the batch and go on, slower.")
 def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
     start_engine: Callable[..., Engine],
     processor: KeyeProcessor,

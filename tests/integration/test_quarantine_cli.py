@@ -76,6 +76,10 @@ def is_plain(output: str) -> bool:
 
 
 @pytest.mark.holds(
+    "docs/alerts.md#keyequarantinegrows",
+    "`keye dead list --messages --since 2h` says why each could not be read.",
+)
+@pytest.mark.holds(
     "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
     "never the content, nor with --json",
 )
@@ -179,6 +183,7 @@ def test_unknown_id_ends_with_5_and_nothing_is_purged(redis: Redis, keye: Keye, 
     assert client.quarantine.find(message_id).raw == b"?"
 
 
+@pytest.mark.holds("docs/alerts.md#keyequarantinegrows", "`keye dead purge --messages --all` once you have looked")
 @pytest.mark.holds(
     "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
     "or --messages with --since 2h or --all",

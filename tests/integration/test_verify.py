@@ -87,6 +87,10 @@ def test_record_that_contradicts_itself_is_found(
 
 
 @pytest.mark.holds(
+    "docs/alerts.md#keyeoldestjobold",
+    "`keye verify` says whether anything is stuck, and puts it by name",
+)
+@pytest.mark.holds(
     "docs/operations.md#is-any-job-stuck-lost-or-in-two-places",
     "QUEUED without a message, and nobody will publish one",
     "What a living worker puts right within two leases does not count.",

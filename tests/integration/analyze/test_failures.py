@@ -161,6 +161,7 @@ def test_a_newer_job_goes_back_to_the_queue_until_a_worker_comes_that_knows_it(
     assert plant.redis.zscore(keys.LEASES, job_id) is None
 
 
+@pytest.mark.holds("docs/alerts.md#keyeoldestjobold", "one of a newer release waits for workers that know it")
 @pytest.mark.holds("docs/operations.md#how-do-i-upgrade-a-fleet", "Only then it fails with `UNKNOWN_SCHEMA_VERSION`")
 def test_a_newer_job_that_no_worker_knows_ends_when_its_time_is_over(plant: Plant, newer: Callable[..., Any]) -> None:
     payload = newer(2.5)

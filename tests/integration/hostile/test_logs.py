@@ -111,6 +111,7 @@ def test_a_worker_that_has_met_all_of_it_tells_of_it_in_lines_of_its_own(host: E
     assert [line for line in lines if "CRITICAL" in line.partition("]")[0]] == []
 
 
+@pytest.mark.holds("docs/alerts.md#keyejobsfail", "`INTERNAL`: the traceback in the log")
 def test_a_fault_of_the_worker_itself_is_told_without_the_job(host: EchoHost) -> None:
     job = host.client.submit(prompt="raise MemoryError", metadata={"source": SIGNED}, max_attempts=1)
     assert host.failure(job.id).code in (ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL)

@@ -58,6 +58,7 @@ def test_a_cancel_that_is_heard_between_claim_and_holding_is_told_at_once(client
     renewal.stop()
 
 
+@pytest.mark.holds("docs/alerts.md#keyelaterenewals", "Workers renew their leases so late")
 def test_a_renewal_is_late_once_it_has_come(brief: LeaseStore, redis: Redis) -> None:
     renewal = LeaseRenewal(brief)
 

@@ -63,6 +63,7 @@ def test_an_h100_is_planned_as_one_was_measured() -> None:
     assert capacity.num_tokens == pytest.approx(381_696, rel=0.01)
 
 
+@pytest.mark.holds("docs/alerts.md#keyeoutofmemory", "`keye-worker plan` says what fits")
 @pytest.mark.usefixtures("checkpoint")
 def test_what_it_says_to_lower_has_so_many_jobs_run_together() -> None:
     shape = ("--gpu-memory", "24GiB", "--visual-tokens", 6000)

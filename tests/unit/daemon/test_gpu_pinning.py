@@ -39,6 +39,7 @@ def cut_gpus(driver: Driver) -> None:
     )
 
 
+@pytest.mark.holds("docs/deploy.md#systemd", "It takes every GPU of the host")
 @pytest.mark.holds("docs/operations.md#which-gpus-are-used", "One process for each GPU that `nvidia-smi -L` lists")
 @pytest.mark.usefixtures("two_gpus")
 def test_every_gpu_the_driver_lists_gets_a_worker() -> None:
@@ -61,6 +62,11 @@ def test_a_card_with_mig_enabled_and_no_instance_gets_no_worker(driver: Driver) 
     assert visible_gpus("auto", {}) == ["GPU-bbbb"]
 
 
+@pytest.mark.holds("docs/deploy.md#systemd", "those of `CUDA_VISIBLE_DEVICES` in the file")
+@pytest.mark.holds(
+    "docs/alerts.md#keyeworkergivenup",
+    "`keye-worker doctor` with `CUDA_VISIBLE_DEVICES` set to that GPU tries it alone.",
+)
 @pytest.mark.holds("docs/operations.md#which-gpus-are-used", "for each in `CUDA_VISIBLE_DEVICES` where that is set")
 @pytest.mark.usefixtures("two_gpus")
 def test_the_operators_own_choice_is_kept() -> None:

@@ -135,6 +135,12 @@ def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
 
 
 @pytest.mark.holds(
+    "docs/alerts.md#keyeloglinesdropped",
+    "whoever reads stderr is gone or too slow",
+    "the workers then go on writing by themselves",
+    "What is lost stays lost.",
+)
+@pytest.mark.holds(
     "docs/operations.md#what-does-the-log-say",
     "up to 5,000 lines wait, and further ones are dropped and counted",
 )
@@ -159,6 +165,7 @@ def test_lines_that_nobody_reads_are_dropped_and_counted_and_whole_ones_go_on_on
     os.close(writer)
 
 
+@pytest.mark.holds("docs/alerts.md#keyeloglinesdropped", "The disk that the log goes to is full (`df`)")
 def test_a_full_disk_costs_its_lines_and_nothing_else() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     logger, stream = logger_to(full, TextLines("cpu", REDACT))
