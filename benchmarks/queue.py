@@ -22,11 +22,10 @@ from keye.config import keys
 from keye.config.connection import connect
 from keye.config.job import AnalysisJob
 from keye.config.presence import WorkerState, list_present
-from keye.config.topology import UNACKED
+from keye.config.topology import UNACKED, result_key
 from keye.config.wire import seal
 from keye.producer import Client, Job
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
-from keye.worker.results.settlement import result_key
 
 ROUNDS = 5
 NUM_JOBS = 3000

@@ -16,9 +16,13 @@ TAKEN = f"{PREFIX}taken"
 # Sorted set of the jobs that have a deadline and have not ended, by that deadline, Unix seconds.
 DEADLINES = f"{PREFIX}deadlines"
 
-# Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. Their records stay for
-# `dead_letter_ttl_seconds`, and so do the entries.
+# Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. None counts any more once that
+# is `dead_letter_ttl_seconds` ago, and the next job that fails has it taken out.
 DEAD_LETTERS = f"{PREFIX}dead"
+
+# Hash of what workers' settings say, for who is no worker: for how many seconds an ended job can be read (result) and a
+# failed one is a dead letter (dead_letter). Workers write it with their presence. Stays.
+KEPT = f"{PREFIX}kept"
 
 # Stream of messages that could not be read, the newest `keye.config.quarantine.MAX_MESSAGES` of them: fields
 # reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays.
@@ -48,8 +52,8 @@ WORKERS = f"{PREFIX}worker:*"
 
 
 def record(job_id: str) -> str:
-    """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED, as long as
-    a dead letter.
+    """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED,
+    `dead_letter_ttl_seconds` if that is longer: of the workers' settings, whoever ends it.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),

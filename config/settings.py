@@ -38,7 +38,7 @@ class ProducerSettings(BaseSettings):
         default=None, description="as it is, for a `KEYE_REDIS_URL` without one; in the URL @, #, / and % are escaped"
     )
     result_ttl_seconds: int = Field(
-        default=86400, ge=60, description="how long an ended job and its outcome can be read"
+        default=86400, ge=60, description="how long an ended job and its outcome can be read; workers' own word counts"
     )
     lease_seconds: float = Field(default=30, ge=1, description="a worker silent for this long loses its jobs")
     max_queue_depth: int | None = Field(
@@ -80,7 +80,9 @@ class Settings(ProducerSettings):
         default=False, description="whether a worker refuses a server without an append-only file, instead of warning"
     )
     dead_letter_ttl_seconds: int = Field(
-        default=7 * 86400, ge=60, description="how long a failed job stays among the dead letters"
+        default=7 * 86400,
+        ge=60,
+        description="how long a failed job is a dead letter; its outcome stays as long",
     )
 
     celery_canvas: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -20,6 +20,11 @@ UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
 
 
+def result_key(task_id: str) -> str:
+    """String that Celery's Redis backend reads a task's result from, and the channel on which it waits for it."""
+    return f"celery-task-meta-{task_id}"
+
+
 def message_list(priority: Priority) -> str:
     """The Redis list that Celery keeps the messages of this priority in, as kombu names it."""
     step = PRIORITY_STEPS[priority]

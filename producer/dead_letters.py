@@ -4,6 +4,7 @@ And messages that no worker could read, to be found or thrown away. How one look
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
 from keye.config.scripts import load_script
+from keye.config.topology import result_key
 from keye.config.wire import Outline, open_sealed
 from keye.producer.job import Job
 from keye.producer.transport import Transport, reaching_redis
@@ -72,7 +74,7 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The dead letters of one Redis; each is kept for KEYE_DEAD_LETTER_TTL_SECONDS."""
+    """The dead letters of one Redis; each is one for the workers' KEYE_DEAD_LETTER_TTL_SECONDS."""
 
     def __init__(self, submit: Callable[[AnalysisJob], Job], transport: Transport) -> None:
         self._submit = submit
@@ -81,11 +83,13 @@ class DeadLetters:
 
     def find(self, job_id: str) -> DeadLetter:
         """Raises `DeadLetterNotFound`."""
-        with reaching_redis("read the dead letter"), self._redis.pipeline() as reading:
+        with reaching_redis("read the dead letter"), self._redis.pipeline(transaction=False) as reading:
             reading.zscore(keys.DEAD_LETTERS, job_id)
             reading.hgetall(keys.record(job_id))
-            score, record = reading.execute()
-        if score is None or not record:
+            reading.hget(keys.KEPT, "dead_letter")
+            reading.time()
+            ended_at, record, kept_seconds, (now, _) = reading.execute()
+        if ended_at is None or not record or now - ended_at > float(kept_seconds or math.inf):
             raise DeadLetterNotFound(
                 f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was "
                 "requeued, purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
@@ -102,7 +106,7 @@ class DeadLetters:
             try:
                 letter = self.find(job_id)
             except DeadLetterNotFound:
-                # Requeued or purged meanwhile.
+                # Requeued, purged or too old meanwhile.
                 continue
             if not wanted or letter.failure.code in wanted:
                 yield letter
@@ -110,24 +114,28 @@ class DeadLetters:
     def requeue(self, letter: DeadLetter, max_pixels: int | None = None, fps: float | None = None) -> Job:
         """Send the job once more, as a new one, with `max_pixels` for every medium and `fps` for every video.
 
-        The letter leaves the list, and its record, which now goes as that of any ended job, names the new job in
-        `requeued_as`. Cut off in between, the call can be repeated: the job is queued once. Raises what `Client.submit`
-        raises, and `InvalidJob` for odd options.
+        The letter leaves the list, and its record, which can be read for KEYE_RESULT_TTL_SECONDS from now on, names the
+        new job in `requeued_as`. Cut off in between, the call can be repeated: the job is queued once. Raises what
+        `Client.submit` raises, and `InvalidJob` for odd options.
         """
         changed = change_media(letter.job, max_pixels, fps)
         # The first job's key would lead back to its failure.
         job = self._submit(changed.model_copy(update={"idempotency_key": f"requeued:{letter.job_id}"}))
-        with reaching_redis("close the dead letter"), self._redis.pipeline() as closing:
-            closing.zrem(keys.DEAD_LETTERS, letter.job_id)
+        with reaching_redis("close the dead letter"), self._redis.pipeline(transaction=False) as closing:
+            ttl_seconds = int(self._redis.hget(keys.KEPT, "result") or self._result_ttl_seconds)
             closing.hset(keys.record(letter.job_id), "requeued_as", job.id)
-            closing.expire(keys.record(letter.job_id), self._result_ttl_seconds)
-            closing.expire(keys.events(letter.job_id), self._result_ttl_seconds)
+            closing.expire(keys.record(letter.job_id), ttl_seconds)
+            closing.expire(keys.events(letter.job_id), ttl_seconds)
+            closing.zrem(keys.DEAD_LETTERS, letter.job_id)
             closing.execute()
         return job
 
     def purge(self, letter: DeadLetter) -> None:
-        """Forget the job at once: its input, its failure, and that there ever was one."""
-        names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.DEAD_LETTERS]
+        """Forget the job at once: its input, its failure, its attempts, what Celery knows of it.
+
+        Its id stays in the feed of ended jobs, and what was uploaded for it in its bucket.
+        """
+        names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.DEAD_LETTERS, result_key(letter.job_id)]
         names += keys.idempotency_of(Outline.of(letter.sealed).job.idempotency_key)
         with reaching_redis("purge the dead letter"):
             load_script(self._redis, "purge")(keys=names, args=[letter.job_id])

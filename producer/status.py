@@ -60,7 +60,7 @@ class FleetStatus(Report):
 def read_status(redis: Redis) -> FleetStatus:
     """Two round trips and one for each worker. Raises Redis' fault."""
     queued = [keys.queued(priority) for priority in Priority]
-    names = [keys.LEASES, keys.WORK, keys.DEAD_LETTERS, keys.QUARANTINE, *queued]
+    names = [keys.LEASES, keys.WORK, keys.DEAD_LETTERS, keys.QUARANTINE, keys.KEPT, *queued]
     said = json.loads(load_script(redis, "status")(names, [LOOKED_AT, keys.record("")]))
     workers = tuple(list_present(redis))
     num_ready = sum(worker.state is WorkerState.READY for worker in workers)

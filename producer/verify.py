@@ -27,6 +27,9 @@ _NEVER = -1
 # What looks odd for an instant, between two moves of a living job, is gone by the second look.
 LOOK_AGAIN_SECONDS = 1.0
 
+# The least that KEYE_DEAD_LETTER_TTL_SECONDS may be.
+SHORTEST_KEPT_SECONDS = 60.0
+
 # A message that a worker reads is smaller, as base64 and with all that is beside it.
 _MAX_MESSAGE_BYTES = 2 * MAX_SEALED_BYTES
 _PAGE_BYTES = 8 * 2**20
@@ -120,15 +123,17 @@ def _faults(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue:
         case JobState.SUCCEEDED | JobState.FAILED | JobState.CANCELLED | JobState.EXPIRED:
             outcome_state = None if outcome is None else OUTCOME.validate_json(outcome).state
             is_dead_letter = job_id in ledger.dead_letters
-            should_be_one = state == JobState.FAILED and record["requeued_as"] is None
+            # Later its time as one may be over, which is shorter than its record's where somebody set it so.
+            is_fresh = ledger.now - float(record["ended_at"] or 0) < SHORTEST_KEPT_SECONDS
+            may_be_one = state == JobState.FAILED and record["requeued_as"] is None
             faults = {
                 " without an outcome": outcome is None,
                 ", and its outcome says otherwise": outcome_state not in (None, state),
                 " without a time": record["ended_at"] is None,
                 ", and its record never expires": not expires,
                 ", and still listed as queued": is_listed,
-                ", and a dead letter": is_dead_letter and not should_be_one,
-                ", and no dead letter": should_be_one and not is_dead_letter,
+                ", and a dead letter": is_dead_letter and not may_be_one,
+                ", and no dead letter": may_be_one and is_fresh and not is_dead_letter,
             }
         case _:
             yield f"{state!r} is no state of a job"
@@ -149,7 +154,7 @@ def read_ledger(redis: Redis) -> Ledger:
     records: dict[str, dict[str, str | None]] = {}
     ttls: dict[str, int] = {}
     for name in redis.scan_iter(match=keys.record("*"), count=1000, _type="hash"):
-        with redis.pipeline() as reading:
+        with redis.pipeline(transaction=False) as reading:
             reading.hmget(name, list(_FIELDS))
             reading.ttl(name)
             values, ttl = reading.execute()

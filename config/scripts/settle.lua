@@ -5,7 +5,7 @@
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 dead letters (sorted set), 5 deadlines (sorted
 -- set), 6 Celery's result (string, and a channel), 7 messages that are not acknowledged (hash), 8 the same by time (sorted
 -- set), 9 ended jobs (stream), 10 the job's idempotency key (string), if it has one
--- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 the same for a dead letter,
+-- ARGV: 1 job id, 2 token, 3 state, 4 outcome (JSON), 5 seconds until all of it expires, 6 seconds that a dead letter stays one,
 -- 7 Celery's result (JSON), 8 most events of a stream, 9 delivery tag of its message or "", 10 mark of who asks, 11 stage, 12
 -- code and 13 message of an attempt that did not answer the job, "" of one that did, 14.. events (JSON) that were not written
 -- yet
@@ -26,7 +26,7 @@ end
 if ARGV[3] == "FAILED" then
   ttl = math.max(ttl, tonumber(ARGV[6]))
   redis.call("ZADD", KEYS[4], now, ARGV[1])
-  redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ttl)
+  redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ARGV[6])
 end
 redis.call("HSET", KEYS[1], "settler", ARGV[10])
 if ARGV[12] ~= "" then

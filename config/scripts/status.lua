@@ -1,7 +1,7 @@
 -- What waits and what runs: numbers, and of which kinds of job, from a look at so many of each.
 --
--- KEYS: 1 leases (sorted set), 2 work (hash), 3 dead letters (sorted set), 4 messages that could not be read (stream), 5..
--- queued jobs of each priority (sorted sets)
+-- KEYS: 1 leases (sorted set), 2 work (hash), 3 dead letters (sorted set), 4 messages that could not be read (stream), 5
+-- what workers keep for how long (hash), 6.. queued jobs of each priority (sorted sets)
 -- ARGV: 1 most jobs to look at of each set, 2 what records' keys begin with
 -- Returns JSON: queues (a list of depth, oldest, kinds: name to number among those looked at), running (number), runs (a
 -- list of kind, seconds), work (name to "weights seconds"), dead, quarantined
@@ -17,7 +17,7 @@ local function look(ids)
 end
 
 local queues = {}
-for i = 5, #KEYS do
+for i = 6, #KEYS do
   local oldest = redis.call("ZRANGE", KEYS[i], 0, 0, "WITHSCORES")[2]
   queues[#queues + 1] = {
     depth = redis.call("ZCARD", KEYS[i]),
@@ -40,7 +40,8 @@ for i = 1, #fields, 2 do
   work[fields[i]] = fields[i + 1]
 end
 
+local kept = redis.call("HGET", KEYS[5], "dead_letter")
 return cjson.encode({
   queues = queues, running = running, runs = runs, work = work,
-  dead = redis.call("ZCARD", KEYS[3]), quarantined = redis.call("XLEN", KEYS[4]),
+  dead = redis.call("ZCOUNT", KEYS[3], kept and now - kept or "-inf", "+inf"), quarantined = redis.call("XLEN", KEYS[4]),
 })

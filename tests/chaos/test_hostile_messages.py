@@ -10,9 +10,8 @@ from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.job import Priority
 from keye.config.quarantine import MAX_KEPT_BYTES, QuarantinedMessage
-from keye.config.topology import QUEUE, UNACKED, message_list
+from keye.config.topology import QUEUE, UNACKED, message_list, result_key
 from keye.producer import Client, Job
-from keye.worker.results.settlement import result_key
 from tests.chaos.broker import Broker
 from tests.chaos.conftest import Gate
 from tests.chaos.echo_workers import EchoWorker, EchoWorkers

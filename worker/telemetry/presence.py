@@ -1,6 +1,8 @@
-"""A worker process says in Redis that it is there, and how far it is."""
+"""A worker process says in Redis that it is there, how far it is, and how long its settings keep what has ended."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from redis import Redis, RedisError
 
@@ -17,9 +19,11 @@ logger = logging.getLogger(__name__)
 class Announcer(PeriodicThread):
     """Writes the presence at once when it changes and again every `RENEW_EVERY_SECONDS`, from a thread of its own."""
 
-    def __init__(self, redis: Redis, presence: Presence) -> None:
+    def __init__(self, redis: Redis, presence: Presence, kept_seconds: Mapping[str, int]) -> None:
+        """`kept_seconds` are the fields of `keye.config.keys.KEPT`."""
         super().__init__("presence", RENEW_EVERY_SECONDS)
         self._redis = redis
+        self._kept_seconds: dict[Any, Any] = dict(kept_seconds)
         self._key = keys.worker(presence.worker.host, presence.worker.pid)
         self.announce(presence)
 
@@ -42,4 +46,7 @@ class Announcer(PeriodicThread):
             announced = self._redis.get(keys.CONTEXT)
             if announced is None or context <= int(announced):
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
-        self._redis.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
+        with self._redis.pipeline(transaction=False) as saying:
+            saying.hset(keys.KEPT, mapping=self._kept_seconds)
+            saying.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
+            saying.execute()
