@@ -101,6 +101,7 @@ def test_keyframes_are_read_where_asked_for_and_tell_their_own_times(zoo: Zoo, n
         assert len(numbers) == len(set(numbers)) == 10
 
 
+@pytest.mark.holds("docs/model.md#frames", "from the start of the clip")
 def test_stretch_of_a_clip_is_read_with_times_of_the_whole_clip(zoo: Zoo) -> None:
     decoded = decode(zoo["h264.mp4"], fps=5, start_seconds=4, end_seconds=6)
     assert [read_number(frame) for frame in decoded.frames] == [120, 126, 133, 139, 146, 152, 159, 165, 172, 179]

@@ -111,6 +111,11 @@ def test_image_is_answered_as_by_generate(
     assert result.raw_text == generated_alone(plain_model, processor)
 
 
+@pytest.mark.holds(
+    "docs/model.md#frames",
+    "The times in the prompt are those at which the file shows the frames",
+    "the processor brings each to its exact size",
+)
 def test_video_is_shown_as_slow_and_fast_frames_with_the_clips_own_times(
     bench: Workbench, processor: Any, plain_model: KeyeForConditionalGeneration, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.holds("docs/model.md#precision", "Loading takes no more memory than the model then keeps")
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_quantised_loading_never_takes_much_more_memory_than_the_model_keeps(
     precision: PrecisionSetting, checkpoint: Path

@@ -29,6 +29,7 @@ def tokens_of(num_frames: int, images: Sizing | None = None, height: int = 1080,
     return fitted_height * fitted_width / TOKEN
 
 
+@pytest.mark.holds("docs/model.md#frames", "but 768 at most and 134.4 (1.05·128) at least")
 @pytest.mark.parametrize(
     ("num_frames", "most"),
     [(4, 768), (300, 768), (400, 2 * 0.9 * 128_000 / 400), (768, 2 * 0.9 * 128_000 / 768), (4096, 1.05 * 128)],
@@ -52,6 +53,7 @@ def test_exact_size_is_met_whatever_the_budget() -> None:
     assert sizing().fit_frames(part, 768, 0, 1080, 1920)[0] == (280, 560)
 
 
+@pytest.mark.holds("docs/model.md#frames", "so does the checkpoint's where all its images are smaller")
 def test_small_checkpoint_keeps_frames_of_the_size_it_was_trained_on() -> None:
     small = sizing(min_tokens=9, max_tokens=17)
     assert small.fit_frames(VideoPart(uri="/clip.mp4"), 4, 0, 84, 84)[0] == (84, 84)
@@ -92,6 +94,7 @@ def test_exact_size_is_that_of_slow_frames() -> None:
     assert fast_height * fast_width <= 0.3 * 280 * 560
 
 
+@pytest.mark.holds("docs/model.md#frames", "makes all of them as large as a slow frame can get")
 @pytest.mark.parametrize("num_frames", [1, 2, 90, 300, 768, 2000])
 @pytest.mark.parametrize("options", [{}, {"max_pixels": 300 * TOKEN}, {"resized_height": 280, "resized_width": 560}])
 def test_frames_are_decoded_no_smaller_than_any_split_shows_them(num_frames: int, options: dict[str, int]) -> None:
@@ -107,6 +110,10 @@ def test_flat_frames_keep_at_least_a_token_in_height() -> None:
     assert min(sizing().fit_frames(part, 4, 0, 100, 1000)[0]) >= 28
 
 
+@pytest.mark.holds(
+    "docs/model.md#frames",
+    "where that leaves too little for what follows, frames get smaller, then fewer",
+)
 def test_context_first_makes_frames_smaller_then_fewer() -> None:
     part = VideoPart(uri="/clip.mp4")
     ample = sizing(video_tokens=10**6).fit_video(part, 40, 1080, 1920)

@@ -26,6 +26,11 @@ def draw_scenes(rng: np.random.Generator, num_frames: int, height: int, width: i
     return np.stack(frames)
 
 
+@pytest.mark.holds(
+    "docs/model.md#frames",
+    "each next one is compared with the latest slow frame",
+    "`keye-vl-utils` 1.5.2 makes this decision here too",
+)
 @pytest.mark.parametrize("seed", range(12))
 def test_decisions_and_sizes_are_those_of_the_utilities(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -52,10 +57,12 @@ def test_long_videos_are_split_as_in_one_call() -> None:
     assert tell_slow_from_fast(frames) == tuple(whole)
 
 
+@pytest.mark.holds("docs/model.md#frames", "The first is slow;")
 def test_black_video_has_one_slow_frame() -> None:
     assert tell_slow_from_fast(np.zeros((3, 280, 280, 3), np.uint8)) == (0, 1, 1)
 
 
+@pytest.mark.holds("docs/model.md#frames", "Frames that are one row of patches then are all slow.")
 def test_frames_too_flat_for_the_utilities_are_all_slow() -> None:
     frames = draw_scenes(np.random.default_rng(1), 3, 28, 1400)
     assert tell_slow_from_fast(frames) == (0, 0, 0)

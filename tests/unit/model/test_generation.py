@@ -93,6 +93,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, hook: str) -> list[Any]:
     return returned
 
 
+@pytest.mark.holds("docs/model.md#text-decoder", "refuses arguments it does not know")
 @pytest.mark.parametrize("name", ["kv_cache", "state", "output_attentions"])
 def test_an_argument_the_model_does_not_know_is_refused(
     model: KeyeForConditionalGeneration, batch: dict[str, Any], name: str
@@ -101,6 +102,7 @@ def test_an_argument_the_model_does_not_know_is_refused(
         model(**batch, **{name: DynamicCache(config=model.config)})
 
 
+@pytest.mark.holds("docs/model.md#text-decoder", "would make `generate` answer garbage without a word")
 def test_a_cache_under_a_new_name_ends_generate_instead_of_garbling_its_answer(
     model: KeyeForConditionalGeneration, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_cache_under_a_new_name_ends_generate_instead_of_garbling_its_answer(
         generate(model, batch)
 
 
+@pytest.mark.holds("docs/model.md#text-decoder", "`forward` takes a cache by either name")
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_cache_is_taken_under_the_name_of_any_supported_release(
     model: KeyeForConditionalGeneration, batch: dict[str, Any], name: str

@@ -33,6 +33,10 @@ def engine_for() -> Iterator[Callable[[Path, KeyeProcessor], Engine]]:
         engine.stop()
 
 
+@pytest.mark.holds(
+    "docs/model.md#text-decoder",
+    "The engine gives a step's paged batch and touches nothing of transformers there",
+)
 def test_engine_gives_the_greedy_tokens_of_the_reference(
     golden_case: Any, engine_for: Callable[[Path, KeyeProcessor], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

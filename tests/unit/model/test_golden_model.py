@@ -35,6 +35,7 @@ def items_of(golden_case: Any, kind: str) -> tuple[Tensor, list[list[int]]] | No
     return pixels, grids
 
 
+@pytest.mark.holds("docs/model.md#vision-tower", "A linear map of the patch")
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_patch_embeddings_match(golden_case: Any, kind: str) -> None:
     stored = golden_case.arrays.get(f"{kind}_patch_embeddings")
@@ -42,6 +43,14 @@ def test_patch_embeddings_match(golden_case: Any, kind: str) -> None:
         assert_near(golden_case.model.visual.vision_model.embeddings(*items_of(golden_case, kind)), stored, 1e-5)
 
 
+@pytest.mark.holds(
+    "docs/model.md#vision-tower",
+    "[27] layers: x += out(attention(LN(x)))",
+    "Biases everywhere",
+    "Rotary embedding on queries and keys, in float32",
+    "Rows and columns start again in each frame.",
+    "A final layer norm.",
+)
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_vision_tower_matches(golden_case: Any, kind: str) -> None:
     stored = golden_case.arrays.get(f"{kind}_vision_hidden")
@@ -49,6 +58,11 @@ def test_vision_tower_matches(golden_case: Any, kind: str) -> None:
         assert_near(golden_case.model.visual(*items_of(golden_case, kind)), stored, 1e-5)
 
 
+@pytest.mark.holds(
+    "docs/model.md#projector",
+    "are joined to 4D; linear",
+    "comes before the join in Preview, after it in 1.5",
+)
 def test_image_and_video_features_match(golden_case: Any) -> None:
     arrays, model = golden_case.arrays, golden_case.model
     if "image_embeds" in arrays:
@@ -67,6 +81,16 @@ def test_positions_of_a_padded_batch_match(golden_case: Any) -> None:
     assert torch.equal(deltas, golden_case.arrays["rope_deltas"])
 
 
+@pytest.mark.holds(
+    "docs/model.md#text-decoder",
+    "Qwen3: RMS norms (eps 1e-6), no biases",
+    "Rotary: head_dim/2 frequencies",
+    "by `config._attn_implementation`",
+)
+@pytest.mark.holds(
+    "docs/model.md#what-model-is-this",
+    "`worker/model/` implements it for current transformers and reads the released checkpoint folders",
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_match(golden_case: Any, attention: str) -> None:
     arrays, model, mask = golden_case.arrays, golden_case.model, golden_case.attention_mask

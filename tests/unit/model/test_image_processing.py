@@ -23,6 +23,12 @@ def images(preview: Path) -> ImageProcessor:
     return ImageProcessor.from_checkpoint(preview)
 
 
+@pytest.mark.holds(
+    "docs/model.md#pixels",
+    "a side below f is raised to f",
+    "both sides are rounded to multiples of f;",
+    "and rounded down to multiples",
+)
 @pytest.mark.parametrize(
     ("size", "fitted"),
     [
@@ -48,12 +54,14 @@ def test_fitted_size_is_whole_factors_within_the_limits(height: int, width: int)
     assert 3136 <= fitted_height * fitted_width <= 1003520
 
 
+@pytest.mark.holds("docs/model.md#pixels", "more than 200 : 1 is an error;")
 def test_extreme_aspect_ratio_is_refused_with_the_ratio() -> None:
     with pytest.raises(Fault, match=r"30x9000 pixels has an aspect ratio of 300, the limit is 200") as refused:
         fit_size(9000, 30, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
     assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
+@pytest.mark.holds("docs/model.md#pixels", "Patches are [3,14,14], frame by frame")
 def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> None:
     pixels = np.zeros((56, 84, 3), dtype=np.uint8)
     pixels[14:28, 28:42, 1] = 255
@@ -64,6 +72,10 @@ def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> No
     assert (patches.values.min(), patches.values.max()) == (-1.0, 1.0)
 
 
+@pytest.mark.holds(
+    "docs/model.md#what-the-released-code-gets-wrong-and-this-does-not",
+    "here `Image(…, max_pixels=…)` counts",
+)
 def test_limits_of_one_image_win_over_the_checkpoints(images: ImageProcessor) -> None:
     pixels = np.zeros((280, 280, 3), dtype=np.uint8)
     assert images.process_image(Image(pixels)).grids == ((1, 12, 12),)
@@ -72,11 +84,18 @@ def test_limits_of_one_image_win_over_the_checkpoints(images: ImageProcessor) ->
     assert images.process_image(Image(pixels, size=(56, 112))).grids == ((1, 4, 8),)
 
 
+@pytest.mark.holds("docs/model.md#pixels", "Then RGB, bicubic")
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "I;16"])
 def test_pictures_of_any_mode_are_read_as_rgb(images: ImageProcessor, mode: str) -> None:
     assert images.process_image(Image(PIL.Image.new(mode, (56, 56)))).values.shape == (16, 3, 14, 14)
 
 
+@pytest.mark.holds("docs/model.md#pixels", "In 1.5 a size may be given for slow and for fast frames")
+@pytest.mark.holds(
+    "docs/model.md#how-the-variants-differ",
+    "frame sizes in a video | one | slow and fast",
+    "one a run of frames of equal size",
+)
 def test_fast_frames_take_their_own_size_and_equal_neighbours_share_a_grid(v1_5: Path) -> None:
     video = Video(
         np.zeros((5, 60, 60, 3), dtype=np.uint8), frame_types=(0, 0, 1, 1, 0), size=(56, 84), fast_size=(28, 28)
@@ -102,6 +121,7 @@ def test_pixels_of_another_shape_are_refused_with_the_shape(
     assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
+@pytest.mark.holds("docs/model.md#pixels", "the limits of `preprocessor_config.json`")
 def test_limits_saved_under_size_are_read_too(preview: Path, tmp_path: Path) -> None:
     config = json.loads((preview / "preprocessor_config.json").read_text())
     config["size"] = {"min_pixels": config.pop("min_pixels"), "max_pixels": config.pop("max_pixels")}
@@ -117,6 +137,7 @@ def test_checkpoint_that_names_no_limits_shows_images_with_256_to_1280_tokens(pr
     assert (images.min_pixels, images.max_pixels) == (256 * 28 * 28, 1280 * 28 * 28)
 
 
+@pytest.mark.holds("docs/model.md#pixels", "Then RGB, bicubic (Pillow, 8 bit, the width first and then the height")
 @pytest.mark.parametrize("number", range(4))
 def test_images_and_frames_are_resized_to_the_pixels_of_the_reference(images: ImageProcessor, number: int) -> None:
     """Of sizes that Pillow 13 by itself brings to other pixels than Pillow 12 did."""

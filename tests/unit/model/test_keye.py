@@ -57,6 +57,10 @@ def generate(
     return model.generate(**batch, **arguments)[:, batch["input_ids"].shape[1] :].tolist()
 
 
+@pytest.mark.holds(
+    "docs/model.md#what-the-released-code-gets-wrong-and-this-does-not",
+    "Right padding by default breaks batched generation: `KeyeProcessor.pad_left`.",
+)
 @pytest.mark.parametrize("checkpoint", ["preview", "v1_5"])
 def test_mixed_batch_gives_each_row_what_it_gets_alone(checkpoint: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(checkpoint)
@@ -65,6 +69,11 @@ def test_mixed_batch_gives_each_row_what_it_gets_alone(checkpoint: str, request:
     assert generate(model, processor, *prompts) == [generate(model, processor, p)[0] for p in prompts]
 
 
+@pytest.mark.holds(
+    "docs/model.md#what-the-released-code-gets-wrong-and-this-does-not",
+    "here it travels with the sequence",
+)
+@pytest.mark.holds("docs/model.md#positions", "The delta belongs to the sequence")
 def test_generation_in_the_middle_of_another_changes_neither(
     model: KeyeForConditionalGeneration, processor: KeyeProcessor
 ) -> None:
@@ -93,6 +102,11 @@ def test_image_features_do_not_depend_on_the_images_beside(checkpoint: str, requ
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
+@pytest.mark.holds("docs/model.md#vision-tower", "An *item* is what attends to itself")
+@pytest.mark.holds(
+    "docs/model.md#how-the-variants-differ",
+    "attention in a video | across all frames | inside each frame",
+)
 def test_frames_see_each_other_in_preview_and_not_in_1_5(preview: Path, v1_5: Path) -> None:
     frames = torch.rand(2 * 16, 3, 14, 14)
     changed = frames.clone()
@@ -103,6 +117,10 @@ def test_frames_see_each_other_in_preview_and_not_in_1_5(preview: Path, v1_5: Pa
         assert torch.allclose(before, after, atol=1e-6) != sees
 
 
+@pytest.mark.holds(
+    "docs/model.md#what-the-released-code-gets-wrong-and-this-does-not",
+    "Beams and several answers a prompt fail for videos: here they work for both.",
+)
 @pytest.mark.parametrize("strategy", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}])
 def test_beams_and_several_answers_work_for_images_and_videos(
     model: KeyeForConditionalGeneration, processor: KeyeProcessor, strategy: dict[str, Any]
@@ -135,6 +153,7 @@ def test_prompt_that_ends_in_an_image_goes_on_from_its_longer_side(
         assert logits[0, -1].argmax() == generated[0, length]
 
 
+@pytest.mark.holds("docs/model.md#text-decoder", "asks its caller to attend")
 def test_attention_of_the_caller_gets_each_layer_and_no_mask(model: KeyeForConditionalGeneration) -> None:
     seen: list[tuple[int, torch.Size, float]] = []
 
@@ -159,6 +178,7 @@ def test_bfloat16_answers_and_stays_near_float32(preview: Path, processor: KeyeP
         assert len(generate(coarse, processor, prompt)[0]) == 12
 
 
+@pytest.mark.holds("docs/model.md#projector", "another number of them is an error")
 def test_wrong_number_of_patches_is_named(model: KeyeForConditionalGeneration, processor: KeyeProcessor) -> None:
     batch = processor.pad_left([prompts_of(processor)[1]])
     batch["pixel_values"] = torch.cat([batch["pixel_values"]] * 2)

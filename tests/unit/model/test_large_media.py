@@ -14,6 +14,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 GRIDS = [[3, 4, 6], [1, 2, 2], [2, 8, 4], [1, 2, 2]]
 
 
+@pytest.mark.holds("docs/model.md#vision-tower", "in groups of whole items")
 @pytest.mark.parametrize("generation", ["preview", "v1_5"])
 @pytest.mark.parametrize("kind", ["image", "video"])
 @torch.inference_mode()
@@ -34,6 +35,7 @@ def test_features_do_not_depend_on_how_many_patches_go_through_at_once(
     assert len(seen) > 2
 
 
+@pytest.mark.holds("docs/model.md#vision-tower", "A video of Preview with more is one item all the same")
 @torch.inference_mode()
 def test_long_video_takes_memory_only_for_what_its_attention_needs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden states, queries, keys, values and outputs, and the angles of its patches."""

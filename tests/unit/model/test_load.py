@@ -61,6 +61,7 @@ def test_expected_tensors_are_those_of_the_model(golden_checkpoint: Path) -> Non
     assert expected == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.holds("docs/model.md#weights", "Names are the released ones; `tensor_shapes` lists each with its shape.")
 @pytest.mark.parametrize("config", [KeyeConfig(), KeyeVL1_5Config()], ids=["preview", "1.5"])
 def test_expected_tensors_are_those_of_the_model_at_its_released_size(config: KeyeConfig) -> None:
     with torch.device("meta"):
@@ -72,10 +73,12 @@ def test_whole_checkpoint_has_no_faults(golden_checkpoint: Path) -> None:
     assert check_checkpoint(golden_checkpoint) == []
 
 
+@pytest.mark.holds("docs/model.md#what-model-is-this", "No code from a checkpoint is executed.")
 def test_auto_class_loads_our_model_and_no_code_from_the_folder(preview: Path) -> None:
     assert type(AutoModelForImageTextToText.from_pretrained(preview)) is KeyeForConditionalGeneration
 
 
+@pytest.mark.holds("docs/model.md#weights", "raises `CheckpointFault` with the same list")
 def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(checkpoint: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.layers.1.self_attn.q_norm.weight"]
@@ -92,6 +95,7 @@ def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(checkpoin
     ]
 
 
+@pytest.mark.holds("docs/model.md#weights", "Files are safetensors, single or sharded.")
 def test_sharded_checkpoint_gives_the_same_logits(preview: Path, checkpoint: Path) -> None:
     model = load_model(preview)
     (checkpoint / WEIGHTS).unlink()
@@ -108,6 +112,7 @@ def test_missing_shard_is_named(preview: Path, checkpoint: Path) -> None:
     assert check_checkpoint(checkpoint) == [f"weight shard 2 of {len(shards)}, {shards[1].name}, is missing"]
 
 
+@pytest.mark.holds("docs/model.md#weights", "`check_checkpoint(path)` reads headers only and returns every fault")
 @pytest.mark.parametrize(
     ("keep", "words"),
     [(4, "not a safetensors file"), (1000, "cut off inside its header"), (100_000, "cut off at 100000")],
@@ -119,6 +124,7 @@ def test_cut_off_weights_are_noticed_without_reading_them(checkpoint: Path, keep
     assert words in fault
 
 
+@pytest.mark.holds("docs/model.md#weights", "Files are safetensors")
 def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).rename(checkpoint / "pytorch_model.bin")
     (fault,) = check_checkpoint(checkpoint)
@@ -188,6 +194,7 @@ def test_saved_model_loads_again_the_same(variant: str, request: pytest.FixtureR
     assert again.input_ids.tolist() == processor.prepare(messages).input_ids.tolist()
 
 
+@pytest.mark.holds("docs/model.md#configuration", "Rotary settings are written in three dialects")
 @pytest.mark.parametrize(
     "dialect",
     [
@@ -202,6 +209,7 @@ def test_every_dialect_of_rotary_settings_means_the_same(dialect: dict[str, Any]
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [2, 3, 3]}
 
 
+@pytest.mark.holds("docs/model.md#configuration", "other rotary types are refused")
 @pytest.mark.parametrize(
     ("scaling", "words"),
     [({"type": "yarn", "mrope_section": [2, 3, 3]}, "'yarn'"), ({"type": "mrope", "mrope_section": [2, 3, 4]}, "= 8")],
@@ -211,6 +219,7 @@ def test_rotary_settings_the_model_does_not_have_are_refused(scaling: dict[str, 
         KeyeConfig(head_dim=16, rope_scaling=scaling)
 
 
+@pytest.mark.holds("docs/model.md#what-model-is-this", "`checkpoint.py` (without torch), `load.py`")
 def test_checking_a_checkpoint_loads_no_torch(preview: Path) -> None:
     code = (
         "import sys; from keye.worker.model.checkpoint import check_checkpoint; "

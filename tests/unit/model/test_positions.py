@@ -19,10 +19,16 @@ def positions_of(
     return positions.tolist(), delta
 
 
+@pytest.mark.holds(
+    "docs/model.md#positions",
+    "Three rows: temporal, height, width.",
+    "Text takes `cur` in all three and counts on.",
+)
 def test_text_counts_up_in_all_rows() -> None:
     assert positions_of([TEXT] * 3) == ([[0, 1, 2]] * 3, 0)
 
 
+@pytest.mark.holds("docs/model.md#positions", "then cur = 1 + the largest used", "`rope_delta` = 1 + largest")
 def test_text_behind_an_image_goes_on_from_its_longer_side() -> None:
     positions, delta = positions_of([TEXT] + [IMAGE] * 6 + [TEXT], image_grids=[(1, 4, 6)])
     assert positions == [
@@ -33,6 +39,8 @@ def test_text_behind_an_image_goes_on_from_its_longer_side() -> None:
     assert delta == 5 - 8
 
 
+@pytest.mark.holds("docs/model.md#positions", "at 2 fps 0,1,2…, at 3 fps 0,0,1,2,2,3")
+@pytest.mark.holds("docs/model.md#how-the-variants-differ", "clock of a video | steps by its frame rate")
 @pytest.mark.parametrize(
     ("fps", "clock"), [(2.0, [0, 1, 2, 3, 4, 5]), (1.0, [0, 2, 4, 6, 8, 10]), (3.0, [0, 0, 1, 2, 2, 3])]
 )
@@ -42,6 +50,7 @@ def test_clock_of_a_whole_video_follows_its_frame_rate_and_truncates(fps: float,
     assert positions[1] == positions[2] == [0] * 6
 
 
+@pytest.mark.holds("docs/model.md#how-the-variants-differ", "each frame is a block of its own")
 def test_frame_that_is_an_item_of_its_own_moves_all_rows_on() -> None:
     positions, _ = positions_of([TEXT, VIDEO, TEXT, VIDEO], KeyeVL1_5Config, video_grids=[(2, 2, 2)])
     assert positions == [[0, 1, 2, 3]] * 3

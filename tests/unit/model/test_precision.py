@@ -21,12 +21,14 @@ from keye.worker.model.precision import WEIGHT_SHARE, PrecisionUnavailable, choo
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.mark.holds("docs/model.md#precision", "`KEYE_PRECISION` sets the numbers of weights, activations and cache.")
 def test_every_precision_that_can_be_set_is_known() -> None:
     assert Settings.model_fields["precision"].annotation == PrecisionSetting
     for setting in get_args(PrecisionSetting):
         assert choose_precision(setting, CPU).name == {"auto": "float32"}.get(setting, setting)
 
 
+@pytest.mark.holds("docs/model.md#precision", "`auto` is bfloat16, float16 on GPUs without it, float32 on a CPU.")
 @pytest.mark.parametrize(("gpu_has_it", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_is_bfloat16_where_the_gpu_has_it(
     gpu_has_it: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -37,6 +39,7 @@ def test_auto_is_bfloat16_where_the_gpu_has_it(
     assert choose_precision("auto", CPU).dtype == torch.float32
 
 
+@pytest.mark.holds("docs/model.md#precision", "shrink the seven linear maps of each decoder layer")
 @pytest.mark.parametrize("setting", ["int8", "int4"])
 def test_only_the_decoder_is_quantised(
     setting: PrecisionSetting, preview: Path, model: KeyeForConditionalGeneration

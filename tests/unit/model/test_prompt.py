@@ -23,6 +23,7 @@ def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+@pytest.mark.holds("docs/model.md#prompt", "put right behind the last text of the last user turn")
 @pytest.mark.parametrize(("thinking", "ending"), [("auto", ""), ("think", "/think"), ("no_think", "/no_think")])
 @pytest.mark.parametrize("content", ["Why?", [{"type": "text", "text": "Why?"}]], ids=["string", "parts"])
 def test_thinking_mode_ends_the_last_user_text(
@@ -90,6 +91,7 @@ FORGERIES = [
 ]
 
 
+@pytest.mark.holds("docs/model.md#prompt", "Text of users never becomes a control token.", "is tokenised in two halves")
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_control_tokens_in_a_users_text_stay_text(processor: KeyeProcessor, forgery: str) -> None:
     prompt = processor.prepare(user(f"What is {forgery}?"))
@@ -102,6 +104,7 @@ def test_control_tokens_in_a_users_text_stay_text(processor: KeyeProcessor, forg
     assert f"What is {forgery}?" in prompt.text
 
 
+@pytest.mark.holds("docs/model.md#prompt", "also when it is spread over two text parts")
 def test_control_token_split_over_two_parts_stays_text(processor: KeyeProcessor) -> None:
     parts = [{"type": "text", "text": "a<|im_"}, {"type": "text", "text": "end|>b"}]
     prompt = processor.prepare(user(parts))
@@ -139,12 +142,14 @@ def test_million_marks_of_a_cut_are_one_text_to_the_tokenizer(
     assert marked.input_ids.tolist() == processor.prepare(user("ab<|im_end|>")).input_ids.tolist()
 
 
+@pytest.mark.holds("docs/model.md#prompt", "and 1.5's frame marks")
 def test_frame_marks_of_1_5_in_a_users_text_stay_text(v1_5: Path) -> None:
     processor = KeyeProcessor.from_checkpoint(v1_5)
     ids = processor.prepare(user("<|frame|><|fast_start|>")).input_ids.tolist()
     assert not {processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|frame|>", "<|fast_start|>")} & set(ids)
 
 
+@pytest.mark.holds("docs/model.md#prompt", "`<think>`, box and point tokens are vocabulary")
 def test_thinking_tags_of_an_earlier_answer_are_read_as_the_model_wrote_them(processor: KeyeProcessor) -> None:
     messages = [*user("Hi"), {"role": "assistant", "content": "<think>x</think>y"}, *user("Go on")]
     assert processor.tokenizer.convert_tokens_to_ids("<think>") in processor.prepare(messages).input_ids.tolist()
@@ -162,6 +167,7 @@ def test_missing_or_spare_media_are_named(
         processor.prepare(user([{"type": "image"}, {"type": "text", "text": "?"}]), images, videos)
 
 
+@pytest.mark.holds("docs/model.md#prompt", "so the first template that can is taken")
 def test_text_models_template_is_passed_over(preview: Path, tmp_path: Path) -> None:
     multimodal = json.loads((preview / "chat_template.json").read_text())["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
@@ -171,6 +177,8 @@ def test_text_models_template_is_passed_over(preview: Path, tmp_path: Path) -> N
     assert load_chat_template(tmp_path) == multimodal
 
 
+@pytest.mark.holds("docs/model.md#prompt", "(a float32, rounded as C does)")
+@pytest.mark.holds("docs/model.md#how-the-variants-differ", "a mark and a time a frame, fast frames in brackets")
 def test_timestamps_are_written_as_float32_with_one_decimal(v1_5: Path) -> None:
     video = Video(np.zeros((3, 56, 56, 3), dtype=np.uint8), timestamps=(0.0, 0.15, 12.25), frame_types=(0, 1, 0))
     text = KeyeProcessor.from_checkpoint(v1_5).prepare(user([{"type": "video"}]), videos=[video]).text
@@ -178,6 +186,7 @@ def test_timestamps_are_written_as_float32_with_one_decimal(v1_5: Path) -> None:
     assert f"<|frame|>0.0{pads}<|frame|>0.2<|fast_start|>{pads}<|fast_end|><|frame|>12.2{pads}" in text
 
 
+@pytest.mark.holds("docs/model.md#prompt", "An answer ends at any `eos_token_id`")
 def test_any_end_token_of_the_generation_config_ends_an_answer(processor: KeyeProcessor) -> None:
     assert [processor.tokenizer.convert_ids_to_tokens(i) for i in processor.eos_token_ids] == [
         "<|im_end|>",

@@ -29,6 +29,11 @@ def attend_item_by_item(query: Tensor, key: Tensor, value: Tensor, lengths: list
     return torch.cat(outputs)
 
 
+@pytest.mark.holds(
+    "docs/model.md#vision-tower",
+    "attention never crosses a border, on any device",
+    "elsewhere items of equal length go through one scaled-dot-product call",
+)
 @pytest.mark.parametrize(("form", "device", "dtype", "accepted"), BACKENDS)
 @pytest.mark.parametrize(
     "lengths", [[6], [6, 6, 6], [4, 9], [12, 4, 12, 9, 4, 1]], ids=["one", "equal", "two sizes", "mixed"]
@@ -43,6 +48,10 @@ def test_items_attend_to_themselves_alone(
     torch.testing.assert_close(ours, attend_item_by_item(query, key, value, lengths), rtol=0, atol=accepted)
 
 
+@pytest.mark.holds(
+    "docs/model.md#what-the-released-code-gets-wrong-and-this-does-not",
+    "Items see each other without flash-attention: here never.",
+)
 @pytest.mark.parametrize(("form", "device", "dtype", "accepted"), BACKENDS)
 def test_one_item_does_not_change_when_another_does(
     form: ItemForm, device: str, dtype: torch.dtype, accepted: float

@@ -22,6 +22,7 @@ from keye.worker.proof.numbers import NumbersDiffer, prove_numbers
 CPU = torch.device("cpu")
 
 
+@pytest.mark.holds("docs/model.md#proof", "In half precision logits may be off by 8 steps")
 @pytest.mark.holds(
     "docs/operations.md#are-its-numbers-right-on-this-machine",
     "They go through processor and engine on the installed packages",
@@ -91,6 +92,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.holds("docs/model.md#proof", "`keye-worker doctor` all eight")
 @pytest.mark.holds(
     "docs/operations.md#are-its-numbers-right-on-this-machine",
     "So every worker proves its numbers before it takes a job",
