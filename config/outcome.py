@@ -1,5 +1,9 @@
-"""How a job ended: a result with its evidence, or a failure a person can act on; and how its attempts before went."""
+"""How a job ended: a result with its evidence, or a failure a person can act on; and how its attempts before went.
 
+And the line of the log that says so, whoever ended it.
+"""
+
+import logging
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
@@ -141,3 +145,14 @@ class JobFailure(Report):
 
 Outcome = Annotated[JobResult | JobFailure, Field(discriminator="kind")]
 OUTCOME: TypeAdapter[JobResult | JobFailure] = TypeAdapter(Outcome)
+
+
+def log_end(log: logging.Logger, outcome: JobResult | JobFailure, **facts: object) -> None:
+    """The record of the job's last move; `facts` are further fields of it."""
+    facts |= {"job_id": outcome.job_id, "attempt": outcome.attempts, "state": outcome.state}
+    why = ""
+    if isinstance(outcome, JobFailure):
+        facts |= {"stage": outcome.stage, "code": outcome.code}
+        # Quoted and cut: it may name what a caller named, line breaks and all.
+        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
+    log.info("job %s: %s, attempt %d%s", outcome.job_id, outcome.state, outcome.attempts, why, extra=facts)

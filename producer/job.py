@@ -1,6 +1,7 @@
 """A handle on one submitted job: its state, progress, events, outcome. Any process may hold one for the same job."""
 
 import json
+import logging
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import overload
@@ -8,11 +9,13 @@ from typing import overload
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import Heartbeat, JobEvent
 from keye.config.faults import JobFailed, JobNotFound, JobUnreadable
-from keye.config.outcome import JobFailure, JobResult
+from keye.config.outcome import JobFailure, JobResult, log_end
 from keye.config.wire import Outline
 from keye.producer.following import BEGINNING, End, EndsFollowing, EventsFollowing, Follow, order_of, taken
 from keye.producer.progress import Progress
 from keye.producer.transport import Transport
+
+log = logging.getLogger(__name__)
 
 
 class Cancellation(StrEnum):
@@ -94,8 +97,8 @@ class Job:
     def cancel(self) -> Cancellation:
         """Cancel the job.
 
-        A queued job is cancelled for good (CANCELLED); the worker of a running one is asked to stop, which takes it no
-        longer than the stage or the engine's step it is in, and `result` tells whether it did (REQUESTED); an ended job
+        A queued job is cancelled for good (CANCELLED), and this process' log says so; the worker of a running one is
+        asked to stop, which takes it no longer than the stage or the engine's step it is in, and `result` tells whether it did (REQUESTED); an ended job
         stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
@@ -109,7 +112,10 @@ class Job:
             attempts=int(attempts or 0),
             metadata=job.metadata,
         )
-        match self._transport.cancel(self.id, job, failure.model_dump_json()):
+        found = self._transport.cancel(self.id, job, failure.model_dump_json())
+        if found == JobState.QUEUED:
+            log_end(log, failure, **({"traceparent": job.traceparent} if job.traceparent else {}))
+        match found:
             case None:
                 raise JobNotFound.of(self.id)
             # A job that was cancelled before is cancelled: asking twice, or a reply that was lost, is no news.

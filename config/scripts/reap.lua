@@ -4,8 +4,8 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token
--- Returns {"requeued", dead worker or "", sealed, priority, token}, {"taken_over", worker, sealed, cancel_requested, stage,
--- attempts, max_attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
+-- Returns {"requeued", dead worker or "", sealed, priority, token, stage or "", attempts}, {"taken_over", worker, sealed,
+-- cancel_requested, stage, attempts, max_attempts, now, submitted_at, deadline_at, max_visual_tokens} or {"kept"}
 local now = clock()
 local ends_at = redis.call("ZSCORE", KEYS[3], ARGV[1])
 if not ends_at or tonumber(ends_at) > now then
@@ -21,7 +21,7 @@ if not state then
 end
 redis.call("ZADD", KEYS[3], now + ARGV[3], ARGV[1])
 if state ~= "RUNNING" then
-  return { "requeued", "", sealed, priority or "normal", token or "0" }
+  return { "requeued", "", sealed, priority or "normal", token or "0", "", attempts or "0" }
 end
 
 -- Where the dead worker was, from the last that it told.
@@ -36,7 +36,7 @@ add_failed_attempt(KEYS[1], attempts, worker, claimed_at, now, stage, "WORKER_LO
 redis.call("HINCRBY", KEYS[1], "deaths", 1)
 if attempts < max_attempts and not cancel_requested then
   requeue(KEYS[1], KEYS[2], attempts, ARGV[4], now, "lost")
-  return { "requeued", worker, sealed, priority or "normal", ARGV[4] }
+  return { "requeued", worker, sealed, priority or "normal", ARGV[4], stage, attempts }
 end
 redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2])
 local submitted_at, deadline_at = unpack(redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at"))

@@ -87,7 +87,7 @@ class Admission:
             log.exception("A fault in reading a message")
             reason = f"reading it raised {type(fault).__name__}"
         job_id = _job_of(raw)
-        log.warning("a message is in quarantine: %s", reason)
+        log.warning("a message is in quarantine: %s", reason, extra={} if job_id is None else {"job_id": job_id})
         self._quarantine.put(raw, reason, job_id)
         if job_id is None:
             return None

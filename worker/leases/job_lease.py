@@ -109,7 +109,7 @@ class Requeued:
     """A job that needs a message, and is reaped again if it gets none.
 
     Its worker died, or (`dead_worker` is None) another attempt is due, its producer died before it was published, its
-    message was lost, or it ended while it waited.
+    message was lost, or it ended while it waited. `stage` is the last that the dead worker told of, in `attempt`.
     """
 
     job_id: str
@@ -117,6 +117,8 @@ class Requeued:
     dead_worker: str | None
     priority: str
     token: str
+    stage: Stage = Stage.QUEUED
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +258,9 @@ class LeaseStore:
         """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
         token = new_token()
         match self._run["reap"](_job_keys(job_id), [job_id, reaper, self.lease_seconds, token]):
-            case ["requeued", dead_worker, sealed_json, priority, newest]:
-                return Requeued(job_id, sealed_json, dead_worker or None, priority, newest)
+            case ["requeued", dead_worker, sealed_json, priority, newest, stage, attempt]:
+                last = (Stage(stage or Stage.QUEUED), int(attempt))
+                return Requeued(job_id, sealed_json, dead_worker or None, priority, newest, *last)
             case ["taken_over", dead_worker, sealed_json, cancel_requested, stage, *facts]:
                 lease = _claimed(QueuedJob(job_id, {}), token, sealed_json, facts)
                 return TakenOver(lease, dead_worker, Stage(stage), bool(cancel_requested))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from keye.config import keys
-from keye.config.codes import JobState
+from keye.config.codes import ErrorCode, JobState
 from keye.config.connection import passes
 from keye.config.wire import traceparent_of
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
@@ -95,16 +95,22 @@ class Reaper(PeriodicThread):
             case Requeued() as requeued:
                 if requeued.dead_worker is not None:
                     metrics.REAPED.inc()
-                    with about(traceparent=traceparent_of(requeued.sealed_json)):
-                        told = {"state": JobState.QUEUED}
+                    with about(traceparent=traceparent_of(requeued.sealed_json), attempt=requeued.attempt):
+                        told = {"state": JobState.QUEUED, "stage": requeued.stage, "code": ErrorCode.WORKER_LOST}
                         log.warning(
-                            "job %s: its worker %s died, queued again", job_id, requeued.dead_worker, extra=told
+                            "job %s: its worker %s died in %s, attempt %d, queued again: %s",
+                            *(job_id, requeued.dead_worker, requeued.stage, requeued.attempt, ErrorCode.WORKER_LOST),
+                            extra=told,
                         )
                 self._store.publish(requeued)
             case TakenOver() as taken:
                 metrics.REAPED.inc()
                 with about(traceparent=traceparent_of(taken.lease.sealed_json), attempt=taken.lease.attempt):
-                    log.error("job %s: its worker %s died, it may not run again", job_id, taken.dead_worker)
+                    log.error(
+                        "job %s: its worker %s died in %s, attempt %d, it may not run again: %s",
+                        *(job_id, taken.dead_worker, taken.stage, taken.lease.attempt, ErrorCode.WORKER_LOST),
+                        extra={"stage": taken.stage, "code": ErrorCode.WORKER_LOST},
+                    )
                     self._dead_letter(taken)
 
     @contextmanager

@@ -20,7 +20,7 @@ from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.faults import Fault, JobFailed
 from keye.config.job import MAX_METADATA_BYTES
-from keye.config.outcome import JobFailure, JobResult, Outcome
+from keye.config.outcome import JobFailure, JobResult, Outcome, log_end
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import JobOutline
@@ -136,12 +136,7 @@ class Settlement:
 
 def _tell(outcome: Outcome) -> None:
     metrics.count_outcome(outcome)
-    why, facts = "", {"job_id": outcome.job_id, "attempt": outcome.attempts, "state": outcome.state}
-    if isinstance(outcome, JobFailure):
-        facts |= {"stage": outcome.stage, "code": outcome.code}
-        # Quoted and cut: it may name what a caller named, line breaks and all.
-        why = f" in {outcome.stage}: {outcome.code}: {outcome.message!r:.500}"
-    log.info("job %s: %s, attempt %d%s", outcome.job_id, outcome.state, outcome.attempts, why, extra=facts)
+    log_end(log, outcome)
 
 
 def result_message(task_id: str, outcome: Outcome, outcome_json: str) -> str:
