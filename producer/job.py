@@ -98,8 +98,8 @@ class Job:
         """Cancel the job.
 
         A queued job is cancelled for good (CANCELLED), and this process' log says so; the worker of a running one is
-        asked to stop, which takes it no longer than the stage or the engine's step it is in, and `result` tells whether it did (REQUESTED); an ended job
-        stays as it ended (ALREADY_ENDED).
+        asked to stop, which takes it no longer than the stage or the engine's step it is in, and `result` tells whether
+        it did (REQUESTED); an ended job stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
         job = Outline.of(json.loads(sealed_json)).job
