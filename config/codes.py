@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 PrecisionSetting = Literal["auto", "bfloat16", "float16", "float32", "int8", "int4"]
+# Of the extra `quantised`.
+QUANTISED_BY = {"int8": "torchao", "int4": "bitsandbytes"}
 
 
 class OpenEnum(StrEnum):

@@ -7,10 +7,12 @@ import email.parser
 import encodings.idna
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar, cast
+from urllib.parse import urlsplit
 
 from redis import BlockingConnectionPool, Redis
 from redis.backoff import ConstantBackoff
@@ -51,9 +53,12 @@ def connect(
 
     One more try replaces a connection that died while idle; waiting out an outage is `Patience`'s. There is one more in
     connecting and in commands, one within the other: a mute server costs four timeouts. Raises `InvalidSettings`
-    for a URL that cannot be read.
+    for a URL that cannot be read, or not in all its parts.
     """
     try:
+        # The client passes over a database that is no number, and takes the first.
+        if not redis_url.startswith("unix:") and not re.fullmatch(r"/?\d*", urlsplit(redis_url).path):
+            raise ValueError
         pool = BlockingConnectionPool.from_url(
             redis_url,
             max_connections=MAX_CONNECTIONS,
@@ -66,8 +71,10 @@ def connect(
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(ConstantBackoff(retry_pause_seconds), retries),
         )
+        # Connects nowhere yet, but reads its options.
+        pool.connection_class(**pool.connection_kwargs)
         return Redis.from_pool(pool)
-    except ValueError:
+    except (ValueError, TypeError, RedisError):
         # Without its words: they may quote the password.
         raise InvalidSettings(f"The URL of Redis (KEYE_REDIS_URL) cannot be read. {HOW_TO_WRITE_URL}") from None
 

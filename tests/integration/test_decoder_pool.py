@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -162,8 +163,8 @@ def test_a_child_cannot_invent_sizes_or_numbers_of_frames(
     """What the model is shown, and the memory and tokens of it, is the rule's to say."""
     honest = Decoder._next_message
 
-    def tampered(decoder: Decoder, order: DecodingOrder) -> dict[str, Any]:
-        message = honest(decoder, order)
+    def tampered(decoder: Decoder, order: DecodingOrder, give_up_at: float) -> dict[str, Any]:
+        message = honest(decoder, order, give_up_at)
         if "video" in message:
             plan = message["video"]["plan"] | lie
             message["video"]["plan"] = plan
@@ -216,6 +217,20 @@ def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
     assert re.search(reason, fault.message)
     bench.assert_works()
     assert bench.child != struck[0]
+
+
+@pytest.mark.parametrize("silence_seconds", [4])
+def test_an_image_has_its_time_once_not_again_for_each_step(bench: Bench) -> None:
+    def strike() -> None:
+        os.kill(bench.child, signal.SIGSTOP)
+        time.sleep(3)
+
+    bench.assert_works()
+    bench.pool.before_allocating = strike
+    began_at = time.monotonic()
+    with pytest.raises(Fault, match="no progress for 4 s"):
+        bench.decode(bench.photo)
+    assert time.monotonic() - began_at < 6
 
 
 def test_child_that_died_in_its_sleep_is_blamed_on_nobody(bench: Bench) -> None:

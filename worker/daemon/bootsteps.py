@@ -221,7 +221,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._say(self._ready)
 
     def _say(self, presence: Presence) -> None:
-        """To all of Redis, and to this host."""
-        self._announcer.announce(presence)
+        """To this host, and to all of Redis: a supervisor that is told to stop kills whoever only loads."""
         self._heartbeat.state = Health(presence.state)
         self._heartbeat.beat()
+        self._announcer.announce(presence)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -28,7 +29,7 @@ from keye.producer.client import Client
 from keye.producer.shell import command_line
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
-from keye.worker.daemon.findings import Severity, as_message, as_rows, select
+from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
 from keye.worker.telemetry.health import HostFolder, judge_host
 
@@ -43,15 +44,17 @@ app = command_line(f"Answers Keye-VL analysis jobs from the queue. Needs: {escap
 logger = logging.getLogger("keye-worker")
 
 
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        help="all, or indices of nvidia-smi, UUIDs and MIG UUIDs joined by commas; instead of CUDA_VISIBLE_DEVICES",
+    ),
+]
+
+
 @app.command()
-def run(
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            help="all, or indices of nvidia-smi, UUIDs and MIG UUIDs joined by commas; instead of CUDA_VISIBLE_DEVICES"
-        ),
-    ] = None,
-) -> None:
+def run(gpus: Gpus = None) -> None:
     """Check the set-up, then run one worker process per GPU (or one on the CPU) until SIGTERM."""
     from keye.worker.daemon.endpoint import HostCollector, serving
     from keye.worker.daemon.preflight import check_before_start
@@ -61,11 +64,10 @@ def run(
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
     try:
-        chosen = visible_gpus(settings.device, os.environ, gpus)
+        settings, chosen = _divided(settings, gpus)
     except WrongGpus as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
-    settings = _divided(settings, chosen)
     findings = check_before_start(settings, chosen)
     if warnings := select(findings, Severity.WARNING):
         logger.warning(as_message(warnings))
@@ -101,8 +103,8 @@ def status(
     try:
         with Client(settings) as client:
             fleet = client.status()
-    except QueueUnavailable as fault:
-        logger.critical("this host: %s; %s", here.reason, fault)
+    except QueueUnavailable as error:
+        logger.critical("this host: %s; %s", here.reason, error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
     if as_json:
         print(json.dumps({"host": here._asdict(), "fleet": fleet.model_dump(mode="json")}))
@@ -112,18 +114,15 @@ def status(
 
 @app.command()
 def doctor(
+    gpus: Gpus = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON, one object a line.")] = False,
 ) -> None:
     """Examine everything a worker needs, ending with one job through the real engine; a line of cure for each fault.
 
     Ends with exit code 10 when something would stop a worker.
     """
-    from keye.worker.daemon.preflight import examine
-
-    settings = read_settings()
-    gpus = visible_gpus(settings.device, os.environ)
     findings = []
-    for finding in examine(_divided(settings, gpus), gpus):
+    for finding in _examine(gpus):
         findings.append(finding)
         if as_json:
             print(json.dumps(asdict(finding)))
@@ -131,6 +130,17 @@ def doctor(
             Console().print(as_rows(finding))
     if select(findings, Severity.FAULT):
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
+
+
+def _examine(gpus: str | None) -> Iterator[Finding]:
+    from keye.worker.daemon.preflight import examine
+
+    try:
+        settings, chosen = _divided(Settings.read(), gpus)
+    except (InvalidSettings, WrongGpus) as error:
+        yield fault("settings", str(error), "Correct them; docs/reference.md tells what each may be.")
+    else:
+        yield from examine(settings, chosen)
 
 
 @app.command()
@@ -230,9 +240,13 @@ def read_settings() -> Settings:
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
 
 
-def _divided(settings: Settings, gpus: list[str]) -> Settings:
-    """The settings that each worker of these GPUs has; where an operator counts more on this host, they are more."""
-    return Settings.read(host_workers=max(settings.host_workers, len(gpus)))
+def _divided(settings: Settings, asked: str | None) -> tuple[Settings, list[str]]:
+    """Settings of each worker, and the GPUs that get one; an operator may count more workers on this host.
+
+    Raises `WrongGpus`.
+    """
+    gpus = visible_gpus(settings.device, os.environ, asked)
+    return Settings.read(host_workers=max(settings.host_workers, len(gpus))), gpus
 
 
 def main() -> None:

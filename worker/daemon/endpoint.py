@@ -125,7 +125,7 @@ def serving(folder: HostFolder, collector: HostCollector, host: str, port: int |
 
     try:
         server = make_server(host, port, answer, _Server, _Quiet)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         logger.error("Metrics cannot be served on %s:%d (KEYE_METRICS_PORT): %s", host, port, error)
         yield
         return

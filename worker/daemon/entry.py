@@ -33,11 +33,11 @@ def probe(options: list[str]) -> int:
 def _run_folder() -> str:
     """As `keye.config.settings` finds it, which takes too long to import."""
     written = os.environ.get("KEYE_RUN_FOLDER")
-    if written is None and os.path.exists(".env"):
+    if not written and os.path.exists(".env"):
         from dotenv import dotenv_values
 
         written = dotenv_values(".env").get("KEYE_RUN_FOLDER")
-    return written or RUN_FOLDER
+    return os.path.expanduser(written if written and written.strip() else RUN_FOLDER)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What must be right before a worker starts, of its host, its broker and its Celery: all faults at once.
 
-Changes nothing. Loads torch only for `examine`, which tries the heavy parts too.
+Leaves nothing changed. Loads torch only for `examine`, which tries the heavy parts too.
 """
 
 import importlib.metadata
@@ -8,20 +8,26 @@ import importlib.util
 import os
 import platform
 import shutil
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from celery import Celery
 from kombu.serialization import prepare_accept_content
 from packaging.requirements import Requirement
 from redis import Redis, RedisError
 
-from keye.config.connection import HOW_TO_WRITE_URL, connect
+from keye.config.codes import QUANTISED_BY, PrecisionSetting
+from keye.config.connection import HOW_TO_WRITE_URL, SOCKET_TIMEOUT_SECONDS, connect
+from keye.config.faults import install_command
 from keye.config.host import memory_bytes, num_cores
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
@@ -43,16 +49,20 @@ OVERRIDES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE
 
 def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]:
     # Not among the imports above: it reads the settings, and whoever calls this has told of wrong ones.
-    from keye.worker.tasks.celery_app import celery_app
+    from keye.worker.tasks.celery_app import build_app
 
-    url = settings.full_redis_url()
+    app = build_app(settings)
+    broker = [*check_broker(settings.full_redis_url(), settings.lease_seconds, settings.require_durable)]
+    if not select(broker, Severity.FAULT):
+        broker += check_celery_connects(app)
     return [
         *check_packages(),
-        *check_setting_names(os.environ),
-        *check_celery(celery_app.conf, os.environ),
-        *check_broker(url, settings.lease_seconds, settings.require_durable),
+        *check_setting_names(Settings.names_given()),
+        *check_celery(app.conf, os.environ),
+        *broker,
         check_model_files(settings.model_path),
         check_device(settings.device, gpus),
+        *check_precision(settings.precision),
         check_shares(settings, num_cores(), memory_bytes()),
         check_video_decoder(settings.video_decoder),
         check_sandbox(),
@@ -60,6 +70,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         check_media_cache(settings.cache_folder, settings.cache_bytes),
         check_spool(settings.spool_folder),
         check_run_folder(settings.run_folder),
+        *check_metrics_address(settings.metrics_host, settings.metrics_port),
     ]
 
 
@@ -103,10 +114,10 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
-    """A setting that is misspelt would change nothing, and say nothing."""
+    """A setting that is misspelt would change nothing, and say nothing. `names` begin with KEYE_."""
     known = [f"KEYE_{field.upper()}" for field in Settings.model_fields]
     for name in names:
-        if name.upper().startswith("KEYE_") and name.upper() not in known:
+        if name not in known:
             cure = "".join(f"Did you mean {near}?" for near in get_close_matches(name, known, 1))
             found = f"{name} is no setting and changes nothing"
             yield warning("settings", found, cure or "Unset it; docs/reference.md lists every setting.")
@@ -115,7 +126,11 @@ def check_setting_names(names: Iterable[str]) -> Iterator[Finding]:
 def check_model_files(path: Path | None) -> Finding:
     if path is None:
         return fault("checkpoint", "KEYE_MODEL_PATH is not set", "Set it to a Keye-VL checkpoint folder.")
-    if faults := check_checkpoint(path):
+    try:
+        faults = check_checkpoint(path)
+    except OSError as error:
+        faults = [f"{error.filename} cannot be read: {error.strerror}"]
+    if faults:
         return fault("checkpoint", "; ".join(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
     return ok("checkpoint", str(path))
 
@@ -130,6 +145,13 @@ def check_device(device: str, gpus: Sequence[str]) -> Finding:
         cure = "Run nvidia-smi, which says why, or set KEYE_DEVICE=cpu if that is meant."
         return warning("device", "CPU: no GPU is visible although there is an NVIDIA driver", cure)
     return ok("device", "CPU")
+
+
+def check_precision(precision: PrecisionSetting) -> Iterator[Finding]:
+    package = QUANTISED_BY.get(precision)
+    if package and importlib.util.find_spec(package) is None:
+        cure = f"{install_command('quantised')}, or take KEYE_PRECISION out of the settings."
+        yield fault("precision", f"KEYE_PRECISION is {precision}, and {package} is not installed", cure)
 
 
 def check_shares(settings: Settings, cores: int, memory: int) -> Finding:
@@ -163,7 +185,7 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
     if not roots:
         yield ok("media roots", "none: no local media")
     for root in roots:
-        if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
+        if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
             yield ok("media roots", str(root))
         else:
             cure = "Create or mount it, or take it out of KEYE_MEDIA_ROOTS."
@@ -172,11 +194,13 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
 
 def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     """A folder of our own that can be written, or made, with as much room as may be used."""
-    there = _nearest_place(folder)
-    is_ours = there != folder or folder.stat().st_uid == os.geteuid()
-    if not (is_ours and _can_write(there)):
-        cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
-        return fault("media cache", f"{folder} cannot be written by this user", cure)
+    cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
+    for place in (folder, folder / "whole", folder / "partial"):
+        if reason := _try_to_write(place):
+            return fault("media cache", f"{place} cannot be written: {reason}", cure)
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if there == folder and folder.stat().st_uid != os.geteuid():
+        return fault("media cache", f"{folder} belongs to another user", cure)
     room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
     if room < max_bytes:
         found = f"{folder} has room for {room / 2**30:.1f} GiB and may take {max_bytes / 2**30:.1f}"
@@ -185,39 +209,60 @@ def check_media_cache(folder: Path, max_bytes: int) -> Finding:
 
 
 def check_spool(folder: Path) -> Finding:
-    if _can_write(_nearest_place(folder)):
+    if not (reason := _try_to_write(folder)):
         return ok("spool", str(folder))
-    found = f"{folder} cannot be written by this user: a worker that ends while Redis is away loses its outcomes"
+    found = f"{folder} cannot be written ({reason}): a worker that ends while Redis is away loses its outcomes"
     return warning("spool", found, "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make.")
 
 
 def check_run_folder(folder: Path) -> Finding:
-    if _can_write(_nearest_place(folder)):
+    if not (reason := _try_to_write(folder)):
         return ok("run folder", str(folder))
-    found = f"{folder} cannot be written by this user: nobody could tell whether the workers live"
+    found = f"{folder} cannot be written ({reason}): nobody could tell whether the workers live"
     return fault("run folder", found, "Set KEYE_RUN_FOLDER to a folder that this user can write or make.")
 
 
-def _nearest_place(folder: Path) -> Path:
-    """The folder, or what is to be made into the way to it."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+def _try_to_write(folder: Path) -> str | None:
+    """Why there can be no file in the folder, made where it is not there. Nothing of the trial stays."""
+    made = []
+    try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"x")
+    except OSError as error:
+        return error.strerror
+    finally:
+        for place in made:
+            with suppress(OSError):  # somebody else puts it to use
+                place.rmdir()
+    return None
 
 
-def _can_write(place: Path) -> bool:
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+def check_metrics_address(host: str, port: int | None) -> Iterator[Finding]:
+    """Warnings only: a worker works without its metrics."""
+    if port is None:
+        return
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        found = f"{host}:{port} cannot be had: {error}"
+        yield warning(
+            "metrics", found, "Right if a worker runs here; else correct KEYE_METRICS_HOST or KEYE_METRICS_PORT."
+        )
+    else:
+        yield ok("metrics", f"http://{host}:{port}/metrics")
 
 
 def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Iterator[Finding]:
     """Reachable, never evicts, keeps what it was told, knows what time it is, asks who is there."""
     address = urlsplit(url)
+    shown = f"{address.hostname or address.path}:{address.port or 6379}"
     try:
-        shown = f"{address.hostname or address.path}:{address.port or 6379}"
-        connection = connect(url, retries=0)
-    except ValueError:
-        yield fault("broker", "KEYE_REDIS_URL cannot be read", HOW_TO_WRITE_URL)
-        return
-    try:
-        with connection as redis:
+        with connect(url, retries=0) as redis:
             facts = redis.info()
             skew = measure_skew(redis)
     except RedisError as error:
@@ -296,6 +341,18 @@ def check_celery(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Iterato
     overrides = filter(environ.get, OVERRIDES)
     faults += [fault("Celery", f"{name} takes the place of KEYE_REDIS_URL", cure) for name in overrides]
     yield from faults or [ok("Celery", "reads json only, from KEYE_REDIS_URL")]
+
+
+def check_celery_connects(app: Celery) -> Iterator[Finding]:
+    """Celery reads the URL by rules of its own, once for its broker and once for its results."""
+    try:
+        with app.connection_for_read() as broker:
+            broker.ensure_connection(max_retries=1, timeout=SOCKET_TIMEOUT_SECONDS)
+            broker.default_channel.client.ping()
+        app.backend.client.ping()
+    except Exception as error:
+        # Without its words: they may quote the password.
+        yield fault("broker", f"Celery cannot use KEYE_REDIS_URL ({type(error).__name__})", HOW_TO_WRITE_URL)
 
 
 def check_transport(conf: Mapping[str, Any]) -> Iterator[Finding]:

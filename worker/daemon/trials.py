@@ -113,12 +113,13 @@ def _encode_clip(path: Path) -> None:
 def check_s3(endpoint_url: str | None) -> Finding:
     """Warnings only: a worker whose jobs use no s3:// is fine without."""
     load_aws_names()
-    session = boto3.Session()
-    if (credentials := session.get_credentials()) is None:
-        cure = "For s3:// media set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (.env will do), or give it a role."
-        return warning("S3", "no credentials", cure)
-    shown = f"credentials from {credentials.method}, {endpoint_url or 'AWS'}"
+    shown = endpoint_url or "AWS"
     try:
+        session = boto3.Session()
+        if (credentials := session.get_credentials()) is None:
+            cure = "For s3:// media set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (.env will do), or give it a role."
+            return warning("S3", "no credentials", cure)
+        shown = f"credentials from {credentials.method}, {shown}"
         config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
         session.client("s3", endpoint_url=endpoint_url, config=config).list_buckets()
     except ClientError as error:
@@ -126,8 +127,8 @@ def check_s3(endpoint_url: str | None) -> Finding:
         if code in ("AccessDenied", "403"):
             return ok("S3", f"{shown} (may not list buckets)")
         return warning("S3", f"{shown}: {code}", "Correct the AWS credentials.")
-    except BotoCoreError as error:
-        return warning("S3", f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL or the network.")
+    except (BotoCoreError, ValueError) as error:
+        return warning("S3", f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL, the AWS_* settings or the network.")
     return ok("S3", shown)
 
 
@@ -153,6 +154,11 @@ def try_answer(settings: Settings) -> Iterator[Finding]:
         cure = "`keye-worker run` would end with MODEL_LOAD_FAILED; see docs/operations.md."
         yield fault("smoke job", f"{type(error).__name__}: {error}", cure)
         return
+    seconds = time.monotonic() - started
+    if seconds > settings.load_seconds:
+        found = f"loaded and answered after {seconds:.1f} s, and a worker ends after {settings.load_seconds:g}"
+        yield fault("smoke job", found, "Raise KEYE_LOAD_SECONDS.")
+        return
     if served.warnings:
         cure = (
             f"It is answered by {served.model.attention}. Report it with this line; slower answers are the only harm."
@@ -161,4 +167,4 @@ def try_answer(settings: Settings) -> Iterator[Finding]:
     else:
         yield ok("attention", str(served.model.attention))
     found = f"{served.model.name} in {served.model.precision} on {served.device}, loaded and answered"
-    yield ok("smoke job", f"{found} after {time.monotonic() - started:.1f} s")
+    yield ok("smoke job", f"{found} after {seconds:.1f} s")

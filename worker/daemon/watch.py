@@ -18,7 +18,9 @@ from keye.worker.telemetry.log import STDERR, flush_log
 if TYPE_CHECKING:
     from keye.worker.engine.step_loop import Engine
 
+# At most, and several times within the limit that each look sets anew.
 LOOK_SECONDS = 0.5
+LOOKS_A_LIMIT = 8
 
 # How long after its time a job is not hanging, but slow to look at the clock.
 PATIENCE_SECONDS = 15.0
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Watch(PeriodicThread):
-    """Looks twice a second, from `start` to `stop`; a drain is watched too.
+    """Looks twice a second or more, from `start` to `stop`; a drain is watched too.
 
     A dead engine stops the worker in Celery's way. One that hangs in a step takes the process with it at once: nothing
     else frees its device, and only a lease that is no longer renewed frees its jobs. A thread that hangs under a job
@@ -45,7 +47,7 @@ class Watch(PeriodicThread):
         renewal: LeaseRenewal,
         heartbeat: Heartbeat,
     ) -> None:
-        super().__init__("watch", LOOK_SECONDS)
+        super().__init__("watch", min(LOOK_SECONDS, step_seconds / LOOKS_A_LIMIT))
         self._engine = engine
         self._step_seconds = step_seconds
         self._stragglers = stragglers

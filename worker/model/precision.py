@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from keye.config.codes import PrecisionSetting
+from keye.config.codes import QUANTISED_BY, PrecisionSetting
 from keye.config.faults import install_command
 
 Quantization = TorchAoConfig | BitsAndBytesConfig
@@ -47,17 +47,17 @@ def choose_precision(asked: PrecisionSetting, device: torch.device) -> Precision
     Raises `PrecisionUnavailable`.
     """
     dtype = _native_dtype(device)
+    if package := QUANTISED_BY.get(asked):
+        _require(package, asked)
     match asked:
         case "auto":
             return Precision(str(dtype).removeprefix("torch."), dtype)
         case "int8":
-            _require("torchao", asked)
             from torchao.quantization import Int8WeightOnlyConfig
 
             # A scale a row and activations as they are: the same sums on every device, whatever else is in the batch.
             return Precision(asked, dtype, TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=_UNQUANTISED))
         case "int4":
-            _require("bitsandbytes", asked)
             _import_bitsandbytes_as_installed()
             # NF4, 64 weights a scale: of the 4-bit forms that transformers loads, the one a CPU and a GPU both have.
             nf4 = BitsAndBytesConfig(

@@ -1,5 +1,6 @@
 """What must be right before a worker starts. The broker is a real Valkey."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from keye.worker.daemon.preflight import (
     check_device,
     check_media_cache,
     check_media_roots,
+    check_metrics_address,
+    check_model_files,
+    check_precision,
     check_sandbox,
     check_setting_names,
     check_shares,
@@ -43,7 +47,7 @@ def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: 
 
 @pytest.mark.holds("docs/operations.md#it-does-not-start-why", "a `KEYE_` name that is no setting is a warning")
 def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> None:
-    (finding,) = check_setting_names(["PATH", "KEYE_MODEL_PATH", "KEYE_MEDIA_ROOT"])
+    (finding,) = check_setting_names(["KEYE_MODEL_PATH", "KEYE_MEDIA_ROOT"])
     assert finding.severity is Severity.WARNING
     assert str(finding) == (
         "settings: KEYE_MEDIA_ROOT is no setting and changes nothing. Did you mean KEYE_MEDIA_ROOTS?"
@@ -102,6 +106,36 @@ def test_a_video_decoder_that_is_not_installed_is_refused(monkeypatch: pytest.Mo
     assert "pip install decord" in finding.cure
 
 
+def test_a_precision_whose_package_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*check_precision("int8"), *check_precision("int4"), *check_precision("auto")] == []
+    for package in ("torchao", "bitsandbytes"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    for precision, package in (("int8", "torchao"), ("int4", "bitsandbytes")):
+        (finding,) = check_precision(precision)
+        assert finding.severity is Severity.FAULT
+        assert package in finding.found
+        assert "keye-worker[quantised]" in finding.cure
+
+
+def test_an_address_for_metrics_that_cannot_be_had_is_warned_about() -> None:
+    assert list(check_metrics_address("127.0.0.1", None)) == []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "no.such.host.invalid", "..", "a" * 70):
+            (finding,) = check_metrics_address(host, port)
+            assert finding.severity is Severity.WARNING
+            assert f"{host}:{port} cannot be had" in finding.found
+    (finding,) = check_metrics_address("127.0.0.1", port)
+    assert finding.severity is Severity.OK
+
+
+def test_a_checkpoint_whose_path_is_no_path_is_refused() -> None:
+    finding = check_model_files(Path("/" + "n" * 300))
+    assert finding.severity is Severity.FAULT
+    assert "File name too long" in finding.found
+
+
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do",
     "Where a kernel has no such filters, a worker says so at its start",
@@ -118,7 +152,12 @@ def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warne
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
         assert check_media_cache(folder, 2**20).severity is Severity.FAULT
+    (tmp_path / "other/partial").mkdir(parents=True)
+    (tmp_path / "other/whole").touch()
+    for folder in (Path("/proc/keye"), tmp_path / ("n" * 300), tmp_path / "other"):
+        assert check_media_cache(folder, 2**20).severity is Severity.FAULT
     assert check_media_cache(tmp_path / "new/folder", 2**20).severity is Severity.OK
+    assert not (tmp_path / "new").exists()
     assert check_media_cache(tmp_path / "new/folder", 2**60).severity is Severity.WARNING
 
 

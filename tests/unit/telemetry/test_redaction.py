@@ -72,7 +72,7 @@ def test_a_password_within_the_url_is_hidden_however_it_is_escaped() -> None:
     "docs/operations.md#what-does-the-log-say",
     "Of a password of fewer than 8 characters only that and URLs are known.",
 )
-@pytest.mark.parametrize("password", ["a b", "a'b", "<a>", "12345/x"])
+@pytest.mark.parametrize("password", ["a b", "a'b", "<a>"])
 def test_a_short_password_is_hidden_in_its_url_whatever_it_holds(password: str) -> None:
     url = f"redis://me:{password}@cache:6379/0"
     assert (

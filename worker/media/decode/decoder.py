@@ -123,10 +123,12 @@ class Decoder:
             "num_threads": num_threads,
         }
         self._channel.send(request, order.file.fileno())
+        give_up_at = time.monotonic() + self._silence_seconds
         while True:
-            match self._next_message(order):
+            match self._next_message(order, give_up_at):
                 case {"frame": [done, total]}:
                     order.on_frame(done, total)
+                    give_up_at = time.monotonic() + self._silence_seconds
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.limits.max_decoded_bytes:
                     self._grant(num_bytes, allocate)
                 case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
@@ -144,11 +146,10 @@ class Decoder:
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
 
-    def _next_message(self, order: DecodingOrder) -> Message:
-        silent_since = time.monotonic()
-        while not wait([self._channel.fileno()], _TICK_SECONDS):
+    def _next_message(self, order: DecodingOrder, give_up_at: float) -> Message:
+        while not wait([self._channel.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
             order.check()
-            if time.monotonic() - silent_since >= self._silence_seconds:
+            if time.monotonic() >= give_up_at:
                 raise TimeoutError
         return self._channel.receive()
 

@@ -143,7 +143,10 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
     load_aws_names()
-    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    except ValueError:
+        raise unreachable("this worker's AWS_ENDPOINT_URL is no URL. Its operator has to correct it.") from None
 
 
 @dataclass(frozen=True, slots=True)
