@@ -203,34 +203,24 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
     ],
 )
 def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
-    bench: Bench, number: signal.Signals, code: ErrorCode, reason: str
+    bench: Bench, number: signal.Signals, silence_seconds: float, code: ErrorCode, reason: str
 ) -> None:
     def strike() -> None:
         struck.append(bench.child)
         os.kill(bench.child, number)
         bench.pool.before_allocating = lambda: None
+        if number is signal.SIGSTOP:  # memory that is granted gives no more time
+            time.sleep(silence_seconds / 2)
 
     struck: list[int] = []
     bench.pool.before_allocating = strike
+    give_up_at = time.monotonic() + 1.4 * silence_seconds
     fault = bench.blame()
+    assert time.monotonic() < give_up_at
     assert fault.code is code
     assert re.search(reason, fault.message)
     bench.assert_works()
     assert bench.child != struck[0]
-
-
-@pytest.mark.parametrize("silence_seconds", [4])
-def test_an_image_has_its_time_once_not_again_for_each_step(bench: Bench) -> None:
-    def strike() -> None:
-        os.kill(bench.child, signal.SIGSTOP)
-        time.sleep(3)
-
-    bench.assert_works()
-    bench.pool.before_allocating = strike
-    began_at = time.monotonic()
-    with pytest.raises(Fault, match="no progress for 4 s"):
-        bench.decode(bench.photo)
-    assert time.monotonic() - began_at < 6
 
 
 def test_child_that_died_in_its_sleep_is_blamed_on_nobody(bench: Bench) -> None:
@@ -374,8 +364,7 @@ DecoderPool(2, 60, 2**20).start()
 time.sleep(60)
 """
     worker = subprocess.Popen([sys.executable, "-c", code])
-    eventually(lambda: len(children_of(worker.pid)) == 2)
-    children = children_of(worker.pid)
+    children = eventually(lambda: len(found := children_of(worker.pid)) == 2 and found)
     worker.kill()
     worker.wait()
     eventually(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
