@@ -262,6 +262,10 @@ def test_what_no_operator_allowed_is_refused_and_a_group_needs_no_leave(start: S
     assert "name one by .set(queue=...)" in failure_of(nowhere).failure.message
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "answers whoever looks at a worker; remote commands that change one, and events for Flower",
+)
 def test_commands_that_look_are_answered_and_those_that_change_are_refused(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
     task = app.send_task(ANALYZE_TASK, kwargs=job("wait 300", metadata={"camera": "lobby"}), queue=QUEUE)
@@ -298,6 +302,7 @@ def test_commands_that_look_are_answered_and_those_that_change_are_refused(start
     assert send(app, "still here").get(timeout=60)["answer"] == "still here"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "only where a setting allows them (celery.md)")
 def test_an_operator_may_allow_commands_that_change(start: Start, app: Celery) -> None:
     worker = start(*ECHO, KEYE_CELERY_CONTROL="1")
     worker.wait_until_ready()

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.holds("docs/design.md#decisions", "Without a server or a GPU, `make demo` starts an embedded Valkey")
 def test_demo_answers_every_job_as_expected_and_saves_a_picture(tmp_path: Path) -> None:
     environ = os.environ | {"COLUMNS": "200"}
     command = [sys.executable, "-m", "keye.worker.daemon.cli", "demo"]

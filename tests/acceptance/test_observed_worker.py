@@ -118,6 +118,10 @@ def test_a_worker_that_hangs_is_not_live(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.holds(
+    "docs/design.md#decisions",
+    "by name and not by process, so that one that is started again counts on",
+)
+@pytest.mark.holds(
     "docs/operations.md#what-do-the-metrics-tell",
     "opens `http://127.0.0.1:9464/metrics` on each host",
     "A worker that is started again counts on.",

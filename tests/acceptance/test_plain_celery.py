@@ -17,6 +17,7 @@ from tests.support.conditions import eventually
 CELERY = ("celery", "-A", "keye.worker.tasks.celery_app", "worker", "--loglevel", "INFO")
 
 
+@pytest.mark.holds("docs/design.md#decisions", "worker --pool threads` does the same")
 @pytest.mark.holds(
     "docs/operations.md#can-i-use-my-own-supervisor",
     "Yes; a worker is a Celery worker, one for each GPU",
@@ -62,6 +63,7 @@ def test_an_engine_that_lets_no_thread_run_ends_the_worker(start: Start, client:
     assert "in step_or_fail" in worker.log  # where it is
 
 
+@pytest.mark.holds("docs/design.md#decisions", "The pool must be `threads`")
 @pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "any other ends with 11")
 def test_another_pool_is_refused_with_the_cure(start: Start) -> None:
     worker = start(*CELERY, "--pool", "solo")

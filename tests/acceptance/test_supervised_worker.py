@@ -32,6 +32,7 @@ def has_reached(job: Job, stage: Stage, attempt: int = 1) -> bool:
     return any(event.stage is stage and event.attempt == attempt for event in reached)
 
 
+@pytest.mark.holds("docs/design.md#decisions", "the parent never loads torch")
 @pytest.mark.holds("docs/alerts.md#keyeworkerhung", "kill that process: its jobs start again elsewhere")
 def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
     start: Start, client: Client, slow_store: SlowStore

@@ -33,6 +33,11 @@ def resident_bytes(worker: EchoWorker) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "So `worker/broker` reads each one as bytes",
+    "What cannot be read goes into quarantine.",
+)
 @pytest.mark.holds("docs/alerts.md#keyequarantinegrows", "workers take no harm")
 @pytest.mark.timeout(7200)
 def test_no_message_ends_a_worker_or_gets_lost(

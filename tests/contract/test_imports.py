@@ -87,6 +87,11 @@ def room_of(module: str) -> str | None:
     return max(rooms, key=len, default=None)
 
 
+@pytest.mark.holds(
+    "docs/design.md#rooms-and-who-may-import-whom",
+    "`tests/contract/test_imports.py` holds this table as data.",
+    "room | holds | imports",
+)
 def test_every_import_is_in_the_table() -> None:
     faults = []
     for name, tree in modules():
@@ -107,6 +112,10 @@ def test_rooms_import_each_other_in_one_direction() -> None:
     TopologicalSorter({a: [b for b in rooms if any(fnmatch(b, c) for c in rooms[a])] for a in rooms}).prepare()
 
 
+@pytest.mark.holds(
+    "docs/design.md#rooms-and-who-may-import-whom",
+    "Torch is imported at module level in `worker/model`",
+)
 def test_torch_is_imported_only_where_tensors_live() -> None:
     faults = []
     for name, tree in modules():
@@ -118,6 +127,10 @@ def test_torch_is_imported_only_where_tensors_live() -> None:
     assert not faults
 
 
+@pytest.mark.holds(
+    "docs/design.md#rooms-and-who-may-import-whom",
+    "a producer and the supervising parent never load it",
+)
 @pytest.mark.parametrize(
     "module", ["keye", "keye.producer.cli", "keye.worker.daemon.cli", "keye.worker.daemon.supervisor"]
 )

@@ -74,6 +74,7 @@ def how_it_ended(job: Job) -> str:
     return "answered"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "a crash costs one job its medium, not all jobs their worker")
 @pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "End its own job with an error.")
 def test_damaged_files_end_their_jobs_and_nothing_else(
     worker: LocalWorker, redis: Redis, redis_url: str, tmp_path: Path

@@ -326,6 +326,7 @@ def test_job_waits_until_there_is_room_for_its_pixels(bench: Bench) -> None:
     assert [read_number(frame) for frame in outcome.get(timeout=0)] == list(range(30))
 
 
+@pytest.mark.holds("docs/design.md#decisions", "which the eldest may pass by what one")
 def test_eldest_job_gets_room_that_the_others_wait_for(bench: Bench) -> None:
     """Two jobs of two clips each, where there is room for one clip: who waits while holding must not wait for ever."""
 

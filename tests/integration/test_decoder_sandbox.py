@@ -7,6 +7,7 @@ import sys
 import pytest
 
 
+@pytest.mark.holds("docs/design.md#decisions", "meets a decoder in a process without network")
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do",
     "Children can make no socket: the kernel refuses it (a seccomp filter), whoever the user is",
@@ -46,6 +47,7 @@ def test_decoding_modules_import_no_torch() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "with bounds on memory and time")
 @pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "holds at most 4 GiB besides the pixels")
 def test_memory_of_a_child_ends_at_its_limit() -> None:
     code = """

@@ -78,6 +78,7 @@ def read(pending: PendingGeneration) -> str:
     return "".join(delta.text for delta in pending.deltas())
 
 
+@pytest.mark.holds("docs/design.md#decisions", "Jobs join and leave the running batch at every step")
 @pytest.mark.holds(
     "docs/operations.md#how-many-jobs-does-a-gpu-hold-and-what-must-i-lower",
     "What does not fit beside the others waits in the engine, and nothing is lost.",
@@ -138,6 +139,7 @@ def test_stop_string_ends_the_text_before_it(start_engine: Callable[..., Engine]
     assert len(cut.generated.token_ids) < len(whole.generated.token_ids)
 
 
+@pytest.mark.holds("docs/design.md#decisions", "deadlines and cancelling are the engine's, between steps")
 def test_abandoned_and_late_generations_end_at_once_with_what_they_wrote(
     start_engine: Callable[..., Engine], processor: KeyeProcessor
 ) -> None:
@@ -260,6 +262,7 @@ class SmallDevice:
         return self._forward(embeds, *args, **kwargs)
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "Where memory runs out, the batch is halved")
 @pytest.mark.holds("docs/alerts.md#keyeoutofmemory", "Workers halve the batch and go on, slower.")
 def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
     start_engine: Callable[..., Engine],

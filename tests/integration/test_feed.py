@@ -26,6 +26,7 @@ def ended(watch: Iterator[Any]) -> list[int]:
 
 
 class TestWatch:
+    @pytest.mark.holds("docs/design.md#one-job-walked", "which `client.watch` reads")
     def test_who_watches_hears_all_that_end_in_their_order(
         self, client: Client, redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
@@ -135,6 +136,7 @@ class TestPace:
         redis.set(keys.CONTEXT, 8192)
         return RedisWorker(redis)
 
+    @pytest.mark.holds("docs/design.md#one-job-walked", "from which `progress` and")
     def test_seconds_left_fall_as_the_queue_empties(self, client: Client, redis: Redis, worker: RedisWorker) -> None:
         for seconds in ("3", "5"):
             end(redis, 1, seconds)
@@ -169,6 +171,7 @@ class TestPace:
         told = job.progress
         assert (told.state, told.place, told.seconds_left) == (JobState.QUEUED, None, None)
 
+    @pytest.mark.holds("docs/design.md#one-job-walked", "`QueueFull` know how long jobs take")
     @pytest.mark.holds(
         "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
         "whose `retry_after_seconds` is when the next is likely to fit",

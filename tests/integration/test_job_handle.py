@@ -136,6 +136,7 @@ class TestResult:
 
 
 class TestCancel:
+    @pytest.mark.holds("docs/design.md#one-job-walked", "A queued job may be CANCELLED")
     def test_a_queued_job_is_cancelled_for_good(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
         assert job.cancel() is Cancellation.CANCELLED

@@ -37,6 +37,7 @@ class TestSubmit:
         assert json.loads(message)["headers"]["id"] == job.id
         assert job.state is JobState.QUEUED
 
+    @pytest.mark.holds("docs/design.md#decisions", "A producer writes Celery's message itself")
     @pytest.mark.parametrize("priority", QUEUES)
     def test_each_priority_waits_in_its_own_list(self, client: Client, redis: Redis, priority: str) -> None:
         client.submit(prompt="?", priority=priority)
@@ -72,6 +73,7 @@ class TestSubmit:
         messages = redis.lrange(QUEUES["normal"], 0, -1)
         assert sorted(json.loads(message)["headers"]["id"] for message in messages) == sorted(ids)
 
+    @pytest.mark.holds("docs/design.md#decisions", "with the same payload, in one atomic script")
     def test_a_job_that_cannot_be_published_leaves_nothing_behind(self, client: Client, redis: Redis) -> None:
         redis.set(QUEUES["normal"], "not a list")
         with pytest.raises(QueueUnavailable, match="could not queue the job"):

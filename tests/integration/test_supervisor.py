@@ -70,6 +70,11 @@ time.sleep(60)
 """
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "supervises a child per GPU, pinned by `CUDA_VISIBLE_DEVICES`",
+    "One process per GPU",
+)
 @pytest.mark.holds("docs/operations.md#which-gpus-are-used", "Each process sees only its own.")
 @pytest.mark.holds(
     "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from redis import Redis
 
 from keye.producer import Client
@@ -106,12 +107,17 @@ def run(program: str, url: str, number: int) -> str:
     return ran.stdout
 
 
+@pytest.mark.holds("docs/design.md#decisions", "Callers take what was found, a thread or a task of asyncio alike")
 def test_a_thousand_threads_wait_and_others_submit_ask_and_cancel_beside_them_before_and_after_a_fork(
     redis_url: str,
 ) -> None:
     run(THREADS, redis_url, 1000)
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "One thread of a process reads the streams of all jobs that somebody in it follows",
+)
 def test_two_thousand_tasks_read_events_and_two_thousand_wait_over_a_few_connections_and_300_mb(redis_url: str) -> None:
     megabytes = int(run(TASKS, redis_url, 2000))
     assert megabytes < 300

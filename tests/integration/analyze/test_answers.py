@@ -32,12 +32,17 @@ def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant,
     assert timings.first_token is not None
 
 
+@pytest.mark.holds(
+    "docs/design.md#one-job-walked",
+    "which writes the Celery result for plain `AsyncResult` readers too",
+)
 def test_celery_result_is_the_outcome_for_who_knows_celery_only(plant: Plant) -> None:
     job = plant.client.submit(a_job())
     result = plant.finish(job)
     assert JobResult.model_validate(plant.celery_result(job.id).get(timeout=10)) == result
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "decode, in a child")
 def test_events_tell_the_stages_in_order(plant: Plant, picture: str) -> None:
     job = plant.client.submit(prompt="what?", media=[picture], generation=briefly())
     *told, last = job.events(timeout=60)
@@ -95,6 +100,10 @@ def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
     assert not started & {"Gossip", "Mingle", "Heart"}
 
 
+@pytest.mark.holds(
+    "docs/design.md#one-job-walked",
+    "each level of priority counts as if the job had come ten seconds later",
+)
 def test_each_step_of_priority_is_ten_seconds_in_the_engine(plant: Plant) -> None:
     for priority in Priority:
         plant.finish(plant.client.submit(a_job(priority=priority)))

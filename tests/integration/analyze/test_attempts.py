@@ -26,6 +26,11 @@ from tests.integration.analyze.plant import (
 from tests.support.conditions import eventually
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "A second delivery of a claimed or settled job is acknowledged without work.",
+    "So a message that comes twice costs nothing but a round trip.",
+)
 def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:
     sealed = seal(a_job())
     payload = sealed.model_dump(mode="json")
@@ -38,6 +43,7 @@ def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(pla
     assert plant.record(sealed.job_id)["attempts"] == "1"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "A second delivery of a claimed or settled job")
 def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) -> None:
     with FaultyProcessor.held_up():
         job = plant.client.submit(a_job(prompt="wait"))
@@ -49,6 +55,7 @@ def test_second_delivery_of_a_running_job_leaves_its_result_alone(plant: Plant) 
     assert second.state == "PENDING", "acknowledged without a result"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "leases on our own record are why that does no harm here")
 def test_job_longer_than_every_timeout_runs_once(plant: Plant) -> None:
     with FaultyProcessor.held_up():
         job = plant.client.submit(a_job(prompt="wait"))

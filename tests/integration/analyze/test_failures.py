@@ -210,6 +210,10 @@ def test_message_without_a_usable_job_fails_under_its_celery_id(plant: Plant, pa
     assert plant.record(task_id)["state"] == JobState.FAILED
 
 
+@pytest.mark.holds(
+    "docs/design.md#one-job-walked",
+    "Every exception on the way becomes a failure with a code, or another attempt",
+)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_whatever_is_raised_under_a_job_is_its_outcome_and_frees_its_slot(
     plant: Plant, kind: str, caplog: pytest.LogCaptureFixture

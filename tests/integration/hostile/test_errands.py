@@ -27,6 +27,7 @@ def assert_nothing_but_jobs(host: EchoHost) -> None:
     assert running.result(timeout=60).answer == "wait 0.3"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "what it asks to have called is called")
 @pytest.mark.parametrize("is_failing", [False, True], ids=["answered", "failed"])
 @pytest.mark.parametrize("kind", EMBEDDED)
 def test_what_is_to_be_called_afterwards_is_refused(host: EchoHost, kind: str, is_failing: bool) -> None:

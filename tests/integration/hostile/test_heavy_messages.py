@@ -37,6 +37,7 @@ PRESSED: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
+@pytest.mark.holds("docs/design.md#decisions", "a compressed body is expanded whatever it holds")
 @pytest.mark.parametrize("kind", PRESSED)
 def test_a_compressed_body_is_never_expanded(host: EchoHost, kind: str) -> None:
     compression, press = PRESSED[kind]

@@ -264,6 +264,10 @@ def test_a_field_of_another_kind_is_a_fault_of_the_job(host: EchoHost, field: st
     assert host.client.verify()[1] == []
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "`eta`, `expires` and what is to be called afterwards go into the job's record",
+)
 def test_an_eta_holds_up_its_own_job_and_no_hands(host: EchoHost) -> None:
     job_ids = [str(uuid4()) for _ in range(300)]
     for job_id in job_ids:

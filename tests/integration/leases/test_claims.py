@@ -54,6 +54,7 @@ def test_claim_keeps_the_record_that_the_producer_wrote(store: LeaseStore, redis
     assert record(redis, sealed.job_id)["max_attempts"] == "7"
 
 
+@pytest.mark.holds("docs/design.md#decisions", "*claims* the job by one atomic script")
 def test_of_many_claimers_at_once_exactly_one_wins(store: LeaseStore) -> None:
     job = QueuedJob.of(a_job())
     answers: list[object] = []
@@ -95,6 +96,7 @@ def test_claim_whose_answer_got_lost_holds_the_job_as_its_first_attempt(redis_ur
     assert [event.stage for event in events(redis, lease.job_id)] == [Stage.OPEN]
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "AlreadySettled, HeldElsewhere or Suspect")
 def test_redelivery_after_settling_finds_the_outcome(store: LeaseStore, settlement: Settlement) -> None:
     sealed = a_job()
     lease = claim(store, sealed)
@@ -108,6 +110,10 @@ def die_under(brief: LeaseStore, sealed: SealedJob, is_alone: bool = False) -> R
     return brief.reap(sealed.job_id, "reaper")
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "A job whose worker died twice, or once before its last attempt, runs alone in its process.",
+)
 def test_job_whose_workers_died_twice_is_claimed_only_by_who_runs_it_alone(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=4)
     die_under(brief, sealed)

@@ -17,6 +17,7 @@ from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events, messages, record
 
 
+@pytest.mark.holds("docs/design.md#decisions", "waits in the same sorted set by the time it is due")
 @pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "The job waits in Redis, not in a worker")
 def test_failed_attempt_waits_in_redis_until_it_is_due(store: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
@@ -72,6 +73,7 @@ def test_cancelled_job_gets_no_other_attempt(store: LeaseStore, settlement: Sett
     assert settlement.settle(lease, a_failure(lease)), "it is still the holder's to end"
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "or gives the job back")
 def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
     store: LeaseStore, settlement: Settlement, redis: Redis
 ) -> None:

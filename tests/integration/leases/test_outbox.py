@@ -48,6 +48,7 @@ def leave_on_disk(redis: Redis, outbox: Outbox, lease: Claimed, outcome: JobFail
         outbox.settle(lease, outcome, patience_seconds=0)
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "settle (kept on disk while Redis takes nothing)")
 def test_outcome_is_on_disk_until_a_full_server_has_room_again(
     store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
 ) -> None:

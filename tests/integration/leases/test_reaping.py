@@ -29,6 +29,7 @@ def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStor
     assert record(redis, lease.job_id)["state"] == JobState.RUNNING
 
 
+@pytest.mark.holds("docs/design.md#decisions", "A reaper in every worker puts jobs with expired leases back.")
 def test_job_of_a_dead_worker_is_queued_again_and_published(brief: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     claim(brief, sealed, "dead")
@@ -163,6 +164,7 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
     assert taken.stage is stage
 
 
+@pytest.mark.holds("docs/design.md#decisions", "is noticed because jobs published after it were taken")
 @pytest.mark.holds(
     "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
     "when jobs published after it were taken from its queue",
@@ -193,6 +195,7 @@ def test_queues_of_other_priorities_say_nothing_about_a_message(store: LeaseStor
     assert store.sweep(10) == []
 
 
+@pytest.mark.holds("docs/design.md#decisions", "or its queue is empty, and put there too")
 @pytest.mark.holds(
     "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
     "when that queue is empty, and two leases have passed",

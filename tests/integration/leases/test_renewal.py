@@ -12,6 +12,7 @@ from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_job, claim
 
 
+@pytest.mark.holds("docs/design.md#decisions", "renews the lease while it works")
 def test_renewal_keeps_what_is_held_and_lets_go_of_the_rest(brief: LeaseStore, redis: Redis) -> None:
     renewal = LeaseRenewal(brief)
     renewal.start()

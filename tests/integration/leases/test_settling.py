@@ -45,6 +45,7 @@ def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
     assert settlement.settle(remembered, a_failure(remembered))
 
 
+@pytest.mark.holds("docs/design.md#decisions", "outcome, last event, state, expiry")
 @pytest.mark.holds(
     "docs/operations.md#redis-is-full-what-must-i-do",
     "lower `KEYE_RESULT_TTL_SECONDS` (for jobs that end from now on)",
@@ -112,6 +113,7 @@ def test_the_attempt_that_ends_a_job_without_an_answer_is_in_its_history_too(
     assert [attempts[1].began_at, attempts[1].ended_at] == pytest.approx(moments, abs=1e-3, rel=0)
 
 
+@pytest.mark.holds("docs/design.md#decisions", "that only the newest token may run")
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
     sealed = a_job()
     frozen = claim(brief, sealed, "frozen")
@@ -144,6 +146,7 @@ def late_failure(sealed: SealedJob) -> JobFailure:
     )
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "EXPIRED by its deadline, without ever running")
 @pytest.mark.holds(
     "docs/operations.md#a-job-waits-and-waits-is-its-message-lost",
     "ends as EXPIRED although no worker took it",
@@ -186,6 +189,10 @@ def test_running_job_past_its_deadline_is_its_workers_to_end(
     assert not redis.exists(keys.DEADLINES)
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "unless Celery is to call something afterwards, the acknowledgement of its message",
+)
 @pytest.mark.parametrize("canvas_json", [None, '{"callbacks": [{"task": "app.save"}]}'])
 def test_message_is_acknowledged_with_the_outcome_unless_celery_is_to_call_something(
     store: LeaseStore, settlement: Settlement, redis: Redis, canvas_json: str | None

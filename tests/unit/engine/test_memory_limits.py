@@ -1,5 +1,7 @@
 """How far a step is held back once memory ran out."""
 
+import pytest
+
 from keye.worker.engine.memory import FIRST_REST, MemoryLimits
 from keye.worker.engine.step_plan import StepLimits
 
@@ -13,6 +15,7 @@ def steps_until_raised(limits: MemoryLimits) -> int:
     return steps
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "steps stay smaller for a thousand steps and more")
 def test_limit_rises_again_step_by_step_up_to_what_was_configured() -> None:
     configured = StepLimits(max_running=64, max_step_tokens=2048)
     limits = MemoryLimits(configured)

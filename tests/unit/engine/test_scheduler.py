@@ -45,6 +45,7 @@ def assert_plan_is_allowed(scheduler: Scheduler, plan: StepPlan) -> None:
     assert decoding <= {sequence for sequence, _ in plan.chunks}, "a decoding sequence was left out"
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "plan (who goes on, who is preempted, who is admitted)")
 @settings(max_examples=300, deadline=None)
 @given(jobs=jobs, max_running=st.integers(1, 5), max_step_tokens=st.integers(5, 24))
 def test_every_job_ends_and_no_block_is_leaked_or_shared(
@@ -97,6 +98,7 @@ def make_scheduler(max_running: int = 8, max_step_tokens: int = 64) -> Scheduler
     return Scheduler(BlockPool(NUM_BLOCKS, BLOCK_SIZE), StepLimits(max_running, max_step_tokens))
 
 
+@pytest.mark.holds("docs/design.md#decisions", "no job waits for another's long answer")
 def test_running_jobs_keep_stepping_while_a_long_prompt_comes_in(make_sequence: MakeSequence) -> None:
     scheduler = make_scheduler(max_step_tokens=5)
     short = make_sequence([0] * 3, max_new_tokens=12)
@@ -125,6 +127,7 @@ def test_large_prompt_that_waits_for_blocks_is_not_overtaken(make_sequence: Make
     assert small.generated_ids
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "Who came first goes first")
 def test_higher_priority_goes_first_and_then_who_came_first(make_sequence: MakeSequence) -> None:
     scheduler = make_scheduler(max_running=1)
     low, high, low_later = make_sequence([0], 6), make_sequence([0], 0), make_sequence([0], 6)
@@ -134,6 +137,7 @@ def test_higher_priority_goes_first_and_then_who_came_first(make_sequence: MakeS
     assert admitted == [high, low, low_later]
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "so nobody waits for ever behind a flow of higher priority")
 @settings(deadline=None)
 @given(priority=st.integers(1, 6))
 def test_steady_flow_of_higher_priority_holds_a_lower_one_up_for_ten_seconds_a_step(

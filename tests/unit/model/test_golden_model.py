@@ -81,6 +81,7 @@ def test_positions_of_a_padded_batch_match(golden_case: Any) -> None:
     assert torch.equal(deltas, golden_case.arrays["rope_deltas"])
 
 
+@pytest.mark.holds("docs/design.md#decisions", "It is held to golden numbers of the reference in `tests/golden`.")
 @pytest.mark.holds(
     "docs/model.md#text-decoder",
     "Qwen3: RMS norms (eps 1e-6), no biases",

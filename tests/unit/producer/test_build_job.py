@@ -36,6 +36,7 @@ def test_a_reference_that_does_not_tell_its_type_is_refused_with_its_place() -> 
         build_job({"prompt": "?", "media": ["/a.png", "/clip"]})
 
 
+@pytest.mark.holds("docs/design.md#one-job-walked", "submit: validate (every fault at once)")
 def test_every_fault_of_a_job_is_reported_at_once() -> None:
     with pytest.raises(InvalidJob) as refused:
         build_job({"promt": "?", "media": ["ftp://a.png"], "generation": {"temperature": 3}, "priority": "urgent"})

@@ -18,6 +18,10 @@ def changed(**fields: Any) -> AnalysisJob:
     return AnalysisJob.model_validate(JOB.model_dump() | fields)
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "Submitting writes a record with the whole sealed job in it and a message with the same payload",
+)
 def test_the_worker_reads_the_same_job_from_record_and_message() -> None:
     sealed = seal(JOB)
     from_record = open_sealed(json.loads(sealed.record["sealed"]))

@@ -107,6 +107,7 @@ def test_the_probe_finds_its_folder_in_the_environment_and_in_env_files(folder: 
     assert Settings.model_fields["run_folder"].default == Path(entry.RUN_FOLDER)
 
 
+@pytest.mark.holds("docs/design.md#decisions", "A probe must answer while Redis is away, within a fifth of a second")
 @pytest.mark.holds("docs/deploy.md#kubernetes", "One that Redis does not answer stays live")
 @pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "asks neither Redis nor HTTP")
 def test_a_probe_imports_nothing_that_takes_long(tmp_path: Path) -> None:
