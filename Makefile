@@ -1,13 +1,15 @@
 # Each target does all its set-up: a virtual environment in .venv with the exact versions of constraints.txt, installed
 # again only when these or pyproject.toml change.
 PYTHON ?= python3
+# Those that pyproject.toml names.
+PYTHONS := python3.11 python3.12 python3.13
 BIN := .venv/bin
 INSTALLED := .venv/installed
 UV := .venv-uv/bin/uv
 # Of a registry that takes its time with a large file.
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo test lint ecosystem bench soak lock newest lowest
+.PHONY: demo test lint ecosystem bench soak lock newest lowest end
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -44,14 +46,19 @@ lock: $(UV)
 
 # The two ends of those ranges, each in an environment of its own. uv links files from its cache, so that torch, a few
 # gigabytes, is fetched and kept once for all environments that agree on its version.
-newest: RESOLUTION := highest
-lowest: RESOLUTION := lowest-direct
-newest lowest: $(UV)
-	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$@
-	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python .venv-$@ --no-annotate \
-		--output-file .venv-$@/versions.txt -
-	$(UV) pip sync --quiet --compile-bytecode --python .venv-$@ .venv-$@/versions.txt
-	.venv-$@/bin/pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
+# The newest are tried with each Python that is here (of pyenv's, with those that `pyenv local` names).
+newest:
+	set -e; for python in $(PYTHONS); do ! $$python -c '' || $(MAKE) end RESOLUTION=highest PYTHON=$$python; done
+lowest:
+	$(MAKE) end RESOLUTION=lowest-direct
+end: ENV = .venv-$(RESOLUTION)
+end: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(ENV)
+	echo '--editable .[dev]' | $(UV) pip compile --quiet --resolution $(RESOLUTION) --python $(ENV) --no-annotate \
+		--output-file $(ENV)/versions.txt -
+	$(UV) pip sync --quiet --compile-bytecode --python $(ENV) $(ENV)/versions.txt
+	$(ENV)/bin/python --version
+	$(ENV)/bin/pytest -q -n 2 --ignore tests/contract/test_lock.py tests/unit tests/contract
 
 # Copies, not links: a file with several names is none that a worker reads media from, as a test has it do.
 $(INSTALLED): pyproject.toml constraints.txt $(UV)

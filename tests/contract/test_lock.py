@@ -35,6 +35,14 @@ def asked() -> list[Requirement]:
     return [requirement for requirement in requirements if canonicalize_name(requirement.name) != OURS]
 
 
+def test_the_pythons_that_are_promised_are_those_that_are_tried() -> None:
+    promised = [kind.rpartition(" :: ")[2] for kind in PROJECT["classifiers"] if re.search(r":: 3\.\d", kind)]
+    tried = re.search(r"^PYTHONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert tried is not None
+    assert tried[1].split() == [f"python{version}" for version in PYTHONS]
+    assert promised == list(PYTHONS)
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_is_locked_within_its_range(python: str) -> None:
     versions = locked(python)
