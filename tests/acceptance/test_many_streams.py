@@ -54,6 +54,11 @@ def megabytes(server: Started) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+@pytest.mark.holds(
+    "README.md#stream-the-answer-to-a-browser",
+    "app, keye = FastAPI(), AsyncClient()",
+    "`uvicorn app:app --timeout-graceful-shutdown 3` runs it",
+)
 def test_500_streams_all_get_their_text_and_others_are_answered_beside_them(
     readme_app: tuple[Started, str], start: Start, client: Client, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def resident_bytes(worker: EchoWorker) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.holds("README.md#ask-a-question", "No job ends its worker")
 @pytest.mark.holds(
     "docs/design.md#decisions",
     "So `worker/broker` reads each one as bytes",

@@ -80,9 +80,9 @@ def _sentences(text: str) -> Iterator[Sentence]:
             case "tr_open":
                 row = []
             case "tr_close":
-                words = " | ".join(filter(None, row))
-                table = table or words
-                yield Sentence(heading, words, table)
+                if words := " | ".join(filter(None, row)):
+                    table = table or words
+                    yield Sentence(heading, words, table)
                 row = None
 
 

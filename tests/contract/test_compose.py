@@ -68,6 +68,7 @@ def test_broker_is_started_with_the_password(services: dict[str, Any]) -> None:
     assert services["flower"]["environment"]["KEYE_REDIS_PASSWORD"] == PASSWORD
 
 
+@pytest.mark.holds("README.md#run-a-worker", "Compose starts the same")
 @pytest.mark.holds(
     "docs/deploy.md#docker-compose",
     "Every container has a read-only root, no capabilities",

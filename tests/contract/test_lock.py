@@ -35,6 +35,7 @@ def asked() -> list[Requirement]:
     return [requirement for requirement in requirements if canonicalize_name(requirement.name) != OURS]
 
 
+@pytest.mark.holds("README.md#see-it-work", "On a machine with Python 3.11 to 3.13")
 def test_the_pythons_that_are_promised_are_those_that_are_tried() -> None:
     promised = [kind.rpartition(" :: ")[2] for kind in PROJECT["classifiers"] if re.search(r":: 3\.\d", kind)]
     tried = re.search(r"^PYTHONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -76,6 +76,7 @@ def test_words_of_an_unexpected_error_in_the_engine_stay_in_the_log(
     assert "a secret of the operator" in caplog.text
 
 
+@pytest.mark.holds("README.md#ask-a-question", "or as a failure with a stable code")
 def test_missing_file_fails_with_its_code_and_which_medium(plant: Plant, picture: str) -> None:
     job = plant.client.submit(prompt="what?", media=[picture, str(plant.media / "nothing.jpg")])
     failed = plant.fail(job)

@@ -39,6 +39,7 @@ def cut_gpus(driver: Driver) -> None:
     )
 
 
+@pytest.mark.holds("README.md#keye-worker", "One worker process per GPU")
 @pytest.mark.holds("docs/deploy.md#systemd", "It takes every GPU of the host")
 @pytest.mark.holds("docs/operations.md#which-gpus-are-used", "One process for each GPU that `nvidia-smi -L` lists")
 @pytest.mark.usefixtures("two_gpus")
