@@ -63,7 +63,8 @@ def record(job_id: str) -> str:
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
     max_visual_tokens (after one that did not fit),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
-    left_seconds (that workers of an older release have left it to newer ones),
+    queued_at (when the message that was claimed last had come into its queue), given_back (the newest attempt that its
+    worker gave back), left_seconds (that workers of an older release have left it to newer ones),
     requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"

@@ -17,10 +17,11 @@ if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
   is_new = true
 end
 local state, token, attempts, max_attempts, deaths, due_at, left_seconds, sealed, canvas,
-  claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished = unpack(redis.call(
+  claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished, queued_at = unpack(redis.call(
   "HMGET", KEYS[1],
   "state", "token", "attempts", "max_attempts", "deaths", "due_at", "left_seconds", "sealed", "canvas",
-  "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens", "priority", "is_republished"
+  "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens", "priority", "is_republished",
+  "queued_at"
 ))
 
 local function claimed(attempt, since)
@@ -58,6 +59,7 @@ end
 for i = 6, #KEYS do
   local published_at = redis.call("ZSCORE", KEYS[i], ARGV[1])
   if published_at then
+    queued_at = published_at
     redis.call("ZREM", KEYS[i], ARGV[1])
     -- Of two messages the earlier may be the one that was taken: it does not tell how far the queue has come.
     if priority and not is_republished then
@@ -68,7 +70,8 @@ end
 claimed_at = string.format("%.6f", now)
 redis.call(
   "HSET", KEYS[1],
-  "state", "RUNNING", "token", ARGV[5], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at
+  "state", "RUNNING", "token", ARGV[5], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at,
+  "queued_at", queued_at or claimed_at
 )
 if left_seconds then
   -- A worker knows how to read it now: should it come back to the queue, its time with those that do not begins anew.

@@ -1,17 +1,46 @@
 -- RUNNING -> QUEUED by the holder of the newest tokens, whose process ends. Each job's new message goes to the head of its
--- queue, the first job's foremost: others have waited less long. An attempt keeps its number, so that no two have the
--- same, and does not count: the job may have one more.
+-- queue: others have waited less long. Those that are given back stand there in the order in which they came into the queue,
+-- whoever gave them back. An attempt keeps its number, so that no two have the same, and does not count: the job may have one
+-- more.
 --
 -- KEYS: 1 leases (sorted set), then for each job 2 record (hash), 3 events (stream), 4 messages of its priority (list)
--- ARGV: 1 seconds until a reaper publishes what nobody has taken, then for each job 2 its id, 3 token, 4 the new token,
--- 5 message
+-- ARGV: 1 seconds until a reaper publishes what nobody has taken, 2 what records' keys begin with, then for each job 3 its
+-- id, 4 token, 5 the new token, 6 message
 -- Returns for each job "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
-local now, answers = clock(), {}
-for i = (#KEYS - 1) / 3, 1, -1 do
+local MOST_BEFORE = 256
+
+-- When the job of a message came into the queue, if it was given back and nobody has taken it since.
+local function given_back_since(message)
+  local job_id = string.match(message, '"id": "([^"]+)"')
+  -- pcall: in a stranger's message it may be the name of anything.
+  local state, attempts, given_back, queued_at = unpack(redis.pcall(
+    "HMGET", ARGV[2] .. (job_id or ""), "state", "attempts", "given_back", "queued_at"
+  ))
+  return state == "QUEUED" and given_back == attempts and tonumber(queued_at) or nil
+end
+
+local function put_in_order(messages, message, queued_at)
+  local before = {}
+  while #before < MOST_BEFORE do
+    local next_one = redis.call("LINDEX", messages, -1)
+    local since = next_one and given_back_since(next_one)
+    if not since or since > queued_at then
+      break
+    end
+    before[#before + 1] = redis.call("RPOP", messages)
+  end
+  redis.call("RPUSH", messages, message)
+  for i = #before, 1, -1 do
+    redis.call("RPUSH", messages, before[i])
+  end
+end
+
+local now, answers, given_back = clock(), {}, {}
+for i = 1, (#KEYS - 1) / 3 do
   local record_key, events, messages = unpack(KEYS, 3 * i - 1, 3 * i + 1)
-  local job_id, token, new_token, message = unpack(ARGV, 4 * i - 2, 4 * i + 1)
-  local state, newest, cancel_requested, attempt = unpack(redis.call(
-    "HMGET", record_key, "state", "token", "cancel_requested", "attempts"
+  local job_id, token, new_token, message = unpack(ARGV, 4 * i - 1, 4 * i + 2)
+  local state, newest, cancel_requested, attempt, queued_at, claimed_at = unpack(redis.call(
+    "HMGET", record_key, "state", "token", "cancel_requested", "attempts", "queued_at", "claimed_at"
   ))
   if state ~= "RUNNING" or newest ~= token then
     answers[i] = "lost"
@@ -20,10 +49,18 @@ for i = (#KEYS - 1) / 3, 1, -1 do
   else
     answers[i] = "queued"
     requeue(record_key, events, attempt, new_token, now, "given_back")
+    -- Of a job that a worker of 0.2 claimed it is not known.
+    queued_at = queued_at or claimed_at
+    redis.call("HSET", record_key, "given_back", attempt, "queued_at", queued_at)
     redis.call("HINCRBY", record_key, "max_attempts", 1)
-    redis.call("RPUSH", messages, message)
+    given_back[#given_back + 1] = { messages, message, tonumber(queued_at) }
     -- Not among the queued by age: it overtakes older ones, whose messages would then seem lost.
     redis.call("ZADD", KEYS[1], now + ARGV[1], job_id)
   end
+end
+-- The last first: then each goes to the very head, unless others came before it.
+table.sort(given_back, function(one, other) return one[3] > other[3] end)
+for _, each in ipairs(given_back) do
+  put_in_order(unpack(each))
 end
 return answers

@@ -229,23 +229,22 @@ class LeaseStore:
     def requeue(self, leases: list[Claimed]) -> list[Postponement]:
         """As `retry`, at once, at the head of the queue and without counting the attempts: their worker ends.
 
-        They are the next to be taken of their priority, in the order in which they were taken before.
+        They are the next to be taken of their priority, in the order in which they came into the queue, among those
+        that other workers have given back.
         """
         if not leases:
             return []
-        in_order = sorted(leases, key=lambda lease: lease.claimed_at)
         with self.redis.pipeline(transaction=False) as reading:
-            for lease in in_order:
+            for lease in leases:
                 reading.hmget(keys.record(lease.job_id), ["sealed", "priority"])
             records = reading.execute()
         names: list[str] = [keys.LEASES]
-        args: list[str | float] = [2 * self.lease_seconds]
-        for lease, (sealed_json, priority) in zip(in_order, records, strict=True):
+        args: list[str | float] = [2 * self.lease_seconds, keys.record("")]
+        for lease, (sealed_json, priority) in zip(leases, records, strict=True):
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
             args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
-        answers = dict(zip(in_order, self._run["requeue"](names, args), strict=True))
-        return [answers[lease] for lease in leases]
+        return list(self._run["requeue"](names, args))
 
     def due(self, found_in: str, limit: int) -> list[str]:
         """Ids of jobs whose time among the leases, or the deadlines, has passed, whether they wait or run.

@@ -1,5 +1,7 @@
 """Jobs that their holders give up: failed ones wait for their next attempt, those of a drain go first."""
 
+import json
+
 import pytest
 from redis import Redis
 
@@ -10,6 +12,8 @@ from keye.config.event import StageStarted
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
+from keye.config.wire import open_sealed
+from keye.producer import Client
 from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
@@ -100,6 +104,42 @@ def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: Leas
     assert messages(redis) == [*(lease.job_id for lease in leases), waiting.job_id]
     assert messages(redis, Priority.HIGH) == [urgent.job_id]
     assert store.sweep(10) == [], "nothing that they overtook seems lost"
+
+
+def test_jobs_are_given_back_whatever_lies_at_the_head_of_the_queue(store: LeaseStore, redis: Redis) -> None:
+    lease = claim(store, a_job())
+    # The key of its record would be that of another type.
+    redis.rpush(message_list(Priority.NORMAL), "[]", f'"id": "{lease.job_id}:events"')
+    assert store.requeue([lease]) == ["queued"]
+    assert json.loads(redis.lindex(message_list(Priority.NORMAL), -1))["headers"]["id"] == lease.job_id
+
+
+def test_jobs_given_back_by_several_workers_come_back_in_the_order_of_the_queue(
+    store: LeaseStore, redis: Redis, redis_url: str
+) -> None:
+    def claimed(job_id: str) -> Claimed:
+        return claim(store, open_sealed(json.loads(record(redis, job_id)["sealed"])))
+
+    with Client(redis_url) as client:
+        ids = [client.submit(prompt="?", priority="normal" if number % 5 else "high").id for number in range(12)]
+        # Their workers' threads claim them in any order.
+        leases = {job_id: claimed(job_id) for job_id in reversed(ids)}
+        for job_id in ids[6:8]:
+            store.requeue([leases[job_id]])
+            leases[job_id] = claimed(job_id)
+        for priority in Priority:
+            redis.delete(message_list(priority))
+        retried = leases.pop(ids[1])
+        store.retry(retried, a_failure(retried), 0, None)
+        a_reaper(store).reap_overdue()
+        waiting = client.submit(prompt="?").id
+    given_back = list(leases)[::-1]
+    # As several workers do, and those whose claim was under way when they ended.
+    for together in (given_back[1::3], given_back[:1], given_back[2::3], given_back[3::3]):
+        assert store.requeue([leases[job_id] for job_id in together]) == ["queued"] * len(together)
+    urgent = [ids[0], ids[5], ids[10]]
+    assert messages(redis, Priority.HIGH) == urgent
+    assert messages(redis) == [*(each for each in given_back if each not in urgent), retried.job_id, waiting]
 
 
 @pytest.mark.holds(
