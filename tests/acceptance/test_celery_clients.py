@@ -306,6 +306,11 @@ def test_commands_that_look_are_answered_and_those_that_change_are_refused(start
 def test_an_operator_may_allow_commands_that_change(start: Start, app: Celery) -> None:
     worker = start(*ECHO, KEYE_CELERY_CONTROL="1")
     worker.wait_until_ready()
+    for name in ("pool_grow", "pool_shrink"):
+        (answer,) = app.control.broadcast(name, {"n": 1}, reply=True, timeout=30, limit=1)
+        assert [list(told) for told in answer.values()] == [["error"]]
+    (answer,) = app.control.broadcast("add_consumer", {"queue": "more"}, reply=True, timeout=30, limit=1)
+    assert [list(told) for told in answer.values()] == [["ok"]]
     app.control.shutdown()
     assert worker.exit_code() == ExitCode.OK
 

@@ -1,6 +1,7 @@
 """The same worker under somebody else's supervisor: Celery's own command."""
 
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,39 @@ def test_an_engine_that_lets_no_thread_run_ends_the_worker(start: Start, client:
 
 @pytest.mark.holds("docs/design.md#decisions", "The pool must be `threads`")
 @pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "any other ends with 11")
-def test_another_pool_is_refused_with_the_cure(start: Start) -> None:
-    worker = start(*CELERY, "--pool", "solo")
-    assert worker.exit_code() == ExitCode.WRONG_POOL
-    assert "--pool threads" in worker.log
+def test_another_pool_is_refused_with_the_cure_however_it_is_asked_for(start: Start) -> None:
+    custom = {"CELERY_CUSTOM_WORKER_POOL": "celery.concurrency.solo:TaskPool"}
+    workers = [
+        start(*CELERY, "--pool", "solo"),
+        start(*CELERY, "-P", "processes"),
+        start(*CELERY, "--pool", "custom", **custom),
+        # Not installed; Celery notices only where it is asked for on the command line.
+        start(*CELERY, CELERY_WORKER_POOL="gevent"),
+    ]
+    for worker in workers:
+        assert worker.exit_code() == ExitCode.WRONG_POOL
+        assert "--pool threads" in worker.log
+
+
+@pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "where it cannot import what `--pool` names")
+def test_a_pool_that_celery_itself_cannot_import_ends_in_celery(start: Start) -> None:
+    if find_spec("gevent"):
+        pytest.skip("gevent is installed")
+    worker = start(*CELERY, "--pool", "gevent")
+    assert worker.exit_code() == 1
+    assert "No module named 'gevent'" in worker.log
+
+
+@pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "That pool does not grow")
+@pytest.mark.parametrize(
+    ("options", "settings"), [(["--autoscale", "3,1"], {}), ([], {"CELERY_WORKER_AUTOSCALE": "3"})]
+)
+def test_a_pool_that_is_to_grow_is_refused_with_the_cure(
+    start: Start, options: list[str], settings: dict[str, str]
+) -> None:
+    worker = start(*CELERY, *options, **settings)
+    assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
+    assert "KEYE_CONCURRENCY says how many" in worker.log
 
 
 @pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "What you do without: the checks before starting")

@@ -24,7 +24,7 @@ from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
 from keye.worker.daemon.exit_codes import ExitCode
-from keye.worker.daemon.findings import Severity, as_message, select
+from keye.worker.daemon.findings import Severity, as_message, fault, select
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.vitals import Vitals
 from keye.worker.daemon.watch import Watch
@@ -72,7 +72,12 @@ class EngineStep(bootsteps.StartStopStep):
             raise SystemExit(ExitCode.WRONG_POOL)
         # Here too: an app of the operator's own may have changed what the supervisor found right.
         conf = worker.app.conf
-        if faults := select([*check_celery(conf, os.environ), *check_transport(conf)], Severity.FAULT):
+        findings = [*check_celery(conf, os.environ), *check_transport(conf)]
+        if worker.autoscale:
+            # Celery's own attempt to add a thread ends the worker at its second job.
+            cure = "Leave it out: KEYE_CONCURRENCY says how many jobs run at a time."
+            findings.append(fault("Celery", "--autoscale is set, and the threads pool neither grows nor shrinks", cure))
+        if faults := select(findings, Severity.FAULT):
             logger.critical(as_message(faults))
             raise SystemExit(ExitCode.PREFLIGHT_FAILED)
         self._is_shutting_down = False
