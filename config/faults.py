@@ -135,8 +135,8 @@ class JobNotFound(KeyeError, LookupError):
     @classmethod
     def of(cls, job_id: str) -> Self:
         return cls(
-            f"There is no job {job_id!r}: it was never sent to this Redis, or its outcome has expired "
-            "(KEYE_RESULT_TTL_SECONDS after its end)."
+            f"There is no job {job_id!r}: it was never sent to this Redis, was purged, or ended longer ago than it is "
+            "kept (KEYE_RESULT_TTL_SECONDS, where it failed KEYE_DEAD_LETTER_TTL_SECONDS)."
         )
 
 

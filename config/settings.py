@@ -253,7 +253,7 @@ class Settings(ProducerSettings):
         default=0.5,
         ge=0,
         le=1000,
-        description="a result warns where fewer frames of a video were read, for want of room",
+        description="a result warns where fewer were read of a video that has more, and of which more were asked",
     )
     max_video_bytes: NumBytes = Field(default=4 * 2**30, description="largest video file")
     decoders: int = Field(

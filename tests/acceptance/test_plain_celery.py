@@ -1,18 +1,20 @@
 """The same worker under somebody else's supervisor: Celery's own command."""
 
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from redis import Redis
 
 from keye.config.codes import JobState
 from keye.config.faults import JobFailed
 from keye.config.job import GenerationOptions, ImagePart
 from keye.producer import Client, JobNotEnded
 from keye.worker.daemon.exit_codes import ExitCode
-from tests.acceptance.conftest import Start, faulty_engine
+from tests.acceptance.conftest import ECHO, Start, faulty_engine
 from tests.support.conditions import eventually
 
 CELERY = ("celery", "-A", "keye.worker.tasks.celery_app", "worker", "--loglevel", "INFO")
@@ -62,6 +64,15 @@ def test_an_engine_that_lets_no_thread_run_ends_the_worker(start: Start, client:
     client.submit(prompt="What is this?")
     assert worker.exit_code() == 1
     assert "in step_or_fail" in worker.log  # where it is
+
+
+@pytest.mark.holds("docs/scaling.md#how-many-gpus-that-is", "Workers cost Redis little while they wait")
+def test_an_idle_worker_sends_few_commands(start: Start, redis: Redis) -> None:
+    start(*ECHO).wait_until_ready()
+    began_at, before = time.monotonic(), redis.info("stats")["total_commands_processed"]
+    time.sleep(8)  # what is counted is time that passes
+    rate = (redis.info("stats")["total_commands_processed"] - before) / (time.monotonic() - began_at)
+    assert 8 < rate < 20
 
 
 @pytest.mark.holds("docs/design.md#decisions", "The pool must be `threads`")

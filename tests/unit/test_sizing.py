@@ -87,6 +87,11 @@ def test_parts_maximum_holds_for_slow_and_fast_frames() -> None:
     assert max(slow_fast_tokens(2, 6, max_pixels=20 * TOKEN)) <= 20
 
 
+def test_parts_maximum_above_the_models_own_shows_few_frames_larger_and_many_no_larger() -> None:
+    assert 768 < slow_fast_tokens(2, 6, max_pixels=2000 * TOKEN)[0] <= 2000
+    assert slow_fast_tokens(100, 400, max_pixels=2000 * TOKEN) == slow_fast_tokens(100, 400)
+
+
 def test_exact_size_is_that_of_slow_frames() -> None:
     part = VideoPart(uri="/clip.mp4", resized_height=280, resized_width=560)
     slow, (fast_height, fast_width) = slow_fast().fit_frames(part, 1, 1, 1080, 1920)

@@ -47,6 +47,16 @@ def test_max_frames_thins_and_keeps_the_first_and_the_last_frame() -> None:
     assert planned.reasons == ("max_frames is 10, and 2400 frames were asked for",)
 
 
+def test_max_frames_stands_in_place_of_768_above_it_too() -> None:
+    assert len(plan(1200, max_frames=2000).wanted) == 2000
+    assert len(plan(1200, fps=30, max_frames=4096).wanted) == 4096
+
+
+def test_a_short_clip_is_read_at_four_frames_where_it_has_them_and_none_says_otherwise() -> None:
+    assert [len(plan(seconds).wanted) for seconds in (2.5, 1, 0.2, 0.1)] == [5, 4, 4, 3]
+    assert [len(plan(1, **asked).wanted) for asked in ({"fps": 2}, {"max_frames": 1})] == [2, 1]
+
+
 def test_no_more_frames_are_read_than_the_clip_has() -> None:
     planned = plan(2, fps=60)
     assert planned.wanted == tuple(range(60))
@@ -82,6 +92,9 @@ def test_clip_read_more_thinly_than_the_floor_is_told_of_with_its_coverage() -> 
     assert "0.128 frames a second are read, one every 7.81 s; 2 were asked for" in told
     assert "26% of the video is covered (the model takes at most 768, and 12000 frames were asked for)" in told
     assert "start_seconds" in told
+    by_its_caller = tell_thinning(plan(60, max_frames=2), 0.5)
+    assert by_its_caller is not None
+    assert "(max_frames is 2, and 120 frames were asked for)" in by_its_caller
     assert tell_thinning(plan(6000), 0.1) is None
     assert tell_thinning(plan(6000, fps=0.1), 0.5) is None
 
