@@ -9,6 +9,8 @@ import pytest
 
 from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
+from keye.producer.shell import ExitCode
+from keye.worker.daemon.exit_codes import ExitCode as WorkerExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -38,6 +40,42 @@ def test_settings_table_names_every_setting_and_no_other() -> None:
 def test_the_reference_is_the_one_made_from_the_code() -> None:
     made = runpy.run_path(str(ROOT / "tools" / "reference.py"))["reference"]()
     assert made == REFERENCE, "run `python tools/reference.py`"
+
+
+# Where a page tells a default in words.
+IN_WORDS = {
+    "a day (`KEYE_RESULT_TTL_SECONDS`)": ("docs/keep-my-own-table.md", "result_ttl_seconds", 86400),
+    "a day (the default)": ("docs/scaling.md", "result_ttl_seconds", 86400),
+    "Jobs that failed stay for a week": ("docs/producers.md", "dead_letter_ttl_seconds", 7 * 86400),
+}
+
+
+def test_a_default_that_is_told_elsewhere_is_the_one_in_the_code() -> None:
+    files = [*PAGES, *ROOT.glob("deploy/**/*.*"), *ROOT.glob("config/*.example"), ROOT / "docker-compose.yml"]
+    files += [file for room in ("config", "producer", "worker") for file in ROOT.glob(f"{room}/**/*.py")]
+    told = [
+        (file.name, name, value)
+        for file in files
+        for name, behind, beside in re.findall(
+            r"KEYE_([A-Z0-9_]+)`?(?: \(`?([\d.]+|/[^`)]+)`?\)|, ([\d.]+)\))", file.read_text()
+        )
+        for value in (behind or beside,)
+    ]
+    assert {("reliability.md", "LEASE_SECONDS", "30"), ("keye-worker.service", "DRAIN_SECONDS", "60")} <= set(told)
+    defaults = {name.upper(): str(field.default) for name, field in Settings.model_fields.items()}
+    assert [each for each in told if each[2] != defaults[each[1]]] == []
+    for words, (page, name, value) in IN_WORDS.items():
+        assert words in (ROOT / page).read_text()
+        assert Settings.model_fields[name].default == value
+
+
+def test_an_exit_code_that_is_told_is_one() -> None:
+    known = {code.value for code in WorkerExitCode} | {code.value for code in ExitCode} | {1}
+    for page in PAGES:
+        told = re.findall(
+            r"\b(?:ends?|ended) (?:by itself, |it the same way )?(?:with|\()\s?(\d+)\b|exit code (\d+)", prose(page)
+        )
+        assert {int(one or other) for one, other in told} <= known, page.name
 
 
 @every_page
