@@ -83,7 +83,7 @@ def test_the_first_program_prints_the_failure_as_it_says(
     assert capsys.readouterr().out.startswith("MEDIA_NOT_FOUND s3://receipts/2026/0042.jpg: ")
 
 
-@pytest.mark.holds("README.md#ask-a-question", "it brings redis and pydantic, but no torch")
+@pytest.mark.holds("README.md#ask-a-question", "it brings redis, pydantic and what a command line needs, but no torch")
 def test_the_base_install_is_light() -> None:
     needed = [Requirement(line) for line in requires("keye-worker") or []]
     base = {requirement.name for requirement in needed if requirement.marker is None}
