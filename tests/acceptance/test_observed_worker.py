@@ -74,7 +74,7 @@ class Host:
 @pytest.mark.holds(
     "docs/operations.md#is-it-up-and-is-it-taking-jobs",
     "keye-worker probe --ready",
-    "the same two answers are at `/livez` and `/readyz` (200 or 503)",
+    "gives the same two answers of its own workers at `/livez` and `/readyz` (200 or 503)",
     "`loading`: the model is being read",
     "`ready`: jobs are taken.",
     "`draining`: it was told to stop and finishes what it has.",

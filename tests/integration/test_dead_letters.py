@@ -280,9 +280,10 @@ def test_keye_dead_lists_shows_requeues_and_purges(client: Client, worker: Redis
 @pytest.mark.holds(
     "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
     "keye dead list --since 2h --code OUT_OF_MEMORY",
+    "and a new deadline",
 )
 def test_commands_of_the_page_do_what_stands_beside_them(client: Client, worker: Redis, redis_url: str) -> None:
-    job = client.submit(prompt="?", media=["s3://clips/7.mp4"])
+    job = client.submit(prompt="?", media=["s3://clips/7.mp4"], deadline_seconds=60)
     fail(worker, job, ErrorCode.OUT_OF_MEMORY)
     fail(worker, unreachable := client.submit(prompt="?", media=[CLIP]), ErrorCode.MEDIA_UNREACHABLE)
     (block,) = printed("docs/operations.md", "Which jobs failed for good, and how do I send them again?", language="")
@@ -297,6 +298,8 @@ def test_commands_of_the_page_do_what_stands_beside_them(client: Client, worker:
     assert "attempt 1: " in shown
     (clip,) = asked(worker, smaller.split()[-1])
     assert clip.max_pixels == 300_000
+    old, new = (float(worker.hget(keys.record(each), "deadline_at")) for each in (job.id, smaller.split()[-1]))
+    assert new > old
     assert [clip.fps for clip in asked(worker, slower.split()[-1])] == [1.0]
     assert slower.split()[0] == unreachable.id
     assert purged == ""
