@@ -144,3 +144,26 @@ def test_a_worker_that_is_ended_while_the_broker_is_away_leaves_in_time_and_its_
 
     assert attempts_of(broker.redis, jobs) == [1] * len(jobs)
     assert_all_is_well(jobs)
+
+
+@pytest.mark.holds("docs/reliability.md#promises", "what is lost then is an error in the log")
+def test_answers_that_neither_the_broker_nor_the_disk_took_are_told_of_as_lost_and_run_again(
+    broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, tmp_path: Path
+) -> None:
+    (tmp_path / "spool").touch()
+    worker = workers.start(drain_seconds=1)
+    worker.wait_until_ready()
+    jobs = [client.submit(prompt="wait 1") for _ in range(4)]
+    worker.wait_until_holding(len(jobs))
+    broker.kill()
+    eventually(lambda: worker.log.count("outcome is kept in memory only") == len(jobs))
+    worker.terminate()
+    assert worker.exit_code(within_seconds=11) is not None
+    for job in jobs:
+        assert f"job {job.id}: its outcome is lost, SUCCEEDED: neither Redis nor" in worker.log
+    (tmp_path / "spool").unlink()
+    broker.start_again()
+    workers.start_ready()
+    wait_for_all(broker.redis, jobs, within_seconds=60 + 2 * SCALE.lease_seconds)
+    assert attempts_of(broker.redis, jobs) == [2] * len(jobs)
+    assert_all_is_well(jobs)

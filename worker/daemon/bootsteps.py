@@ -96,7 +96,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._heartbeat.beat()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
+        self._outbox = outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
         self._reaper = Reaper(
@@ -189,7 +189,7 @@ class EngineStep(bootsteps.StartStopStep):
         with ExitStack() as ending:
             # From last to first: whatever fails, the rest is stopped too. A drain may outlast a lease: renew until the
             # last job has ended.
-            last = (self._client.close, self._announcer.stop, self._reaper.stop, self._renewal.stop)
+            last = (self._client.close, self._announcer.stop, self._outbox.close, self._reaper.stop, self._renewal.stop)
             eyes = (self._cancels.stop, self._watch.stop, self._vitals.stop)
             for stop in (*last, *eyes, self._engine.stop, self._decoders.stop):
                 ending.callback(stop)

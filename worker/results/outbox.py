@@ -1,4 +1,6 @@
-"""Hands outcomes to the settlement through any outage: what Redis does not take is kept on disk until it does."""
+"""Hands outcomes to the settlement through any outage: what Redis does not take is kept until it does, on disk or,
+where that fails, in memory.
+"""
 
 import hashlib
 import logging
@@ -6,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +18,10 @@ from redis.exceptions import RedisError
 
 from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
-from keye.config.outcome import Outcome
+from keye.config.outcome import JobFailure, Outcome
 from keye.worker.leases.job_lease import Claimed, new_token
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
+from keye.worker.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,8 @@ class Spool:
         address = repr([options.get(name) for name in ("host", "port", "path", "db")])
         return cls(folder / hashlib.sha256(address.encode()).hexdigest()[:16])
 
-    def keep(self, verdict: Verdict) -> None:
-        """In one step: a process that dies in the middle leaves nothing that is read."""
+    def keep(self, verdict: Verdict) -> bool:
+        """In one step: a process that dies in the middle leaves nothing that is read. Says whether it is kept."""
         content = verdict.model_dump_json().encode()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,6 +73,8 @@ class Spool:
             partial_path.rename(self._path(verdict.lease.token))
         except OSError as fault:
             log.warning("job %s: outcome is kept in memory only: %s", verdict.lease.job_id, fault)
+            return False
+        return True
 
     def waiting(self) -> Iterator[Verdict]:
         """All that is kept; what cannot be read is told of and dropped, and its job runs again."""
@@ -93,12 +99,17 @@ class Spool:
 
 
 class Outbox:
-    """`settle` is for who ran the job, `deliver` for whoever comes after an outage, in this process or the next."""
+    """`settle` is for who ran the job, `deliver` for whoever comes after an outage, in this process or the next.
+
+    What neither Redis nor the disk takes is of no more jobs than run at a time: none begins while Redis is away.
+    """
 
     def __init__(self, settlement: Settlement, spool: Spool, patience: Patience) -> None:
         self._settlement = settlement
         self._spool = spool
         self._patience = patience
+        # By the token of their claim.
+        self._in_memory: dict[str, Verdict] = {}
 
     def settle(
         self,
@@ -109,7 +120,7 @@ class Outbox:
     ) -> bool:
         """As `Settlement.settle`, but waits out an outage of Redis, and raises its fault once patience ends.
 
-        The caller may then go on with other work: the outcome stays on disk to be delivered.
+        The caller may then go on with other work: the outcome stays on disk, or in memory, to be delivered.
         """
         settle = partial(self._settlement.settle, lease, outcome, last_events, new_token())
         try:
@@ -117,21 +128,26 @@ class Outbox:
         except RedisError as fault:
             if not passes(fault):
                 raise
-        self._spool.keep(Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events)))
+        verdict = Verdict(lease=lease, outcome=outcome, last_events=tuple(last_events))
+        is_on_disk = self._spool.keep(verdict)
         try:
             is_written = self._patience.wait_out(settle, f"settling job {lease.job_id}", patience_seconds)
         except OutcomeTooLarge:
             self._spool.drop(lease.token)
             raise
+        except RedisError as fault:
+            if not is_on_disk and passes(fault):
+                self._in_memory[lease.token] = verdict
+            raise
         self._spool.drop(lease.token)
         return is_written
 
     def deliver(self) -> None:
-        """Write what is kept on disk, where its claim still counts. Raises the fault of a Redis that is away.
+        """Write what is kept, where its claim still counts. Raises the fault of a Redis that is away.
 
         What is too large for it ends its job as failed: tried for ever, it would hold up the others.
         """
-        for verdict in self._spool.waiting():
+        for verdict in chain(self._in_memory.copy().values(), self._spool.waiting()):
             lease, outcome = verdict.lease, verdict.outcome
             try:
                 is_written = self._settlement.settle(lease, outcome, verdict.last_events)
@@ -140,7 +156,23 @@ class Outbox:
                 outcome = fault.failure
                 is_written = self._settlement.settle(lease, outcome, verdict.last_events)
             if is_written:
-                log.info("job %s: outcome kept on disk is written, %s", lease.job_id, outcome.state)
+                log.info("job %s: outcome that was kept is written, %s", lease.job_id, outcome.state)
             else:
-                log.warning("job %s: outcome kept on disk is discarded, the job went on without it", lease.job_id)
+                log.warning("job %s: outcome that was kept is discarded, the job went on without it", lease.job_id)
+            self._in_memory.pop(lease.token, None)
             self._spool.drop(lease.token)
+
+    def close(self) -> None:
+        """The process ends: what is in memory goes on disk, if that takes it now. What is lost is told and counted."""
+        for verdict in self._in_memory.values():
+            if not self._spool.keep(verdict):
+                outcome, job_id = verdict.outcome, verdict.lease.job_id
+                code = outcome.code if isinstance(outcome, JobFailure) else ""
+                metrics.OUTCOMES_LOST.inc()
+                log.error(
+                    "job %s: its outcome is lost, %s%s: neither Redis nor %s took it before this process ended. The "
+                    "job runs again once its lease ends.",
+                    *(job_id, outcome.state, code and f" ({code})", self._spool.folder),
+                    extra={"job_id": job_id, "attempt": outcome.attempts, "code": code},
+                )
+        self._in_memory.clear()

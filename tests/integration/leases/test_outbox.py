@@ -19,6 +19,7 @@ from keye.worker.leases.job_lease import Claimed, LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
+from keye.worker.telemetry import metrics
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, a_job, claim, counting, ends, events, record
 
@@ -182,3 +183,49 @@ def test_file_that_holds_no_outcome_is_told_of_and_dropped(
     assert list(spool.waiting()) == [verdict]
     assert "is no outcome" in caplog.text
     assert [path.stem for path in folder.iterdir()] == [lease.token]
+
+
+@pytest.fixture
+def no_disk(settlement: Settlement, tmp_path: Path) -> Outbox:
+    """One whose folder cannot be made for as long as there is a file in its place."""
+    (tmp_path / "spool").touch()
+    return Outbox(settlement, Spool(tmp_path / "spool"), Patience())
+
+
+def test_an_outcome_that_no_disk_takes_is_tried_on_after_patience_has_ended(
+    store: LeaseStore, no_disk: Outbox, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="keye.worker")
+    lease = claim(store, a_job())
+    leave_on_disk(redis, no_disk, lease, a_failure(lease))
+    assert any("kept in memory only" in line for line in caplog.messages)
+    with full(redis), pytest.raises(OutOfMemoryError):
+        no_disk.deliver()
+    reaper = Reaper(
+        LeaseStore(redis, 0.3), "this", [no_disk.deliver], dead_letter=lambda _: None, expire=lambda _: None
+    )
+    with counting(failed=1):
+        reaper.start()
+        eventually(lambda: "outcome" in record(redis, lease.job_id))
+        reaper.stop()
+    assert ends(caplog.records, lease.job_id) == ["FAILED"]
+    no_disk.close()
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("disk", ["mended", "broken"])
+def test_what_is_in_memory_when_its_process_ends_goes_on_disk_or_is_told_of_as_lost(
+    store: LeaseStore, no_disk: Outbox, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture, disk: str
+) -> None:
+    lease = claim(store, a_job())
+    leave_on_disk(redis, no_disk, lease, a_failure(lease))
+    if disk == "mended":
+        (tmp_path / "spool").unlink()
+    lost_before = metrics.OUTCOMES_LOST._value.get()
+    no_disk.close()
+    lost = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert len(lost) == metrics.OUTCOMES_LOST._value.get() - lost_before == (disk == "broken")
+    if disk == "mended":
+        assert [verdict.lease for verdict in Spool(tmp_path / "spool").waiting()] == [lease]
+    else:
+        assert f"job {lease.job_id}: its outcome is lost, FAILED (INTERNAL): neither" in lost[0].getMessage()
