@@ -104,6 +104,10 @@ def test_a_broker_that_refuses_to_write_loses_and_doubles_nothing(
     assert_all_is_well(jobs)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#redis-was-away-what-must-i-do",
+    "Until then results lie in `KEYE_SPOOL_FOLDER` too",
+)
 def test_answers_of_a_worker_killed_while_the_broker_is_full_are_not_lost(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, tmp_path: Path
 ) -> None:

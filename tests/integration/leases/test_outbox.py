@@ -65,6 +65,7 @@ def test_outcome_is_on_disk_until_a_full_server_has_room_again(
     assert list(spool.waiting()) == []
 
 
+@pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "the next one on the same host writes them")
 def test_outcome_of_a_dead_process_is_written_by_the_next(
     store: LeaseStore, settlement: Settlement, outbox: Outbox, client: Redis, redis: Redis, tmp_path: Path
 ) -> None:
