@@ -15,18 +15,18 @@ from keye.config.aws import load_aws_names
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
-from keye.worker.daemon.findings import Finding, fault, ok, warning
+from keye.worker.daemon.capacity import Capacity
+from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
+from keye.worker.daemon.preflight import check_model_files
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES
 from keye.worker.model.device import TorchFacts, choose_device, name_device, torch_facts
-from keye.worker.model.precision import WEIGHT_SHARE, choose_precision
+from keye.worker.model.precision import choose_precision
 from keye.worker.proof.golden_case import GENERATIONS
 from keye.worker.proof.numbers import prove_numbers
 from keye.worker.sizing import Sizing
 
-# What the model needs beside its weights: caches, activations, the CUDA context.
-MEMORY_HEADROOM = 1.2
 CLIP_FRAMES = 8
 
 
@@ -34,9 +34,12 @@ def try_parts(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     """All but the answer; `gpus` are those the driver lists."""
     torch = torch_facts()
     yield check_torch_sees_gpus(gpus, torch)
-    if gpus and settings.model_path is not None:
-        num_file_bytes = sum(file.stat().st_size for file in settings.model_path.glob("*.safetensors"))
-        yield check_gpu_memory(int(WEIGHT_SHARE[settings.precision] * num_file_bytes), torch)
+    if gpus and torch.gpus and check_model_files(settings.model_path).severity is Severity.OK:
+        assert settings.model_path is not None
+        least = min(num_bytes for _, num_bytes in torch.gpus)
+        yield check_gpu_memory(
+            Capacity.of(settings.model_path, settings.precision, least, settings.gpu_memory_fraction)
+        )
         yield from check_compiler(torch)
     yield check_decoders(settings.video_decoder)
     yield check_s3(settings.s3_endpoint_url)
@@ -70,13 +73,15 @@ def check_compiler(torch: TorchFacts) -> Iterator[Finding]:
         yield warning("C compiler", f"none, and torch {torch.version} compiles attention with one: it is slower", cure)
 
 
-def check_gpu_memory(num_weight_bytes: int, torch: TorchFacts) -> Finding:
-    needed = MEMORY_HEADROOM * num_weight_bytes
-    least = min((num_bytes for _, num_bytes in torch.gpus), default=0)
-    found = f"{least / 2**30:.1f} GiB, the model wants {needed / 2**30:.1f} GiB"
-    if least < needed:
-        return fault("GPU memory", found, "Use a GPU with more memory or a smaller checkpoint.")
-    return ok("GPU memory", found)
+def check_gpu_memory(capacity: Capacity) -> Finding:
+    """As `keye-worker plan` reckons it, of a GPU that nobody else uses."""
+    assert capacity.card is not None
+    usable = f"{capacity.fraction * capacity.card / 2**30:.1f} of {capacity.card / 2**30:.1f} GiB"
+    if not capacity.num_tokens:
+        least = capacity.memory.usable_for(capacity.memory.block_size) / 2**30
+        found = f"{usable} may be taken (KEYE_GPU_MEMORY_FRACTION), and the model wants {least:.1f} for one short job"
+        return fault("GPU memory", found, "Raise the share, set KEYE_PRECISION=int8 or int4, or use a larger GPU.")
+    return ok("GPU memory", f"{usable}: room for {capacity.num_tokens:,} tokens, of one job {capacity.max_tokens:,}")
 
 
 def check_decoders(chosen: VideoDecoder) -> Finding:

@@ -15,6 +15,8 @@ from benchmarks.synthetic_keye import make_processor, real_size
 from keye.worker.daemon.capacity import Capacity
 from keye.worker.daemon.cli import app
 from keye.worker.daemon.exit_codes import ExitCode
+from keye.worker.daemon.findings import Severity
+from keye.worker.daemon.trials import check_gpu_memory
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.model_memory import CUDA_BYTES, ModelMemory
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
@@ -44,6 +46,20 @@ def plan(*arguments: object) -> dict[str, Any]:
     answer = CliRunner().invoke(app, ["plan", "--json", *map(str, arguments)], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     return dict(json.loads(answer.stdout))
+
+
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "the model fits into its memory")
+def test_the_doctor_reckons_as_the_plan_does(checkpoint: Path) -> None:
+    finding = check_gpu_memory(Capacity.of(checkpoint, "auto", 24 * GIB, 0.9))
+    assert finding.severity is Severity.OK
+    assert (
+        f"21.6 of 24.0 GiB: room for {plan('--gpu-memory', '24GiB')['memory']['cache_tokens']:,} tokens"
+        in finding.found
+    )
+    finding = check_gpu_memory(Capacity.of(checkpoint, "auto", 24 * GIB, 0.5))
+    assert finding.severity is Severity.FAULT
+    assert "12.0 of 24.0 GiB may be taken (KEYE_GPU_MEMORY_FRACTION)" in finding.found
+    assert check_gpu_memory(Capacity.of(checkpoint, "int4", 24 * GIB, 0.5)).severity is Severity.OK
 
 
 @pytest.mark.holds(

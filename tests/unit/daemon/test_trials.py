@@ -12,7 +12,6 @@ from keye.worker.daemon.findings import Severity
 from keye.worker.daemon.trials import (
     check_compiler,
     check_decoders,
-    check_gpu_memory,
     check_s3,
     check_torch_sees_gpus,
     try_answer,
@@ -80,14 +79,6 @@ def test_every_gpu_of_the_driver_must_be_usable_by_torch(
     torch: TorchFacts, gpus: list[str], severity: Severity
 ) -> None:
     assert check_torch_sees_gpus(gpus, torch).severity is severity
-
-
-@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "the model fits into its memory")
-def test_a_model_must_fit_into_the_gpu_with_room_for_its_work() -> None:
-    assert check_gpu_memory(16 * 2**30, ONE_GPU).severity is Severity.OK
-    too_large = check_gpu_memory(22 * 2**30, ONE_GPU)
-    assert too_large.severity is Severity.FAULT
-    assert "24.0 GiB, the model wants 26.4 GiB" in too_large.found
 
 
 def test_a_compiler_is_missed_only_where_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
