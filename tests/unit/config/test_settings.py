@@ -25,6 +25,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Any:
     return read
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "An empty value counts as none")
 @pytest.mark.parametrize("value", ["", "  "])
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_an_empty_value_is_none(read: Any, name: str, value: str) -> None:
@@ -115,6 +116,7 @@ def test_what_names_no_queue_and_task_is_refused(read: Any, value: str) -> None:
         read("celery_canvas", f"results/*,{value}")
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "a path may begin with `~`")
 def test_a_home_is_found_as_a_shell_would(read: Any) -> None:
     assert read("model_path", "~/models") == Path.home() / "models"
     assert read("media_roots", "~/a:/b") == (Path.home() / "a", Path("/b"))
@@ -133,6 +135,7 @@ def test_a_file_that_is_no_text_is_told(folder: Path) -> None:
         Settings.read()
 
 
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "in the environment or `.env`, is a warning")
 def test_names_are_those_of_the_environment_and_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / ".env").write_text("KEYE_MODELPATH=/a\nkeye_device=cpu\nAWS_PROFILE=b\n")
     monkeypatch.setenv("KEYE_LEASE_SECOND", "3")
