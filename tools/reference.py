@@ -30,7 +30,8 @@ Made from the code by `python tools/reference.py`; change it there.
 
 ## Settings
 
-From the environment, a `.env` file in the working directory, or both; the environment wins. An empty value counts as none.
+From the environment, a `.env` file in the working directory, or both; the environment wins. An empty value counts as
+none.
 
 {table("setting", "default", "allowed", "meaning", rows=settings)}
 

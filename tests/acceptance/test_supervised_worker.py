@@ -219,13 +219,14 @@ def test_all_faults_are_told_in_one_message_before_anything_starts(start: Start,
 
 @pytest.mark.holds(
     "docs/operations.md#it-does-not-start-why",
-    "Settings with values out of range end it the same way (10), each by its name",
+    "Settings with values out of range, and URLs, endpoints and buckets that are none, end it the same way (10), each",
 )
 def test_wrong_settings_are_all_told_by_name(start: Start) -> None:
-    worker = start(*RUN, KEYE_CONCURRENCY="many", KEYE_PRECISION="int1")
+    none = {"KEYE_REDIS_URL": "redis://a/b", "KEYE_S3_ENDPOINT_URL": "minio", "KEYE_S3_BUCKETS": "s3://a/b"}
+    worker = start(*RUN, KEYE_CONCURRENCY="many", KEYE_PRECISION="int1", **none)
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
-    assert "settings: KEYE_PRECISION: " in worker.log
-    assert "KEYE_CONCURRENCY: " in worker.log
+    assert "settings: KEYE_" in worker.log
+    assert all(f"{name}: " in worker.log for name in (*none, "KEYE_CONCURRENCY", "KEYE_PRECISION"))
 
 
 @pytest.mark.holds(

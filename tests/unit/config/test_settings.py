@@ -135,7 +135,7 @@ def test_a_file_that_is_no_text_is_told(folder: Path) -> None:
         Settings.read()
 
 
-@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "in the environment or `.env`, is a warning")
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "no setting, in the environment or `.env`, is a warning")
 def test_names_are_those_of_the_environment_and_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / ".env").write_text("KEYE_MODELPATH=/a\nkeye_device=cpu\nAWS_PROFILE=b\n")
     monkeypatch.setenv("KEYE_LEASE_SECOND", "3")

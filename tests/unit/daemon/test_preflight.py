@@ -45,7 +45,10 @@ def test_a_right_set_up_has_nothing_to_complain_about(redis_url: str, tmp_path: 
     assert {finding.severity for finding in findings} == {Severity.OK}
 
 
-@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "a `KEYE_` name that is no setting is a warning")
+@pytest.mark.holds(
+    "docs/operations.md#it-does-not-start-why",
+    "a `KEYE_` name that is no setting, in the environment or `.env`, is a warning",
+)
 def test_a_misspelt_setting_is_warned_about_with_the_name_that_was_meant() -> None:
     (finding,) = check_setting_names(["KEYE_MODEL_PATH", "KEYE_MEDIA_ROOT"])
     assert finding.severity is Severity.WARNING
