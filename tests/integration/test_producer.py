@@ -31,6 +31,10 @@ QUEUES = {"high": "keye.jobs", "normal": "keye.jobs\x06\x163", "low": "keye.jobs
 
 
 class TestSubmit:
+    @pytest.mark.holds(
+        "docs/architecture.md#a-jobs-way",
+        "flowchart TB subgraph producers [Your",
+    )
     def test_a_submitted_job_is_queued_once_under_its_id(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
         (message,) = redis.lrange(QUEUES["normal"], 0, -1)
@@ -80,6 +84,10 @@ class TestSubmit:
             client.submit(prompt="?", idempotency_key="k")
         assert redis.keys(f"{keys.PREFIX}*") == []
 
+    @pytest.mark.holds(
+        "docs/scaling.md#how-many-gpus-that-is",
+        "A Redis that is full",
+    )
     @pytest.mark.holds(
         "docs/operations.md#redis-is-full-what-must-i-do",
         "producers are told (`QueueUnavailable`, exit code 7 of `keye`)",

@@ -115,6 +115,10 @@ def test_a_thousand_threads_wait_and_others_submit_ask_and_cancel_beside_them_be
 
 
 @pytest.mark.holds(
+    "docs/scaling.md#what-a-job-takes",
+    "All callers who wait in",
+)
+@pytest.mark.holds(
     "docs/design.md#decisions",
     "One thread of a process reads the streams of all jobs that somebody in it follows",
 )

@@ -29,8 +29,8 @@ def a_job(**options: object) -> SealedJob:
     return seal(AnalysisJob.model_validate({"prompt": "what is it?", **options}))
 
 
-def claim(store: LeaseStore, sealed: SealedJob, worker: str = "worker-1") -> Claimed:
-    claimed = store.claim(QueuedJob.of(sealed), worker)
+def claim(store: LeaseStore, sealed: SealedJob, worker: str = "worker-1", is_alone: bool = False) -> Claimed:
+    claimed = store.claim(QueuedJob.of(sealed), worker, is_alone)
     assert isinstance(claimed, Claimed)
     return claimed
 

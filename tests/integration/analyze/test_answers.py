@@ -94,6 +94,10 @@ def test_job_published_without_a_record_is_answered_and_gets_one(plant: Plant) -
     assert SealedJob.model_validate_json(plant.record(sealed.job_id)["sealed"]) == sealed
 
 
+@pytest.mark.holds(
+    "docs/scaling.md#how-many-gpus-that-is",
+    "Workers do not talk to",
+)
 def test_worker_does_not_gossip_however_it_is_started(plant: Plant) -> None:
     started = {type(step).__name__ for step in plant.worker.consumer.steps}
     assert "Tasks" in started

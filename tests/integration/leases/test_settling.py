@@ -45,6 +45,10 @@ def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
     assert settlement.settle(remembered, a_failure(remembered))
 
 
+@pytest.mark.holds(
+    "docs/architecture.md#a-jobs-way",
+    "flowchart TB subgraph producers [Your",
+)
 @pytest.mark.holds("docs/design.md#decisions", "outcome, last event, state, expiry")
 @pytest.mark.holds(
     "docs/operations.md#redis-is-full-what-must-i-do",

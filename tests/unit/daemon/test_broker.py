@@ -28,6 +28,10 @@ def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
     redis.config_set("appendonly", "yes")
 
 
+@pytest.mark.holds(
+    "docs/scaling.md#how-many-gpus-that-is",
+    "`maxmemory-policy noeviction`, which a worker checks when it starts",
+)
 @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "`keye-worker run` refuses to start otherwise")
 def test_a_broker_that_may_evict_jobs_is_refused(evicting_url: str) -> None:
     (fault,) = select(check(evicting_url), Severity.FAULT)
