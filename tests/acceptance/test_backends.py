@@ -60,6 +60,9 @@ def test_a_stream_that_is_taken_up_goes_on_where_it_was(
         assert told["outcome"]["answer"] == f"write {tmp_path / 'over'}"
 
 
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#how-do-i-stream-an-answer-to-a-browser", "Two programs to copy do all that stands here"
+)
 def test_a_running_job_is_cancelled(folder: Path, serve: Serve, start: Start, client: Client) -> None:
     start(*ECHO).wait_until_ready()
     _, url = serve(folder)
@@ -73,6 +76,9 @@ def test_a_running_job_is_cancelled(folder: Path, serve: Serve, start: Start, cl
         assert http.get(f"/jobs/{job_id}").json()["outcome"]["code"] == "CANCELLED"
 
 
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#what-does-the-backend-do", "The bucket is yours, not the stranger's word"
+)
 def test_what_cannot_be_asked_is_told_by_its_status(folder: Path, serve: Serve, redis: Redis) -> None:
     _, url = serve(folder, KEYE_MAX_QUEUE_DEPTH="1")
     with HttpClient(base_url=url, timeout=60) as http:
@@ -115,6 +121,10 @@ def test_a_queue_that_is_away_is_told_but_not_where_it_is(folder: Path, serve: S
     assert str(port) not in away.text
 
 
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#why-does-my-server-not-stop", "uvicorn ends when all responses have ended"
+)
+@pytest.mark.holds("docs/stream-to-a-browser.md#what-does-the-backend-do", "Then the generator is ended")
 def test_who_goes_away_is_followed_no_longer_and_a_server_ends_beside_open_streams(
     folder: Path, serve: Serve, client: Client, redis: Redis
 ) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.holds("docs/test-without-a-gpu.md#and-with-a-real-worker", "`keye-worker demo` answers without a GPU")
 @pytest.mark.holds("README.md#see-it-work", "make demo # sets up .venv", "`demo.png` shows them")
 @pytest.mark.holds("docs/design.md#decisions", "Without a server or a GPU, `make demo` starts an embedded Valkey")
 def test_demo_answers_every_job_as_expected_and_saves_a_picture(tmp_path: Path) -> None:

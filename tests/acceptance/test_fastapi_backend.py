@@ -111,6 +111,11 @@ def test_a_running_job_is_cancelled(person: Person, start: Start, picture: Path)
     eventually(lambda: person.state.startswith("CANCELLED: "))
 
 
+@pytest.mark.holds("docs/stream-to-a-browser.md#why-does-my-server-not-stop", "`--timeout-graceful-shutdown 3` cuts")
+@pytest.mark.holds("docs/stream-to-a-browser.md#what-does-the-backend-do", "So text comes once")
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#how-do-i-stream-an-answer-to-a-browser", "By server-sent events: one GET"
+)
 def test_a_restarted_server_and_a_killed_worker_leave_the_text_as_it_should_be(
     browser: Chrome, serve: Serve, start: Start, client: Client, picture: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +139,7 @@ def test_a_restarted_server_and_a_killed_worker_leave_the_text_as_it_should_be(
     assert person.answer == f"write {tmp_path / 'over'}"
 
 
+@pytest.mark.holds("docs/stream-to-a-browser.md#what-does-the-page-do", "let attempt = 0;")
 def test_the_lines_that_docs_print_for_a_page_read_a_stream(person: Person, start: Start, client: Client) -> None:
     start(*ECHO).wait_until_ready()
     (block,) = printed("docs/stream-to-a-browser.md", "What does the page do?", language="js")
@@ -145,6 +151,7 @@ def test_the_lines_that_docs_print_for_a_page_read_a_stream(person: Person, star
     assert person.answer == "hello <b>there</b>"
 
 
+@pytest.mark.holds("docs/stream-to-a-browser.md#what-does-the-page-do", "`append` and `textContent` take")
 def test_what_is_written_is_text_and_nothing_the_browser_would_run(person: Person, start: Start, picture: Path) -> None:
     start(*ECHO).wait_until_ready()
     person.ask("<img src=x onerror=document.title='run'>", picture)

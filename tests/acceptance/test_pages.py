@@ -32,6 +32,12 @@ def uris(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "red.png"), str(tmp_path / "lost.png"), "notes"]
 
 
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#what-does-the-backend-do",
+    "from fastapi.sse import EventSourceResponse",
+    "The job is found by a dependency",
+    "`after` goes on behind it",
+)
 def test_the_backend_streams_answers_and_goes_on_behind_an_event(
     serve: Serve, client: Client, start: Start, tmp_path: Path
 ) -> None:
@@ -51,6 +57,11 @@ def test_the_backend_streams_answers_and_goes_on_behind_an_event(
         assert http.get("/jobs/7/events").status_code == 404
 
 
+@pytest.mark.holds(
+    "docs/stream-to-a-browser.md#and-without-fastapi",
+    "Whatever streams an asynchronous generator will do.",
+    "from keye import Heartbeat",
+)
 def test_lines_for_any_response_hold_each_event_and_break_the_silence(
     redis_url: str, client: Client, start: Start
 ) -> None:
@@ -75,6 +86,13 @@ def test_lines_for_any_response_hold_each_event_and_break_the_silence(
     assert '"type":"ended"' in told[-1]
 
 
+@pytest.mark.holds("docs/collect-many-results.md#from-asyncio", "async def answers(uris)")
+@pytest.mark.holds(
+    "docs/collect-many-results.md#in-the-order-of-my-list-and-without-holding-all-of-it", "for uri, end in zip(uris"
+)
+@pytest.mark.holds(
+    "docs/collect-many-results.md#how-do-i-collect-many-results", "from keye import Client, JobFailure, JobResult"
+)
 def test_many_results_are_collected_as_they_end_in_their_order_and_from_asyncio(
     start: Start,
     redis_url: str,
@@ -100,6 +118,16 @@ def test_many_results_are_collected_as_they_end_in_their_order_and_from_asyncio(
     assert {type(end).__name__ for end in asyncio.run(collect())} == {"JobResult", "JobFailure", "InvalidJob"}
 
 
+@pytest.mark.holds(
+    "docs/keep-my-own-table.md#and-if-it-was-away-for-too-long",
+    "Where some of what came after your place is gone",
+    "def catch_up(client)",
+)
+@pytest.mark.holds(
+    "docs/keep-my-own-table.md#how-do-i-keep-the-state-of-jobs-in-a-table-of-my-own",
+    "With each row it writes where it stands in the feed",
+    "import sqlite3",
+)
 def test_a_table_of_my_own_is_right_after_kills_and_gaps(
     start: Start, client: Client, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +171,13 @@ def test_a_table_of_my_own_is_right_after_kills_and_gaps(
     waiting.cancel()
 
 
+@pytest.mark.holds("docs/test-without-a-gpu.md#and-with-asyncio", "import asyncio from keye import AsyncClient")
+@pytest.mark.holds("docs/test-without-a-gpu.md#how-do-i-test-what-happens-meanwhile", "from keye import TextGenerated")
+@pytest.mark.holds(
+    "docs/test-without-a-gpu.md#how-do-i-test-my-code-without-a-gpu",
+    "With `keye.testing.MemoryClient`",
+    "from keye import ErrorCode, JobFailed",
+)
 def test_tests_without_a_gpu_pass_without_redis_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYE_REDIS_URL", "redis://nowhere.invalid:1/0")
     (tmp_path / "test_mine.py").write_text("\n\n".join(printed("docs/test-without-a-gpu.md")))

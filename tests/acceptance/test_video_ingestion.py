@@ -81,6 +81,7 @@ def job_ids(redis: Redis) -> set[str]:
     return {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", _type="hash")}
 
 
+@pytest.mark.holds("docs/collect-many-results.md#after-a-restart", "`examples/video_ingestion` does so")
 def test_no_object_is_lost_or_asked_about_twice_however_often_it_is_killed(
     ingest: Ingest, start: Start, bucket: "Bucket", redis: Redis, zoo: Zoo, s3_endpoint: str, tmp_path: Path
 ) -> None:

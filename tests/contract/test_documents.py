@@ -46,10 +46,14 @@ def test_the_reference_is_the_one_made_from_the_code() -> None:
 IN_WORDS = {
     "a day (`KEYE_RESULT_TTL_SECONDS`)": ("docs/keep-my-own-table.md", "result_ttl_seconds", 86400),
     "a day (the default)": ("docs/scaling.md", "result_ttl_seconds", 86400),
+    "of jobs that failed for a week": ("docs/keep-my-own-table.md", "dead_letter_ttl_seconds", 7 * 86400),
     "Jobs that failed stay for a week": ("docs/producers.md", "dead_letter_ttl_seconds", 7 * 86400),
 }
 
 
+@pytest.mark.holds(
+    "docs/keep-my-own-table.md#how-do-i-keep-the-state-of-jobs-in-a-table-of-my-own", "Outcomes stay in Redis for a day"
+)
 def test_a_default_that_is_told_elsewhere_is_the_one_in_the_code() -> None:
     files = [*PAGES, *ROOT.glob("deploy/**/*.*"), *ROOT.glob("config/*.example"), ROOT / "docker-compose.yml"]
     files += [file for room in ("config", "producer", "worker") for file in ROOT.glob(f"{room}/**/*.py")]

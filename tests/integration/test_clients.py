@@ -68,6 +68,10 @@ class TestOneJob:
         with pytest.raises(JobNotFound, match="nobody"):
             pair.client.find("nobody")
 
+    @pytest.mark.holds(
+        "docs/test-without-a-gpu.md#how-do-i-test-my-code-without-a-gpu",
+        "It needs no Redis, no worker and no checkpoint",
+    )
     def test_what_fits_no_job_is_refused_with_every_fault(self, pair: Pair) -> None:
         with pytest.raises(InvalidJob, match=r"2 faults: .*prompt.*thinking"):
             pair.client.submit(prompt="", thinking="hard")
@@ -129,6 +133,7 @@ class TestOneJob:
             waiting.result(10)
         assert (running.state, ended.result(5).answer) == (JobState.RUNNING, "yes")
 
+    @pytest.mark.holds("docs/collect-many-results.md#after-a-restart", "what had been sent before is not sent twice")
     def test_the_same_key_is_the_same_job_or_a_conflict(self, pair: Pair) -> None:
         first = pair.client.submit(prompt="?", idempotency_key="k")
         assert pair.client.submit(prompt="?", idempotency_key="k").id == first.id
@@ -196,6 +201,7 @@ class TestEvents:
         ]
         assert Stage.QUEUED in [event.stage for event in told if isinstance(event, StageStarted)]
 
+    @pytest.mark.holds("docs/stream-to-a-browser.md#and-without-fastapi", "`heartbeat_seconds` has `events` give")
     def test_heartbeats_come_while_nothing_is_said_and_end_with_the_job(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
         events = job.events(timeout=30, heartbeat_seconds=0.05)
@@ -217,6 +223,11 @@ class TestEvents:
 
 
 class TestMany:
+    @pytest.mark.holds("docs/keep-my-own-table.md#and-if-only-one-process-sends-jobs", "Then it needs no feed")
+    @pytest.mark.holds("docs/collect-many-results.md#after-a-restart", "`results` takes ids as well as jobs")
+    @pytest.mark.holds(
+        "docs/collect-many-results.md#how-do-i-collect-many-results", "`results` gives each job once", "end | means"
+    )
     def test_results_gives_each_job_once_as_it_ends_whatever_came_of_it(
         self, pair: Pair, meanwhile: Callable[..., Any]
     ) -> None:
@@ -241,6 +252,10 @@ class TestMany:
     def test_results_of_nothing_is_nothing(self, pair: Pair) -> None:
         assert list(pair.client.results([])) == []
 
+    @pytest.mark.holds(
+        "docs/collect-many-results.md#in-the-order-of-my-list-and-without-holding-all-of-it",
+        "A full queue is waited for.",
+    )
     @pytest.mark.holds(
         "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
         "`client.map` waits by itself",

@@ -26,6 +26,10 @@ def ended(watch: Iterator[Any]) -> list[int]:
 
 
 class TestWatch:
+    @pytest.mark.holds(
+        "docs/keep-my-own-table.md#how-do-i-keep-the-state-of-jobs-in-a-table-of-my-own",
+        "What you want to search, join or keep goes into your database",
+    )
     @pytest.mark.holds("docs/design.md#one-job-walked", "which `client.watch` reads")
     def test_who_watches_hears_all_that_end_in_their_order(
         self, client: Client, redis: Redis, meanwhile: Callable[..., Any]
@@ -234,6 +238,10 @@ class TestMap:
             for job in worker.jobs:
                 worker.answer(job, worker.asked(job).media[0].uri)
 
+    @pytest.mark.holds(
+        "docs/collect-many-results.md#in-the-order-of-my-list-and-without-holding-all-of-it",
+        "`map` asks the same about each, some hundreds ahead",
+    )
     def test_media_without_end_are_read_a_bounded_way_ahead(
         self, client: Client, redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
