@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from celery import Celery
 from PIL import Image
 from redis import Redis
 
 from keye.config.presence import Presence, WorkerState, list_present
+from keye.config.topology import ANALYZE_TASK
+from tests.acceptance.celery_clients import PRINTED_URL, printed
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
 
 ECHO = ("celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads", "--loglevel", "INFO")
 """A worker for `start` that loads nothing; see tests/support/echo_worker.py."""
+OWN = ("celery", "-A", "results", "worker", "--pool", "solo", "--loglevel", "INFO", "-n", "results@%h")
+"""The app of docs/celery.md that goes on with answers."""
 CHECKPOINTS = [ROOT / "worker/demo/checkpoint", ROOT / "tests/golden/preview/checkpoint"]
 
 
@@ -201,3 +206,29 @@ def slow_store() -> Iterator[SlowStore]:
         store.may_go_on.set()
         store.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    """A client's, as it comes."""
+    with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as app:
+        # The worker's own task is shared with every app of a process in which another test has imported it.
+        app.finalize()
+        app.tasks.pop(ANALYZE_TASK, None)
+        yield app
+        # Results that are garbage later would end a subscription at a server that is gone by then.
+        app.backend.result_consumer.subscribed_to.clear()
+
+
+@pytest.fixture
+def start_own(start: Start, tmp_path: Path, redis_url: str) -> Callable[[], Started]:
+    """The page's app of the user's own."""
+
+    def run() -> Started:
+        source, _ = printed("Go on with the answer: link, chain, group, chord")
+        (tmp_path / "results.py").write_text(source.replace(PRINTED_URL, redis_url))
+        own = start(*OWN)
+        eventually(lambda: " ready." in own.log, within_seconds=60)
+        return own
+
+    return run

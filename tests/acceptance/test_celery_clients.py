@@ -8,99 +8,40 @@ import os
 import re
 import shlex
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import celery
 import pytest
-from celery import Celery, chain, chord, group
-from celery.canvas import Signature
+from celery import Celery
 from celery.result import AsyncResult
 from PIL import Image
 from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState
-from keye.config.faults import JobFailed
 from keye.config.topology import ANALYZE_TASK, QUEUE
-from keye.producer import Client
 from keye.worker.daemon.exit_codes import ExitCode
-from tests.acceptance.conftest import ECHO, Start, Started, npm_install
-from tests.support.checkout import ROOT
+from tests.acceptance.celery_clients import ask, failure_of, job, printed, run_elsewhere, send
+from tests.acceptance.conftest import ECHO, Start, npm_install
 from tests.support.conditions import eventually
-from tests.support.pages import printed as printed_by
-
-PAGE = "docs/celery.md"
-printed = partial(printed_by, PAGE)
-PRINTED_URL = "redis://127.0.0.1:6379/0"
-OWN = ("celery", "-A", "results", "worker", "--pool", "solo", "--loglevel", "INFO", "-n", "results@%h")
-OTHERS_PYTHON = f"""
-import sys
-sys.path.append({str(Path(celery.__file__).parents[1])!r})
-from importlib.util import find_spec
-assert not any(map(find_spec, ("config", "producer", "worker")))
-"""
 
 
-def run_elsewhere(program: str, redis_url: str) -> str:
-    """What a printed program prints where there are Celery and its packages, but none of ours."""
-    code = OTHERS_PYTHON + program.replace(PRINTED_URL, redis_url)
-    command = [sys.executable, "-I", "-S", "-W", "error", "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def job(prompt: str, **fields: Any) -> dict[str, Any]:
-    return {"job": {"prompt": prompt, **fields}}
-
-
-def send(app: Celery, prompt: str, **options: Any) -> AsyncResult:
-    return app.send_task(ANALYZE_TASK, kwargs=job(prompt), queue=QUEUE, **options)
-
-
-def ask(app: Celery, prompt: str) -> Signature:
-    return app.signature(ANALYZE_TASK, kwargs=job(prompt), queue=QUEUE, immutable=True)
-
-
-def failure_of(task: AsyncResult) -> JobFailed:
-    with pytest.raises(JobFailed) as failed:
-        task.get(timeout=60)
-    assert task.state == "FAILURE"
-    return failed.value
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    """A client's, as it comes."""
-    with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as app:
-        # The worker's own task is shared with every app of a process in which another test has imported it.
-        app.finalize()
-        app.tasks.pop(ANALYZE_TASK, None)
-        yield app
-        # Results that are garbage later would end a subscription at a server that is gone by then.
-        app.backend.result_consumer.subscribed_to.clear()
-
-
-@pytest.fixture
-def start_own(start: Start, tmp_path: Path, redis_url: str) -> Callable[[], Started]:
-    """The page's app of the user's own."""
-
-    def run() -> Started:
-        source, _ = printed("Go on with the answer: link, chain, group, chord")
-        (tmp_path / "results.py").write_text(source.replace(PRINTED_URL, redis_url))
-        own = start(*OWN)
-        eventually(lambda: " ready." in own.log, within_seconds=60)
-        return own
-
-    return run
-
-
+@pytest.mark.holds(
+    "docs/celery.md#when-it-fails",
+    'import json task = app.send_task("keye.analyze",',
+    "`JobFailed` has three arguments: the",
+)
+@pytest.mark.holds(
+    "docs/celery.md#send-a-job-wait-for-its-answer",
+    'from celery import Celery url = "redis://127.0.0.1:6379/0" app = Celery("client",',
+    "Broker and backend are the",
+)
+@pytest.mark.holds(
+    "docs/celery.md#how-do-i-use-it-from-celery",
+    "Any Celery app may send",
+)
 def test_printed_clients_read_answers_and_failures(start: Start, redis_url: str, tmp_path: Path) -> None:
     Image.new("RGB", (84, 84), "red").save(tmp_path / "cat.jpg")
     # With a model: echoes look at no media.
@@ -113,6 +54,17 @@ def test_printed_clients_read_answers_and_failures(start: Start, redis_url: str,
     assert failure == "INVALID_JOB 1 fault: job.prompt: String should have at least 1 character open"
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "option | what it does",
+    "`countdown`, `eta` | the job",
+    "`task_id` | the job's id",
+    "`time_limit`, `soft_time_limit` | nothing: use",
+    "`retries` | nothing: use the",
+    "`shadow`, stamps, `argsrepr`, `kwargsrepr`, `reply_to`",
+    "Where it names none, 3",
+    "Task protocols 1 and 2",
+)
 def test_all_options_of_both_protocols_are_answered(start: Start, app: Celery, redis: Redis) -> None:
     start(*ECHO, KEYE_CONCURRENCY="64").wait_until_ready()
     began = datetime.now(UTC)
@@ -140,6 +92,10 @@ def test_all_options_of_both_protocols_are_answered(start: Start, app: Celery, r
         assert float(record["claimed_at"]) >= not_before.timestamp()
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "`headers` | a `traceparent`, as",
+)
 def test_the_trace_of_a_message_is_its_jobs_unless_that_names_another(start: Start, app: Celery, redis: Redis) -> None:
     start(*ECHO).wait_until_ready()
     sent, own = (f"00-{'4b' * 16}-{span}-01" for span in ("0f" * 8, "f0" * 8))
@@ -150,6 +106,10 @@ def test_the_trace_of_a_message_is_its_jobs_unless_that_names_another(start: Sta
         assert json.loads(redis.hget(keys.record(task.id), "sealed"))["job"].get("traceparent") == kept
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "`ignore_result` | `get` gives None",
+)
 def test_results_are_written_for_who_ignores_them(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
     task = send(app, "hello", ignore_result=True)
@@ -157,12 +117,30 @@ def test_results_are_written_for_who_ignores_them(start: Start, app: Celery) -> 
     assert app.AsyncResult(task.id).get(timeout=60)["answer"] == "hello"
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "`expires` | the job ends",
+)
 def test_expires_ends_a_job_that_waits_and_one_that_runs(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
     for task in (send(app, "hello", countdown=3, expires=1), send(app, "wait 60", expires=1)):
         assert failure_of(task).code is ErrorCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "`serializer` | json; all others",
+    "`compression` | refused: a few",
+    "A message with what is",
+)
+@pytest.mark.holds(
+    "docs/celery.md#when-it-fails",
+    "In a program that has",
+)
+@pytest.mark.holds(
+    "docs/celery.md#send-a-job-wait-for-its-answer",
+    "`job` has the fields of",
+)
 def test_what_is_no_plain_json_is_refused(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
     compressed, pickled = send(app, "hello", compression="zlib"), send(app, "hello", serializer="pickle")
@@ -172,6 +150,10 @@ def test_what_is_no_plain_json_is_refused(start: Start, app: Celery) -> None:
         assert words in sentence
 
 
+@pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "`priority` | 0 to 2",
+)
 def test_priorities_are_taken_in_three_steps(start: Start, app: Celery, redis: Redis) -> None:
     start(*ECHO, KEYE_CONCURRENCY="1").wait_until_ready()
     blocker, taken = (send(app, "wait 2", priority=0) for _ in range(2))
@@ -183,85 +165,19 @@ def test_priorities_are_taken_in_three_steps(start: Start, app: Celery, redis: R
     assert sorted(claimed_at, key=claimed_at.__getitem__) == [1, 5, 9]
 
 
-@pytest.mark.parametrize("terminate", [False, True])
-def test_revoke_cancels_what_waits_runs_or_is_not_due(
-    start: Start, start_own: Callable[[], Started], app: Celery, redis: Redis, client: Client, terminate: bool
-) -> None:
-    start(*ECHO, KEYE_CONCURRENCY="1").wait_until_ready()
-    start_own()
-    not_due = send(app, "hello", countdown=300)
-    eventually(lambda: redis.exists(keys.record(not_due.id)))
-    running = send(app, "wait 300")
-    eventually(lambda: redis.hget(keys.record(running.id), "state") == JobState.RUNNING)
-    waiting = [send(app, "wait 300") for _ in range(3)]
-    app.control.revoke([task.id for task in waiting[1:]], terminate=terminate)
-    for task in (not_due, waiting[0], running):
-        task.revoke(terminate=terminate)
-    for task in (not_due, running, *waiting):
-        assert failure_of(task).code is ErrorCode.CANCELLED
-        assert client.find(task.id).state is JobState.CANCELLED
-    assert send(app, "hello").get(timeout=60)["answer"] == "hello"
-
-
-def test_printed_canvases_go_on_in_an_app_of_the_users_own(
-    start: Start, start_own: Callable[[], Started], redis_url: str
-) -> None:
-    start(*ECHO, KEYE_CELERY_CANVAS="results/*").wait_until_ready()
-    own = start_own()
-    _, program = printed("Go on with the answer: link, chain, group, chord")
-    assert run_elsewhere(program, redis_url).splitlines() == ["['one']", "['one', 'two']", "2"]
-    eventually(lambda: len(re.findall(r"Task keep\[.*succeeded in .*: \['one'\]", own.log)) == 2)
-    eventually(lambda: re.search(r"Task report\[.*succeeded in .*: 'INVALID_JOB'", own.log))
-
-
-def test_canvases_may_be_nested(start: Start, start_own: Callable[[], Started], app: Celery) -> None:
-    start(*ECHO, KEYE_CELERY_CANVAS="results/*").wait_until_ready()
-    start_own()
-    keep, count = (app.signature(name, queue="results") for name in ("keep", "count"))
-    constant = app.signature("count", args=(["one", "two", "three"],), queue="results", immutable=True)
-    for canvas, expected in [
-        (chain(ask(app, "a"), keep.clone(["more"])), ["a", "more"]),
-        (chain(ask(app, "a"), constant), 3),
-        (chain(ask(app, "a"), group(keep, keep)), [["a"], ["a"]]),
-        (chain(ask(app, "a"), group(keep, keep), count), 2),
-        (chain(group(ask(app, "a"), ask(app, "b")), count), 2),
-        (chain(constant, ask(app, "a"), keep), ["a"]),
-        (chain(constant, group(ask(app, "a"), ask(app, "b")), count), 2),
-        (chord([chain(ask(app, "a"), keep), chain(ask(app, "b"), keep)], count), 2),
-        (group(chain(ask(app, "a"), keep), chord([ask(app, "b")], count)), [["a"], 1]),
-    ]:
-        assert canvas.apply_async().get(timeout=20) == expected, canvas
-    failed = chain(ask(app, "raise ValueError"), keep).apply_async()
-    assert failure_of(failed.parent).code is ErrorCode.INTERNAL
-    stamped = chain(ask(app, "a"), keep)
-    stamped.stamp(trace="7")
-    assert "has the options" in failure_of(stamped.apply_async().parent).failure.message
-
-
-def test_a_job_may_follow_jobs_where_its_own_queue_is_allowed(start: Start, app: Celery) -> None:
-    start(*ECHO, KEYE_CELERY_CANVAS="keye.jobs/keye.analyze").wait_until_ready()
-    for canvas in (
-        chain(ask(app, "a"), ask(app, "b"), ask(app, "c")),
-        chord([ask(app, "a"), ask(app, "b")], ask(app, "c")),
-    ):
-        assert canvas.apply_async().get(timeout=20)["answer"] == "c"
-
-
-def test_what_no_operator_allowed_is_refused_and_a_group_needs_no_leave(start: Start, app: Celery) -> None:
-    start(*ECHO).wait_until_ready()
-    answers = group(ask(app, "one"), ask(app, "two")).apply_async().get(timeout=60)
-    assert [each["answer"] for each in answers] == ["one", "two"]
-    keep = app.signature("keep", queue="results")
-    refused = [
-        *(ask(app, "one").apply_async(link=keep), ask(app, "one").apply_async(link_error=keep)),
-        *(chain(ask(app, "one"), keep).apply_async().parent, chord([ask(app, "one")], keep).apply_async().parent[0]),
-    ]
-    for task in refused:
-        assert str(failure_of(task)) in (ROOT / PAGE).read_text()
-    nowhere = ask(app, "one").apply_async(link=app.signature("keep"))
-    assert "name one by .set(queue=...)" in failure_of(nowhere).failure.message
-
-
+@pytest.mark.holds(
+    "docs/celery.md#change-workers-from-afar",
+    "Those that change or end",
+    "shutdown changes a worker; KEYE_CELERY_CONTROL=1",
+)
+@pytest.mark.holds(
+    "docs/celery.md#look-inspect-and-flower",
+    '`celery --broker "$KEYE_REDIS_URL" inspect ping`,',
+)
+@pytest.mark.holds(
+    "docs/celery.md#cancel",
+    "`revoke_by_stamped_headers` is refused.",
+)
 @pytest.mark.holds(
     "docs/design.md#decisions",
     "answers whoever looks at a worker; remote commands that change one, and events for Flower",
@@ -302,6 +218,11 @@ def test_commands_that_look_are_answered_and_those_that_change_are_refused(start
     assert send(app, "still here").get(timeout=60)["answer"] == "still here"
 
 
+@pytest.mark.holds(
+    "docs/celery.md#change-workers-from-afar",
+    "With `KEYE_CELERY_CONTROL=1` they do what",
+    "A `shutdown` drains as SIGTERM",
+)
 @pytest.mark.holds("docs/design.md#decisions", "only where a setting allows them (celery.md)")
 def test_an_operator_may_allow_commands_that_change(start: Start, app: Celery) -> None:
     worker = start(*ECHO, KEYE_CELERY_CONTROL="1")
@@ -315,6 +236,11 @@ def test_an_operator_may_allow_commands_that_change(start: Start, app: Celery) -
     assert worker.exit_code() == ExitCode.OK
 
 
+@pytest.mark.holds(
+    "docs/celery.md#look-inspect-and-flower",
+    "With `KEYE_CELERY_EVENTS=1` workers send Celery's",
+    "export FLOWER_UNAUTHENTICATED_API=true # or one",
+)
 def test_flower_lists_workers_and_tasks_and_revokes(start: Start, app: Celery, redis_url: str) -> None:
     start(*ECHO, KEYE_CELERY_EVENTS="1").wait_until_ready()
     (block,) = printed("Look: inspect and Flower", language="")
@@ -346,6 +272,10 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.holds(
+    "docs/celery.md#from-node",
+    'import celery from "celery-node"; const',
+)
 def test_the_printed_node_client_reads_answers_and_failures(node_folder: Path, start: Start, redis_url: str) -> None:
     start(*ECHO).wait_until_ready()
     (program,) = printed("From Node", language="js")

@@ -33,6 +33,10 @@ def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant,
 
 
 @pytest.mark.holds(
+    "docs/celery.md#send-a-job-wait-for-its-answer",
+    "The result is the outcome",
+)
+@pytest.mark.holds(
     "docs/design.md#one-job-walked",
     "which writes the Celery result for plain `AsyncResult` readers too",
 )

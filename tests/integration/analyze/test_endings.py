@@ -119,6 +119,10 @@ def test_job_that_hangs_in_its_thread_is_ended_from_outside_and_its_late_result_
     assert ends(caplog.records, job.id) == ["FAILED"]
 
 
+@pytest.mark.holds(
+    "docs/celery.md#cancel",
+    "A running one stops at",
+)
 def test_cancelling_a_running_job_ends_it_at_the_next_step(plant: Plant) -> None:
     job = plant.client.submit(prompt="go on", generation=endlessly())
     eventually(lambda: generating(plant, job.id))

@@ -89,6 +89,10 @@ HARMLESS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.holds(
+    "docs/celery.md#how-do-i-use-it-from-celery",
+    "A worker writes each message",
+)
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_what_could_lead_an_answer_elsewhere_does_not(host: EchoHost, kind: str) -> None:
     job_id = str(uuid4())

@@ -26,6 +26,10 @@ from tests.integration.hostile.unreadable import TOLD, UNTOLD
 
 
 @pytest.mark.holds(
+    "docs/celery.md#what-celerys-options-do",
+    "A message with what is",
+)
+@pytest.mark.holds(
     "docs/operations.md#what-became-of-a-message-that-no-worker-could-read",
     "that job ends with an error, which its caller sees",
 )

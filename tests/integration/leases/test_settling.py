@@ -11,7 +11,7 @@ from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import JobEnded, StageStarted
 from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
-from keye.config.topology import UNACKED, UNACKED_INDEX
+from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import SealedJob
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
@@ -46,6 +46,10 @@ def test_claim_that_the_server_forgot_in_a_crash_cannot_settle_beside_the_next(
 
 
 @pytest.mark.holds(
+    "docs/celery.md#send-a-job-wait-for-its-answer",
+    "Both are kept for `KEYE_RESULT_TTL_SECONDS`,",
+)
+@pytest.mark.holds(
     "docs/architecture.md#a-jobs-way",
     "flowchart TB subgraph producers [Your",
 )
@@ -75,6 +79,7 @@ def test_settling_writes_outcome_state_last_event_and_expiry_in_one_go(
     assert TTL < redis.ttl(keys.record(sealed.job_id)) == redis.ttl(keys.events(sealed.job_id)) <= DEAD_LETTER_TTL
     assert redis.zscore(keys.DEAD_LETTERS, sealed.job_id) == pytest.approx(last.at)
     assert 0 < redis.ttl(keys.idempotency("receipt-7")) <= TTL
+    assert 0 < redis.ttl(result_key(sealed.job_id)) <= TTL
 
 
 def test_settling_leaves_an_idempotency_key_that_a_later_job_took(
@@ -212,6 +217,10 @@ def test_message_is_acknowledged_with_the_outcome_unless_celery_is_to_call_somet
     assert set(redis.hkeys(UNACKED)) == set(redis.zrange(UNACKED_INDEX, 0, -1)) == kept
 
 
+@pytest.mark.holds(
+    "docs/celery.md#go-on-with-the-answer-link-chain-group-chord",
+    "What follows is called once",
+)
 @pytest.mark.parametrize("ended_by", ["its worker", "a reaper"])
 def test_a_job_for_which_celery_is_to_call_something_is_published_until_that_is_done(
     store: LeaseStore, settlement: Settlement, redis: Redis, ended_by: str
