@@ -53,6 +53,7 @@ def new_pixels(channel: Channel, max_bytes: int, shape: tuple[int, ...]) -> npt.
 def serve(channel: Channel) -> None:
     """Decode what comes until the worker closes its end."""
     gc.freeze()  # what is imported is never garbage
+    channel.send({"started": True})
     while True:
         # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
         gc.collect()

@@ -28,6 +28,8 @@ from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 
 _TICK_SECONDS = 0.1
+# For a machine under load, to start an interpreter and read libraries from its disk.
+_START_SECONDS = 120.0
 
 # All a child needs of the environment. The rest holds passwords and keys.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -83,6 +85,7 @@ class Decoder:
         self._silence_seconds = silence_seconds
         # A field, since the traceback of an error would keep alive what is in a frame.
         self._memory: mmap | None = None
+        self._has_started = False
         self.is_free = True
         self.num_decoded = 0
 
@@ -122,6 +125,7 @@ class Decoder:
             "video_decoder": order.limits.video_decoder,
             "num_threads": num_threads,
         }
+        self._await_start(order)
         self._channel.send(request, order.file.fileno())
         give_up_at = time.monotonic() + self._silence_seconds
         while True:
@@ -145,6 +149,18 @@ class Decoder:
                     return video
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
+
+    def _await_start(self, order: DecodingOrder) -> None:
+        """No medium is to blame for what a start takes."""
+        if self._has_started:
+            return
+        try:
+            said = self._next_message(order, time.monotonic() + _START_SECONDS)
+        except TimeoutError:
+            raise RuntimeError(f"a decoder child has not started within {_START_SECONDS:g} s") from None
+        if said != {"started": True}:
+            raise RuntimeError(f"a decoder child says what none should: {said!r:.200}")
+        self._has_started = True
 
     def _next_message(self, order: DecodingOrder, give_up_at: float) -> Message:
         while not wait([self._channel.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
