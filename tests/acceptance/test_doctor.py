@@ -1,6 +1,7 @@
 """`keye-worker doctor` as a machine reads it."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from keye.worker.daemon.cli import app
 from keye.worker.daemon.exit_codes import ExitCode
+from tests.support.pretended_driver import Card, write_nvidia_smi
 
 
 @pytest.fixture
@@ -61,3 +63,16 @@ def test_every_fault_is_told_with_its_cure_and_the_exit_code_says_so(environ: di
     assert answer.exit_code == ExitCode.PREFLIGHT_FAILED
     assert faults.keys() == {"broker", "checkpoint", "smoke job"}
     assert all(fault["cure"] for fault in faults.values())
+
+
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "`--gpus` looks at the same GPUs as `run --gpus`")
+def test_the_gpus_of_run_are_those_of_doctor(environ: dict[str, str], tmp_path: Path) -> None:
+    write_nvidia_smi(tmp_path, Card("GPU-aaaa"), Card("GPU-bbbb"))
+    there = environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KEYE_DEVICE": "auto"}
+    for asked, found in (
+        ("1", "1 GPU: GPU-bbbb"),
+        ("4", "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb)."),
+    ):
+        answer = CliRunner().invoke(app, ["doctor", "--json", "--gpus", asked], env=there, catch_exceptions=False)
+        assert found in [finding["found"] for finding in map(json.loads, answer.stdout.splitlines())]
+        assert answer.exit_code == ExitCode.PREFLIGHT_FAILED
