@@ -24,12 +24,14 @@ from keye.producer import Client, QueueFull, reader, transport
 from keye.producer.cli import app
 from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.daemon import preflight, supervisor, watch
+from keye.worker.daemon.cli import _examine
 from keye.worker.daemon.endpoint import HostCollector
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.media import job_media
 from keye.worker.media.decode import pool, sandbox
+from keye.worker.results.outbox import Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks import moves, retry_policy, stragglers
 from keye.worker.telemetry import health, log, metrics, presence, redaction
@@ -38,6 +40,7 @@ from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim
 from tests.support.pages import printed
+from tests.support.pretended_driver import Card, write_nvidia_smi
 
 PAGE = "docs/operations.md"
 TEXT = " ".join((ROOT / PAGE).read_text().split())
@@ -261,7 +264,7 @@ def test_keys_of_the_env_file_are_hidden_too(tmp_path: Path) -> None:
 @pytest.mark.holds("docs/operations.md#what-became-of-a-message-that-no-worker-could-read", "It keeps the newest 1,000")
 @pytest.mark.holds("docs/operations.md#which-media-does-a-worker-read", "eight at a time")
 def test_numbers_are_those_of_the_code(redis: Redis) -> None:
-    lease = 30.0
+    lease, spool = 30.0, Spool(ROOT)
     told = [
         f"told so {stragglers.GRACE_SECONDS:g} s after its time. "
         f"{watch.PATIENCE_SECONDS - stragglers.GRACE_SECONDS:g} s later",
@@ -280,6 +283,7 @@ def test_numbers_are_those_of_the_code(redis: Redis) -> None:
         f"What hangs {supervisor.KILL_MARGIN_SECONDS:g} seconds longer is cut off",
         f"({transport.RETRY_AFTER_SECONDS:g} s while none has ended",
         f"by itself {connection.MAX_CONNECTIONS})",
+        f"The folder takes {spool.max_files:,} results or {spool.max_bytes // 2**20} MiB",
     ]
     assert [each for each in told if each not in TEXT] == []
     assert (job_media._MAX_DOWNLOADS, reader.LOOK_SECONDS) == (8, 2.0)
@@ -341,3 +345,16 @@ def test_of_the_environment_a_decoder_has_paths_language_and_time_zone(monkeypat
         }
         assert "TZ=UTC" in environ
         assert re.search(r"^Max file size +0 +0 ", (child / "limits").read_text(), re.MULTILINE)
+
+
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "`--gpus` looks at the same GPUs as `run --gpus`.")
+def test_doctor_looks_at_the_gpus_that_are_named(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nvidia_smi(tmp_path, Card("GPU-aaaa"), Card("GPU-bbbb"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
+    (missing,) = _examine("0,4")
+    assert "no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb)" in missing.found
+    device = next(finding for finding in _examine("GPU-b") if finding.subject == "device")
+    assert device.found == "1 GPU: GPU-bbbb"

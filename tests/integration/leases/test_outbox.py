@@ -159,6 +159,7 @@ def test_another_redis_does_not_get_them(client: Redis, outbox: Outbox, store: L
         assert list(Spool.of(other, tmp_path).waiting()) == []
 
 
+@pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "The folder takes 10,000 results or 256 MiB")
 @pytest.mark.parametrize("bounds", [{"max_files": 1}, {"max_bytes": 300}])
 def test_full_spool_takes_no_more_and_says_so(
     store: LeaseStore, tmp_path: Path, bounds: dict[str, int], caplog: pytest.LogCaptureFixture
@@ -193,6 +194,7 @@ def no_disk(settlement: Settlement, tmp_path: Path) -> Outbox:
     return Outbox(settlement, Spool(tmp_path / "spool"), Patience())
 
 
+@pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "waits in memory until the process ends")
 def test_an_outcome_that_no_disk_takes_is_tried_on_after_patience_has_ended(
     store: LeaseStore, no_disk: Outbox, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
