@@ -15,6 +15,10 @@ INCLUDE = {"CELERY_WORKER_INCLUDE": "tests.acceptance.impatient_watch"}
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A job that hangs in",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-long-may-a-job-take",
     "A job whose thread hangs in native code is told so",
     "lets the others finish for 5 s, gives the rest back and ends with 18",

@@ -54,6 +54,10 @@ def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, cl
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A step that outlasts `KEYE_STEP_SECONDS`,",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-did-a-process-end",
     "native code that let no thread of Python run for `KEYE_STEP_SECONDS`",
 )

@@ -56,6 +56,10 @@ def test_a_killed_worker_process_comes_back_and_its_job_is_run_again(
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A step that outlasts `KEYE_STEP_SECONDS`,",
+)
+@pytest.mark.holds(
     "docs/alerts.md#keyeworkerhung",
     "It ends by itself after `KEYE_STEP_SECONDS` and is started again",
     "The log of one that ended by itself has where each thread was.",

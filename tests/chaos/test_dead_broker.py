@@ -25,6 +25,14 @@ def _seconds_until_more_end(broker: Broker, jobs: list[Job], num_ended: int) -> 
     return time.monotonic() - back_at
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGKILL of the server for",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Once `submit` has returned, the",
+)
 @pytest.mark.holds("docs/alerts.md#keyeredisdown", "Workers need nothing")
 @pytest.mark.holds(
     "docs/operations.md#redis-was-away-what-must-i-do",
@@ -65,6 +73,14 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     assert_all_is_well(long + short)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#not-there-yet",
+    "`min-replicas-to-write` makes such a server",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "a server that is full,",
+)
 @pytest.mark.holds(
     "docs/operations.md#redis-is-full-what-must-i-do",
     "Nothing is lost meanwhile",
@@ -127,6 +143,14 @@ def test_answers_of_a_worker_killed_while_the_broker_is_full_are_not_lost(
     assert_all_is_well(jobs)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGTERM of a worker that",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "While Redis is away the",
+)
 def test_a_worker_that_is_ended_while_the_broker_is_away_leaves_in_time_and_its_answers_to_the_next(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate, tmp_path: Path
 ) -> None:

@@ -26,6 +26,15 @@ AllIsWell = Callable[[list[Job]], None]
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGKILL all the time, of",
+    "SIGKILL of a process to",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#what-is-promised-when-things-die",
+    "An accepted job ends, and",
+)
+@pytest.mark.holds(
     "docs/alerts.md#an-alert-fired-what-does-it-mean-and-what-do-i-do",
     "A job is not lost by any of what follows",
 )
@@ -81,6 +90,14 @@ def _kill_in_the_pop(broker: Broker, client: Client, workers: EchoWorkers) -> li
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGKILL of a worker with",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A dead worker's jobs start",
+)
+@pytest.mark.holds(
     "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
     "The other workers take its jobs up once their leases have ended",
 )
@@ -111,6 +128,15 @@ def test_all_jobs_of_a_killed_worker_start_again_within_its_lease(
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "a job that kills its",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "After `max_attempts` deaths it is",
+    "Whatever died with its worker",
+)
+@pytest.mark.holds(
     "docs/alerts.md#keyeworkerrestarts",
     "If one job does it, it soon runs alone and fails as `WORKER_LOST`.",
 )
@@ -140,6 +166,10 @@ def test_a_job_that_kills_its_worker_is_a_dead_letter_and_its_neighbours_succeed
     assert_all_is_well(good)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGSTOP past the lease, then",
+)
 @pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "only one of the two results is kept")
 def test_a_frozen_worker_that_wakes_up_settles_nothing(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate

@@ -15,6 +15,15 @@ from tests.support.scale import SCALE
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SIGTERM with 2 jobs of",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "SIGTERM takes the drain's time,",
+    "Jobs that outlast `KEYE_DRAIN_SECONDS` go",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-do-i-stop-or-restart-a-worker-without-losing-jobs",
     "they start again next, and the attempt does not count",
 )

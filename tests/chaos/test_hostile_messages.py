@@ -33,6 +33,10 @@ def resident_bytes(worker: EchoWorker) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "2,000 (200,000) messages drawn at",
+)
 @pytest.mark.holds("README.md#ask-a-question", "No job ends its worker")
 @pytest.mark.holds(
     "docs/design.md#decisions",

@@ -26,6 +26,10 @@ can_make_hosts = (
 )
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "a host cut off from",
+)
 @pytest.mark.skipif(not can_make_hosts, reason="network namespaces need root, `ip` and leave to make them")
 def test_a_host_that_is_cut_off_loses_its_jobs_to_the_other_and_takes_new_ones_when_it_is_back(
     tmp_path: Path, lease_seconds: float, gate: Gate

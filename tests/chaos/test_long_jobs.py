@@ -20,6 +20,10 @@ SKEW = 0.25
 AllIsWell = Callable[[list[Job]], None]
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "nothing, but jobs of 7",
+)
 def test_jobs_longer_than_every_timeout_start_once_even_where_clocks_differ(
     broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell, gate: Gate
 ) -> None:

@@ -16,6 +16,10 @@ ODD = ["SystemExit", "MemoryError", "KeyboardInterrupt"]
 LIMIT_SECONDS = 1.0
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "SystemExit, MemoryError, KeyboardInterrupt; jobs that",
+)
 def test_a_job_that_ends_oddly_is_a_failure_and_its_slot_runs_the_next(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:

@@ -20,6 +20,14 @@ DEAF_SECONDS = 15.0
 
 
 # The lease that is usual: silence is noticed by timeouts of 5 s, which a short one would not outlive.
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "connections that fall silent and",
+)
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A silent connection is noticed",
+)
 @pytest.mark.parametrize("lease_seconds", [LONG.lease_seconds])
 def test_silent_connections_are_noticed_and_jobs_go_on_where_they_are(
     broker: Broker,

@@ -20,6 +20,10 @@ from tests.support.scale import SCALE
 AFTER_DEADLINE_SECONDS = 60.0
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#the-chaos-tests",
+    "10 callers waiting through a",
+)
 def test_every_waiting_caller_hears_how_its_job_ended(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:

@@ -77,6 +77,10 @@ class TestSubmit:
         messages = redis.lrange(QUEUES["normal"], 0, -1)
         assert sorted(json.loads(message)["headers"]["id"] for message in messages) == sorted(ids)
 
+    @pytest.mark.holds(
+        "docs/reliability.md#promises",
+        "Our clients write record and",
+    )
     @pytest.mark.holds("docs/design.md#decisions", "with the same payload, in one atomic script")
     def test_a_job_that_cannot_be_published_leaves_nothing_behind(self, client: Client, redis: Redis) -> None:
         redis.set(QUEUES["normal"], "not a list")

@@ -43,6 +43,10 @@ def test_a_server_that_never_answers_is_given_up(meanwhile: Callable[..., Any]) 
         assert max(each.result(60) for each in waits) < 4 * timeout + pauses + 1
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A silent connection is noticed",
+)
 def test_waiting_and_submitting_go_on_over_new_connections(redis: Redis, redis_url: str) -> None:
     port = redis.connection_pool.connection_kwargs["port"]
     with (

@@ -71,6 +71,10 @@ time.sleep(60)
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "SIGTERM takes the drain's time,",
+)
+@pytest.mark.holds(
     "docs/design.md#decisions",
     "supervises a child per GPU, pinned by `CUDA_VISIBLE_DEVICES`",
     "One process per GPU",

@@ -81,6 +81,10 @@ def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Fetching, decoding, generating and the",
+)
+@pytest.mark.holds(
     "docs/operations.md#how-long-may-a-job-take",
     "the generation | `KEYE_MAX_GENERATE_SECONDS`",
     "the whole attempt | `KEYE_MAX_ATTEMPT_SECONDS`",

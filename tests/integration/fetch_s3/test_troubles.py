@@ -88,6 +88,10 @@ def test_store_that_is_busy_once_is_asked_again(
     assert fetch_one(PHOTO, limits, media_cache) == CONTENT
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Fetching, decoding, generating and the",
+)
 @pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "a download | `KEYE_MAX_FETCH_SECONDS`")
 def test_store_that_sends_too_slowly_is_unreachable_in_time(
     store: "S3Client", road: Road, limits: MediaLimits, media_cache: MediaCache
@@ -156,6 +160,10 @@ def test_job_that_is_over_does_not_wait_for_a_silent_store(limits: MediaLimits, 
         assert time.monotonic() - started_at < 5
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A download that a silent",
+)
 def test_process_ends_while_a_store_is_silent_in_the_midst_of_a_download(tmp_path: Path) -> None:
     code = """
 import sys

@@ -41,6 +41,10 @@ def test_what_is_to_be_called_afterwards_is_refused(host: EchoHost, kind: str, i
     assert_nothing_but_jobs(host)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Whoever may only push messages",
+)
 @pytest.mark.parametrize("task", TASKS)
 def test_only_our_task_exists_in_a_worker(host: EchoHost, task: str) -> None:
     job_id = str(uuid4())
@@ -89,6 +93,10 @@ HARMLESS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Each is read before kombu",
+)
 @pytest.mark.holds(
     "docs/celery.md#how-do-i-use-it-from-celery",
     "A worker writes each message",

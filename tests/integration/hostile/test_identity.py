@@ -50,6 +50,10 @@ def everything(host: EchoHost, job_id: str) -> str:
     return json.dumps([record, events, host.redis.get(f"celery-task-meta-{job_id}")])
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A message under another id",
+)
 def test_the_answer_of_an_ended_job_is_not_read_by_its_id(host: EchoHost) -> None:
     victim, thief = settled(host), str(uuid4())
     host.send(message(thief, sealed=sealed_job(victim.id, prompt=LIES)))
@@ -72,6 +76,10 @@ def test_nor_the_answer_of_one_that_runs(host: EchoHost) -> None:
     assert "wait 2" not in everything(host, thief)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "A message under another id",
+)
 def test_whoever_knows_all_of_a_job_hears_how_it_ended(host: EchoHost) -> None:
     """A Celery client gives tasks ids of its own; it has sealed the job, or knows what is in it."""
     job, delivery = settled(host), str(uuid4())
@@ -286,6 +294,10 @@ def test_jobs_that_expired_end_at_their_deadline(host: EchoHost) -> None:
     host.answer_another()
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "What runs is what the",
+)
 def test_a_record_that_its_producer_wrote_counts_and_not_the_message(host: EchoHost) -> None:
     """As a producer of another language sends it, whose message an attacker has seen and changed."""
     job_id = str(uuid4())

@@ -26,6 +26,10 @@ from tests.integration.hostile.unreadable import TOLD, UNTOLD
 
 
 @pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "What cannot be read is",
+)
+@pytest.mark.holds(
     "docs/celery.md#what-celerys-options-do",
     "A message with what is",
 )

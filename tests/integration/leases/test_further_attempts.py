@@ -114,6 +114,10 @@ def test_jobs_are_given_back_whatever_lies_at_the_head_of_the_queue(store: Lease
     assert json.loads(redis.lindex(message_list(Priority.NORMAL), -1))["headers"]["id"] == lease.job_id
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Jobs that outlast `KEYE_DRAIN_SECONDS` go",
+)
 def test_jobs_given_back_by_several_workers_come_back_in_the_order_of_the_queue(
     store: LeaseStore, redis: Redis, redis_url: str
 ) -> None:

@@ -65,6 +65,10 @@ def test_outcome_is_on_disk_until_a_full_server_has_room_again(
     assert list(spool.waiting()) == []
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "What Redis does not take",
+)
 @pytest.mark.holds("docs/operations.md#redis-was-away-what-must-i-do", "the next one on the same host writes them")
 def test_outcome_of_a_dead_process_is_written_by_the_next(
     store: LeaseStore, settlement: Settlement, outbox: Outbox, client: Redis, redis: Redis, tmp_path: Path
@@ -82,6 +86,10 @@ def test_outcome_of_a_dead_process_is_written_by_the_next(
     assert record(redis, lease.job_id)["outcome"] == a_failure(lease).model_dump_json()
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "What Redis does not take",
+)
 def test_outcome_on_disk_whose_job_went_on_without_it_is_discarded(
     store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis
 ) -> None:

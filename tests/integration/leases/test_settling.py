@@ -122,6 +122,10 @@ def test_the_attempt_that_ends_a_job_without_an_answer_is_in_its_history_too(
     assert [attempts[1].began_at, attempts[1].ended_at] == pytest.approx(moments, abs=1e-3, rel=0)
 
 
+@pytest.mark.holds(
+    "docs/reliability.md#promises",
+    "Of its outcomes one is",
+)
 @pytest.mark.holds("docs/design.md#decisions", "that only the newest token may run")
 def test_lost_lease_cannot_settle(brief: LeaseStore, settlement: Settlement, redis: Redis) -> None:
     sealed = a_job()
