@@ -160,6 +160,7 @@ def test_the_manifests_are_as_the_page_says() -> None:
     assert [each["spec"]["maxUnavailable"] for each in of_kind("PodDisruptionBudget")] == [1, 1]
     scaled = [each["spec"] for each in of_kind("ScaledObject")]
     assert [each["minReplicaCount"] for each in scaled] == [1, 1]
+    assert [each["maxReplicaCount"] for each in scaled] == [8, 8]
     triggers = [trigger for each in scaled for trigger in each["triggers"]]
     assert {each["type"] for each in triggers} == {"prometheus"}
     # Each of two kinds has as many as finish half of the work in ten minutes.
