@@ -38,6 +38,8 @@ def node(folder: Path, redis_url: str, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(["node", *arguments], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "`examples/node/keye.mjs` does all of this")
+@pytest.mark.holds("docs/producers.md#from-any-language", "cd examples/node && npm install")
 def test_ask_prints_answers_and_failures(folder: Path, start: Start, redis_url: str) -> None:
     start(*ECHO).wait_until_ready()
     answered = node(folder, redis_url, "ask.mjs", "谁在招手")

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from httpx2 import Client as HttpClient
 from redis import Redis
@@ -169,6 +170,51 @@ def test_a_table_of_my_own_is_right_after_kills_and_gaps(
         written |= {missed.id: ["SUCCEEDED", "missed", None], waiting.id: ["QUEUED", None, None]}
         assert written.items() <= rows().items()
     waiting.cancel()
+
+
+@pytest.mark.holds(
+    "docs/producers.md#from-python",
+    "from keye import Client, GenerationOptions, JobFailed, VideoPart",
+    "Keep `job.id` and ask later",
+)
+@pytest.mark.holds("docs/producers.md#while-it-runs", "from keye import TextGenerated for event in job.events()")
+@pytest.mark.holds(
+    "docs/producers.md#many-jobs", "for job, end in client.results(client.submit_many(jobs)): # as they end"
+)
+@pytest.mark.holds("docs/producers.md#from-asyncio", "async with AsyncClient(")
+def test_programs_of_the_producers_page_run(
+    start: Start,
+    client: Client,
+    redis_url: str,
+    uris: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start(*ECHO, KEYE_S3_BUCKETS="none-of-these").wait_until_ready()
+    blocks = printed("docs/producers.md")
+    at_home = [block.replace("redis://127.0.0.1:6379/0", redis_url) for block in blocks]
+    asked, chat, follow, many, from_asyncio = at_home
+    names = run(asked)
+    assert capsys.readouterr().out.startswith("MEDIA_FORBIDDEN ")
+    found = client.find(names["job"].id)
+    assert (found.state, [type(event).__name__ for event in found.events()][-1]) == ("FAILED", "JobEnded")
+    run(follow, job=client.submit(prompt="hello"))
+    assert capsys.readouterr().out == "hello"
+
+    imports = "from keye import *\nfrom pathlib import Path\nimport numpy as np"
+    jobs = [{"prompt": "one"}, {"prompt": "?", "media": ["/nowhere.png"]}, {"prompt": ""}]
+    run(imports, many, client=client, jobs=jobs, paths=uris[:2])
+    told = sorted(line.partition(" ")[2].partition(" ")[0] for line in capsys.readouterr().out.splitlines())
+    assert told == ["1", "MEDIA_FORBIDDEN", "one"]
+    Path("monday.jpg").write_bytes(PICTURE)
+    run(imports, chat, client=client, frame=np.zeros((28, 28, 3), np.uint8))
+
+    indented = from_asyncio.replace("\n", "\n    ")
+    program = f"import asyncio\nasync def main():\n    {indented}\nasyncio.run(main())"
+    run(imports, program, photo=uris[0])
+    assert capsys.readouterr().out == "What is in the picture?\n"
 
 
 @pytest.mark.holds("docs/test-without-a-gpu.md#and-with-asyncio", "import asyncio from keye import AsyncClient")

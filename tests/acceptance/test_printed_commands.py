@@ -85,6 +85,7 @@ def test_commands_are_found_wherever_they_stand() -> None:
     } <= found
 
 
+@pytest.mark.holds("docs/producers.md#from-the-shell", 'id=$(keye submit "What is in the picture?" cat.jpg)')
 @pytest.mark.holds("README.md#ask-a-question", 'keye submit "What is in the image?" /srv/media/cat.jpg --wait')
 def test_every_printed_command_runs_as_printed(
     start: Start, client: Client, redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,12 @@ def test_a_gpu_that_is_not_there_ends_the_start_with_the_list_of_those_that_are(
 
 
 @pytest.mark.holds(
+    "docs/producers.md#how-much-a-job-may-hold",
+    "How many tokens a job may have is up to",
+    "text without spaces, such as Chinese, is one word here",
+    "ends in the worker as `PROMPT_TOO_LONG`",
+)
+@pytest.mark.holds(
     "docs/operations.md#is-it-up-and-is-it-taking-jobs",
     "the smallest of the live ones bounds what producers accept",
 )

@@ -12,6 +12,7 @@ from tests.support.sides import RedisWorker
 NUM_STREAMS = 50
 
 
+@pytest.mark.holds("docs/producers.md#from-asyncio", "One client serves all tasks.")
 @pytest.mark.holds(
     "docs/stream-to-a-browser.md#how-do-i-stream-an-answer-to-a-browser",
     "one connection to Redis serves all readers of a process, and nothing blocks its loop",

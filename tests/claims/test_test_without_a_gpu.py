@@ -6,6 +6,7 @@ from keye import ErrorCode, JobFailed, JobNotFound, QueueFull
 from keye.testing import MemoryClient
 
 
+@pytest.mark.holds("docs/producers.md#from-asyncio", "For tests of your own there is a client without Redis")
 @pytest.mark.holds(
     "docs/test-without-a-gpu.md#how-do-i-test-what-happens-meanwhile",
     "Without a reply, or where it returns None, a job waits for the test",

@@ -100,6 +100,7 @@ def test_short_help_is_that_of_every_command(base: dict[str, str], command: str)
     assert (code, "Usage: " in text) == (0, True)
 
 
+@pytest.mark.holds("docs/producers.md#from-python", "`pip install .` in a checkout is enough on the asking side")
 def test_client_and_version_are_there(base: dict[str, str]) -> None:
     code = "import keye; keye.Client('redis://127.0.0.1:9/0'); print(keye.__version__)"
     assert run(base, "-c", code) == (0, f"{version('keye-worker')}\n", "")

@@ -51,6 +51,7 @@ IN_WORDS = {
 }
 
 
+@pytest.mark.holds("docs/producers.md#from-the-shell", "Jobs that failed stay for a week")
 @pytest.mark.holds(
     "docs/keep-my-own-table.md#how-do-i-keep-the-state-of-jobs-in-a-table-of-my-own", "Outcomes stay in Redis for a day"
 )

@@ -275,6 +275,8 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
         open_sealed(payload)
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "2 with a `traceparent`, 1 for all others")
+@pytest.mark.holds("docs/producers.md#from-python", "Workers before 0.3 leave such a job to newer ones.")
 def test_a_job_within_a_trace_is_sealed_for_workers_that_know_traces_and_all_others_for_any() -> None:
     traced = json.loads(seal(AnalysisJob(prompt="?", traceparent=TRACEPARENT)).model_dump_json())
     assert (traced["schema_version"], traced["job"]["traceparent"]) == (2, TRACEPARENT)
@@ -334,6 +336,7 @@ def test_versions_before_the_first_are_nobodys() -> None:
     assert not unknown.value.is_newer
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "Unknown fields are refused", "Outcomes and events grow")
 def test_published_schemas_of_reports_are_open_and_those_of_jobs_are_not() -> None:
     for name, is_open in (("outcome", True), ("event", True), ("job", False)):
         objects = [

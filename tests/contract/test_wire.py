@@ -92,6 +92,9 @@ def test_a_refusal_does_not_repeat_what_the_caller_sent() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.holds(
+    "docs/producers.md#from-any-language", "The JSON Schemas of what you send and read", "`keye schema` prints those"
+)
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_the_published_schemas_are_the_ones_in_force(name: str) -> None:
     published = json.loads((SCHEMA_FOLDER / f"{name}.json").read_text())

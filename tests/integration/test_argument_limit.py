@@ -180,6 +180,9 @@ class TestSubmit:
 
 
 class TestSettle:
+    @pytest.mark.holds(
+        "docs/producers.md#how-much-a-job-may-hold", "An answer that is larger than what Redis takes ends"
+    )
     def test_answer_that_is_too_large_ends_its_job_as_failed(
         self, store: LeaseStore, outbox: Outbox, redis: Redis, setting: str
     ) -> None:

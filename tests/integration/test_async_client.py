@@ -77,6 +77,7 @@ class TestLeaving:
 
         asyncio.run(main())
 
+    @pytest.mark.holds("docs/producers.md#from-asyncio", "To stop waiting, cancel the task, or leave")
     @pytest.mark.parametrize("wait", WAITS)
     def test_a_timeout_around_it_is_a_timeout(self, redis_url: str, redis: Redis, wait: str) -> None:
         async def main() -> None:
@@ -202,6 +203,7 @@ class TestTheLoopGoesOn:
         pid = redis.info("server")["process_id"]
         asyncio.run(main())
 
+    @pytest.mark.holds("docs/producers.md#from-asyncio", "Nothing blocks the event loop")
     @pytest.mark.parametrize("what", ["a large picture", "five thousand jobs", "media that are slow to come by"])
     def test_while_jobs_are_made(self, redis_url: str, redis: Redis, what: str) -> None:
         picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (560, 560, 3), np.uint8))

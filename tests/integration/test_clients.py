@@ -85,6 +85,7 @@ class TestOneJob:
         assert waiting.result(10).answer == "a red square"
         assert (job.state, job.result(timeout=0).answer) == (JobState.SUCCEEDED, "a red square")
 
+    @pytest.mark.holds("docs/producers.md#what-can-be-raised", "the job ended without an answer")
     def test_a_failed_job_raises_its_typed_failure(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
         pair.worker.fail(job, ErrorCode.MEDIA_CORRUPT, "It is damaged.")
@@ -93,6 +94,8 @@ class TestOneJob:
         assert failed.value.failure.job_id == job.id
         assert job.state is JobState.FAILED
 
+    @pytest.mark.holds("docs/producers.md#what-can-be-raised", "`timeout` seconds were not enough")
+    @pytest.mark.holds("docs/producers.md#from-python", "Its `timeout` ends the wait, never the job")
     @pytest.mark.parametrize("is_running", [False, True])
     def test_a_wait_that_ends_first_says_the_state(self, pair: Pair, is_running: bool) -> None:
         job = pair.client.submit(prompt="?")
@@ -117,6 +120,7 @@ class TestOneJob:
         with pytest.raises(JobNotFound):
             job.progress  # noqa: B018
 
+    @pytest.mark.holds("docs/producers.md#from-python", "`cancel` ends a queued job at once.")
     def test_cancelling_depends_on_how_far_the_job_is(self, pair: Pair, meanwhile: Callable[..., Any]) -> None:
         queued, running, ended = (pair.client.submit(prompt="?") for _ in range(3))
         pair.worker.start(running)
@@ -153,6 +157,11 @@ class TestOneJob:
 
 
 class TestEvents:
+    @pytest.mark.holds(
+        "docs/producers.md#while-it-runs",
+        "`job.events()` gives everything the worker said",
+        "It can be read any number of times",
+    )
     def test_they_tell_the_job_from_its_start_to_its_end_to_early_and_late_readers(
         self, pair: Pair, meanwhile: Callable[..., Any]
     ) -> None:
@@ -167,6 +176,7 @@ class TestEvents:
         assert "".join(event.text for event in late if isinstance(event, TextGenerated)) == "a red square"
         assert isinstance(late[-1], JobEnded)
 
+    @pytest.mark.holds("docs/producers.md#while-it-runs", "`event.id` is where an event stands on the stream")
     def test_a_reader_goes_on_behind_the_event_he_saw_last(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
         pair.worker.start(job)
@@ -179,6 +189,8 @@ class TestEvents:
                 each.id for each in events[index + 1 :]
             ]
 
+    @pytest.mark.holds("docs/producers.md#what-can-be-raised", "what was given as `after` is no id of an event")
+    @pytest.mark.holds("docs/producers.md#while-it-runs", "what is none raises `InvalidEventId`")
     @pytest.mark.parametrize("after", ["", "$", "1-0-0", "-1", "newest", "1" * 30, "\u0661-0", "0-0\n"])
     def test_an_id_that_is_none_is_refused(self, pair: Pair, after: str) -> None:
         job = pair.client.submit(prompt="?")
@@ -187,6 +199,7 @@ class TestEvents:
         with pytest.raises(InvalidEventId):
             list(pair.client.watch(after=after, timeout=0))
 
+    @pytest.mark.holds("docs/producers.md#while-it-runs", "the next one starts the text again")
     def test_text_begins_anew_with_the_next_attempt(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
         pair.worker.start(job)
@@ -201,6 +214,7 @@ class TestEvents:
         ]
         assert Stage.QUEUED in [event.stage for event in told if isinstance(event, StageStarted)]
 
+    @pytest.mark.holds("docs/producers.md#while-it-runs", "With `heartbeat_seconds=15` a `Heartbeat` comes")
     @pytest.mark.holds("docs/stream-to-a-browser.md#and-without-fastapi", "`heartbeat_seconds` has `events` give")
     def test_heartbeats_come_while_nothing_is_said_and_end_with_the_job(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
@@ -223,6 +237,11 @@ class TestEvents:
 
 
 class TestMany:
+    @pytest.mark.holds(
+        "docs/producers.md#many-jobs",
+        "`results` takes jobs, the refusals among them",
+        "Each comes once, whatever became of it",
+    )
     @pytest.mark.holds("docs/keep-my-own-table.md#and-if-only-one-process-sends-jobs", "Then it needs no feed")
     @pytest.mark.holds("docs/collect-many-results.md#after-a-restart", "`results` takes ids as well as jobs")
     @pytest.mark.holds(
@@ -279,6 +298,9 @@ class TestMany:
         with pytest.raises(TypeError, match="give a list"):
             list(pair.client.map("?", media))
 
+    @pytest.mark.holds(
+        "docs/producers.md#what-can-be-raised", "as many jobs are queued as `KEYE_MAX_QUEUE_DEPTH` allows"
+    )
     @pytest.mark.holds("docs/alerts.md#keyedraintoolong", "have producers refused by `KEYE_MAX_QUEUE_DEPTH`")
     @pytest.mark.holds(
         "docs/operations.md#how-do-i-keep-a-backlog-from-growing-without-end",
@@ -325,6 +347,7 @@ class TestProgress:
         assert [job.progress.place for job in (high, normal, later, low)] == [0, 1, 2, 3]
         assert (low.progress.state, low.progress.stage, low.progress.attempt) == (JobState.QUEUED, Stage.QUEUED, 0)
 
+    @pytest.mark.holds("docs/producers.md#while-it-runs", "`job.progress` is one look")
     def test_a_running_job_tells_its_stage_its_frames_and_its_tokens(self, pair: Pair) -> None:
         job = pair.client.submit(prompt="?")
         pair.worker.start(job, Stage.DECODE)

@@ -67,18 +67,21 @@ def test_the_first_text_is_told_at_once_and_the_next_waits_for_company(
     assert told() == [("answer", "A", 0, 1), ("answer", "bcd", 1, 4)]
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "or every 32 tokens, whichever is first")
 def test_many_tokens_do_not_wait(coalescer: Coalescer, told: Told) -> None:
     coalescer.push("A", 1)
     coalescer.push("b", MAX_WAITING_TOKENS)
     assert len(told()) == 2
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "They come every tenth of a second")
 def test_text_does_not_wait_long(coalescer: Coalescer, told: Told) -> None:
     coalescer.push("A", 1)
     eventually(lambda: coalescer.push("b", 0) or len(told()) > 1)
     assert told()[1][2] == 1
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "the last text with the end")
 def test_the_last_text_is_told_with_the_end_of_the_job(
     client: Redis, coalescer: Coalescer, said: AttemptEvents, lease: Claimed, redis: Redis
 ) -> None:

@@ -82,6 +82,7 @@ def test_failed_job_lies_there_with_its_input_its_failure_and_every_attempt(clie
     assert letter.attempts[1].ended_at == pytest.approx(letter.ended_at, abs=1e-3, rel=0)
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "the dead letter or the message in quarantine is not there")
 def test_only_failed_jobs_are_dead_letters(client: Client, worker: Redis) -> None:
     cancelled, waiting = client.submit(prompt="a"), client.submit(prompt="b")
     cancelled.cancel()
@@ -214,6 +215,7 @@ def test_media_of_chat_messages_are_changed_too_and_odd_options_are_refused() ->
         change_media(chat, None, 1000.0)
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "never sent, purged, or ended longer ago")
 @pytest.mark.holds(
     "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
     "A purged one is forgotten at once",

@@ -26,6 +26,7 @@ def ended(watch: Iterator[Any]) -> list[int]:
 
 
 class TestWatch:
+    @pytest.mark.holds("docs/producers.md#many-jobs", "`client.watch(after=id)` is the feed of all jobs that end")
     @pytest.mark.holds(
         "docs/keep-my-own-table.md#how-do-i-keep-the-state-of-jobs-in-a-table-of-my-own",
         "What you want to search, join or keep goes into your database",
@@ -44,6 +45,7 @@ class TestWatch:
         assert following.result(60) == order
         assert [each.job_id for each in client.watch(after="0", timeout=0)] == order
 
+    @pytest.mark.holds("docs/producers.md#what-can-be-raised", "some of what followed that id is no longer in the feed")
     @pytest.mark.parametrize("timeout", [0, None])
     @pytest.mark.parametrize("is_emptied", [False, True])
     def test_who_was_left_behind_hears_of_the_gap(
@@ -238,6 +240,7 @@ class TestMap:
             for job in worker.jobs:
                 worker.answer(job, worker.asked(job).media[0].uri)
 
+    @pytest.mark.holds("docs/producers.md#many-jobs", "`map` submits some hundreds ahead of what you read")
     @pytest.mark.holds(
         "docs/collect-many-results.md#in-the-order-of-my-list-and-without-holding-all-of-it",
         "`map` asks the same about each, some hundreds ahead",
@@ -256,6 +259,7 @@ class TestMap:
         is_over.append(True)
         working.result(30)
 
+    @pytest.mark.holds("docs/producers.md#from-python", "What a medium or the generator of the jobs raises")
     def test_what_media_raise_is_the_last_and_costs_the_others_nothing(
         self, client: Client, redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:

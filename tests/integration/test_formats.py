@@ -125,6 +125,7 @@ def test_typescript_is_no_video(tmp_path: Path) -> None:
         assert media_type_of(f"s3://bucket/index{suffix}") == media_type_of(f"/absent/index{suffix}") == "video"
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "Where it is none of these, the first bytes tell")
 @pytest.mark.parametrize("way", ["{}", "file://{}"])
 def test_file_here_is_looked_at_only_where_its_suffix_does_not_tell(tmp_path: Path, way: str) -> None:
     (tmp_path / "a photo").write_bytes(make_picture("JPEG"))
@@ -137,6 +138,7 @@ def test_file_here_is_looked_at_only_where_its_suffix_does_not_tell(tmp_path: Pa
     assert found == {"a photo": "image", "photo.mp4": "video", "notes": None, "pipe": None, "absent": None}
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "Images are `.jpg`")
 def test_docs_name_every_suffix() -> None:
     told = (Path(__file__).parents[2] / "docs" / "producers.md").read_text()
     assert [suffix for row in FORMATS for suffix in row.suffixes if f"`{suffix}`" not in told] == []

@@ -84,6 +84,9 @@ class TestResult:
         assert isinstance(ended, JobEnded)
         assert ended.state is JobState.SUCCEEDED
 
+    @pytest.mark.holds(
+        "docs/producers.md#from-any-language", "Pass over those of an attempt lower than one already seen"
+    )
     def test_words_of_a_worker_that_lost_the_job_are_not_told_after_those_of_the_next(
         self, client: Client, redis: Redis
     ) -> None:
@@ -104,6 +107,7 @@ class TestResult:
         with pytest.raises(JobNotFound):
             job.result(timeout=10)
 
+    @pytest.mark.holds("docs/producers.md#from-python", "sits out a restart of Redis")
     def test_a_waiting_caller_survives_a_restart_of_redis(self, tmp_path: Path) -> None:
         def serve(port: int | None) -> ValkeyServer:
             server = ValkeyServer(port=port, data_dir=tmp_path, persist=True, appendonly="yes", appendfsync="always")

@@ -35,6 +35,7 @@ def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, re
     assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["usage"]["visual_tokens"] == 4
 
 
+@pytest.mark.holds("docs/producers.md#from-python", "`traceparent`, as W3C's Trace Context has it")
 def test_a_job_names_the_trace_it_belongs_to_or_is_refused(keye: CliRunner, client: Client, redis: Redis) -> None:
     traceparent = f"00-{'4b' * 16}-{'0f' * 8}-01"
     job = client.find(keye.invoke(app, ["submit", "?", "--traceparent", traceparent]).stdout.strip())
@@ -48,6 +49,9 @@ def test_a_whole_job_comes_from_standard_input(keye: CliRunner, client: Client) 
     assert client.find(json.loads(submitted.stdout)["job_id"]).state is JobState.QUEUED
 
 
+@pytest.mark.holds(
+    "docs/producers.md#what-a-medium-may-be", "a relative path means the same in Python and in the shell"
+)
 def test_relative_path_means_the_same_in_the_shell_and_in_python(
     keye: CliRunner, client: Client, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +78,7 @@ def test_chat_in_openai_s_words_comes_from_the_shell(keye: CliRunner, client: Cl
     assert asked(job, redis)["messages"][0]["content"][1]["max_pixels"] == 512 * 512
 
 
+@pytest.mark.holds("docs/producers.md#from-python", "`keye submit-many jobs.jsonl` reads a job as JSON")
 def test_many_jobs_come_as_lines_and_each_is_told_of(keye: CliRunner, client: Client) -> None:
     lines = '{"prompt": "?", "media": ["/srv/a.png"]}\nno JSON\n{"prompt": "!"}\n'
     sent = keye.invoke(app, ["submit-many", "-"], input=lines)
@@ -91,6 +96,7 @@ def test_a_failure_is_told_in_a_line_or_as_json(keye: CliRunner, client: Client,
     assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["media_index"] == 0
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "From the shell, `keye watch`.")
 def test_watch_shows_every_stage_and_the_end(keye: CliRunner, client: Client, redis: Redis) -> None:
     job = client.submit(JOB)
     start(redis, job)
@@ -102,6 +108,7 @@ def test_watch_shows_every_stage_and_the_end(keye: CliRunner, client: Client, re
     assert watched.exit_code == ExitCode.OK
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "the URL or a `KEYE_*` setting cannot be used")
 def test_wrong_settings_are_told_by_the_names_they_are_set_by(keye: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
     assert odd_url.stderr.startswith("The URL of Redis (KEYE_REDIS_URL) cannot be read. Write redis://")
@@ -133,6 +140,7 @@ def test_a_full_queue_is_told_from_an_absent_one(keye: CliRunner, monkeypatch: p
     assert "the limit is 1 (KEYE_MAX_QUEUE_DEPTH). Try again in 30 s." in sent[1].stderr
 
 
+@pytest.mark.holds("docs/producers.md#from-the-shell", "`keye --help` lists the exit codes")
 def test_each_way_to_fail_has_its_own_exit_code(keye: CliRunner, client: Client, redis: Redis) -> None:
     queued, ended = client.submit(prompt="?", idempotency_key="k"), client.submit(JOB)
     settle(redis, ended, answer(ended))

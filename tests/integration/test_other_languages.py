@@ -60,6 +60,7 @@ const redis = {
 """
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "It is Celery's, as `submit` writes it.")
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 @pytest.mark.parametrize(
     ("priority", "streams"), [("high", "pairs"), ("normal", "Object.fromEntries(pairs)"), ("low", "pairs")]

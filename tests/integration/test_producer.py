@@ -52,12 +52,16 @@ class TestSubmit:
         (message,) = redis.lrange(QUEUES["normal"], 0, -1)
         assert "secret" not in message  # the body is base64
 
+    @pytest.mark.holds("docs/producers.md#from-any-language", "`idempotency_key` is looked up by the Python client")
     def test_the_same_key_and_job_is_queued_only_once(self, client: Client, redis: Redis) -> None:
         first = client.submit(prompt="?", idempotency_key="order 7")
         again = client.submit(prompt="?", idempotency_key="order 7")
         assert first.id == again.id
         assert redis.llen(QUEUES["normal"]) == 1
 
+    @pytest.mark.holds(
+        "docs/producers.md#what-can-be-raised", "the key was used for a job that asks for something else"
+    )
     def test_the_same_key_for_another_job_is_a_conflict_that_does_not_tell_whose_it_is(self, client: Client) -> None:
         first = client.submit(prompt="?", idempotency_key="order 7")
         with pytest.raises(IdempotencyConflict, match="order 7") as conflict:
@@ -71,6 +75,7 @@ class TestSubmit:
         assert len(set(jobs)) == 1
         assert redis.llen(QUEUES["normal"]) == 1
 
+    @pytest.mark.holds("docs/producers.md#from-python", "Threads share it")
     def test_threads_share_a_client(self, client: Client, redis: Redis) -> None:
         with ThreadPoolExecutor(16) as threads:
             ids = list(threads.map(lambda n: client.submit(prompt=str(n)).id, range(200)))
@@ -81,6 +86,7 @@ class TestSubmit:
         "docs/reliability.md#promises",
         "Our clients write record and",
     )
+    @pytest.mark.holds("docs/producers.md#how-do-i-submit-jobs", "the first two in one atomic move")
     @pytest.mark.holds("docs/design.md#decisions", "with the same payload, in one atomic script")
     def test_a_job_that_cannot_be_published_leaves_nothing_behind(self, client: Client, redis: Redis) -> None:
         redis.set(QUEUES["normal"], "not a list")
@@ -123,6 +129,9 @@ class TestSubmit:
         job.cancel()
         assert not redis.exists(keys.DEADLINES, keys.queued("normal"))
 
+    @pytest.mark.holds(
+        "docs/producers.md#how-much-a-job-may-hold", "A producer has no tokenizer and counts a token for each digit"
+    )
     @pytest.mark.parametrize(
         "fields",
         [
@@ -148,6 +157,7 @@ class TestSubmit:
         with Client("redis://127.0.0.1:9/0") as client, pytest.raises(QueueUnavailable, match="KEYE_REDIS_URL"):
             client.submit(JOB)
 
+    @pytest.mark.holds("docs/producers.md#from-python", "so do the children of a web server that forks")
     def test_a_forked_child_submits_through_its_parents_client(self, redis: Redis, redis_url: str) -> None:
         program = (
             "import os, sys\n"
@@ -184,6 +194,7 @@ class TestSubmitMany:
         assert [json.loads(message)["headers"]["id"] for message in messages] == [job.id for job in jobs]
         assert {job.state for job in jobs} == {JobState.QUEUED}
 
+    @pytest.mark.holds("docs/producers.md#from-python", "It returns for each its job or the error")
     def test_each_job_that_is_refused_has_its_own_error_and_costs_no_other(self, client: Client, redis: Redis) -> None:
         redis.set(keys.CONTEXT, 4096)
         taken = client.submit(prompt="?", idempotency_key="taken")

@@ -60,6 +60,7 @@ SPOILED: dict[str, tuple[Callable[[Redis, Job], object], type[Exception] | None]
 }
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "wrote an outcome or a record that this one cannot read")
 @pytest.mark.parametrize("is_waited_for", [False, True], ids=["before", "while waited for"])
 @pytest.mark.parametrize("what", SPOILED)
 def test_what_spoils_one_job_is_told_to_who_waits_for_it_and_to_nobody_else(

@@ -85,6 +85,7 @@ def follow_and_cancel(job: Job) -> tuple[list[JobEvent], JobFailure]:
     return events, ended.value.failure
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "event | says")
 def test_stages_of_a_job_are_told_before_its_text(client: Client) -> None:
     job = client.submit(prompt="go on", generation={"max_new_tokens": 8, "temperature": 0})
     events = list(job.events(timeout=60))
@@ -93,6 +94,9 @@ def test_stages_of_a_job_are_told_before_its_text(client: Client) -> None:
     assert all(isinstance(event, StageStarted) for event in events[:3])
 
 
+@pytest.mark.holds(
+    "docs/producers.md#while-it-runs", "The texts of a channel, joined, are", "The outcome always has all of it."
+)
 def test_text_comes_in_order_and_joined_is_the_answer(client: Client) -> None:
     job = client.submit(prompt="go on", generation={"max_new_tokens": 1500, "temperature": 0})
     events = list(job.events(timeout=60))
@@ -116,6 +120,11 @@ def test_a_late_reader_is_told_what_was_told_live(client: Client, worker_url: st
         assert list(late.find(job.id).events(timeout=0)) == live
 
 
+@pytest.mark.holds(
+    "docs/producers.md#from-python",
+    "A running one is asked to stop",
+    "A job that was cancelled or ran out of time while it wrote",
+)
 def test_a_running_job_that_is_cancelled_stops_at_once_and_keeps_what_was_written(client: Client) -> None:
     job = client.submit(prompt="go on", generation=ENDLESS, metadata={"order": 7})
     events, failure = follow_and_cancel(job)
@@ -172,6 +181,7 @@ def test_decoded_frames_are_told_of(client: Client, tmp_path: Path) -> None:
     assert (last.media_index, last.done, last.total) == (0, seen.frames, seen.frames)
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "The stream of a job keeps about its 10,000 newest events")
 def test_streams_of_events_are_bounded(client: Client, worker_url: str) -> None:
     """A server's own words: appending trims, and the oldest goes first."""
     job = client.submit(prompt="go on", generation=ENDLESS)
@@ -214,6 +224,7 @@ def test_keye_watch_shows_stages_and_the_text(client: Client, worker_url: str) -
     assert f"SUCCEEDED\n{result.usage.completion_tokens} tokens in " in shown
 
 
+@pytest.mark.holds("docs/producers.md#while-it-runs", "`examples/stream_answer.py` is a whole program")
 @small_keye
 def test_the_example_prints_the_answer_as_it_is_written(client: Client, worker_url: str) -> None:
     program = [sys.executable, str(ROOT / "examples" / "stream_answer.py"), "Count from 30 to 1."]

@@ -75,6 +75,7 @@ def test_large_media_are_uploaded_and_read_back_by_workers(
         assert Image.open(file).tobytes() == noise.tobytes()
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "Up to 1 MiB of content travels inside the job")
 def test_pictures_that_a_job_has_no_room_for_are_uploaded(client: Client, redis: Redis) -> None:
     photo = b"\xff\xd8\xff" + bytes(2**20 - 3)
     small = b"\xff\xd8\xff small"
@@ -82,6 +83,7 @@ def test_pictures_that_a_job_has_no_room_for_are_uploaded(client: Client, redis:
     assert [part.uri.partition(":")[0] for part in media_of(job, redis)] == ["data"] * 8 + ["s3"] * 2 + ["data"]
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "What is larger, a `data:` URI too, is uploaded")
 def test_large_files_of_this_machine_are_uploaded_and_read_back_by_workers(
     client: Client, redis: Redis, s3_endpoint: str, tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ class ChangingStore(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "A file that changes meanwhile is refused.")
 def test_file_that_changes_before_it_is_uploaded_is_told_and_never_put(
     redis_url: str, redis: Redis, store: "S3Client", tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_same_bytes_are_the_same_job_under_one_idempotency_key(client: Client) -
     assert jobs[0].id == jobs[1].id
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "a medium could not be put where")
 def test_failed_upload_is_told_and_nothing_is_queued(client: Client, store: "S3Client", redis: Redis) -> None:
     for found in store.list_objects_v2(Bucket="uploads").get("Contents", []):
         store.delete_object(Bucket="uploads", Key=found["Key"])

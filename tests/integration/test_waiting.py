@@ -107,6 +107,7 @@ def run(program: str, url: str, number: int) -> str:
     return ran.stdout
 
 
+@pytest.mark.holds("docs/producers.md#from-python", "All who wait in a process share one connection")
 @pytest.mark.holds("docs/design.md#decisions", "Callers take what was found, a thread or a task of asyncio alike")
 def test_a_thousand_threads_wait_and_others_submit_ask_and_cancel_beside_them_before_and_after_a_fork(
     redis_url: str,
@@ -127,6 +128,7 @@ def test_two_thousand_tasks_read_events_and_two_thousand_wait_over_a_few_connect
     assert megabytes < 300
 
 
+@pytest.mark.holds("docs/producers.md#many-jobs", "What has ended is read by the hundred")
 def test_outcomes_by_the_thousand_are_read_in_bulk(client: Client, redis: Redis) -> None:
     jobs = client.submit_many([{"prompt": "?"}] * 10_000)
     for job in jobs:

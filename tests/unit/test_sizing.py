@@ -87,6 +87,9 @@ def test_parts_maximum_holds_for_slow_and_fast_frames() -> None:
     assert max(slow_fast_tokens(2, 6, max_pixels=20 * TOKEN)) <= 20
 
 
+@pytest.mark.holds(
+    "docs/producers.md#how-much-of-a-video-is-read", "smaller frames; Keye-VL-1.5 shows few frames larger"
+)
 def test_parts_maximum_above_the_models_own_shows_few_frames_larger_and_many_no_larger() -> None:
     assert 768 < slow_fast_tokens(2, 6, max_pixels=2000 * TOKEN)[0] <= 2000
     assert slow_fast_tokens(100, 400, max_pixels=2000 * TOKEN) == slow_fast_tokens(100, 400)
@@ -115,6 +118,7 @@ def test_flat_frames_keep_at_least_a_token_in_height() -> None:
     assert min(sizing().fit_frames(part, 4, 0, 100, 1000)[0]) >= 28
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "What would not fit into the model's context")
 @pytest.mark.holds(
     "docs/model.md#frames",
     "where that leaves too little for what follows, frames get smaller, then fewer",
@@ -171,6 +175,7 @@ def test_one_video_has_the_whole_room() -> None:
     assert sizing().share([VIDEO], 30_000).video_tokens == 30_000
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "what images cannot use goes to the videos")
 def test_videos_get_what_images_cannot_use() -> None:
     images = sizing(max_tokens=1280)
     shared = images.share([IMAGE, VIDEO, VIDEO], 30_000)

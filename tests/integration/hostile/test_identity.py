@@ -298,6 +298,7 @@ def test_jobs_that_expired_end_at_their_deadline(host: EchoHost) -> None:
     "docs/reliability.md#promises",
     "What runs is what the",
 )
+@pytest.mark.holds("docs/producers.md#from-any-language", "What runs is what the record says")
 def test_a_record_that_its_producer_wrote_counts_and_not_the_message(host: EchoHost) -> None:
     """As a producer of another language sends it, whose message an attacker has seen and changed."""
     job_id = str(uuid4())

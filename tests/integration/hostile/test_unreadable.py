@@ -25,6 +25,7 @@ from tests.integration.hostile.messages import (
 from tests.integration.hostile.unreadable import TOLD, UNTOLD
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "A message that cannot be read is put into quarantine")
 @pytest.mark.holds(
     "docs/reliability.md#promises",
     "What cannot be read is",

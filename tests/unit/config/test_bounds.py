@@ -78,6 +78,9 @@ BOUNDS: dict[str, tuple[int, Callable[[int], Fields]]] = {
 }
 
 
+@pytest.mark.holds(
+    "docs/producers.md#how-much-a-job-may-hold", "What is above a bound is an `InvalidJob`", "what | at most"
+)
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("opened_by", [read, build_job])
 def test_job_at_its_bound_is_taken_and_one_above_is_refused(opened_by: Callable[[Fields], Any], bound: str) -> None:
@@ -193,6 +196,7 @@ BAD_IDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.holds("docs/producers.md#from-any-language", "`<id>` may be any 1 to 128 letters")
 @pytest.mark.parametrize("job_id", GOOD_IDS)
 def test_id_that_is_of_the_kind_is_taken(job_id: str) -> None:
     assert is_job_id(job_id)

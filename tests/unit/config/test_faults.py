@@ -105,6 +105,7 @@ def test_every_error_is_tried_here() -> None:
     assert {type(error) for error in EXAMPLES} == {*family(KeyeError), *family(Fault)}
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "All that can be raised is a `KeyeError`")
 @pytest.mark.parametrize("error", EXAMPLES, ids=name)
 def test_an_error_survives_pickle_and_copies(error: Exception) -> None:
     assert str(error)
@@ -122,6 +123,7 @@ def test_an_error_that_a_callers_own_celery_task_raises_survives_its_result(erro
     assert (type(read), str(read), vars(read)) == (type(error), str(error), vars(error))
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "is imported from `keye`")
 @pytest.mark.parametrize("error", OF_CALLERS, ids=name)
 def test_an_error_is_from_keye_by_name(error: KeyeError) -> None:
     assert type(error).__module__ == "keye"
@@ -135,6 +137,7 @@ def test_an_error_of_a_callers_own_keeps_its_module() -> None:
     assert OrderNotFound.__module__ == __name__
 
 
+@pytest.mark.holds("docs/producers.md#what-can-be-raised", "raised | when")
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -154,6 +157,7 @@ def test_an_error_is_also_what_python_calls_it(error: type[Exception], kind: typ
     assert issubclass(error, kind)
 
 
+@pytest.mark.holds("docs/producers.md#from-python", "That error is a `Refusal` and may be asked like a job")
 def test_a_refusal_says_why_from_each_verb_of_a_job() -> None:
     refusal = InvalidJob("1 fault: prompt: is empty")
     assert refusal.id is None

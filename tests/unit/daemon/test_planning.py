@@ -31,6 +31,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "On a worker's machine `keye plan FILE...")
 @pytest.mark.parametrize("room", [10_000, 200])
 @pytest.mark.parametrize("checkpoint", [PREVIEW, V1_5], ids=["preview", "v1_5"])
 def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, photo: Path, room: int) -> None:

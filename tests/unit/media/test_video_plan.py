@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
+import pytest
 
 from keye.config.job import VideoPart
 from keye.worker.media.decoded import VideoPlan
@@ -34,6 +35,7 @@ def test_what_is_asked_for_is_what_is_read_and_nothing_needs_a_reason() -> None:
     assert (planned.frames_asked, planned.fps_asked, planned.size_asked, planned.reasons) == (30, 3.0, HD, ())
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "of a long one 768 at most")
 def test_long_clip_is_thinned_to_768_frames_and_the_plan_says_so() -> None:
     planned = plan(1200)
     assert (len(planned.wanted), planned.frames_asked, planned.fps) == (768, 2400, 768 / 1200)
@@ -47,11 +49,13 @@ def test_max_frames_thins_and_keeps_the_first_and_the_last_frame() -> None:
     assert planned.reasons == ("max_frames is 10, and 2400 frames were asked for",)
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "the most frames, up to 4,096, in place of 768")
 def test_max_frames_stands_in_place_of_768_above_it_too() -> None:
     assert len(plan(1200, max_frames=2000).wanted) == 2000
     assert len(plan(1200, fps=30, max_frames=4096).wanted) == 4096
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "By default 2 frames a second")
 def test_a_short_clip_is_read_at_four_frames_where_it_has_them_and_none_says_otherwise() -> None:
     assert [len(plan(seconds).wanted) for seconds in (2.5, 1, 0.2, 0.1)] == [5, 4, 4, 3]
     assert [len(plan(1, **asked).wanted) for asked in ({"fps": 2}, {"max_frames": 1})] == [2, 1]
@@ -63,6 +67,7 @@ def test_no_more_frames_are_read_than_the_clip_has() -> None:
     assert planned.reasons == ("the clip has 60 frames where 120 were asked for",)
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "`result.media` tells for each what was asked")
 def test_model_that_takes_fewer_and_smaller_frames_gets_them_spread_over_the_whole_clip() -> None:
     planned = plan(100, lambda _part, _num, _height, _width: VideoFit(50, (252, 448), (504, 896)))
     assert (len(planned.wanted), planned.wanted[-1], planned.fps) == (50, 2999, 0.5)
@@ -73,6 +78,7 @@ def test_model_that_takes_fewer_and_smaller_frames_gets_them_spread_over_the_who
     )
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "only the keyframe before each time")
 def test_keyframes_are_taken_only_when_asked_for() -> None:
     planned = plan(100, sampling="keyframes", fps=0.25)
     assert len(planned.wanted) == 25
@@ -86,6 +92,7 @@ def test_keyframes_of_a_clip_are_all_there_are() -> None:
     assert planned.reasons == ("the clip has 10 keyframes where 200 were asked for",)
 
 
+@pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "for whichever of these reasons")
 def test_clip_read_more_thinly_than_the_floor_is_told_of_with_its_coverage() -> None:
     told = tell_thinning(plan(6000), 0.5)
     assert told is not None

@@ -10,6 +10,7 @@ from keye.config.job import ImagePart, VideoPart
 from keye.producer.client import Client, build_job
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "Of a reference, the suffix tells an image from a video.")
 @pytest.mark.parametrize(
     ("uri", "media_type"),
     [

@@ -47,6 +47,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.holds(
+    "docs/producers.md#what-a-medium-may-be", "a relative path, alone or as the `uri` of a part, is a file of yours"
+)
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", '`Path("cat.jpg")`, or a relative path as a string')
 @pytest.mark.parametrize("name", ["clip", "./clip", "7:30.jpg", "A B"])
 def test_content_of_a_file_of_this_machine_travels(folder: Path, name: str) -> None:
     (folder / name).write_bytes(MP4)
@@ -55,6 +59,7 @@ def test_content_of_a_file_of_this_machine_travels(folder: Path, name: str) -> N
     assert [(part.type, content_of(part)) for part in ask(*given)] == [("video", MP4)] * 4
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "What is sent must begin like an image or a video")
 def test_content_and_not_the_name_tells_what_a_file_is(folder: Path) -> None:
     (folder / "clip.mp4").write_bytes(PNG)
     (folder / "cat.png").write_bytes(MP4)
@@ -65,6 +70,7 @@ def test_content_and_not_the_name_tells_what_a_file_is(folder: Path) -> None:
     assert ask({"type": "video", "uri": Path("moving"), "fps": 2})[0].type == "video"
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "a URI or an absolute path as a string")
 def test_what_the_workers_may_have_goes_by_reference(folder: Path) -> None:
     (folder / "cat.png").write_bytes(PNG)
     uris = [str(folder / "cat.png"), (folder / "cat.png").as_uri(), "s3://b/cat.png", "https://h/cat.png"]
@@ -72,6 +78,9 @@ def test_what_the_workers_may_have_goes_by_reference(folder: Path) -> None:
     assert ask({"type": "video", "uri": folder / "absent"})[0].uri == str(folder / "absent")
 
 
+@pytest.mark.holds(
+    "docs/producers.md#what-a-medium-may-be", "the reference, with options", '`{"type": "video", "uri": ..., "fps": 1}`'
+)
 def test_options_go_with_whatever_a_medium_may_be(folder: Path) -> None:
     (folder / "clip.mp4").write_bytes(MP4)
     given = ["clip.mp4", Path("clip.mp4"), MP4, io.BytesIO(MP4)]
@@ -86,6 +95,12 @@ def test_part_made_by_hand_tells_how_a_file_itself_is_sent(make: Callable[[], ob
         make()
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "given | what the workers get")
+@pytest.mark.holds(
+    "docs/producers.md#what-a-medium-may-be",
+    "`media` takes one of these, or a list of them in order",
+    "client.submit(messages=",
+)
 def test_chat_may_hold_what_media_may(folder: Path) -> None:
     (folder / "clip.mp4").write_bytes(MP4)
     picture, array = Image.new("RGB", (30, 20), "red"), np.zeros((20, 30), np.uint8)
@@ -129,6 +144,11 @@ OPENAI: list[tuple[dict[str, Any], ImagePart | VideoPart]] = [
 ]
 
 
+@pytest.mark.holds(
+    "docs/producers.md#what-a-medium-may-be",
+    "the reference, as OpenAI's chats have it",
+    "The URLs in OpenAI's parts never are.",
+)
 @pytest.mark.parametrize(("part", "meant"), OPENAI)
 def test_parts_as_openai_has_them_are_understood(part: dict[str, Any], meant: ImagePart | VideoPart) -> None:
     assert ask(part) == (meant,)
@@ -156,6 +176,7 @@ def test_parts_as_openai_has_them_are_refused_in_their_place(folder: Path, part:
         chat("?", part)
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "an array of numpy, or what gives one")
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
 def test_arrays_of_bytes_are_pictures_pixel_for_pixel(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(7).integers(0, 256, shape, np.uint8)

@@ -42,6 +42,7 @@ def test_small_files_travel_inside_the_job_as_they_are(content: Any, media_type:
     assert inline(content) == (media_type, mime, bytes(content))
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "a picture pixel for pixel, upright")
 def test_pictures_travel_pixel_for_pixel_and_upright() -> None:
     picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("RGB")
     assert opened(picture).tobytes() == picture.tobytes()
@@ -62,6 +63,7 @@ def test_parts_stay_as_they_are() -> None:
         assert Media(Settings()).in_media([medium]) == [medium]
 
 
+@pytest.mark.holds("docs/producers.md#what-a-medium-may-be", "Where that is not set, an `InvalidJob` says so")
 def test_large_file_without_a_place_to_put_it_is_refused_with_what_to_do() -> None:
     content = b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)
     with pytest.raises(InvalidJob, match=r"media\.1: has 1,048,579 bytes.*KEYE_UPLOAD_PREFIX.*give its URI"):
