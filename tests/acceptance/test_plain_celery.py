@@ -76,7 +76,7 @@ def test_an_idle_worker_sends_few_commands(start: Start, redis: Redis) -> None:
     began_at, before = time.monotonic(), redis.info("stats")["total_commands_processed"]
     time.sleep(8)  # what is counted is time that passes
     rate = (redis.info("stats")["total_commands_processed"] - before) / (time.monotonic() - began_at)
-    assert 8 < rate < 20
+    assert 2 < rate < 20
 
 
 @pytest.mark.holds("docs/design.md#decisions", "The pool must be `threads`")

@@ -7,6 +7,7 @@ from fastapi import sse
 from redis import Redis
 
 from keye.producer import AsyncClient, AsyncJob, TextGenerated
+from tests.support.conditions import eventually
 from tests.support.sides import RedisWorker
 
 NUM_STREAMS = 50
@@ -19,6 +20,9 @@ NUM_STREAMS = 50
 )
 def test_all_streams_of_a_process_share_a_connection_and_the_loop_goes_on(redis: Redis, redis_url: str) -> None:
     worker = RedisWorker(redis)
+
+    def readers() -> list[str]:
+        return [each["id"] for each in redis.client_list() if each["cmd"] == "xread"]
 
     async def play() -> tuple[list[str], int, float]:
         async with AsyncClient(redis_url) as client:
@@ -34,7 +38,7 @@ def test_all_streams_of_a_process_share_a_connection_and_the_loop_goes_on(redis:
                     before = loop.time()
                     await asyncio.sleep(0.01)
                     longest = max(longest, loop.time() - before)
-                num_readers = sum(each["cmd"] == "xread" for each in await asyncio.to_thread(redis.client_list))
+                num_readers = len(await asyncio.to_thread(eventually, readers))
                 await asyncio.to_thread(lambda: [[worker.write(job, "yes"), worker.answer(job)] for job in jobs])
             return [task.result() for task in reading], num_readers, longest
 
