@@ -76,6 +76,7 @@ class TestOneJob:
         with pytest.raises(InvalidJob, match=r"2 faults: .*prompt.*thinking"):
             pair.client.submit(prompt="", thinking="hard")
 
+    @pytest.mark.holds("docs/producers.md#from-python", "`result` hears of the end at once")
     @pytest.mark.holds("docs/design.md#decisions", "holds all four")
     def test_who_waits_gets_the_result_when_the_job_ends(self, pair: Pair, meanwhile: Callable[..., Any]) -> None:
         job = pair.client.submit(prompt="?")
