@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from keye.config.codes import DeviceSetting, PrecisionSetting
-from keye.config.connection import connect
+from keye.config.connection import HOW_TO_WRITE_URL, connect
 from keye.config.faults import InvalidSettings
 from keye.config.host import share_of_cores, share_of_memory
 
@@ -98,7 +98,10 @@ class ProducerSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _can_be_read(cls, url: SecretStr) -> SecretStr:
-        connect(url.get_secret_value()).close()
+        try:
+            connect(url.get_secret_value()).close()
+        except InvalidSettings:
+            raise ValueError(f"it cannot be read. {HOW_TO_WRITE_URL}") from None
         return url
 
     @field_validator("s3_endpoint_url")

@@ -76,7 +76,7 @@ class Job:
         return taken(self.follow_events(timeout, after, heartbeat_seconds))
 
     def result(self, timeout: float | None = None) -> JobResult:
-        """The job's result, waited for without polling.
+        """The job's result, waited for.
 
         Raises `JobFailed` with the typed failure when the job ended without an answer, `JobNotEnded` (a
         `TimeoutError`) and `QueueUnavailable` as `events` does.

@@ -110,9 +110,12 @@ def test_jobs_before_a_generator_raised_are_queued_and_their_handles_returned(re
     assert isinstance(last.__cause__, ValueError)
 
 
-def test_upload_that_fails_costs_one_job_its_place(redis: Redis, redis_url: str) -> None:
+def test_upload_that_fails_costs_one_job_its_place(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = b"\xff\xd8\xff" + bytes(2**20)
-    for endpoint in ("http://127.0.0.1:9", "no address"):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "no address")
+    for endpoint in ("http://127.0.0.1:9", None):
         settings = Settings(redis_url=SecretStr(redis_url), upload_prefix="s3://b/c", s3_endpoint_url=endpoint)
         with Client(settings) as client:
             first, failed, last = client.submit_many([GOOD, {"prompt": "?", "media": large}, GOOD])

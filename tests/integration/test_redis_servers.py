@@ -145,7 +145,7 @@ class TestUrls:
     @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "name a socket (`unix:///run/redis.sock?db=0`)")
     def test_a_unix_socket_will_do(self, tmp_path: Path, meanwhile: Callable[..., Any]) -> None:
         path = tmp_path / "valkey.sock"
-        server = ValkeyServer(unix_socket_path=path)
+        server = ValkeyServer(port=0, unix_socket_path=path)
         server.start()
         try:
             with (

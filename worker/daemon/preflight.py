@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
@@ -223,19 +223,19 @@ def check_run_folder(folder: Path) -> Finding:
 
 
 def _try_to_write(folder: Path) -> str | None:
-    """Why there can be no file in the folder, made where it is not there. Nothing of the trial stays."""
-    made = []
+    """Why there can be no file in the folder, made where it is not there.
+
+    Tried beside it: a worker that starts meanwhile must not have its folder taken away. Nothing of the trial stays.
+    """
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        made = [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            file.write(b"x")
+        with tempfile.TemporaryDirectory(dir=there, prefix=".keye-") as trial:
+            like_it = Path(trial, folder.relative_to(there))
+            like_it.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=like_it, buffering=0) as file:
+                file.write(b"x")
     except OSError as error:
         return error.strerror
-    finally:
-        for place in made:
-            with suppress(OSError):  # somebody else puts it to use
-                place.rmdir()
     return None
 
 

@@ -157,7 +157,8 @@ def test_a_cache_folder_that_cannot_be_had_is_refused_and_one_without_room_warne
         assert check_media_cache(folder, 2**20).severity is Severity.FAULT
     (tmp_path / "other/partial").mkdir(parents=True)
     (tmp_path / "other/whole").touch()
-    for folder in (Path("/proc/keye"), tmp_path / ("n" * 300), tmp_path / "other"):
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for folder in (Path("/proc/keye"), tmp_path / ("n" * 300), tmp_path / "other", tmp_path / "dangling"):
         assert check_media_cache(folder, 2**20).severity is Severity.FAULT
     assert check_media_cache(tmp_path / "new/folder", 2**20).severity is Severity.OK
     assert not (tmp_path / "new").exists()
