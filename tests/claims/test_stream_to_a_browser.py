@@ -22,7 +22,7 @@ def test_all_streams_of_a_process_share_a_connection_and_the_loop_goes_on(redis:
     worker = RedisWorker(redis)
 
     def readers() -> list[str]:
-        return [each["id"] for each in redis.client_list() if each["cmd"] == "xread"]
+        return [each["id"] for each in redis.client_list() if "b" in each["flags"]]
 
     async def play() -> tuple[list[str], int, float]:
         async with AsyncClient(redis_url) as client:
