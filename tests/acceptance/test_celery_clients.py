@@ -184,6 +184,7 @@ def test_priorities_are_taken_in_three_steps(start: Start, app: Celery, redis: R
 )
 def test_commands_that_look_are_answered_and_those_that_change_are_refused(start: Start, app: Celery) -> None:
     start(*ECHO).wait_until_ready()
+    eventually(lambda: app.control.ping(timeout=1))  # it hears commands a moment later than it takes jobs
     task = app.send_task(ANALYZE_TASK, kwargs=job("wait 300", metadata={"camera": "lobby"}), queue=QUEUE)
     inspect = app.control.inspect(timeout=30, limit=1)
     (active,) = eventually(lambda: next(iter(inspect.active().values())))
@@ -227,6 +228,7 @@ def test_commands_that_look_are_answered_and_those_that_change_are_refused(start
 def test_an_operator_may_allow_commands_that_change(start: Start, app: Celery) -> None:
     worker = start(*ECHO, KEYE_CELERY_CONTROL="1")
     worker.wait_until_ready()
+    eventually(lambda: app.control.ping(timeout=1))
     for name in ("pool_grow", "pool_shrink"):
         (answer,) = app.control.broadcast(name, {"n": 1}, reply=True, timeout=30, limit=1)
         assert [list(told) for told in answer.values()] == [["error"]]
