@@ -88,6 +88,17 @@ def test_store_that_is_busy_once_is_asked_again(
     assert fetch_one(PHOTO, limits, media_cache) == CONTENT
 
 
+def test_an_endpoint_of_aws_settings_that_is_no_url_is_the_workers_trouble(
+    limits: MediaLimits, media_cache: MediaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "no such")
+    fault = fault_of(
+        "s3://media/cat.jpg", replace(limits, s3_endpoint_url=None, fetch_timeout_seconds=5.5), media_cache
+    )
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert "this worker's AWS_ENDPOINT_URL is no URL" in fault.message
+
+
 @pytest.mark.holds(
     "docs/reliability.md#promises",
     "Fetching, decoding, generating and the",
