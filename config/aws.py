@@ -2,7 +2,7 @@
 
 import os
 
-from pydantic_settings import BaseSettings, DotEnvSettingsSource
+from keye.config.settings import read_env_file
 
 # Who asks. These belong together: a key of one place with the token of another opens nothing.
 _IDENTITY = frozenset(
@@ -21,8 +21,7 @@ def load_aws_names() -> None:
     Of keys, token, profile and role nothing is taken where the environment has any. An empty value is none: compose
     files write them.
     """
-    file = DotEnvSettingsSource(BaseSettings, env_file=".env", case_sensitive=True).env_vars
-    given = {name: value for name, value in file.items() if name.startswith("AWS_") and value}
+    given = {name: value for name, value in read_env_file().items() if name.startswith("AWS_") and value}
     if any(map(os.environ.get, _IDENTITY)):
         given = {name: value for name, value in given.items() if name not in _IDENTITY}
     os.environ.update({name: value for name, value in given.items() if not os.environ.get(name)})

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -47,12 +47,19 @@ def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
 
+_ENV_FILE = ".env"
+
+
+def read_env_file() -> Mapping[str, str | None]:
+    """All that the working directory's `.env` has, settings or not, its names as they are written."""
+    return DotEnvSettingsSource(BaseSettings, env_file=_ENV_FILE, case_sensitive=True).env_vars
+
 
 class ProducerSettings(BaseSettings):
     """What the asking side needs: whatever is wrong with a worker's own settings, a producer beside it runs."""
 
     model_config = SettingsConfigDict(
-        env_prefix="KEYE_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="KEYE_", env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     redis_url: SecretStr = Field(
@@ -150,8 +157,7 @@ class ProducerSettings(BaseSettings):
     @classmethod
     def names_given(cls) -> Iterator[str]:
         """Every `KEYE_` name of the environment and `.env`, in capitals, whether or not it is a setting."""
-        file = DotEnvSettingsSource(BaseSettings, env_file=cls.model_config.get("env_file"), case_sensitive=True)
-        names = {name.upper(): None for name in (*os.environ, *file.env_vars)}
+        names = {name.upper(): None for name in (*os.environ, *read_env_file())}
         yield from (name for name in names if name.startswith("KEYE_"))
 
 

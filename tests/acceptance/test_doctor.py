@@ -71,7 +71,8 @@ def test_the_gpus_of_run_are_those_of_doctor(environ: dict[str, str], tmp_path: 
     there = environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KEYE_DEVICE": "auto"}
     for asked, found in (
         ("1", "1 GPU: GPU-bbbb"),
-        ("4", "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb)."),
+        ("GPU-b", "1 GPU: GPU-bbbb"),
+        ("0,4", "--gpus: no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb)."),
     ):
         answer = CliRunner().invoke(app, ["doctor", "--json", "--gpus", asked], env=there, catch_exceptions=False)
         assert found in [finding["found"] for finding in map(json.loads, answer.stdout.splitlines())]

@@ -24,7 +24,6 @@ from keye.producer import Client, QueueFull, reader, transport
 from keye.producer.cli import app
 from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.daemon import preflight, supervisor, watch
-from keye.worker.daemon.cli import _examine
 from keye.worker.daemon.endpoint import HostCollector
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.leases.job_lease import LeaseStore
@@ -35,12 +34,11 @@ from keye.worker.results.outbox import Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks import moves, retry_policy, stragglers
 from keye.worker.telemetry import health, log, metrics, presence, redaction
-from tests.integration.test_decoder_pool import children_of
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
+from tests.support.decoder_children import children_of
 from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim
 from tests.support.pages import printed
-from tests.support.pretended_driver import Card, write_nvidia_smi
 
 PAGE = "docs/operations.md"
 TEXT = " ".join((ROOT / PAGE).read_text().split())
@@ -345,16 +343,3 @@ def test_of_the_environment_a_decoder_has_paths_language_and_time_zone(monkeypat
         }
         assert "TZ=UTC" in environ
         assert re.search(r"^Max file size +0 +0 ", (child / "limits").read_text(), re.MULTILINE)
-
-
-@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "`--gpus` looks at the same GPUs as `run --gpus`.")
-def test_doctor_looks_at_the_gpus_that_are_named(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_nvidia_smi(tmp_path, Card("GPU-aaaa"), Card("GPU-bbbb"))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
-    (missing,) = _examine("0,4")
-    assert "no such GPU: 4. nvidia-smi lists 0 (GPU-aaaa), 1 (GPU-bbbb)" in missing.found
-    device = next(finding for finding in _examine("GPU-b") if finding.subject == "device")
-    assert device.found == "1 GPU: GPU-bbbb"

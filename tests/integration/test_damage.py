@@ -14,6 +14,7 @@ from keye.config.presence import list_present
 from keye.producer import Client, Job
 from keye.worker.demo.local_worker import LocalWorker
 from tests.support.damage import CLIPS, make_good_files, spoil
+from tests.support.decoder_children import children_of
 from tests.support.scale import SCALE
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
@@ -41,12 +42,6 @@ def worker(redis_url: str, tmp_path: Path) -> Iterator[LocalWorker]:
 def worker_pid(redis: Redis) -> int:
     (presence,) = list_present(redis)
     return presence.worker.pid
-
-
-def children_of(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def resident_bytes(pid: int) -> int:

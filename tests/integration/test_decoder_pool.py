@@ -29,23 +29,12 @@ from keye.worker.media.faults import named
 from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 from tests.support.conditions import eventually
+from tests.support.decoder_children import children_of
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 CLIP_BYTES = 30 * 96 * 160 * 3
 # Shows both media as they are.
 SIZING = Sizing(factor=2, min_pixels=4, max_pixels=96 * 160)
-
-
-def children_of(pid: int) -> set[int]:
-    """The decoder children that process has now."""
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        # Threads and children may end while they are listed.
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for child in (task / "children").read_text().split():
-                if b"keye.worker.media.decode.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.add(int(child))
-    return found
 
 
 def kill(pid: int) -> None:

@@ -198,7 +198,7 @@ def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     for place in (folder, folder / "whole", folder / "partial"):
         if reason := _try_to_write(place):
             return fault("media cache", f"{place} cannot be written: {reason}", cure)
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = _nearest_place(folder)
     if there == folder and folder.stat().st_uid != os.geteuid():
         return fault("media cache", f"{folder} belongs to another user", cure)
     room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
@@ -227,7 +227,7 @@ def _try_to_write(folder: Path) -> str | None:
 
     Tried beside it: a worker that starts meanwhile must not have its folder taken away. Nothing of the trial stays.
     """
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    there = _nearest_place(folder)
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".keye-") as trial:
             like_it = Path(trial, folder.relative_to(there))
@@ -237,6 +237,11 @@ def _try_to_write(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror
     return None
+
+
+def _nearest_place(folder: Path) -> Path:
+    """The folder, or what is to be made into the way to it; a link that leads nowhere counts as there."""
+    return next(place for place in (folder, *folder.parents) if os.path.lexists(place))
 
 
 def check_metrics_address(host: str, port: int | None) -> Iterator[Finding]:
