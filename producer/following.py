@@ -32,7 +32,8 @@ from keye.config.faults import (
 )
 from keye.config.outcome import OUTCOME, JobFailure, JobResult
 
-# Workers end a job at its deadline. Who waits for this much longer hears that none is there to do it.
+# Workers end a job at its deadline, or soon after they take it. Who has found it late for this long hears that none is
+# there to do it.
 OVERDUE_SECONDS = 55.0
 # What is found for one caller and not taken. Of who is slower, the rest stays in Redis, which has room.
 MAX_ITEMS = 64
@@ -82,6 +83,8 @@ class Place:
     job_id: str = ""
     state: JobState = JobState.QUEUED
     looked_at: float = -math.inf
+    # When its job was first found running or queued behind its deadline.
+    late_since: float = math.inf
     # All is told that was there when the caller came: who does not wait hears that at least.
     is_answered: bool = False
 
@@ -201,10 +204,17 @@ class JobFollowing(Following):
         # With an outcome, it ended in a state that only later releases know.
         if place.state.is_final or look.outcome_json:
             self._final(place, look.outcome_json or "")
-        elif time.time() > _seconds_of(look.deadline_at) + OVERDUE_SECONDS:
+        elif time.time() > _seconds_of(look.deadline_at):
+            self._look_late(place)
+        return None
+
+    def _look_late(self, place: Place) -> None:
+        # By when it was found, not by its deadline: that may have passed long before a worker could take it.
+        now = time.monotonic()
+        place.late_since = min(place.late_since, now)
+        if now - place.late_since > OVERDUE_SECONDS:
             when = "although its deadline has passed"
             self.fail(place, JobNotEnded.of(place.job_id, place.state, when, "No worker is alive."))
-        return None
 
     @abstractmethod
     def _begin(self, place: Place, entry: Entry | None) -> None:

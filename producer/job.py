@@ -69,9 +69,9 @@ class Job:
         When an attempt fails or loses its worker, the next one begins with a `StageStarted` of a higher `attempt`, and
         its text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
 
-        Raises `InvalidEventId`, `JobNotEnded` after `timeout` seconds, and within a minute of the job's deadline when
-        no worker is alive to end it, and `QueueUnavailable` when Redis stays away for a minute. None otherwise waits as
-        long as it takes.
+        Raises `InvalidEventId`, `JobNotEnded` after `timeout` seconds, and within a minute when the job's deadline
+        has passed and no worker is alive to end it, and `QueueUnavailable` when Redis stays away for a minute. None
+        otherwise waits as long as it takes.
         """
         return taken(self.follow_events(timeout, after, heartbeat_seconds))
 

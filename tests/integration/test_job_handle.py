@@ -67,6 +67,14 @@ class TestResult:
         with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
             job.result()
 
+    def test_whoever_comes_long_behind_the_deadline_leaves_a_worker_the_same_time(
+        self, client: Client, redis: Redis
+    ) -> None:
+        job = client.submit(JOB.model_copy(update={"deadline_seconds": 1000}))
+        redis.hset(keys.record(job.id), mapping={"deadline_at": "978307200", "state": "RUNNING"})
+        with pytest.raises(JobNotEnded, match=r"is RUNNING after 0\.1 s of waiting"):
+            job.result(timeout=0.1)
+
     def test_waiting_asks_the_server_a_few_times_only(self, client: Client, redis: Redis) -> None:
         job = client.submit(JOB)
         before = redis.info("stats")["total_commands_processed"]
