@@ -1,5 +1,6 @@
 """Celery worker processes whose engine echoes: started, frozen and killed; each knows the jobs it holds."""
 
+import logging
 import os
 import signal
 import socket
@@ -102,7 +103,11 @@ def _work(arguments: tuple[str, ...], environ: dict[str, str], log_file: Path, w
     from celery.__main__ import main
 
     sys.argv = list(arguments)
-    main()
+    try:
+        main()
+    finally:
+        # A forked process leaves without this, which any other does at its end: the last lines would be missing.
+        logging.shutdown()
 
 
 def _state_of(pid: int) -> str:
