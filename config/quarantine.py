@@ -1,5 +1,6 @@
 """Messages that no worker could make anything of, as they lay in the queue, for an operator to look at."""
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Self
@@ -23,9 +24,17 @@ class QuarantinedMessage(Report):
 
     @classmethod
     def of(cls, message_id: str, fields: Mapping[str, str]) -> Self:
-        """An entry of the stream `keye.config.keys.QUARANTINE`; its id is the message's."""
-        decoded = {"message_id": message_id, "job_id": fields["job_id"] or None, "raw": b64decode(fields["raw"])}
-        return cls.model_validate({**fields, **decoded})
+        """An entry of the stream `keye.config.keys.QUARANTINE`; its id is the message's.
+
+        One that no worker has put there is its own message: an operator is to see it, and those behind it.
+        """
+        try:
+            decoded = {"message_id": message_id, "job_id": fields["job_id"] or None, "raw": b64decode(fields["raw"])}
+            return cls.model_validate({**fields, **decoded})
+        except (KeyError, ValueError):
+            raw = json.dumps(fields).encode()
+            reason = "its entry in quarantine cannot be read: a newer release wrote it, or a stranger"
+            return cls(message_id=message_id, reason=reason, worker="?", job_id=None, size=len(raw), raw=raw)
 
     @property
     def quarantined_at(self) -> float:

@@ -137,7 +137,7 @@ def read_sealed(sealed_json: str | None) -> Any:
     """What a record says is asked; None where there is no record, or one that somebody else has written into."""
     try:
         return json.loads(sealed_json or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,11 +13,21 @@ from pydantic_core import to_jsonable_python
 
 from keye.config.codes import ErrorCode
 from keye.config.contract import escaped
-from keye.config.faults import DeadLetterNotFound, InvalidJob, MessageNotFound, UnknownSchemaVersion
+from keye.config.faults import (
+    DeadLetterNotFound,
+    InvalidJob,
+    JobUnreadable,
+    KeyeError,
+    MessageNotFound,
+    QueueFull,
+    QueueUnavailable,
+    UnknownSchemaVersion,
+)
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter
-from keye.producer.shell import EXIT_CODES, AsJson, RedisUrl, connected
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected
+from keye.producer.transport import is_refusal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,9 +66,11 @@ def list_letters(
 
     With --messages, one for each quarantined message, without its content: `keye dead show` has that.
     """
+    faults: list[KeyeError] = []
     with connected(redis_url) as client:
         for found in select(client, code, since, messages):
-            typer.echo(json.dumps(as_dict(found)) if as_json else escaped(in_a_line(found)))
+            typer.echo(json.dumps(as_dict(found, faults)) if as_json else escaped(in_a_line(found, faults)))
+    exit_if_any(faults)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -68,13 +81,15 @@ def show(
     redis_url: RedisUrl = None,
 ) -> None:
     """What the job asked for, and what went wrong in each of its attempts; or the quarantined message, and why."""
+    faults: list[KeyeError] = []
     with connected(redis_url) as client:
         found = find(client, job_or_message_id, messages)
     if as_json:
         content = content_of(found) if isinstance(found, QuarantinedMessage) else {}
-        typer.echo(json.dumps(as_dict(found) | content, indent=2))
+        typer.echo(json.dumps(as_dict(found, faults) | content, indent=2))
     else:
-        typer.echo("\n".join(map(escaped, (in_a_line(found), *details_of(found)))))
+        typer.echo("\n".join(map(escaped, (in_a_line(found, faults), *details_of(found, faults)))))
+    exit_if_any(faults)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -88,16 +103,22 @@ def requeue(
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Send jobs once more, as new jobs; prints the old id and the new one."""
+    """Send jobs once more, as new jobs; prints the old id and the new one, or why one cannot be sent."""
     require_one_choice(ids, code, since, every)
+    faults: list[KeyeError] = []
     with connected(redis_url) as client:
         letters = client.dead_letters
         # Read whole before anything is done to them, here and below.
         chosen = [letters.find(each) for each in ids] if ids else list(letters.select(code or (), since))
         for letter in chosen:
-            job = letters.requeue(letter, max_pixels, fps)
-            both = {"job_id": letter.job_id, "requeued_as": job.id}
-            typer.echo(json.dumps(both) if as_json else f"{letter.job_id} -> {job.id}")
+            told = {"job_id": letter.job_id, "requeued_as": None}
+            with sparing_the_others(letter.job_id, faults):
+                told["requeued_as"] = letters.requeue(letter, max_pixels, fps).id
+            if as_json:
+                typer.echo(json.dumps(told if told["requeued_as"] else told | {"error": str(faults[-1])}))
+            elif told["requeued_as"]:
+                typer.echo(f"{letter.job_id} -> {told['requeued_as']}")
+    exit_if_any(faults)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -111,6 +132,7 @@ def purge(
 ) -> None:
     """Forget jobs (their input, their failure, all of it) or quarantined messages. Prints their ids."""
     require_one_choice(ids, code, since, every)
+    faults: list[KeyeError] = []
     with connected(redis_url) as client:
         chosen = [find(client, each, messages) for each in ids] if ids else list(select(client, code, since, messages))
         for each in chosen:
@@ -118,8 +140,27 @@ def purge(
                 client.quarantine.purge([each.message_id])
                 typer.echo(each.message_id)
             else:
-                client.dead_letters.purge(each)
-                typer.echo(each.job_id)
+                with sparing_the_others(each.job_id, faults):
+                    client.dead_letters.purge(each)
+                    typer.echo(each.job_id)
+    exit_if_any(faults)
+
+
+@contextmanager
+def sparing_the_others(job_id: str, faults: list[KeyeError]) -> Iterator[None]:
+    """What is wrong with this one is told and noted, and the next is seen to; what stops them too ends the command."""
+    try:
+        yield
+    except KeyeError as fault:
+        if isinstance(fault, QueueFull) or (isinstance(fault, QueueUnavailable) and not is_refusal(fault)):
+            raise
+        typer.echo(escaped(f"{job_id}: {fault}"), err=True)
+        faults.append(fault)
+
+
+def exit_if_any(faults: list[KeyeError]) -> None:
+    if faults:
+        raise typer.Exit(ExitCode.of(faults[0]))
 
 
 def require_one_choice(ids: list[str] | None, codes: list[ErrorCode] | None, since: float | None, every: bool) -> None:
@@ -150,19 +191,31 @@ def find(client: Client, job_or_message_id: str, only_messages: bool) -> DeadLet
             raise no_letter from None
 
 
-def in_a_line(found: DeadLetter | QuarantinedMessage) -> str:
+def in_a_line(found: DeadLetter | QuarantinedMessage, faults: list[KeyeError]) -> str:
+    """With why what should stand there cannot be read, which is then among the `faults`, here and below."""
     if isinstance(found, DeadLetter):
-        failure = found.failure
-        return f"{found.job_id}  {moment(found.ended_at)}  {failure.code} in {failure.stage}: {failure.message}"
+        try:
+            failure = found.failure
+            what = f"{failure.code} in {failure.stage}: {failure.message}"
+        except JobUnreadable as unreadable:
+            what = f"unreadable: {unreadable}"
+            faults.append(unreadable)
+        return f"{found.job_id}  {moment(found.ended_at)}  {what}"
     line = f"{found.message_id}  {moment(found.quarantined_at)}  {found.size:,} bytes  {found.reason}"
     return line if found.job_id is None else f"{line}  (job {found.job_id})"
 
 
-def details_of(found: DeadLetter | QuarantinedMessage) -> Iterator[str]:
+def details_of(found: DeadLetter | QuarantinedMessage, faults: list[KeyeError]) -> Iterator[str]:
     """The lines below that one."""
     if isinstance(found, DeadLetter):
         yield describe_job(found)
-        for each in found.attempts:
+        try:
+            attempts = found.attempts
+        except JobUnreadable as unreadable:
+            yield f"unreadable: {unreadable}"
+            faults.append(unreadable)
+            return
+        for each in attempts:
             yield (
                 f"attempt {each.attempt}: {moment(each.began_at)}, {each.ended_at - each.began_at:.1f} s, "
                 f"{each.worker}, in stage {each.stage}: {each.code}: {each.message}"
@@ -178,18 +231,25 @@ def describe_job(letter: DeadLetter) -> str:
     """The prompt and the media in a line; what cannot be read says so."""
     try:
         job = letter.job
-    except (InvalidJob, UnknownSchemaVersion) as unreadable:
+    except (InvalidJob, JobUnreadable, UnknownSchemaVersion) as unreadable:
         return f"unreadable: {unreadable}"
     uris = [part.uri if len(part.uri) < 200 else f"{part.uri[:40]}..." for part in job.all_media()]
     return " ".join([json.dumps(job.prompt, ensure_ascii=False) if job.prompt else "(chat messages)", *uris])
 
 
-def as_dict(found: DeadLetter | QuarantinedMessage) -> dict[str, Any]:
-    facts: dict[str, Any] = to_jsonable_python(found, exclude={"sealed", "raw"})
-    if isinstance(found, DeadLetter):
-        # As it was sent, which may be nothing that pydantic would write.
-        return facts | {"sealed": found.sealed}
-    return facts | {"quarantined_at": found.quarantined_at}
+def as_dict(found: DeadLetter | QuarantinedMessage, faults: list[KeyeError]) -> dict[str, Any]:
+    """What cannot be read of a letter is None, and `unreadable` says why."""
+    if isinstance(found, QuarantinedMessage):
+        return {**to_jsonable_python(found, exclude={"raw"}), "quarantined_at": found.quarantined_at}
+    facts: dict[str, Any] = {"job_id": found.job_id, "ended_at": found.ended_at}
+    for name in ("failure", "attempts", "sealed"):
+        try:
+            # `sealed` may be nothing that pydantic would write.
+            facts[name] = found.sealed if name == "sealed" else to_jsonable_python(getattr(found, name))
+        except JobUnreadable as unreadable:
+            facts |= {name: None, "unreadable": str(unreadable)}
+            faults.append(unreadable)
+    return facts
 
 
 def content_of(message: QuarantinedMessage) -> dict[str, Any]:
@@ -202,4 +262,8 @@ def text_of(message: QuarantinedMessage) -> str:
 
 
 def moment(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+    try:
+        return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        # A stranger's, which no calendar has.
+        return f"{at:g}"

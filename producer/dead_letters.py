@@ -8,69 +8,89 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Self, cast
+from typing import Any, cast
+
+from redis.exceptions import RedisError, ResponseError
 
 from keye.config import keys
 from keye.config.codes import ErrorCode
-from keye.config.faults import DeadLetterNotFound, MessageNotFound
+from keye.config.faults import DeadLetterNotFound, JobUnreadable, MessageNotFound
 from keye.config.job import AnalysisJob
 from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.quarantine import MAX_MESSAGES, QuarantinedMessage
 from keye.config.scripts import load_script
 from keye.config.topology import result_key
-from keye.config.wire import Outline, open_sealed
+from keye.config.wire import Outline, open_sealed, read_sealed
+from keye.producer.following import MAX_ID_PART
 from keye.producer.job import Job
 from keye.producer.transport import Transport, reaching_redis
 
 # Redis takes other texts for ids too, some of them for a range.
-_MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+_MESSAGE_ID = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})")
 # Together up to 4 MiB.
 _MESSAGES_PER_ROUND_TRIP = 50
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One failed job. `sealed` is its input as it was sent; `attempts` are in order, the last that of `failure`.
+    """One failed job. `record` is all that is kept of it, nothing where others have put something else in its place.
 
-    `ended_at` is in Unix seconds.
+    `ended_at` is in Unix seconds. What of the record a newer release or a stranger wrote so that it cannot be read
+    raises `JobUnreadable` when it is asked for, and not before: the rest can be read, and any letter be purged.
     """
 
     job_id: str
     ended_at: float
-    failure: JobFailure
-    attempts: tuple[FailedAttempt, ...]
-    sealed: Any
+    record: Mapping[str, str] = field(repr=False)
 
-    @classmethod
-    def of(cls, job_id: str, record: Mapping[str, str]) -> Self:
-        """From the whole record of a job that failed."""
-        failure = OUTCOME.validate_json(record["outcome"])
-        assert isinstance(failure, JobFailure)
-        ended_at = float(record["ended_at"])
-        read = (FailedAttempt.model_validate_json(v) for k, v in record.items() if k.startswith("attempt:"))
-        by_number = {attempt.attempt: attempt for attempt in read}
-        # Workers of 0.2 leave out the attempt that ended the job.
-        by_number.setdefault(
-            failure.attempts,
-            FailedAttempt(
-                attempt=failure.attempts,
-                worker=record["worker"],
-                began_at=float(record["claimed_at"]),
-                ended_at=ended_at,
-                stage=failure.stage,
-                code=failure.code,
-                message=failure.message,
-            ),
-        )
-        attempts = tuple(by_number[number] for number in sorted(by_number))
-        return cls(job_id, ended_at, failure, attempts, json.loads(record["sealed"]))
+    @property
+    def failure(self) -> JobFailure:
+        with self._reading("outcome"):
+            failure = OUTCOME.validate_json(self.record["outcome"])
+            if not isinstance(failure, JobFailure):
+                raise ValueError
+            return failure
+
+    @property
+    def attempts(self) -> tuple[FailedAttempt, ...]:
+        """In order, the last that of `failure`."""
+        failure = self.failure
+        with self._reading("attempts"):
+            read = (FailedAttempt.model_validate_json(v) for k, v in self.record.items() if k.startswith("attempt:"))
+            by_number = {attempt.attempt: attempt for attempt in read}
+            if failure.attempts not in by_number:
+                # Workers of 0.2 leave out the attempt that ended the job.
+                by_number[failure.attempts] = FailedAttempt(
+                    attempt=failure.attempts,
+                    worker=self.record["worker"],
+                    began_at=float(self.record["claimed_at"]),
+                    ended_at=self.ended_at,
+                    stage=failure.stage,
+                    code=failure.code,
+                    message=failure.message,
+                )
+        return tuple(by_number[number] for number in sorted(by_number))
+
+    @property
+    def sealed(self) -> Any:
+        """Its input as it was sent, which may be any JSON."""
+        with self._reading("input"):
+            return json.loads(self.record["sealed"])
 
     @property
     def job(self) -> AnalysisJob:
         """What was asked. Raises `InvalidJob` or `UnknownSchemaVersion` where the job failed for being unreadable."""
         return open_sealed(self.sealed).job
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, ValueError, RecursionError):
+            raise JobUnreadable.of(self.job_id, what if self.record else "record") from None
 
 
 class DeadLetters:
@@ -88,16 +108,24 @@ class DeadLetters:
             reading.hgetall(keys.record(job_id))
             reading.hget(keys.KEPT, "dead_letter")
             reading.time()
-            ended_at, record, kept_seconds, (now, _) = reading.execute()
-        if ended_at is None or not record or now - ended_at > float(kept_seconds or math.inf):
+            ended_at, record, kept_seconds, now = replies = reading.execute(raise_on_error=False)
+            if is_no_hash := isinstance(record, ResponseError):
+                record = replies[1] = {}
+            if fault := next((each for each in replies if isinstance(each, RedisError)), None):
+                raise fault
+        is_gone = ended_at is None or not (record or is_no_hash)
+        if is_gone or now[0] - ended_at > float(kept_seconds or math.inf):
             raise DeadLetterNotFound(
                 f"Job {job_id!r} is not among the dead letters: it is unknown or did not fail, or its letter was "
                 "requeued, purged, or is older than KEYE_DEAD_LETTER_TTL_SECONDS."
             )
-        return DeadLetter.of(job_id, record)
+        return DeadLetter(job_id, ended_at, record)
 
     def select(self, codes: Iterable[ErrorCode] = (), since_seconds: float | None = None) -> Iterator[DeadLetter]:
-        """Oldest first: those with one of `codes` (none means any) that ended within the last `since_seconds`."""
+        """Oldest first: those with one of `codes` (none means any) that ended within the last `since_seconds`.
+
+        One whose failure cannot be read has none of the codes.
+        """
         wanted = frozenset(codes)
         since = 0.0 if since_seconds is None else time.time() - since_seconds
         with reaching_redis("list the dead letters"):
@@ -108,15 +136,16 @@ class DeadLetters:
             except DeadLetterNotFound:
                 # Requeued, purged or too old meanwhile.
                 continue
-            if not wanted or letter.failure.code in wanted:
-                yield letter
+            with suppress(JobUnreadable):
+                if not wanted or letter.failure.code in wanted:
+                    yield letter
 
     def requeue(self, letter: DeadLetter, max_pixels: int | None = None, fps: float | None = None) -> Job:
         """Send the job once more, as a new one, with `max_pixels` for every medium and `fps` for every video.
 
         The letter leaves the list, and its record, which can be read for KEYE_RESULT_TTL_SECONDS from now on, names the
         new job in `requeued_as`. Cut off in between, the call can be repeated: the job is queued once. Raises what
-        `Client.submit` raises, and `InvalidJob` for odd options.
+        `DeadLetter.job` and `Client.submit` raise, and `InvalidJob` for odd options.
         """
         changed = change_media(letter.job, max_pixels, fps)
         # The first job's key would lead back to its failure.
@@ -136,7 +165,7 @@ class DeadLetters:
         Its id stays in the feed of ended jobs, and what was uploaded for it in its bucket.
         """
         names = [keys.record(letter.job_id), keys.events(letter.job_id), keys.DEAD_LETTERS, result_key(letter.job_id)]
-        names += keys.idempotency_of(Outline.of(letter.sealed).job.idempotency_key)
+        names += keys.idempotency_of(Outline.of(read_sealed(letter.record.get("sealed"))).job.idempotency_key)
         with reaching_redis("purge the dead letter"):
             load_script(self._redis, "purge")(keys=names, args=[letter.job_id])
 
@@ -163,9 +192,8 @@ class Quarantine:
 
     def find(self, message_id: str) -> QuarantinedMessage:
         """Raises `MessageNotFound`, for what cannot be an id too."""
-        is_id = _MESSAGE_ID.fullmatch(message_id) is not None
         with reaching_redis("read the quarantined message"):
-            found: Any = is_id and self._redis.xrange(keys.QUARANTINE, message_id, message_id)
+            found: Any = _is_message_id(message_id) and self._redis.xrange(keys.QUARANTINE, message_id, message_id)
         if not found:
             raise MessageNotFound(
                 f"There is no message {message_id!r} in quarantine: it never was there, or it was purged, or pushed "
@@ -188,6 +216,10 @@ class Quarantine:
 
     def purge(self, message_ids: Iterable[str]) -> None:
         """Forget them; passes over what is gone already."""
-        if known := [each for each in message_ids if _MESSAGE_ID.fullmatch(each)]:
+        if known := [each for each in message_ids if _is_message_id(each)]:
             with reaching_redis("purge the quarantined messages"):
                 self._redis.xdel(keys.QUARANTINE, *known)
+
+
+def _is_message_id(text: str) -> bool:
+    return _MESSAGE_ID.fullmatch(text) is not None and max(map(int, text.split("-"))) <= MAX_ID_PART

@@ -171,7 +171,7 @@ class Transport:
             if "no such key" in str(fault.__cause__):
                 # None has ended yet.
                 return FeedLook(BEGINNING, BEGINNING, is_trimmed=False)
-            if not _is_refusal(fault):
+            if not is_refusal(fault):
                 raise
             return fault
         newest = feed["last-generated-id"]
@@ -190,7 +190,7 @@ class Transport:
             with reaching_redis("read the jobs' events"):
                 return _entries(self.redis.xread(dict[Any, Any](streams), count=max_entries, block=block_ms))
         except QueueUnavailable as fault:
-            if not _is_refusal(fault):
+            if not is_refusal(fault):
                 raise
         # One of them is no stream: the others' callers need not hear of it.
         with reaching_redis("read the jobs' events"), self.redis.pipeline(transaction=False) as reading:
@@ -281,7 +281,7 @@ def unavailable(action: str, cause: RedisError) -> QueueUnavailable:
     return QueueUnavailable(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")
 
 
-def _is_refusal(fault: QueueUnavailable) -> bool:
+def is_refusal(fault: QueueUnavailable) -> bool:
     """Whether Redis is there, and will not answer another time either."""
     return isinstance(fault.__cause__, ResponseError) and not passes(fault.__cause__)
 

@@ -79,8 +79,12 @@ def judge(ledger: Ledger, lease_seconds: float) -> Iterator[Irregularity]:
     """Pure. What a living worker puts right within two leases is no irregularity until then."""
     overdue = ledger.now - 2 * lease_seconds
     for job_id, record in ledger.records.items():
-        for what in _faults(ledger, job_id, record, overdue):
-            yield Irregularity(job_id, what)
+        try:
+            faults = list(_faults(ledger, job_id, record, overdue))
+        except ValueError:
+            # Its numbers are none, or its outcome: somebody else has written into it, or a newer release.
+            faults = [f"{record['state']} with a record that this release cannot read"]
+        yield from (Irregularity(job_id, what) for what in faults)
     if None in ledger.messages:
         yield Irregularity(
             "-",
