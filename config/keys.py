@@ -52,14 +52,17 @@ WORKERS = f"{PREFIX}worker:*"
 
 
 def record(job_id: str) -> str:
-    """Hash, the truth about one job. No expiry until settled, then `result_ttl_seconds` or, where it FAILED,
-    `dead_letter_ttl_seconds` if that is longer: of the workers' settings, whoever ends it.
+    """Hash, the truth about one job. No expiry until it has ended and no message of it waits, then
+    `result_ttl_seconds` or, where it FAILED, `dead_letter_ttl_seconds` if that is longer: of the workers' settings,
+    whoever ends it.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
     claimed_at, worker, cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at, settler (a mark),
     attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each that failed, died or was ended meanwhile),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
+    kept_seconds and kept_key (of one that has ended and whose message waits: for how long it and its idempotency key
+    stay once that is gone; until then they do not expire),
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
     max_visual_tokens (after one that did not fit),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
@@ -84,8 +87,15 @@ def queued(priority: str) -> str:
     return f"{PREFIX}queued:{priority}"
 
 
+def unheard(priority: str) -> str:
+    """Sorted set of the ended jobs of a priority whose message waits in the queue, by when that was published: they do
+    not expire, and their idempotency keys are not free, until it is taken or known to be lost."""
+    return f"{PREFIX}unheard:{priority}"
+
+
 def idempotency(key: str) -> str:
-    """String, `job_id fingerprint` of the first job sent under this key; expires `result_ttl_seconds` after its end."""
+    """String, `job_id fingerprint` of the first job sent under this key; expires as its record does, or after
+    `result_ttl_seconds` where that is a dead letter for longer."""
     return f"{PREFIX}idempotency:{key}"
 
 

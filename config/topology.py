@@ -10,6 +10,9 @@ from keye.config.job import Priority, is_job_id
 ANALYZE_TASK = "keye.analyze"
 QUEUE = "keye.jobs"
 
+# The header, true, of a message whose job's record was there before it: should that be gone, the job has ended.
+RECORDED = "keye_recorded"
+
 # Celery's Redis transport keeps one list per step and reads them in this order: the lowest number first.
 PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 
@@ -46,8 +49,8 @@ def job_named_by(message: Any) -> str | None:
 
 
 def message(job_id: str, sealed: Any, priority: Priority) -> str:
-    """What lies in that list for one delivery of `sealed` (the decoded JSON of a `SealedJob`)."""
-    return message_around(body_of({"sealed": sealed}), job_id, PRIORITY_STEPS[priority])
+    """What lies in that list for one delivery of `sealed` (decoded JSON of a `SealedJob`) that has a record."""
+    return message_around(body_of({"sealed": sealed}), job_id, PRIORITY_STEPS[priority], is_recorded=True)
 
 
 def body_of(arguments: dict[str, Any]) -> str:
@@ -55,7 +58,7 @@ def body_of(arguments: dict[str, Any]) -> str:
     return json.dumps([[], arguments, {}])
 
 
-def message_around(body: str, task_id: str, step: int) -> str:
+def message_around(body: str, task_id: str, step: int, is_recorded: bool) -> str:
     """A message with this body, for the list of this priority step.
 
     Task protocol 2 in the envelope of kombu's virtual transports; `docs/producers.md` has it for other languages.
@@ -65,7 +68,7 @@ def message_around(body: str, task_id: str, step: int) -> str:
             "body": b64encode(body.encode()).decode(),
             "content-type": "application/json",
             "content-encoding": "utf-8",
-            "headers": {"task": ANALYZE_TASK, "id": task_id, "lang": "py"},
+            "headers": {"task": ANALYZE_TASK, "id": task_id, "lang": "py"} | ({RECORDED: True} if is_recorded else {}),
             "properties": {
                 "correlation_id": task_id,
                 "delivery_tag": secrets.token_hex(16),

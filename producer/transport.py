@@ -118,7 +118,8 @@ class Transport:
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
         waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES, keys.ENDED, keys.KEPT)
-        names = [keys.record(job_id), keys.events(job_id), *waiting, *keys.idempotency_of(job.idempotency_key)]
+        names = [keys.record(job_id), keys.events(job_id), *waiting, keys.unheard(job.priority)]
+        names += keys.idempotency_of(job.idempotency_key)
         args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.CANCELLATIONS)
         with reaching_redis("cancel the job"):
             return cast(str | None, self._end_queued(keys=names, args=args))

@@ -55,6 +55,7 @@ class Ledger:
     ttls: dict[str, int]
     leases: dict[str, float]
     queued: dict[str, float]
+    unheard: frozenset[str]
     deadlines: dict[str, float]
     dead_letters: dict[str, float]
     messages: frozenset[str | None]
@@ -134,7 +135,7 @@ def _faults(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue:
                 " without an outcome": outcome is None,
                 ", and its outcome says otherwise": outcome_state not in (None, state),
                 " without a time": record["ended_at"] is None,
-                ", and its record never expires": not expires,
+                ", and its record never expires": not expires and job_id not in ledger.unheard,
                 ", and still listed as queued": is_listed,
                 ", and a dead letter": is_dead_letter and not may_be_one,
                 ", and no dead letter": may_be_one and is_fresh and not is_dead_letter,
@@ -153,6 +154,7 @@ def read_ledger(redis: Redis) -> Ledger:
     seconds, microseconds = redis.time()
     leases, deadlines, dead = (_scores(redis, name) for name in (keys.LEASES, keys.DEADLINES, keys.DEAD_LETTERS))
     queued = {job_id: at for priority in Priority for job_id, at in _scores(redis, keys.queued(priority)).items()}
+    unheard = frozenset(job_id for priority in Priority for job_id in _scores(redis, keys.unheard(priority)))
     messages = frozenset(_messages(redis))
     num_quarantined = redis.xlen(keys.QUARANTINE)
     records: dict[str, dict[str, str | None]] = {}
@@ -168,7 +170,7 @@ def read_ledger(redis: Redis) -> Ledger:
             records[job_id] = dict(zip(_FIELDS, values, strict=True))
             ttls[job_id] = ttl
     now = seconds + microseconds / 1e6
-    return Ledger(now, records, ttls, leases, queued, deadlines, dead, messages, num_quarantined)
+    return Ledger(now, records, ttls, leases, queued, unheard, deadlines, dead, messages, num_quarantined)
 
 
 def _scores(redis: Redis, name: str) -> dict[str, float]:

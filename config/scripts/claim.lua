@@ -1,5 +1,5 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
--- A job that was published without a record gets it here. One whose attempts ended twice with their worker, or once when
+-- A job that was published without a record gets it here; one that had a record has ended. One whose attempts ended twice with their worker, or once when
 -- this one is its last, is claimed only by who runs nothing beside it: it may be what killed them, and its neighbours
 -- must not pay for it again. Asked again under the same token (its answer got lost on the way) it gives that answer again.
 -- What the job asks is what its record says: others may send messages under its id.
@@ -10,7 +10,7 @@
 -- the record, once it is known that there is none
 -- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens},
 -- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due), {"suspect"} or
--- {"unknown"} (no record: it is asked again with one)
+-- {"unknown"} (no record: it is asked again with one, if its message came without)
 local now, is_new = clock(), false
 if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
   redis.call("HSET", KEYS[1], unpack(ARGV, 6))
@@ -46,6 +46,7 @@ elseif state == "RUNNING" and token == ARGV[5] then
 elseif state == "RUNNING" or (state == "QUEUED" and not is_due) then
   return { "held" }
 elseif state ~= "QUEUED" then
+  let_go(KEYS[1], ARGV[1])
   return { "settled", redis.call("HGET", KEYS[1], "outcome"), canvas or "" }
 end
 

@@ -1,9 +1,10 @@
--- QUEUED -> CANCELLED, or EXPIRED once the deadline has passed, for a job that nobody has: outcome, last event, state and
--- expiry in one move. The worker of a running one ends it: it is asked to, or looked at again later.
+-- QUEUED -> CANCELLED, or EXPIRED once the deadline has passed, for a job that nobody has: outcome, last event and state in
+-- one move. It expires once its message is gone too: whoever took that would find a job that never was. The worker of a
+-- running one ends it: it is asked to, or looked at again later.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set),
--- 5 deadlines (sorted set), 6 ended jobs (stream), 7 what workers keep for how long (hash), 8 the job's idempotency key
--- (string), if it has one
+-- 5 deadlines (sorted set), 6 ended jobs (stream), 7 what workers keep for how long (hash), 8 ended jobs of its priority
+-- that have a message (sorted set), 9 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 CANCELLED or EXPIRED, 3 outcome (JSON of a JobFailure), 4 seconds until all of it expires where no
 -- worker has said so, 5 channel of cancellations, or seconds until a running job's deadline is looked at again
 -- Returns the state the job was found in, nil where there is no job, or the deadline has not passed
@@ -25,12 +26,13 @@ if state ~= "QUEUED" then
 elseif not is_cancel and tonumber(deadline_at) > now then
   return nil
 end
-local ttl = redis.call("HGET", KEYS[7], "result") or ARGV[4]
-finish(KEYS[1], KEYS[2], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now, ttl)
+finish(KEYS[1], KEYS[2], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now)
+redis.call("HSET", KEYS[1], "kept_seconds", redis.call("HGET", KEYS[7], "result") or ARGV[4])
+if KEYS[9] then
+  redis.call("HSET", KEYS[1], "kept_key", KEYS[9])
+end
+redis.call("ZADD", KEYS[8], redis.call("ZSCORE", KEYS[4], ARGV[1]) or now, ARGV[1])
 redis.call("ZREM", KEYS[4], ARGV[1])
 -- One that waited without a message gets one, for its Celery result.
 redis.call("ZADD", KEYS[3], "XX", now, ARGV[1])
-if KEYS[8] and owns(KEYS[8], ARGV[1]) then
-  redis.call("EXPIRE", KEYS[8], ttl)
-end
 return state

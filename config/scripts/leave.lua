@@ -5,9 +5,9 @@
 --
 -- KEYS: 1 record (hash), 2 leases (sorted set), 3 queued jobs of its priority (sorted set), 4 deadlines (sorted set)
 -- ARGV: 1 job id, 2 seconds that it is left to others in all, 3 its deadline or "", 4.. fields and values of the record,
--- used where there is none
+-- used where there is none and its message came without
 -- Returns the seconds that it was left before, nil where its time is over or it is not queued
-if redis.call("EXISTS", KEYS[1]) == 0 then
+if ARGV[4] and redis.call("EXISTS", KEYS[1]) == 0 then
   redis.call("HSET", KEYS[1], unpack(ARGV, 4))
   if ARGV[3] ~= "" then
     redis.call("ZADD", KEYS[4], ARGV[3], ARGV[1])

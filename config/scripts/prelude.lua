@@ -18,6 +18,24 @@ local function owns(key, job_id)
   return owner and string.sub(owner, 1, #job_id + 1) == job_id .. " "
 end
 
+-- Record, events and idempotency key (nil for none) of an ended job expire.
+local function expire(key, job_id, ttl, idempotency_key)
+  redis.call("EXPIRE", key, ttl)
+  redis.call("EXPIRE", key .. ":events", ttl)
+  if idempotency_key and owns(idempotency_key, job_id) then
+    redis.call("EXPIRE", idempotency_key, ttl)
+  end
+end
+
+-- The same for a job that was kept for its message, once that is gone.
+local function let_go(key, job_id)
+  local seconds, idempotency_key = unpack(redis.call("HMGET", key, "kept_seconds", "kept_key"))
+  if seconds then
+    redis.call("HDEL", key, "kept_seconds", "kept_key")
+    expire(key, job_id, seconds, idempotency_key)
+  end
+end
+
 -- RUNNING -> QUEUED, under a new token that nobody holds. `reason` is a `keye.config.codes.QueuedAgain`.
 local function requeue(key, events, attempt, token, now, reason)
   redis.call("HSET", key, "state", "QUEUED", "token", token)
@@ -32,13 +50,11 @@ local function add_failed_attempt(key, attempt, worker, claimed_at, now, stage, 
   }))
 end
 
--- A final state with its outcome, the last event and the entry in the feed of ended jobs; record and events expire. `began`
--- is when the attempt that ended it was claimed, nil for none.
-local function finish(key, events, ended, job_id, state, outcome, now, ttl, began)
+-- A final state with its outcome, the last event and the entry in the feed of ended jobs. `began` is when the attempt that
+-- ended it was claimed, nil for none.
+local function finish(key, events, ended, job_id, state, outcome, now, began)
   redis.call("HSET", key, "state", state, "outcome", outcome, "ended_at", string.format("%.6f", now))
   add_event(events, { type = "ended", state = state, at = now })
-  redis.call("EXPIRE", key, ttl)
-  redis.call("EXPIRE", events, ttl)
   local seconds = began and string.format("%.3f", now - began) or ""
   -- pcall: a feed that cannot be written costs no job its end.
   redis.pcall("XADD", ended, "MAXLEN", "~", 100000, "*", "job_id", job_id, "state", state, "seconds", seconds)

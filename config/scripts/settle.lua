@@ -32,7 +32,8 @@ redis.call("HSET", KEYS[1], "settler", ARGV[10])
 if ARGV[12] ~= "" then
   add_failed_attempt(KEYS[1], attempt, worker, claimed_at, now, ARGV[11], ARGV[12], ARGV[13])
 end
-finish(KEYS[1], KEYS[2], KEYS[9], ARGV[1], ARGV[3], ARGV[4], now, ttl, tonumber(claimed_at))
+finish(KEYS[1], KEYS[2], KEYS[9], ARGV[1], ARGV[3], ARGV[4], now, tonumber(claimed_at))
+expire(KEYS[1], ARGV[1], ttl)
 if canvas then
   -- Celery is to call something for it. Should nobody do so, a reaper publishes it once more.
   redis.call("ZADD", KEYS[3], now + 10, ARGV[1])

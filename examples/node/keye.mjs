@@ -26,7 +26,7 @@ export async function submit(redis, job) {
     body: Buffer.from(JSON.stringify([[], { sealed }, {}])).toString("base64"),
     "content-type": "application/json",
     "content-encoding": "utf-8",
-    headers: { task: "keye.analyze", id, lang: "js" },
+    headers: { task: "keye.analyze", id, lang: "js", keye_recorded: true },
     properties: {
       correlation_id: id,
       delivery_tag: randomUUID(),

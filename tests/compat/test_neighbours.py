@@ -14,7 +14,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.job import AnalysisJob, Priority
-from keye.config.topology import message, message_list
+from keye.config.topology import PRIORITY_STEPS, body_of, message_around, message_list
 from keye.config.wire import SCHEMA_VERSION, schemas, seal
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.demo.scenes import draw_image_scene
@@ -155,7 +155,8 @@ def test_a_job_that_the_release_before_cancels_in_the_queue_is_kept_for_as_long_
 def send_newer(redis: Redis) -> str:
     """Queue a job of a version that neither release knows; returns its id."""
     sealed = seal(AnalysisJob(prompt="?")).model_dump(mode="json") | {"schema_version": 99}
-    redis.lpush(message_list(Priority.NORMAL), message(sealed["job_id"], sealed, Priority.NORMAL))
+    unrecorded = message_around(body_of({"sealed": sealed}), sealed["job_id"], PRIORITY_STEPS[Priority.NORMAL], False)
+    redis.lpush(message_list(Priority.NORMAL), unrecorded)
     return str(sealed["job_id"])
 
 

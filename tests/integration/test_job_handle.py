@@ -158,12 +158,6 @@ class TestCancel:
         assert failed.value.code is ErrorCode.CANCELLED
         assert failed.value.failure.metadata == {"order": 7}
 
-    def test_a_cancelled_job_expires_with_all_that_is_kept_of_it(self, client: Client, redis: Redis) -> None:
-        job = client.submit(prompt="?", idempotency_key="k")
-        job.cancel()
-        kept = (keys.record(job.id), keys.events(job.id), keys.idempotency("k"))
-        assert all(0 < redis.ttl(key) <= 86400 for key in kept)
-
     def test_a_waiting_caller_hears_of_the_cancel(self, client: Client) -> None:
         job = client.submit(JOB)
         with ThreadPoolExecutor(1) as threads:

@@ -245,16 +245,16 @@ class Jobs(RuleBasedStateMachine):
         assert not list(judge(read_ledger(self.redis), LEASE_SECONDS))
 
     def teardown(self) -> None:
-        """From wherever it was left, every job comes to an end by messages alone."""
+        """From wherever it was left, every job comes to an end, and then to be forgotten, by messages alone."""
         for _ in range(12):
-            waiting = [job_id for job_id in self.claims if not JobState(self.record(job_id)["state"]).is_final]
+            waiting = [job_id for job_id in self.claims if self.redis.ttl(keys.record(job_id)) == -1]
             if not waiting:
                 break
             for job_id in waiting:
                 self.time_passes_over_a_lease_or_a_pause(Job(job_id, self.transport))
-            for priority in Priority:
-                for job_id in self.redis.zrange(keys.queued(priority), 0, -1):
-                    self.redis.zincrby(keys.queued(priority), -3 * LEASE_SECONDS, job_id)
+            for listed in (*map(keys.queued, Priority), *map(keys.unheard, Priority)):
+                for job_id in self.redis.zrange(listed, 0, -1):
+                    self.redis.zincrby(listed, -3 * LEASE_SECONDS, job_id)
             self.reaper.look_around()
             for message in self.take_messages():
                 lease = self.claim(Job(message["headers"]["id"], self.transport))

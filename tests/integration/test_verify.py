@@ -142,7 +142,7 @@ def test_failed_job_must_be_a_dead_letter_and_no_other(client: Client, worker: R
     cancelled.cancel()
     worker.zrem(keys.DEAD_LETTERS, failed.id)
     worker.zadd(keys.DEAD_LETTERS, {cancelled.id: 1})
-    worker.persist(keys.record(cancelled.id))
+    worker.zrem(keys.unheard("normal"), cancelled.id)
     found = {(found.job_id, found.what) for found in client.verify()[1]}
     assert found == {
         (failed.id, "FAILED, and no dead letter"),

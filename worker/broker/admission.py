@@ -21,7 +21,7 @@ from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
 from keye.config.job import RULE, Priority, is_job_id, is_traceparent
 from keye.config.quarantine import MAX_MESSAGES, entry_of
-from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, body_of, job_named_by, message_around
+from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, RECORDED, body_of, job_named_by, message_around
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.envelope import Headers, Unreadable, parse, read_envelope, validated
 
@@ -93,7 +93,13 @@ class Admission:
             return None
         # Its caller hears of it as of any other job.
         asked = Asked(refused=f"The message could not be read: {reason}.")
-        return _written(job_id, None, asked, PRIORITY_STEPS[Priority.NORMAL])
+        return _written(job_id, None, asked, PRIORITY_STEPS[Priority.NORMAL], is_recorded=False)
+
+    def note_record(self, message: Any) -> None:
+        """Have a message that goes back into the queue say that its job has a record, if it has one by now."""
+        match message, job_named_by(message):
+            case {"headers": dict(headers)}, str(job_id) if self._redis.exists(keys.record(job_id)):
+                headers[RECORDED] = True
 
 
 def read_message(raw: bytes, canvas: Sequence[str]) -> str:
@@ -116,7 +122,7 @@ def read_message(raw: bytes, canvas: Sequence[str]) -> str:
         asked = asked.model_copy(update=asks)
     if asked.canvas is not None:
         asked.canvas.require(canvas)
-    return _written(headers.id, sealed, asked, min(step, 6))
+    return _written(headers.id, sealed, asked, min(step, 6), headers.keye_recorded or False)
 
 
 def _protocol(headers: dict[str, Any], content: Any) -> tuple[Headers, list[Any], dict[str, Any], Any]:
@@ -157,13 +163,13 @@ def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: 
     raise Unreadable(f"{ANALYZE_TASK} takes one argument: job, the fields of a job, or sealed")
 
 
-def _written(task_id: str, sealed: Any, asked: Asked, step: int) -> str:
+def _written(task_id: str, sealed: Any, asked: Asked, step: int, is_recorded: bool) -> str:
     body = body_of({"sealed": sealed})
     # kombu would make Python objects of some; a release that knows nothing of what is asked should not ignore it.
     if asked is not NOTHING_ASKED or "__type__" in body:
         arguments = {"sealed": sealed, "asked": asked.model_dump(mode="json", exclude_none=True)}
         body = body_of({"written": json.dumps(arguments)})
-    return message_around(body, task_id, step)
+    return message_around(body, task_id, step, is_recorded)
 
 
 def _timestamp(text: str | None, name: str) -> float | None:

@@ -58,6 +58,8 @@ class Headers(Foreign):
     stamps: dict[str, Any] | None = None
     stamped_headers: list[str] | None = None
     replaced_task_nesting: int | None = None
+    # `keye.config.topology.RECORDED`
+    keye_recorded: bool | None = None
     # Libraries that trace put it there by themselves: one that is none is no reason to refuse the job.
     traceparent: Any = None
 

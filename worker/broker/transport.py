@@ -76,10 +76,11 @@ class Channel(redis.Channel):
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
-        """Ours go back as they are, to meet the door again: a worker of an older release may have taken them unread."""
+        """Ours go back to meet the door again: a worker of an older release may have taken them unread."""
         if routing_key != QUEUE:
             super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
             return
+        self.admission.note_record(payload)
         priority = Priority.NORMAL
         match payload:
             case {"properties": {"priority": int(step)}}:

@@ -29,7 +29,7 @@ Unsaved = Annotated[T, Field(exclude=True)]
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """What a delivery says about its job: `record` is written where the producer wrote none.
+    """What a delivery says about its job: `record` is written where there is none, unless there was (`is_recorded`).
 
     `is_newer` is one whose schema version only later releases know. `delivery_tag` is of the message that is to be
     acknowledged with the outcome, "" where none is.
@@ -39,6 +39,7 @@ class QueuedJob:
     record: Mapping[str, str]
     idempotency_key: str | None = None
     is_newer: bool = False
+    is_recorded: bool = False
     delivery_tag: str = ""
 
     @classmethod
@@ -97,6 +98,11 @@ class AlreadySettled:
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
     """Some worker is on it, or its attempt is not due yet; when it is, the reaper publishes the job again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The job has ended, so long ago that its record is gone: this delivery has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ class LeaseStore:
 
     def claim(
         self, job: QueuedJob, worker: str, is_alone: bool = False
-    ) -> Claimed | AlreadySettled | HeldElsewhere | Suspect:
+    ) -> Claimed | AlreadySettled | HeldElsewhere | Forgotten | Suspect:
         """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true.
 
         Waits out an outage of Redis as `patience` does; a claim whose answer was lost in it is not a second one.
@@ -170,7 +176,7 @@ class LeaseStore:
         args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token]
         claiming = f"claiming job {job.job_id}"
         answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
-        if answer == ["unknown"]:
+        if answer == ["unknown"] and not job.is_recorded:
             # Not sent at once: our producers have written it, and it is most of what would travel.
             args += chain.from_iterable(job.record.items())
             answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
@@ -181,6 +187,8 @@ class LeaseStore:
                 return AlreadySettled(OUTCOME.validate_json(outcome), canvas_json or None)
             case ["suspect"]:
                 return Suspect()
+            case ["unknown"]:
+                return Forgotten()
             case _:
                 return HeldElsewhere()
 
@@ -204,7 +212,8 @@ class LeaseStore:
         """
         names = [keys.record(job.job_id), keys.LEASES, keys.queued(job.record["priority"]), keys.DEADLINES]
         args: list[str | float] = [job.job_id, patience_seconds, job.record["deadline_at"]]
-        args += chain.from_iterable(job.record.items())
+        if not job.is_recorded:
+            args += chain.from_iterable(job.record.items())
         left = self.patience.wait_out(lambda: self._run["leave"](names, args), f"leaving job {job.job_id}")
         return None if left is None else float(left)
 
@@ -270,6 +279,7 @@ class LeaseStore:
         """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
         priority = Priority(requeued.priority)
         names = [keys.record(requeued.job_id), keys.LEASES, keys.queued(priority), message_list(priority)]
+        names.append(keys.unheard(priority))
         body = self._message(requeued.job_id, requeued.sealed_json, priority)
         self._run["publish"](names, [requeued.job_id, requeued.token, body])
 
@@ -280,8 +290,8 @@ class LeaseStore:
         """
         lost: list[str] = []
         for priority in Priority:
-            names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority)]
-            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
+            names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority), keys.unheard(priority)]
+            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit, keys.record("")])
         return lost
 
     def read_late(self, job_id: str) -> LateJob:

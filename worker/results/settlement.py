@@ -113,7 +113,7 @@ class Settlement:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
-        names += [keys.ENDED, keys.KEPT, *keys.idempotency_of(job.idempotency_key)]
+        names += [keys.ENDED, keys.KEPT, keys.unheard(job.priority), *keys.idempotency_of(job.idempotency_key)]
         outcome_json, _ = self._encode(job_id, failure)
         args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
         is_ended: bool = self._end_queued(names, args) == JobState.QUEUED

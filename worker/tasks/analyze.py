@@ -22,11 +22,19 @@ from keye.config.codes import ErrorCode, Stage
 from keye.config.connection import ArgumentTooLarge, check_arguments, passes
 from keye.config.faults import Fault, InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.outcome import JobFailure, JobResult
-from keye.config.topology import ANALYZE_TASK
+from keye.config.topology import ANALYZE_TASK, RECORDED
 from keye.config.wire import Outline, SealedJob, kind_of, open_sealed, read_sealed, traceparent_of
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
-from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
+from keye.worker.leases.job_lease import (
+    AlreadySettled,
+    Claimed,
+    Forgotten,
+    HeldElsewhere,
+    LeaseStore,
+    QueuedJob,
+    Suspect,
+)
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
@@ -83,7 +91,8 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     # Of kombu's message, whose QoS asks for it.
     properties = delivery.request.properties or {}
     try:
-        answer = analyst.analyze(sealed, delivery.request.id, asked, properties.get("delivery_tag", ""))
+        tag, is_recorded = properties.get("delivery_tag", ""), bool(delivery.request.get(RECORDED))
+        answer = analyst.analyze(sealed, delivery.request.id, asked, tag, is_recorded)
         if answer is not None:
             if answer.is_acknowledged:
                 properties[IS_ACKNOWLEDGED] = True
@@ -124,14 +133,21 @@ class Analyst:
         self.stragglers = Stragglers(settlement)
 
     def analyze(
-        self, payload: Any, delivery_id: str, asked: Asked = NOTHING_ASKED, delivery_tag: str = ""
+        self,
+        payload: Any,
+        delivery_id: str,
+        asked: Asked = NOTHING_ASKED,
+        delivery_tag: str = "",
+        is_recorded: bool = False,
     ) -> Answer | None:
         """The job's outcome, written by this delivery or found written; None where another attempt has it or is due.
 
-        Raises Redis' own fault where it stayed away for longer than patience lasts.
+        `is_recorded` as the message says (`keye.config.topology.RECORDED`). Raises Redis' own fault where it stayed
+        away for longer than patience lasts.
         """
         tell_warnings()
         queued, opened = self._identify(payload, delivery_id, asked)
+        queued = replace(queued, is_recorded=is_recorded)
         try:
             check_arguments(self._leases.redis, queued.record.values())
         except ArgumentTooLarge as fault:
@@ -211,7 +227,7 @@ class Analyst:
 
     def _act_on(
         self,
-        answer: Claimed | AlreadySettled | HeldElsewhere | Suspect,
+        answer: Claimed | AlreadySettled | HeldElsewhere | Forgotten | Suspect,
         queued: QueuedJob,
         opened: SealedJob | Fault,
         delivery_id: str,
@@ -242,6 +258,9 @@ class Analyst:
                 is_acknowledged = bool(answer.delivery_tag) and answer.canvas_json is None
             case AlreadySettled(outcome):
                 is_told = False
+            case Forgotten():
+                log.warning("job %s: not run, its message outlived its record: it has ended long ago", queued.job_id)
+                return None
             case _:
                 return None
         if outcome is None:

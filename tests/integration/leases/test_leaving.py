@@ -11,7 +11,7 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
 from keye.config.wire import seal
 from keye.producer import Client
-from keye.worker.leases.job_lease import LeaseStore, QueuedJob
+from keye.worker.leases.job_lease import AlreadySettled, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
 from keye.worker.tasks.stragglers import expire
@@ -117,5 +117,6 @@ def test_a_newer_job_whose_deadline_passes_ends_with_all_that_is_its_own(
     expire(settlement, store.read_late(payload["job_id"]))
     failure = JobFailure.model_validate_json(record(redis, payload["job_id"])["outcome"])
     assert failure.metadata == {"order": 7}
+    assert store.claim(newer(payload), "worker") == AlreadySettled(failure)
     assert redis.ttl(keys.idempotency("k")) > 0
     assert redis.zcard(keys.queued("low")) == 0

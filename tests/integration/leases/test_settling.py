@@ -10,6 +10,7 @@ from redis import Redis
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import JobEnded, StageStarted
+from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import SealedJob
@@ -183,8 +184,29 @@ def test_deadline_of_a_job_that_waits_is_kept_without_a_worker(
     assert [event.state for event in events(redis, sealed.job_id)] == [JobState.EXPIRED]
     assert store.due(keys.DEADLINES, 10) == []
     assert not redis.exists(keys.queued("normal"))
-    for key in (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k")):
-        assert 0 < redis.ttl(key) <= TTL
+    kept = (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k"))
+    assert [redis.ttl(key) for key in kept] == [-1, -1, -1], "its message waits"
+    assert store.claim(QueuedJob.of(sealed), "worker") == AlreadySettled(late_failure(sealed))
+    assert all(0 < redis.ttl(key) <= TTL for key in kept)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_job_that_ended_while_it_waited_is_let_go_once_its_message_is_lost(
+    brief: LeaseStore, settlement: Settlement, redis: Redis, priority: Priority
+) -> None:
+    sealed = a_job(deadline_seconds=0.01, priority=priority, idempotency_key="k")
+    publish(redis, sealed)
+    redis.set(keys.idempotency("k"), f"{sealed.job_id} fingerprint")
+    eventually(lambda: settlement.expire(late_failure(sealed), sealed.job))
+    later = a_job(priority=priority)
+    publish(redis, later)
+    brief.sweep(10)
+    kept = (keys.record(sealed.job_id), keys.events(sealed.job_id), keys.idempotency("k"))
+    assert [redis.ttl(key) for key in kept] == [-1, -1, -1]
+    claim(brief, later)
+
+    eventually(lambda: brief.sweep(10) == [] and not redis.exists(keys.unheard(priority)))
+    assert all(0 < redis.ttl(key) <= TTL for key in kept)
 
 
 def test_running_job_past_its_deadline_is_its_workers_to_end(
