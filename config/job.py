@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -27,6 +28,8 @@ MAX_INLINE_URI_CHARS = 12 * 2**20  # of all `data:` URIs of a job together: 9 Mi
 MAX_URI_BYTES = 4096  # of any other URI: Linux' PATH_MAX, and more than S3 lets a key have
 # Of all that is to be read or matched as text, as UTF-8: eight bytes for each token of the longest context there is.
 MAX_TEXT_BYTES = 2**20
+# Of a job that does not say how many it may have.
+DEFAULT_MAX_ATTEMPTS = 3
 SCHEMES = ("s3", "file", "data", "https")
 _TO_SEND = 'To send a file itself, give the client {"type": ..., "uri": Path(...)}'
 
@@ -65,6 +68,10 @@ Uri = Annotated[str, Field(min_length=1, max_length=4 * 1024 * 1024), BeforeVali
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
 Traceparent = Annotated[str, AfterValidator(_is_of_a_trace)]
+# None is left out of JSON, where workers before 0.3 refuse null, and take the default where there is nothing.
+Attempts = Annotated[
+    Annotated[int, Field(ge=1, le=10)] | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10})
+]
 
 
 class Priority(StrEnum):
@@ -206,6 +213,8 @@ class GenerationOptions(Asked):
 class AnalysisJob(Asked):
     """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media.
 
+    `max_attempts` bounds all attempts together. Without it workers may die under the job twice and it is tried again,
+    and unreachable media are tried for as long as the workers' settings say.
     `traceparent` names the caller's trace (W3C Trace Context) in the workers' logs.
     """
 
@@ -216,7 +225,7 @@ class AnalysisJob(Asked):
     generation: GenerationOptions = GenerationOptions()
     priority: Priority = Priority.NORMAL
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * 86400)] | None = None
-    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    max_attempts: Attempts = Field(default=None, exclude_if=lambda most: most is None)
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     traceparent: Traceparent | None = added_in(2, None)

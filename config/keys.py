@@ -59,12 +59,14 @@ def record(job_id: str) -> str:
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
     claimed_at, worker, cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at, settler (a mark),
-    attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each that failed, died or was ended meanwhile),
+    attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each of the newest 50 that failed, died or was ended
+    meanwhile),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
     kept_seconds and kept_key (of one that has ended and whose message waits: for how long it and its idempotency key
     stay once that is gone; until then they do not expire),
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
-    max_visual_tokens (after one that did not fit),
+    max_visual_tokens (after one that did not fit), num_unreachable (attempts that did not get the media and were
+    followed by another), unreachable_since (when the first of them ended, Unix seconds of the server's clock),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
     queued_at (when the message that was claimed last had come into its queue), given_back (the newest attempt that its
     worker gave back), left_seconds (that workers of an older release have left it to newer ones),

@@ -212,6 +212,12 @@ class Settings(ProducerSettings):
     newer_job_seconds: float = Field(
         default=600, ge=0, le=_WEEK, description="how long a job of a newer release is left to workers that know it"
     )
+    media_retry_seconds: float = Field(
+        default=900,
+        ge=0,
+        le=_WEEK,
+        description="how long unreachable media are tried again for a job that sets no `max_attempts`",
+    )
     drain_seconds: float = Field(default=60, ge=0, le=_WEEK, description="how long SIGTERM lets running jobs go on")
     load_seconds: float = Field(
         default=1800,

@@ -16,7 +16,7 @@ from keye.config.codes import JobState
 from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, Asked, JobId, Priority, Traceparent, VideoPart
+from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, Asked, JobId, Priority, Traceparent, VideoPart
 from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
@@ -103,7 +103,7 @@ class JobOutline(_Lenient):
 
     priority: Priority = Priority.NORMAL
     deadline_seconds: Annotated[float, Field(gt=0)] | None = None
-    max_attempts: Annotated[int, Field(ge=1)] = 3
+    max_attempts: Annotated[int, Field(ge=1)] | None = None
     idempotency_key: Annotated[str, Field(min_length=1)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     traceparent: Traceparent | None = None
@@ -156,5 +156,5 @@ def record_of(job: AnalysisJob | JobOutline, submitted_at: float | None, sealed_
         "submitted_at": "" if submitted_at is None else repr(submitted_at),
         "deadline_at": "" if deadline is None or submitted_at is None else repr(submitted_at + deadline),
         "attempts": "0",
-        "max_attempts": str(job.max_attempts),
+        "max_attempts": str(job.max_attempts or DEFAULT_MAX_ATTEMPTS),
     }

@@ -44,7 +44,7 @@ class JobOptions(TypedDict, total=False):
     generation: GenerationOptions | Mapping[str, Any]
     priority: Priority | str
     deadline_seconds: float | None
-    max_attempts: int
+    max_attempts: int | None
     metadata: Mapping[str, Any]
     traceparent: str | None
 

@@ -30,7 +30,7 @@ from keye.config.faults import (
     QueueUnavailable,
     Refusal,
 )
-from keye.config.job import AnalysisJob, ChatMessage, Priority, TextPart
+from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, ChatMessage, Priority, TextPart
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
@@ -49,9 +49,10 @@ _WORDS = re.compile(r"[0-9]|[^ \t\r\n0-9\ufdd0][^ \t\r\n0-9]*")
 
 
 def fingerprint_of(job: AnalysisJob) -> str:
-    """The same for two jobs that ask for the same thing, within whatever traces."""
-    canonical = json.dumps(job.model_dump(mode="json", exclude={"traceparent"}), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    """The same for two jobs that ask for the same thing, within whatever traces, and whatever release sends them."""
+    # Producers of 0.2 say the default.
+    asked = {"max_attempts": DEFAULT_MAX_ATTEMPTS, **job.model_dump(mode="json", exclude={"traceparent"})}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def least_tokens(job: AnalysisJob) -> int:

@@ -8,7 +8,8 @@
 -- deadlines (sorted set), 6.. queued jobs of each priority (sorted sets)
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 whether it would run alone (0 or 1), 5 the token, 6.. fields and values of
 -- the record, once it is known that there is none
--- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens},
+-- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens,
+-- unreachable_since, num_unreachable},
 -- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due), {"suspect"} or
 -- {"unknown"} (no record: it is asked again with one, if its message came without)
 local now, is_new = clock(), false
@@ -17,17 +18,18 @@ if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
   is_new = true
 end
 local state, token, attempts, max_attempts, deaths, due_at, left_seconds, sealed, canvas,
-  claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished, queued_at = unpack(redis.call(
+  claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished, queued_at,
+  unreachable_since, num_unreachable = unpack(redis.call(
   "HMGET", KEYS[1],
   "state", "token", "attempts", "max_attempts", "deaths", "due_at", "left_seconds", "sealed", "canvas",
   "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens", "priority", "is_republished",
-  "queued_at"
+  "queued_at", "unreachable_since", "num_unreachable"
 ))
 
 local function claimed(attempt, since)
   return {
     "claimed", sealed or "null", canvas or "", attempt, max_attempts or "1", since,
-    submitted_at or "", deadline_at or "", max_visual_tokens or "",
+    submitted_at or "", deadline_at or "", max_visual_tokens or "", unreachable_since or "", num_unreachable or "",
   }
 end
 

@@ -137,6 +137,18 @@ def test_todays_producer_is_served_by_a_worker_of_the_release_before(
         assert told["attention"] is None, "the worker is of today"
 
 
+def test_a_key_used_with_one_release_is_the_same_jobs_with_the_other(
+    released: Path, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    script = (
+        "import json, sys; from keye.producer import Client; "
+        "print(json.dumps(Client(sys.argv[1]).submit(prompt='?', idempotency_key=sys.argv[2]).id))"
+    )
+    for key, packages, other in (("then", released, None), ("now", None, released)):
+        first = run(script, redis_url, key, packages=packages, folder=tmp_path)
+        assert run(script, redis_url, key, packages=other, folder=tmp_path) == first
+
+
 def test_a_job_that_the_release_before_cancels_in_the_queue_is_kept_for_as_long_as_workers_say(
     released: Path, redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ class EngineStep(bootsteps.StartStopStep):
             max_generate_seconds=settings.max_generate_seconds,
             max_attempt_seconds=settings.max_attempt_seconds,
             newer_job_seconds=settings.newer_job_seconds,
+            media_retry_seconds=settings.media_retry_seconds,
         )
         work = WorkClock(redis, settings.concurrency)
         self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox, work)

@@ -58,9 +58,10 @@ class Claimed:
     """The right to settle one job, for as long as `token` is the record's newest. Times are the server's Unix seconds.
 
     Every move of a lease makes a new token, drawn at random: a counter could repeat after a server that lost its last
-    second. `max_attempts` is the job's own and one more for each that was given back. `submitted_at` is the producer's
+    second. `max_attempts` is the job's own and one more for each that does not count. `submitted_at` is the producer's
     clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
-    more and did not fit into memory. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
+    more and did not fit into memory, `unreachable_since` where `num_unreachable` earlier ones did not get the media;
+    it is the end of the first. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
     afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
     """
 
@@ -73,6 +74,8 @@ class Claimed:
     deadline_at: float | None
     idempotency_key: str | None
     max_visual_tokens: int | None = None
+    unreachable_since: Unsaved[float | None] = None
+    num_unreachable: Unsaved[int] = 0
     sealed_json: Unsaved[str] = field(default="null", repr=False, compare=False)
     canvas_json: Unsaved[str | None] = field(default=None, repr=False, compare=False)
     delivery_tag: Unsaved[str] = field(default="", compare=False)
@@ -224,15 +227,21 @@ class LeaseStore:
         return list(self._run["renew"](names, [self.lease_seconds, *holders])) if leases else []
 
     def retry(
-        self, lease: Claimed, failure: JobFailure, pause_seconds: float, max_visual_tokens: int | None
+        self,
+        lease: Claimed,
+        failure: JobFailure,
+        pause_seconds: float,
+        max_visual_tokens: int | None,
+        counts: bool = True,
     ) -> Postponement:
         """Give the lease up and queue the job for another attempt, `pause_seconds` from now at the earliest.
 
+        Where this one does not count, the job may have one more.
         Where the caller has cancelled meanwhile ("cancelled") the lease is kept and the job is still to be settled.
         """
         reason = (failure.stage.value, failure.code.value, failure.message)
         limit = "" if max_visual_tokens is None else max_visual_tokens
-        args = [lease.job_id, lease.token, pause_seconds, *reason, limit, new_token()]
+        args = [lease.job_id, lease.token, pause_seconds, *reason, limit, new_token(), int(not counts)]
         return cast(Postponement, self._run["retry"](_job_keys(lease.job_id), args))
 
     def requeue(self, leases: list[Claimed]) -> list[Postponement]:
@@ -325,7 +334,8 @@ def _job_keys(job_id: str) -> list[str]:
 
 
 def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], canvas_json: str | None = None) -> Claimed:
-    attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens = facts
+    attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens, *unreachable = facts
+    unreachable_since, num_unreachable = unreachable
     return Claimed(
         job_id=job.job_id,
         token=token,
@@ -335,6 +345,8 @@ def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], can
         submitted_at=float(submitted_at) if submitted_at else None,
         deadline_at=float(deadline_at) if deadline_at else None,
         max_visual_tokens=int(max_visual_tokens) if max_visual_tokens else None,
+        unreachable_since=float(unreachable_since) if unreachable_since else None,
+        num_unreachable=int(num_unreachable or 0),
         idempotency_key=job.idempotency_key,
         sealed_json=sealed_json,
         canvas_json=canvas_json,

@@ -41,7 +41,7 @@ from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
 from keye.worker.tasks.moves import log_claim, log_given_back, log_retry
-from keye.worker.tasks.retry_policy import RetryDecision, decide_retry
+from keye.worker.tasks.retry_policy import RetryDecision, decide_retry, tell_tries, window_of
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics, tell_warnings
@@ -293,11 +293,14 @@ class Analyst:
                 if fault.code is ErrorCode.INTERNAL:
                     log.exception("job %s: a fault of the worker in stage %s", lease.job_id, attempt.stage)
                 outcome = failure_of(fault, attempt.stage, lease, opened.job.metadata)
-                left_seconds, jitter = attempt.seconds_to_deadline, random.random()
-                again = decide_retry(fault, lease, attempt.num_visual_tokens, left_seconds, jitter)
+                seconds, window = attempt.seconds, window_of(opened.job, lease, self._bench.media_retry_seconds)
+                again = decide_retry(fault, lease, attempt.num_visual_tokens, seconds, window, random.random())
                 if again is not None:
                     attempt.events.flush()
                     return self._retry(lease, outcome, again)
+                if fault.code is ErrorCode.MEDIA_UNREACHABLE and lease.num_unreachable:
+                    told = f"{outcome.message} {tell_tries(lease, seconds, window)}"
+                    outcome = outcome.model_copy(update={"message": told})
             try:
                 return self._settle(lease, outcome, attempt.events.unwritten)
             except RedisError:
@@ -308,7 +311,7 @@ class Analyst:
 
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
         match self._leases.patience.wait_out(
-            lambda: self._leases.retry(lease, failure, again.pause_seconds, again.max_visual_tokens),
+            lambda: self._leases.retry(lease, failure, again.pause_seconds, again.max_visual_tokens, again.counts),
             f"queueing job {lease.job_id} again",
         ):
             case "queued":

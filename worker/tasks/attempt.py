@@ -56,7 +56,8 @@ def complete_sampling(options: GenerationOptions, defaults: dict[str, Any]) -> S
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """What every attempt of this process works with, and how long it leaves jobs of newer releases to others."""
+    """What every attempt of this process works with; how long it leaves jobs of newer releases to others, and tries
+    unreachable media again."""
 
     inbox: Inbox
     processor: "KeyeProcessor"
@@ -70,6 +71,7 @@ class Workbench:
     max_generate_seconds: float = inf
     max_attempt_seconds: float = inf
     newer_job_seconds: float = 0
+    media_retry_seconds: float = 0
 
 
 class Attempt:
@@ -122,7 +124,7 @@ class Attempt:
             ),
             timings=StageTimings(
                 queued=self.lease.queued_seconds,
-                total=time.monotonic() - self._began_at,
+                total=self.seconds,
                 first_token=generated.first_token_seconds,
                 **self._seconds,
             ),
@@ -135,9 +137,9 @@ class Attempt:
         )
 
     @property
-    def seconds_to_deadline(self) -> float:
-        """From now; negative when it has passed."""
-        return self._deadline - time.monotonic()
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_at
 
     @property
     def ends_at(self) -> float:

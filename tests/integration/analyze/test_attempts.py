@@ -1,7 +1,10 @@
 """Jobs that are delivered or tried more than once have one result."""
 
 import json
+import re
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt, JobResult
 from keye.config.topology import QUEUE, UNACKED, message_list
 from keye.config.wire import seal
+from keye.worker.tasks import retry_policy
 from tests.integration.analyze.plant import (
     FaultyInbox,
     FaultyProcessor,
@@ -118,6 +122,68 @@ def test_store_that_asks_for_a_day_is_tried_again_in_an_hour(plant: Plant) -> No
     due_at = eventually(lambda: plant.record(job.id).get("due_at"))
     assert float(due_at) - time.time() == pytest.approx(3600, abs=30)
     job.cancel()
+
+
+@pytest.fixture
+def trying_media_for(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """Has the worker try unreachable media for so many seconds, after short pauses."""
+    monkeypatch.setattr(retry_policy, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(retry_policy, "MAX_PAUSE_SECONDS", 0.1)
+    analyst, bench = plant.app.analyst, plant.bench
+
+    def set_window(seconds: float) -> None:
+        analyst._bench = replace(bench, media_retry_seconds=seconds)
+
+    yield set_window
+    analyst._bench = bench
+    FaultyProcessor.misfortunes.clear()
+
+
+AWAY = Fault(ErrorCode.MEDIA_UNREACHABLE, "s3://b/k: answered 503.")
+
+
+@pytest.mark.holds("docs/producers.md#from-python", "Left out, three times, and longer while a store is away.")
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again", "while its media are unreachable it is tried further"
+)
+def test_outage_of_a_store_costs_no_job_that_sets_no_attempts(
+    plant: Plant, trying_media_for: Callable[[float], None]
+) -> None:
+    trying_media_for(900)
+    FaultyProcessor.misfortunes += [AWAY] * 6
+    result = finish_with_reaper(plant, job := plant.client.submit(a_job()))
+    assert (result.attempts, result.warnings) == (7, ())
+    record = plant.record(job.id)
+    assert (record["num_unreachable"], record["max_attempts"]) == ("6", "9")
+
+
+@pytest.mark.holds("docs/producers.md#from-python", "`max_attempts` bounds how often it is tried.")
+@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "has so many attempts in all, whatever ended")
+def test_job_that_sets_its_attempts_has_exactly_those(plant: Plant, trying_media_for: Callable[[float], None]) -> None:
+    trying_media_for(900)
+    FaultyProcessor.misfortunes += [AWAY] * 9
+    once = plant.fail(plant.client.submit(a_job(max_attempts=1))).failure
+    assert (once.attempts, once.message) == (1, "s3://b/k: answered 503.")
+    with reaping(plant):
+        thrice = plant.fail(plant.client.submit(a_job(max_attempts=3))).failure
+    assert thrice.attempts == 3
+    assert re.search(r"answered 503\. It was tried 3 times in \d+ s \(limit: its max_attempts\)\.", thrice.message)
+
+
+def test_store_that_stays_away_ends_the_job_with_the_window_and_says_so(
+    plant: Plant, trying_media_for: Callable[[float], None]
+) -> None:
+    trying_media_for(2)
+    FaultyProcessor.misfortunes += [AWAY] * 1000
+    with reaping(plant):
+        failure = plant.fail(job := plant.client.submit(a_job(deadline_seconds=600))).failure
+    assert failure.code is ErrorCode.MEDIA_UNREACHABLE
+    assert 3 < failure.attempts < 100
+    told = rf"It was tried {failure.attempts} times in \d s \(limit: KEYE_MEDIA_RETRY_SECONDS, 2 s or its deadline\)"
+    assert re.search(told, failure.message)
+    record = plant.record(job.id)
+    began_at = float(json.loads(record[f"attempt:{failure.attempts}"])["began_at"])
+    assert began_at >= float(record["unreachable_since"]) + 2, "the last was at the window's end"
 
 
 @pytest.mark.holds(

@@ -188,6 +188,36 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     assert times == sorted(times)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "They cost none of the three attempts that workers' deaths and `OUT_OF_MEMORY` may take.",
+)
+def test_unreachable_media_use_up_no_attempt_that_a_death_may_take(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    for number in range(7):
+        lease = claim(brief, sealed)
+        away = a_failure(lease).model_copy(update={"code": ErrorCode.MEDIA_UNREACHABLE})
+        assert lease.num_unreachable == number
+        brief.retry(lease, away, 0, None, counts=False)
+    first = FailedAttempt.model_validate_json(record(redis, sealed.job_id)["attempt:1"])
+    assert claim(brief, sealed).unreachable_since == pytest.approx(first.ended_at, abs=1e-3)
+    for is_last in (False, False, True):
+        eventually(lambda: brief.due(keys.LEASES, 10))
+        reaped = brief.reap(sealed.job_id, "reaper")
+        assert isinstance(reaped, TakenOver if is_last else Requeued)
+        if not is_last:
+            assert isinstance(brief.claim(QueuedJob.of(sealed), "dies too", is_alone=True), Claimed)
+
+
+def test_record_of_a_job_that_is_tried_for_days_does_not_grow_for_days(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    for _ in range(60):
+        lease = claim(store, sealed)
+        store.retry(lease, a_failure(lease), 0, None, counts=False)
+    kept = sorted(int(name[8:]) for name in record(redis, sealed.job_id) if name.startswith("attempt:"))
+    assert kept == list(range(11, 61))
+
+
 def test_publishing_after_a_failed_attempt_does_not_cost_the_next(store: LeaseStore, redis: Redis) -> None:
     sealed = a_job()
     redis.hset(keys.record(sealed.job_id), mapping=sealed.record)

@@ -147,7 +147,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "options of a number": {"prompt": "?", "generation": 7},
     "odd options": {"prompt": "?", "generation": {"stop": "x", "seed": 1.5, "top_k": "x", "temperature": "hot"}},
     "stop": {"prompt": "?", "generation": {"stop": [7, "", HALF]}},
-    "words": {"prompt": "?", "thinking": "hard", "priority": 7, "deadline_seconds": "soon", "max_attempts": None},
+    "words": {"prompt": "?", "thinking": "hard", "priority": 7, "deadline_seconds": "soon", "max_attempts": "often"},
     "metadata": {"prompt": "?", "metadata": [1]},
     "metadata of odd keys": {"prompt": "?", "metadata": {1: 2, (3,): 4}},
     "metadata of odd values": {"prompt": "?", "metadata": {"a": {"b": [object(), np.float32(1), {1, 2}]}}},

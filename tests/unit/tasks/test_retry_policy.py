@@ -2,6 +2,7 @@
 
 import time
 from math import inf
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.config.job import AnalysisJob
 from keye.worker.leases.job_lease import Claimed
 from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.retry_policy import (
@@ -17,6 +19,7 @@ from keye.worker.tasks.retry_policy import (
     MAX_RETRY_AFTER_SECONDS,
     RetryDecision,
     decide_retry,
+    window_of,
 )
 
 PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
@@ -24,10 +27,27 @@ PASSES_OR_SHRINKS = {ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY}
 
 def retry_of(jitter: float, code: ErrorCode = ErrorCode.MEDIA_UNREACHABLE, **facts: Any) -> RetryDecision | None:
     fault = Fault(code, "it failed", retry_after_seconds=facts.pop("retry_after", None))
-    attempt, max_attempts = facts.pop("attempt", 1), facts.pop("max_attempts", 10)
-    lease = Claimed("job", "token", attempt, max_attempts, 0.0, None, None, None)
-    known = {"num_visual_tokens": 1000, "seconds_to_deadline": inf, **facts}
-    return decide_retry(fault, lease, **known, jitter=jitter)
+    window_seconds, num_visual_tokens = facts.pop("window_seconds", None), facts.pop("num_visual_tokens", 1000)
+    lease = a_lease(**facts)
+    # It failed a second after its claim.
+    return decide_retry(fault, lease, num_visual_tokens, 1.0, window_seconds, jitter)
+
+
+def a_lease(
+    attempt: int = 1,
+    max_attempts: int = 10,
+    seconds_to_deadline: float | None = None,
+    num_unreachable: int = 0,
+    seconds_unreachable: float = 0,
+) -> Claimed:
+    """Claimed a second ago; the rest is as of now."""
+    return Claimed(
+        *("job", "token", attempt, max_attempts, 1000.0, None),
+        deadline_at=None if seconds_to_deadline is None else 1001.0 + seconds_to_deadline,
+        idempotency_key=None,
+        unreachable_since=1001.0 - seconds_unreachable if num_unreachable else None,
+        num_unreachable=num_unreachable,
+    )
 
 
 @pytest.mark.holds(
@@ -40,7 +60,9 @@ def test_only_what_passes_or_can_be_made_smaller_is_tried_again(code: ErrorCode)
     assert (retry_of(0.5, code) is not None) == (code in PASSES_OR_SHRINKS)
 
 
-@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "up to `max_attempts`")
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again", "A job that sets `max_attempts` has so many attempts"
+)
 def test_last_attempt_has_no_next() -> None:
     assert retry_of(0.5, attempt=1, max_attempts=2) is not None
     assert retry_of(0.5, attempt=2, max_attempts=2) is None
@@ -75,7 +97,7 @@ def test_attempt_that_would_begin_behind_the_deadline_is_not_waited_for() -> Non
     attempt=st.integers(1, 20),
     max_attempts=st.integers(1, 20),
     retry_after=st.none() | st.floats(0, 1e6),
-    seconds_to_deadline=st.just(inf) | st.floats(-1e3, 1e6),
+    seconds_to_deadline=st.none() | st.floats(-1e3, 1e6),
     num_visual_tokens=st.integers(0, 10**6),
     jitter=st.floats(0, 1, exclude_max=True),
 )
@@ -89,12 +111,65 @@ def test_whatever_failed_the_next_attempt_is_neither_too_soon_nor_too_late_nor_o
     assert facts["attempt"] < facts["max_attempts"]
     asked_for = min(facts["retry_after"] or 0.0, MAX_RETRY_AFTER_SECONDS)
     assert asked_for <= again.pause_seconds <= asked_for + MAX_PAUSE_SECONDS
-    assert again.pause_seconds < facts["seconds_to_deadline"]
+    assert facts["seconds_to_deadline"] is None or again.pause_seconds <= facts["seconds_to_deadline"]
     if code is ErrorCode.OUT_OF_MEMORY:
         assert again.max_visual_tokens is not None
         assert 0 < again.max_visual_tokens <= facts["num_visual_tokens"] / 2
     else:
         assert again.max_visual_tokens is None
+
+
+@pytest.mark.holds(
+    "docs/operations.md#which-failures-are-tried-again",
+    "for `KEYE_MEDIA_RETRY_SECONDS` (15 minutes) from the first time on that they were, the last time at their end",
+)
+def test_unreachable_media_are_tried_to_the_end_of_the_window_whatever_attempts_are_left() -> None:
+    away: dict[str, Any] = {"window_seconds": 900, "attempt": 30, "max_attempts": 30}
+    assert retry_of(0.5, **away) == RetryDecision(60.0, counts=False)
+    assert retry_of(0.5, **away, num_unreachable=20, seconds_unreachable=800) == RetryDecision(60.0, counts=False)
+    assert retry_of(0.5, **away, num_unreachable=20, seconds_unreachable=880) == RetryDecision(20.0, counts=False)
+    assert retry_of(0.5, **away, num_unreachable=20, seconds_unreachable=900) is None
+    assert retry_of(0.5, **away, seconds_to_deadline=59) is None
+    assert retry_of(0.5, **{**away, "attempt": 10_000}) == RetryDecision(60.0, counts=False)
+
+
+@pytest.mark.parametrize("retry_after", [None, 0, 30])
+@pytest.mark.parametrize("seed", range(20))
+def test_outage_shorter_than_the_window_costs_no_job_and_few_attempts(seed: int, retry_after: float | None) -> None:
+    random, num_tries, now = Random(seed), 0, 0.0
+    while (
+        again := retry_of(
+            random.random(),
+            window_seconds=900,
+            retry_after=retry_after,
+            attempt=num_tries + 1,
+            num_unreachable=num_tries,
+            seconds_unreachable=now,
+        )
+    ) is not None:
+        now += again.pause_seconds
+        num_tries += 1
+    assert 900 - (retry_after or 0) <= now < 901, "the last was at the end"
+    assert num_tries < 60
+
+
+@pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "and three times at least")
+def test_store_that_asks_for_longer_than_the_window_is_tried_three_times() -> None:
+    away: dict[str, Any] = {"window_seconds": 900, "retry_after": 1800}
+    assert retry_of(0.0, **away) == RetryDecision(1800.0, counts=False)
+    assert retry_of(0.0, **away, num_unreachable=1, seconds_unreachable=1800) == RetryDecision(1800.0, counts=False)
+    assert retry_of(0.0, **away, num_unreachable=2, seconds_unreachable=3600) is None
+    assert retry_of(0.0, window_seconds=0) == RetryDecision(0.0, counts=False)
+    assert retry_of(0.0, window_seconds=0, num_unreachable=2, seconds_unreachable=5) is None
+
+
+def test_window_is_for_media_only_and_for_jobs_that_do_not_say_how_often() -> None:
+    assert retry_of(0.5, ErrorCode.OUT_OF_MEMORY, attempt=3, max_attempts=3, window_seconds=900) is None
+    silent, once = AnalysisJob(prompt="?"), AnalysisJob(prompt="?", max_attempts=1)
+    assert window_of(silent, a_lease(max_attempts=3), 900) == 900
+    assert window_of(once, a_lease(max_attempts=1), 900) is None
+    assert window_of(AnalysisJob(prompt="?", max_attempts=3), a_lease(max_attempts=3), 900) is None
+    assert window_of(silent, a_lease(max_attempts=1), 900) is None, "a producer of its own wrote so into the record"
 
 
 def test_too_large_for_the_memory_is_tried_with_half_of_what_was_shown() -> None:
