@@ -16,11 +16,16 @@ RECORDED = "keye_recorded"
 # Celery's Redis transport keeps one list per step and reads them in this order: the lowest number first.
 PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 
-# The Redis hash of what workers have taken and not acknowledged, as kombu names it: JSON of message, exchange, queue.
-# All Celery apps of a database share it.
-UNACKED = "unacked"
-# And the sorted set of their delivery tags, by when they were taken.
-UNACKED_INDEX = "unacked_index"
+# The Redis hash of what workers have taken and not acknowledged, as kombu writes it: JSON of message, exchange, queue.
+# Under names of our own: whoever shares kombu's has their messages handed out again after the shortest visibility
+# timeout of all, which is ours.
+UNACKED = "keye:unacked"
+# The sorted set of their delivery tags, by when they were taken.
+UNACKED_INDEX = "keye:unacked-index"
+# String, whose turn it is to hand those out again that were taken too long ago.
+UNACKED_MUTEX = "keye:unacked-mutex"
+# What kombu calls the first two, for all Celery apps of a database. Workers of 0.2 have their messages there.
+SHARED_UNACKED, SHARED_UNACKED_INDEX = "unacked", "unacked_index"
 
 
 def result_key(task_id: str) -> str:

@@ -19,7 +19,7 @@ from keye.config.codes import JobState
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME
 from keye.config.scripts import load_script
-from keye.config.topology import QUEUE, UNACKED, job_named_by, message_lists
+from keye.config.topology import QUEUE, SHARED_UNACKED, UNACKED, job_named_by, message_lists
 from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
@@ -182,10 +182,11 @@ def _messages(redis: Redis) -> Iterator[str | None]:
     for name in message_lists():
         for raw in _waiting(redis, name):
             yield job_named_by(_parsed(raw))
-    for raw in _taken(redis):
-        match _parsed(raw):
-            case [message, _, queue] if queue == QUEUE:
-                yield job_named_by(message)
+    for name in (UNACKED, SHARED_UNACKED):
+        for raw in _taken(redis, name):
+            match _parsed(raw):
+                case [message, _, queue] if queue == QUEUE:
+                    yield job_named_by(message)
 
 
 def _waiting(redis: Redis, name: str) -> Iterator[bytes | None]:
@@ -202,16 +203,16 @@ def _waiting(redis: Redis, name: str) -> Iterator[bytes | None]:
         count = min(2 * count, 100) if size < _PAGE_BYTES else max(count // 2, 1)
 
 
-def _taken(redis: Redis) -> Iterator[bytes | None]:
-    """What lies in `UNACKED`, one by one, since other apps may have thousands there; without what is too large."""
-    tags = _fetch_bytes(redis, "HKEYS", UNACKED)
+def _taken(redis: Redis, name: str) -> Iterator[bytes | None]:
+    """What lies there, one by one, since other apps may have thousands in theirs; without what is too large."""
+    tags = _fetch_bytes(redis, "HKEYS", name)
     with redis.pipeline(transaction=False) as measuring:
         for tag in tags:
-            measuring.hstrlen(UNACKED, tag)
+            measuring.hstrlen(name, tag)
         sizes = measuring.execute()
     for tag, size in zip(tags, sizes, strict=True):
         if size <= _MAX_MESSAGE_BYTES:
-            yield _fetch_bytes(redis, "HGET", UNACKED, tag)
+            yield _fetch_bytes(redis, "HGET", name, tag)
 
 
 def _fetch_bytes(redis: Redis, *command: Any) -> Any:

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.job import AnalysisJob, Priority
-from keye.config.topology import PRIORITY_STEPS, body_of, message_around, message_list
+from keye.config.topology import PRIORITY_STEPS, QUEUE, body_of, message, message_around, message_list
 from keye.config.wire import SCHEMA_VERSION, schemas, seal
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.demo.scenes import draw_image_scene
 from tests.compat.release import TAG, unpack_release
+from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
 
 # Runs under either release: what a backend does with the producer, told as JSON.
@@ -162,6 +164,44 @@ def test_a_job_that_the_release_before_cancels_in_the_queue_is_kept_for_as_long_
     with LocalWorker(redis_url, tmp_path / "worker.log", {"KEYE_RESULT_TTL_SECONDS": "7200"}):
         eventually(lambda: redis.ttl(keys.record(job_id)) > 600 and redis.ttl(keys.events(job_id)) > 600)
     assert redis.hget(keys.record(job_id), "state") == "CANCELLED"
+
+
+@pytest.mark.holds(
+    "docs/operations.md#how-do-i-upgrade-a-fleet",
+    "What a worker of 0.2 had taken when it died lies in `unacked`",
+)
+def test_a_message_in_the_hands_of_a_dead_worker_of_the_release_before_is_taken_up(
+    released: Path, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """One that was put into the list by hand, and never claimed: no record tells of it."""
+    settings = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(tmp_path)}
+    settings |= {f"KEYE_{name}_FOLDER": str(tmp_path / name) for name in ("CACHE", "RUN", "SPOOL")}
+
+    @contextmanager
+    def worker(name: str, **environ: str) -> Iterator[int]:
+        command = (sys.executable, "-m", "celery", "-A", "tests.support.echo_worker", "worker", "--pool", "threads")
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            own = {"env": os.environ | settings | environ, "cwd": tmp_path, "stdout": log, "stderr": log}
+            process = subprocess.Popen([*command, "-n", f"{name}@%h"], **own)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
+
+    with worker("before", PYTHONPATH=f"{released}{os.pathsep}{released.parent / 'source'}"):
+        redis.lpush(QUEUE, message_around(body_of({"job": {"prompt": "wait 300"}}), "by-hand", 0, is_recorded=False))
+        eventually(lambda: redis.hget(keys.record("by-hand"), "state") == "RUNNING", within_seconds=90)
+        assert redis.hlen("unacked") == 1
+    # As if it had died a moment earlier, between taking and claiming.
+    redis.delete(keys.record("by-hand"), keys.events("by-hand"), keys.LEASES)
+    theirs = json.dumps([json.loads(message("theirs", None, Priority.NORMAL)), "", "mails"])
+    redis.hset("unacked", "theirs", theirs)
+    redis.zadd("unacked_index", {"theirs": 1})
+    with worker("today", PYTHONPATH=PYTHONPATH, KEYE_LEASE_SECONDS="2") as pid:
+        eventually(lambda: str(redis.hget(keys.record("by-hand"), "worker")).endswith(f":{pid}"), within_seconds=90)
+        assert redis.hgetall("unacked") == {"theirs": theirs}
+        assert redis.zrange("unacked_index", 0, -1) == ["theirs"]
 
 
 def send_newer(redis: Redis) -> str:

@@ -16,7 +16,7 @@ from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobFailure, Outcome
 from keye.config.scripts import load_script
-from keye.config.topology import message, message_list
+from keye.config.topology import QUEUE, SHARED_UNACKED, SHARED_UNACKED_INDEX, message, message_list
 from keye.config.wire import Outline, SealedJob, record_of
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class LeaseStore:
         self.redis = redis
         self.lease_seconds = lease_seconds
         self.patience = Patience()
-        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish")
+        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish", "adopt")
         self._run = {move: load_script(redis, move) for move in moves}
 
     def claim(
@@ -302,6 +302,15 @@ class LeaseStore:
             names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority), keys.unheard(priority)]
             lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit, keys.record("")])
         return lost
+
+    def adopt(self, first: int) -> tuple[int, int]:
+        """Hand messages that dead workers of 0.2 held out again: how many, and the `first` to look at the next time.
+
+        Two leases after they were taken: one that is alive has handed them out after one.
+        """
+        names = [SHARED_UNACKED, SHARED_UNACKED_INDEX, *map(message_list, Priority)]
+        num_adopted, first = self._run["adopt"](names, [2 * self.lease_seconds, f', "", "{QUEUE}"]', first, 20])
+        return int(num_adopted), int(first)
 
     def read_late(self, job_id: str) -> LateJob:
         sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState
@@ -46,6 +46,7 @@ class Reaper(PeriodicThread):
         self._expire = expire
         self._is_away = False
         self._looks_at = 0.0
+        self._first_shared = 0
 
     def turn(self) -> None:
         try:
@@ -75,7 +76,17 @@ class Reaper(PeriodicThread):
                 self._expire(self._store.read_late(job_id))
         for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
             log.warning("job %s: its message was lost, queued again", job_id, extra={"job_id": job_id})
+        self._adopt()
         self.reap_overdue()
+
+    def _adopt(self) -> None:
+        try:
+            num_adopted, self._first_shared = self._store.adopt(self._first_shared)
+        except NoPermissionError:
+            # Who grants us nothing of what all Celery apps share has no workers of 0.2.
+            return
+        if num_adopted:
+            log.warning("%d messages that workers of 0.2 had taken are handed out again", num_adopted)
 
     def reap_overdue(self) -> None:
         """Take every overdue job from its dead holder; raises `RedisError` where Redis is away.

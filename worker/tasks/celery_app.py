@@ -10,7 +10,7 @@ from celery.signals import setup_logging
 
 from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS, connect
 from keye.config.settings import Settings
-from keye.config.topology import QUEUE
+from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, UNACKED_MUTEX
 from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME
 from keye.worker.telemetry import metrics, tell_warnings
@@ -38,6 +38,9 @@ def build_app(settings: Settings) -> Celery:
             "queue_order_strategy": "priority",
             # A message outlives its worker exactly as the job's lease does; one that comes back early is not worked on.
             "visibility_timeout": settings.lease_seconds,
+            "unacked_key": UNACKED,
+            "unacked_index_key": UNACKED_INDEX,
+            "unacked_mutex_key": UNACKED_MUTEX,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,

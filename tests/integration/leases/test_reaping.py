@@ -2,6 +2,7 @@
 
 import json
 import time
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -9,16 +10,27 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
+from keye.config.connection import connect
 from keye.config.contract import Report
 from keye.config.event import FramesDecoded, StageStarted, TextGenerated
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
-from keye.config.topology import message, message_list
+from keye.config.topology import QUEUE, SHARED_UNACKED, SHARED_UNACKED_INDEX, message, message_list
 from keye.worker.leases.job_lease import LeaseStore, Requeued, TakenOver
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
-from tests.support.leased_jobs import a_failure, a_job, a_reaper, claim, events, messages, publish, record
+from tests.support.leased_jobs import (
+    BRIEF_LEASE_SECONDS,
+    a_failure,
+    a_job,
+    a_reaper,
+    claim,
+    events,
+    messages,
+    publish,
+    record,
+)
 
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
@@ -217,3 +229,46 @@ def test_a_job_with_two_messages_makes_no_other_seem_lost(brief: LeaseStore, red
     a_reaper(brief).reap_overdue()
     claim(brief, twice)
     assert brief.sweep(10) == []
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_messages_that_workers_of_the_release_before_left_go_to_the_head_of_their_queue(
+    brief: LeaseStore, redis: Redis, priority: Priority
+) -> None:
+    """Ours only, and only those that its workers would have handed out themselves were there any."""
+
+    def hold(name: str, queue: str, taken_at: float) -> None:
+        entry = [json.loads(message(name, {"of": name}, priority)), "", queue]
+        redis.hset(SHARED_UNACKED, name, json.dumps(entry))
+        redis.zadd(SHARED_UNACKED_INDEX, {name: taken_at})
+
+    for number in range(50):
+        hold(f"mail-{number}", "mails", number)
+    hold("old", QUEUE, 100)
+    hold("taken just now", QUEUE, time.time() + 60)
+    redis.lpush(message_list(priority), message("waits", None, priority))
+    reaper = a_reaper(brief)
+    for _ in range(3):
+        assert messages(redis, priority) == ["waits"]
+        reaper.look_around()
+    assert messages(redis, priority) == ["old", "waits"]
+    sealed = json.loads(b64decode(json.loads(redis.lrange(message_list(priority), -1, -1)[0])["body"]))[1]
+    assert sealed == {"sealed": {"of": "old"}}
+    for _ in range(4):
+        reaper.look_around()
+    assert messages(redis, priority) == ["old", "waits"]
+    assert redis.hlen(SHARED_UNACKED) == redis.zcard(SHARED_UNACKED_INDEX) == 51
+
+
+def test_a_reaper_that_may_not_see_what_all_celery_apps_share_does_the_rest(redis: Redis, redis_url: str) -> None:
+    redis.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~keye:*", "~keye.jobs*", "+@all")
+    try:
+        with connect(redis_url.replace("redis://", "redis://worker:secret@")) as allowed:
+            store = LeaseStore(allowed, BRIEF_LEASE_SECONDS)
+            sealed = a_job()
+            claim(store, sealed, "dead")
+            eventually(lambda: store.due(keys.LEASES, 10))
+            a_reaper(store).look_around()
+        assert messages(redis) == [sealed.job_id]
+    finally:
+        redis.execute_command("ACL", "DELUSER", "worker")
