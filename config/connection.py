@@ -1,18 +1,16 @@
 """Connections to Redis, patience with one that is away, and how large an argument may be.
 
-Celery keeps connections of its own, with the same timeouts (`keye.worker.tasks.celery_app`).
+Celery keeps connections of its own, to the same URL and with the same timeouts (`keye.worker.broker.transport`).
 """
 
 import email.parser
 import encodings.idna
 import logging
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, TypeVar, cast
 
 from redis import BlockingConnectionPool, Redis
 from redis.backoff import ConstantBackoff
@@ -22,6 +20,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from keye.config.faults import InvalidSettings
+from keye.config.primary import WORTH_ANOTHER_TRY
+from keye.config.redis_url import RedisUrl
 
 # What redis-py and the socket import with a process' first connection. A child that is forked while a thread does so
 # finds the module's lock taken, for ever.
@@ -36,10 +36,12 @@ HEALTH_CHECK_SECONDS = 5
 # Of one client. Whoever finds all in use waits for one, as long as for a server that is mute.
 MAX_CONNECTIONS = 64
 WAIT_FOR_CONNECTION_SECONDS = 20
-HOW_TO_WRITE_URL = (
-    "Write redis://:password@host:6379/0, with %40 for an @ in the password, %23 for a #, %2F for a /; or leave the "
-    "password out of it and set KEYE_REDIS_PASSWORD."
-)
+# Of Celery's connections, which are in pools of its own.
+CELERY_DEFAULTS = {
+    "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+    "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+    "health_check_interval": HEALTH_CHECK_SECONDS,
+}
 
 
 def connect(
@@ -51,32 +53,25 @@ def connect(
 ) -> Redis:
     """A client for any number of threads, which notices a half-open connection within seconds.
 
-    One more try replaces a connection that died while idle; waiting out an outage is `Patience`'s. There is one more in
-    connecting and in commands, one within the other: a mute server costs four timeouts. Raises `InvalidSettings`
-    for a URL that cannot be read, or not in all its parts.
+    One more try replaces a connection that died while idle, or whose server is no primary any more; waiting out an
+    outage is `Patience`'s. There is one more in connecting and in commands, one within the other: a mute server costs
+    four timeouts. Raises `InvalidSettings` for a URL that cannot be read, or not in all its parts.
     """
     try:
-        # The client passes over a database that is no number, and takes the first.
-        if not redis_url.startswith("unix:") and not re.fullmatch(r"/?\d*", urlsplit(redis_url).path):
-            raise ValueError
-        pool = BlockingConnectionPool.from_url(
-            redis_url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=WAIT_FOR_CONNECTION_SECONDS,
-            decode_responses=True,
-            encoding_errors=encoding_errors,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            **({} if redis_url.startswith("unix:") else {"socket_keepalive": True}),
-            health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Retry(ConstantBackoff(retry_pause_seconds), retries),
-        )
-        # Connects nowhere yet, but reads its options.
-        pool.connection_class(**pool.connection_kwargs)
-        return Redis.from_pool(pool)
-    except (ValueError, TypeError, RedisError):
-        # Without its words: they may quote the password.
-        raise InvalidSettings(f"The URL of Redis (KEYE_REDIS_URL) cannot be read. {HOW_TO_WRITE_URL}") from None
+        url = RedisUrl.read(redis_url)
+    except ValueError as fault:
+        raise InvalidSettings(f"KEYE_REDIS_URL: {fault}") from None
+    options = url.connection_options(
+        decode_responses=True,
+        encoding_errors=encoding_errors,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+        retry=Retry(ConstantBackoff(retry_pause_seconds), retries, WORTH_ANOTHER_TRY),
+    )
+    bounds = {"max_connections": MAX_CONNECTIONS, "timeout": WAIT_FOR_CONNECTION_SECONDS, **url.pool_options}
+    make_pool: Any = BlockingConnectionPool
+    return Redis.from_pool(make_pool(connection_class=url.connection_class, **bounds, **options))
 
 
 # What a restart, a failover or an operator freeing memory cures. A server that loads its data, refuses the password or

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from keye.config.codes import DeviceSetting, PrecisionSetting
-from keye.config.connection import HOW_TO_WRITE_URL, connect
 from keye.config.faults import InvalidSettings
 from keye.config.host import share_of_cores, share_of_memory
+from keye.config.redis_url import RedisUrl, with_password
 
 # Far beyond what anybody waits for, and still what clocks, sockets and Redis can count.
 _WEEK = 7 * 86400
@@ -105,10 +105,7 @@ class ProducerSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _can_be_read(cls, url: SecretStr) -> SecretStr:
-        try:
-            connect(url.get_secret_value()).close()
-        except InvalidSettings:
-            raise ValueError(f"it cannot be read. {HOW_TO_WRITE_URL}") from None
+        RedisUrl.read(url.get_secret_value())
         return url
 
     @field_validator("s3_endpoint_url")
@@ -128,15 +125,8 @@ class ProducerSettings(BaseSettings):
 
     def full_redis_url(self) -> str:
         """`redis_url`, with `redis_password` in it unless it has one. A secret."""
-        url = self.redis_url.get_secret_value()
         password = self.redis_password.get_secret_value() if self.redis_password else ""
-        scheme, mark, rest = url.partition("://")
-        # Not what lies behind the place: a path or an option may hold an @ of its own.
-        place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-        user, at, _ = place.rpartition("@")
-        if not password or ":" in user:
-            return url
-        return f"{scheme}{mark}{user}:{quote(password, safe='')}@{rest.removeprefix(user + at)}"
+        return with_password(self.redis_url.get_secret_value(), password)
 
     @classmethod
     def read(cls, **given: Any) -> Self:

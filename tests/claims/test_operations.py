@@ -57,7 +57,7 @@ def run_python(code: str, *arguments: str, folder: Path, **environ: str) -> str:
     return ran.stderr
 
 
-@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "broker: queue.internal:6379 cannot be used")
+@pytest.mark.holds("docs/operations.md#it-does-not-start-why", "broker: redis://queue.internal:6379/0 cannot be used")
 def test_two_faults_are_told_as_printed(tmp_path: Path) -> None:
     golden = ROOT / "tests/golden/preview/checkpoint"
     folder = tmp_path / "Keye-VL"
@@ -280,7 +280,8 @@ def test_numbers_are_those_of_the_code(redis: Redis) -> None:
         f"0 to {retry_policy.FIRST_PAUSE_SECONDS:g}, 8, 16 .. {retry_policy.MAX_PAUSE_SECONDS:g} seconds",
         f"What hangs {supervisor.KILL_MARGIN_SECONDS:g} seconds longer is cut off",
         f"({transport.RETRY_AFTER_SECONDS:g} s while none has ended",
-        f"by itself {connection.MAX_CONNECTIONS})",
+        f"of a client ({connection.MAX_CONNECTIONS}, at least 2)",
+        f"(seconds, by itself {connection.SOCKET_TIMEOUT_SECONDS:g})",
         f"The folder takes {spool.max_files:,} results or {spool.max_bytes // 2**20} MiB",
     ]
     assert [each for each in told if each not in TEXT] == []

@@ -130,7 +130,6 @@ class TestPermissions:
 
 
 class TestUrls:
-    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "Its URL may have options")
     @pytest.mark.parametrize(
         "option", ["protocol=2", "protocol=3", "max_connections=2", "socket_timeout=1", "health_check_interval=1"]
     )
@@ -142,7 +141,6 @@ class TestUrls:
             waiting = meanwhile(client.submit(JOB).result, 3)
             assert type(waiting.exception(30)).__name__ == "JobNotEnded"
 
-    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "name a socket (`unix:///run/redis.sock?db=0`)")
     def test_a_unix_socket_will_do(self, tmp_path: Path, meanwhile: Callable[..., Any]) -> None:
         path = tmp_path / "valkey.sock"
         server = ValkeyServer(port=0, unix_socket_path=path)

@@ -1,14 +1,21 @@
-"""kombu's Redis transport with our door in it: what it takes from a list or hears on a channel is read by us first."""
+"""kombu's Redis transport with our door in it: what it takes from a list or hears on a channel is read by us first.
+
+It connects as our own clients do, and so do Celery's results.
+"""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import dumps
+from redis import ConnectionPool
 
+from keye.config.connection import CELERY_DEFAULTS
 from keye.config.job import Priority
+from keye.config.redis_url import RedisUrl
 from keye.config.topology import PRIORITY_STEPS, QUEUE, message_list
 from keye.worker.broker.envelope import Unreadable
 from keye.worker.broker.remote_commands import read_command
@@ -45,11 +52,30 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
-    # An option of the transport, so that each app has its own.
-    from_transport_options = (*redis.Channel.from_transport_options, "admission")  # type: ignore[assignment]
+    # Options of the transport, so that each app has its own.
+    from_transport_options = (  # type: ignore[assignment]
+        *redis.Channel.from_transport_options,
+        *("admission", "redis_url"),
+    )
 
     admission: Any = None
+    redis_url: RedisUrl
     _writing: Any = None
+
+    def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:
+        """Not by kombu's reading of a URL, which verifies no certificate and knows neither our options nor Sentinel."""
+        self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.redis_url.db)
+        channel = self
+
+        class Polled(self.redis_url.connection_class):  # type: ignore[name-defined]
+            def disconnect(self, *args: Any, **kwargs: Any) -> None:
+                super().disconnect(*args, **kwargs)
+                if channel._registered:
+                    channel._on_connection_disconnect(self)
+
+        connection_class = Polled if asynchronous else self.redis_url.connection_class
+        options = self.redis_url.connection_options(**CELERY_DEFAULTS)
+        return ConnectionPool(connection_class=connection_class, max_connections=self.max_connections, **options)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
@@ -101,6 +127,20 @@ class Channel(redis.Channel):
 
 class Transport(redis.Transport):
     Channel = Channel
+    # kombu's URL is for logs alone, and has no secrets.
+    can_parse_url = True
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        return uri
+
+
+class ResultBackend(RedisBackend):
+    """Where Celery keeps how far the parts of a chord are; results are written by our settlement."""
+
+    def _get_pool(self, **_: Any) -> ConnectionPool:
+        url: RedisUrl = self.app.conf.broker_transport_options["redis_url"]
+        options = url.connection_options(**CELERY_DEFAULTS)
+        return ConnectionPool(connection_class=url.connection_class, max_connections=self.max_connections, **options)
 
 
 # The scheme under which logs show it, in the place of redis.

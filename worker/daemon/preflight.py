@@ -15,10 +15,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from difflib import get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.serialization import prepare_accept_content
@@ -26,9 +24,10 @@ from packaging.requirements import Requirement
 from redis import Redis, RedisError
 
 from keye.config.codes import QUANTISED_BY, PrecisionSetting
-from keye.config.connection import HOW_TO_WRITE_URL, SOCKET_TIMEOUT_SECONDS, connect
+from keye.config.connection import SOCKET_TIMEOUT_SECONDS, connect
 from keye.config.faults import install_command
 from keye.config.host import memory_bytes, num_cores
+from keye.config.redis_url import HOW_TO_WRITE_URL, RedisUrl
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
@@ -264,8 +263,8 @@ def check_metrics_address(host: str, port: int | None) -> Iterator[Finding]:
 
 def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Iterator[Finding]:
     """Reachable, never evicts, keeps what it was told, knows what time it is, asks who is there."""
-    address = urlsplit(url)
-    shown = f"{address.hostname or address.path}:{address.port or 6379}"
+    address = RedisUrl.read(url)
+    shown = address.shown
     try:
         with connect(url, retries=0) as redis:
             facts = redis.info()
@@ -292,7 +291,7 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
         yield Finding("broker persistence", severity, found, cure)
 
     yield check_skew(skew, lease_seconds)
-    yield check_password(url)
+    yield check_password(address)
 
 
 def measure_skew(redis: Redis) -> float:
@@ -318,21 +317,13 @@ def check_skew(skew_seconds: float, lease_seconds: float) -> Finding:
     return ok("clock", found)
 
 
-def check_password(url: str) -> Finding:
-    address = urlsplit(url)
-    if address.password:
+def check_password(url: RedisUrl) -> Finding:
+    if url.has_password:
         return ok("broker password", "set")
-    if address.scheme == "unix" or _is_loopback(address.hostname or "localhost"):
+    if url.is_local:
         return ok("broker password", "none, but only this host gets in")
     cure = "Set requirepass or ACLs: who reaches an open broker can run and read every job."
-    return warning("broker password", f"{address.hostname} is used without a password", cure)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return warning("broker password", f"{url.host} is used without a password", cure)
 
 
 def check_celery(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -2,17 +2,17 @@
 
 import sys
 from functools import partial
-from ssl import CERT_REQUIRED
 from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging
 
-from keye.config.connection import HEALTH_CHECK_SECONDS, SOCKET_TIMEOUT_SECONDS, connect
+from keye.config.connection import HEALTH_CHECK_SECONDS, connect
+from keye.config.redis_url import RedisUrl
 from keye.config.settings import Settings
 from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, UNACKED_MUTEX
 from keye.worker.broker.admission import Admission, Quarantine
-from keye.worker.broker.transport import SCHEME
+from keye.worker.broker.transport import SCHEME, ResultBackend
 from keye.worker.telemetry import metrics, tell_warnings
 from keye.worker.telemetry.log import set_up_log
 
@@ -27,9 +27,9 @@ def build_app(settings: Settings) -> Celery:
     app = Celery("keye", include=["keye.worker.tasks.analyze"])
     redis = connect(url)
     app.quarantine = Quarantine(redis)
-    timeouts = {"socket_timeout": SOCKET_TIMEOUT_SECONDS, "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS}
+    redis_url = RedisUrl.read(url)
     app.conf.update(
-        broker_url=url,
+        broker_url=redis_url.shown,
         broker_transport=SCHEME,
         broker_transport_options={
             "admission": Admission(redis, app.quarantine, settings.celery_canvas),
@@ -44,19 +44,15 @@ def build_app(settings: Settings) -> Celery:
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
-            **timeouts,
+            "redis_url": redis_url,
             "health_check_interval": HEALTH_CHECK_SECONDS,
         },
-        # kombu knows a scheme only of transports of its own.
-        broker_use_ssl={"ssl_cert_reqs": CERT_REQUIRED} if url.startswith("rediss://") else None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # A server that is full or misses its replicas answers with errors, which else end the worker.
         broker_channel_error_retry=True,
-        result_backend=url,
+        result_backend=f"{ResultBackend.__module__}:{ResultBackend.__name__}",
         result_expires=settings.result_ttl_seconds,
-        **{f"redis_{name}": seconds for name, seconds in timeouts.items()},
-        redis_backend_health_check_interval=HEALTH_CHECK_SECONDS,
         task_default_queue=QUEUE,
         task_serializer="json",
         result_serializer="json",

@@ -5,10 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from pydantic import SecretStr
-
+from keye.config.redis_url import RedisUrl
 from keye.config.settings import Settings
 
 HIDDEN = "***"
@@ -83,10 +82,6 @@ def _escaped(char: str, times: int) -> str:
 
 def _secrets(settings: Settings) -> Iterator[str]:
     yield from (os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"))
-    for _, value in settings:
-        if isinstance(value, SecretStr):
-            secret = value.get_secret_value()
-            # Of a URL its password, raw or escaped.
-            is_url, at = secret.partition("://")[2], secret.rpartition("@")[0]
-            password = at.partition("://")[2].partition(":")[2] if is_url else secret
-            yield from (password, unquote(password))
+    yield from RedisUrl.read(settings.redis_url.get_secret_value()).secrets
+    if settings.redis_password:
+        yield settings.redis_password.get_secret_value()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
+from keye.config.redis_url import RedisUrl
 from keye.worker.daemon.findings import Finding, Severity, select
 from keye.worker.daemon.preflight import check_broker, check_password, check_skew, measure_skew
 
@@ -62,7 +63,7 @@ def test_a_broker_without_an_append_only_file_is_warned_about_or_refused(forgetf
     ],
 )
 def test_only_an_open_broker_on_the_network_is_warned_about(url: str, severity: Severity) -> None:
-    assert check_password(url).severity is severity
+    assert check_password(RedisUrl.read(url)).severity is severity
 
 
 def test_a_broker_that_cannot_be_used_is_a_fault_that_never_shows_the_password() -> None:
