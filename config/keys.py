@@ -10,14 +10,14 @@ PREFIX = "keye:"
 LEASES = f"{PREFIX}leases"
 
 # Sorted set of the priorities by the publication time of the newest job that a worker took. A job that was
-# published earlier and still waits has lost its message. Stays.
+# published earlier and still waits has lost its message. Expires a week after the last worker.
 TAKEN = f"{PREFIX}taken"
 
 # Sorted set of the jobs that have a deadline and have not ended, by that deadline, Unix seconds.
 DEADLINES = f"{PREFIX}deadlines"
 
 # Sorted set of the ids of FAILED jobs by their end, Unix seconds of the server's clock. None counts any more once that
-# is `dead_letter_ttl_seconds` ago, and the next job that fails has it taken out.
+# is `dead_letter_ttl_seconds` ago, and workers take it out, as they do one whose record is gone.
 DEAD_LETTERS = f"{PREFIX}dead"
 
 # Hash of what workers' settings say, for who is no worker: for how many seconds an ended job can be read (result) and a
@@ -25,16 +25,20 @@ DEAD_LETTERS = f"{PREFIX}dead"
 KEPT = f"{PREFIX}kept"
 
 # Stream of messages that could not be read, the newest `keye.config.quarantine.MAX_MESSAGES` of them: fields
-# reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Stays.
+# reason, worker, job_id ("" for none), size, raw (base64 of its beginning). Each stays for `dead_letter_ttl_seconds`.
 QUARANTINE = f"{PREFIX}quarantine"
 
 # Stream of the jobs that ended, the newest 100,000 or a few more: fields job_id, state, seconds (since the last attempt
-# began, "" for one that was ended in the queue). Stays.
+# began, "" for one that was ended in the queue). Each stays for the longer of `result_ttl_seconds` and
+# `dead_letter_ttl_seconds`, the very newest until there is another.
 ENDED = f"{PREFIX}ended"
 
 # Hash of what each kind of job (`keye.config.wire.kind_of`) takes of a worker's time: the sums of weights, and of
 # seconds times their weights, over the newest of its jobs. Stays.
 WORK = f"{PREFIX}work"
+
+# Sorted set of Celery's names for the workers by when each was last seen, Unix seconds of the server's clock.
+NODES = f"{PREFIX}nodes"
 
 # String, the worker whose turn it is to look for overdue leases; expires before the next turn.
 REAPER_TURN = f"{PREFIX}reaper-turn"

@@ -28,6 +28,11 @@ UNACKED_MUTEX = "keye:unacked-mutex"
 SHARED_UNACKED, SHARED_UNACKED_INDEX = "unacked", "unacked_index"
 
 
+# The Redis set of who hears Celery's remote commands, as kombu names it and, without the worker's name in it, a member.
+LISTENERS = "_kombu.binding.celery.pidbox"
+LISTENER = ("\x06\x16\x06\x16", ".celery.pidbox")
+
+
 def result_key(task_id: str) -> str:
     """String that Celery's Redis backend reads a task's result from, and the channel on which it waits for it."""
     return f"celery-task-meta-{task_id}"

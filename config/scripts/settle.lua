@@ -26,7 +26,6 @@ end
 if ARGV[3] == "FAILED" then
   ttl = math.max(ttl, tonumber(ARGV[6]))
   redis.call("ZADD", KEYS[4], now, ARGV[1])
-  redis.call("ZREMRANGEBYSCORE", KEYS[4], "-inf", now - ARGV[6])
 end
 redis.call("HSET", KEYS[1], "settler", ARGV[10])
 if ARGV[12] ~= "" then

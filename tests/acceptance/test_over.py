@@ -10,8 +10,9 @@ from redis import Redis
 from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.job import Priority
-from keye.config.topology import UNACKED, message_list
+from keye.config.topology import LISTENER, LISTENERS, UNACKED, message_list
 from keye.producer import Client
+from keye.worker.leases.job_lease import GONE_SECONDS
 from tests.acceptance.conftest import ECHO, Start
 from tests.acceptance.test_plain_redis import make_job, push, write_record
 from tests.support.conditions import eventually
@@ -81,6 +82,24 @@ def test_messages_that_come_after_all_of_a_job_is_gone_run_nothing(
     again = client.submit(**asked[0])
     assert again.id != ended[0].id
     assert again.result(timeout=60).answer == "high"
+
+
+def test_dead_worker_leaves_nothing_in_celerys_list_and_a_living_one_nothing_when_it_ends(
+    start: Start, redis: Redis
+) -> None:
+    def noted() -> set[str]:
+        return {name.join(LISTENER) for name in redis.zrange(keys.NODES, 0, -1)}
+
+    dying = start(*ECHO, "-n", "dying@host", KEYE_LEASE_SECONDS="1")
+    eventually(lambda: redis.smembers(LISTENERS) == noted() == {"dying@host".join(LISTENER)}, within_seconds=60)
+    dying.process.kill()
+    living = start(*ECHO, "-n", "living@host", KEYE_LEASE_SECONDS="1")
+    eventually(lambda: redis.scard(LISTENERS) == 2, within_seconds=60)
+    redis.zincrby(keys.NODES, -GONE_SECONDS - 1, "dying@host")
+    eventually(lambda: redis.smembers(LISTENERS) == noted() == {"living@host".join(LISTENER)})
+    living.ask_to_end()
+    living.exit_code()
+    assert not redis.exists(LISTENERS, keys.NODES)
 
 
 def test_message_that_a_dead_worker_had_taken_comes_back_as_one_of_a_job_with_a_record(

@@ -113,9 +113,10 @@ def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) ->
     "is a dead letter for `KEYE_DEAD_LETTER_TTL_SECONDS`",
 )
 def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Redis) -> None:
+    announce(worker, result=RESULT_TTL, dead_letter=DEAD_LETTER_TTL)
     old, new = client.submit(prompt="old"), client.submit(prompt="new")
     fail(worker, old)
-    worker.zincrby(keys.DEAD_LETTERS, -DEAD_LETTER_TTL, old.id)
+    worker.zincrby(keys.DEAD_LETTERS, -DEAD_LETTER_TTL - 1, old.id)
     fail(worker, new)
     assert ids(client.dead_letters.select()) == [new.id]
 
@@ -123,7 +124,7 @@ def test_letters_older_than_their_time_leave_the_list(client: Client, worker: Re
 def announce(worker: Redis, **kept_seconds: int) -> None:
     """A worker has been there, with these settings."""
     box = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
-    announcer = Announcer(worker, box, kept_seconds)
+    announcer = Announcer(worker, box, "keye@box", kept_seconds)
     announcer.start()
     eventually(lambda: worker.exists(keys.worker("box", 7)))
     announcer.stop()

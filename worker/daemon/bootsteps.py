@@ -90,7 +90,7 @@ class EngineStep(bootsteps.StartStopStep):
         redis = connect(settings.full_redis_url())
         identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=settings.device)
         kept = {"result": settings.result_ttl_seconds, "dead_letter": settings.dead_letter_ttl_seconds}
-        self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING), kept)
+        self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING), worker.hostname, kept)
         self._announcer.start()
         self._heartbeat = Heartbeat(os.environ.get(HEARTBEAT_VARIABLE))
         self._heartbeat.beat()

@@ -16,12 +16,24 @@ from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobFailure, Outcome
 from keye.config.scripts import load_script
-from keye.config.topology import QUEUE, SHARED_UNACKED, SHARED_UNACKED_INDEX, message, message_list
+from keye.config.topology import (
+    LISTENER,
+    LISTENERS,
+    QUEUE,
+    SHARED_UNACKED,
+    SHARED_UNACKED_INDEX,
+    message,
+    message_list,
+)
 from keye.config.wire import Outline, SealedJob, record_of
 
 T = TypeVar("T")
 
 _CLAIM_KEYS = (keys.TAKEN, keys.DEADLINES, *map(keys.queued, Priority))
+
+# Of a worker that gives no sign: it gives one every few seconds, and comes back with the next.
+GONE_SECONDS = 60
+TAKEN_TTL_SECONDS = 7 * 86400
 
 # Settling needs it no more, and a spool on disk should not hold it: signed URLs stand in it.
 Unsaved = Annotated[T, Field(exclude=True)]
@@ -164,7 +176,7 @@ class LeaseStore:
         self.redis = redis
         self.lease_seconds = lease_seconds
         self.patience = Patience()
-        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish", "adopt")
+        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish", "adopt", "tidy")
         self._run = {move: load_script(redis, move) for move in moves}
 
     def claim(
@@ -311,6 +323,11 @@ class LeaseStore:
         names = [SHARED_UNACKED, SHARED_UNACKED_INDEX, *map(message_list, Priority)]
         num_adopted, first = self._run["adopt"](names, [2 * self.lease_seconds, f', "", "{QUEUE}"]', first, 20])
         return int(num_adopted), int(first)
+
+    def tidy(self, limit: int) -> None:
+        """Take away what outlived the jobs and workers it is of; of dead letters without a job so many at a time."""
+        names = [keys.DEAD_LETTERS, keys.TAKEN, keys.ENDED, keys.QUARANTINE, keys.KEPT, keys.NODES, LISTENERS]
+        self._run["tidy"](names, [limit, keys.record(""), GONE_SECONDS, TAKEN_TTL_SECONDS, *LISTENER])
 
     def read_late(self, job_id: str) -> LateJob:
         sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))

@@ -78,6 +78,7 @@ class Reaper(PeriodicThread):
             log.warning("job %s: its message was lost, queued again", job_id, extra={"job_id": job_id})
         self._adopt()
         self.reap_overdue()
+        self._store.tidy(limit=MAX_JOBS_PER_PASS)
 
     def _adopt(self) -> None:
         try:

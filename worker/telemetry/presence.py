@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 class Announcer(PeriodicThread):
     """Writes the presence at once when it changes and again every `RENEW_EVERY_SECONDS`, from a thread of its own."""
 
-    def __init__(self, redis: Redis, presence: Presence, kept_seconds: Mapping[str, int]) -> None:
-        """`kept_seconds` are the fields of `keye.config.keys.KEPT`."""
+    def __init__(self, redis: Redis, presence: Presence, node: str, kept_seconds: Mapping[str, int]) -> None:
+        """`node` is Celery's name for the worker, `kept_seconds` are the fields of `keye.config.keys.KEPT`."""
         super().__init__("presence", RENEW_EVERY_SECONDS)
         self._redis = redis
+        self._node = node
         self._kept_seconds: dict[Any, Any] = dict(kept_seconds)
         self._key = keys.worker(presence.worker.host, presence.worker.pid)
         self.announce(presence)
@@ -36,6 +37,8 @@ class Announcer(PeriodicThread):
         super().stop()
         try:
             self._redis.delete(self._key)
+            # Celery leaves its own list by itself.
+            self._redis.zrem(keys.NODES, self._node)
         except RedisError as error:
             logger.warning("This worker stays announced for %d s: %s", EXPIRY_SECONDS, error)
 
@@ -46,7 +49,9 @@ class Announcer(PeriodicThread):
             announced = self._redis.get(keys.CONTEXT)
             if announced is None or context <= int(announced):
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
+        now, _ = self._redis.time()
         with self._redis.pipeline(transaction=False) as saying:
+            saying.zadd(keys.NODES, {self._node: now})
             saying.hset(keys.KEPT, mapping=self._kept_seconds)
             saying.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
             saying.execute()

@@ -27,13 +27,15 @@ KEPT = {"result": 600, "dead_letter": 300}
 
 @pytest.mark.holds("docs/operations.md#is-it-up-and-is-it-taking-jobs", "No key: there is no such process")
 def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
-    announcer = Announcer(redis, LOADING, KEPT)
+    announcer = Announcer(redis, LOADING, "keye@box", KEPT)
     announcer.start()
     eventually(lambda: list_present(redis) == [LOADING])
     announcer.announce(READY)
     eventually(lambda: list_present(redis) == [READY])
+    assert redis.zrange(keys.NODES, 0, -1) == ["keye@box"]
     announcer.stop()
     assert list_present(redis) == []
+    assert not redis.exists(keys.NODES)
 
 
 @pytest.mark.holds(
@@ -41,7 +43,7 @@ def test_each_change_is_seen_at_once_and_the_end_too(redis: Redis) -> None:
     "each worker process keeps a key that expires when it falls silent for 20 seconds",
 )
 def test_a_process_that_falls_silent_is_forgotten(redis: Redis) -> None:
-    announcer = Announcer(redis, READY, KEPT)
+    announcer = Announcer(redis, READY, "keye@box", KEPT)
     announcer.start()
     eventually(lambda: list_present(redis) == [READY])
     assert 0 < redis.ttl(keys.worker("box", 7)) <= EXPIRY_SECONDS
@@ -55,7 +57,7 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
 
     def announced(max_tokens: int, template_tokens: int = 0) -> Announcer:
         room = {"max_tokens": max_tokens, "template_tokens": template_tokens}
-        announcer = Announcer(redis, READY.model_copy(update=room), KEPT)
+        announcer = Announcer(redis, READY.model_copy(update=room), "keye@box", KEPT)
         announcer.start()
         return announcer
 
@@ -76,7 +78,7 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
 
 
 def test_a_redis_that_is_away_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
-    announcer = Announcer(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), READY, KEPT)
+    announcer = Announcer(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), READY, "keye@box", KEPT)
     with caplog.at_level(logging.WARNING, logger="keye.worker.telemetry.presence"):
         announcer.start()
         announcer.stop()
