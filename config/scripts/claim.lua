@@ -15,6 +15,8 @@
 local now, is_new = clock(), false
 if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
   redis.call("HSET", KEYS[1], unpack(ARGV, 6))
+  -- Of one that had the same id: readers would see its end, and it expires.
+  redis.call("DEL", KEYS[2])
   is_new = true
 end
 local state, token, attempts, max_attempts, deaths, due_at, left_seconds, sealed, canvas,

@@ -12,7 +12,7 @@ from keye.config.codes import JobState
 from keye.config.job import Priority
 from keye.config.topology import LISTENER, LISTENERS, UNACKED, message_list
 from keye.producer import Client
-from keye.worker.leases.job_lease import GONE_SECONDS
+from keye.worker.telemetry.presence import EXPIRY_SECONDS
 from tests.acceptance.conftest import ECHO, Start
 from tests.acceptance.test_plain_redis import make_job, push, write_record
 from tests.support.conditions import eventually
@@ -95,7 +95,7 @@ def test_dead_worker_leaves_nothing_in_celerys_list_and_a_living_one_nothing_whe
     dying.process.kill()
     living = start(*ECHO, "-n", "living@host", KEYE_LEASE_SECONDS="1")
     eventually(lambda: redis.scard(LISTENERS) == 2, within_seconds=60)
-    redis.zincrby(keys.NODES, -GONE_SECONDS - 1, "dying@host")
+    redis.zincrby(keys.NODES, -EXPIRY_SECONDS - 1, "dying@host")
     eventually(lambda: redis.smembers(LISTENERS) == noted() == {"living@host".join(LISTENER)})
     living.ask_to_end()
     living.exit_code()

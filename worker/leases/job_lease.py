@@ -26,13 +26,12 @@ from keye.config.topology import (
     message_list,
 )
 from keye.config.wire import Outline, SealedJob, record_of
+from keye.worker.telemetry.presence import EXPIRY_SECONDS
 
 T = TypeVar("T")
 
 _CLAIM_KEYS = (keys.TAKEN, keys.DEADLINES, *map(keys.queued, Priority))
 
-# Of a worker that gives no sign: it gives one every few seconds, and comes back with the next.
-GONE_SECONDS = 60
 TAKEN_TTL_SECONDS = 7 * 86400
 
 # Settling needs it no more, and a spool on disk should not hold it: signed URLs stand in it.
@@ -327,7 +326,7 @@ class LeaseStore:
     def tidy(self, limit: int) -> None:
         """Take away what outlived the jobs and workers it is of; of dead letters without a job so many at a time."""
         names = [keys.DEAD_LETTERS, keys.TAKEN, keys.ENDED, keys.QUARANTINE, keys.KEPT, keys.NODES, LISTENERS]
-        self._run["tidy"](names, [limit, keys.record(""), GONE_SECONDS, TAKEN_TTL_SECONDS, *LISTENER])
+        self._run["tidy"](names, [limit, keys.record(""), EXPIRY_SECONDS, TAKEN_TTL_SECONDS, *LISTENER])
 
     def read_late(self, job_id: str) -> LateJob:
         sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))

@@ -142,3 +142,14 @@ def test_failed_attempts_raise_no_suspicion(store: LeaseStore) -> None:
         lease = claim(store, sealed)
         assert store.retry(lease, a_failure(lease), 0, None) == "queued"
     assert claim(store, sealed).attempt == 3
+
+
+def test_job_under_the_id_of_one_that_is_gone_has_a_stream_of_its_own(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    first = claim(store, sealed)
+    redis.expire(keys.events(sealed.job_id), 60)
+    redis.delete(keys.record(sealed.job_id))
+    again = claim(store, sealed)
+    assert again.token != first.token
+    assert len(events(redis, sealed.job_id)) == 1
+    assert redis.ttl(keys.events(sealed.job_id)) == -1

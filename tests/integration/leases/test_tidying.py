@@ -9,8 +9,9 @@ from keye.config import keys
 from keye.config.job import Priority
 from keye.config.topology import LISTENER, LISTENERS, message_list
 from keye.producer import Client
-from keye.worker.leases.job_lease import GONE_SECONDS, Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
 from keye.worker.results.settlement import Settlement
+from keye.worker.telemetry.presence import EXPIRY_SECONDS
 from tests.support.leased_jobs import TTL, a_failure, a_job, a_reaper, claim, time_passes
 
 WEEK = 7 * 86400
@@ -78,7 +79,7 @@ def test_who_has_read_the_whole_feed_misses_nothing_when_all_of_it_is_old(
 @pytest.mark.holds("docs/reliability.md#promises", "dead workers from Celery's list of who hears remote commands")
 def test_dead_workers_are_forgotten_and_neighbours_are_not(store: LeaseStore, redis: Redis) -> None:
     now = time.time()
-    redis.zadd(keys.NODES, {"dead@host": now - GONE_SECONDS - 5, "alive@host": now})
+    redis.zadd(keys.NODES, {"dead@host": now - EXPIRY_SECONDS - 5, "alive@host": now})
     redis.sadd(LISTENERS, *map(listener, ("dead@host", "alive@host", "neighbour@host")))
     redis.sadd("_kombu.binding.keye.jobs", "keye.jobs\x06\x16\x06\x16keye.jobs")
     a_reaper(store).look_around()
