@@ -96,13 +96,13 @@ class JobState(OpenEnum):
         return LEGAL_MOVES.get(self) == frozenset()
 
 
-_UNANSWERED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+UNANSWERED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
 # RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a draining worker
 # requeued the job.
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: _UNANSWERED | {JobState.RUNNING},
-    JobState.RUNNING: _UNANSWERED | {JobState.SUCCEEDED, JobState.QUEUED},
-    **dict.fromkeys((JobState.SUCCEEDED, *_UNANSWERED), frozenset()),
+    JobState.QUEUED: UNANSWERED | {JobState.RUNNING},
+    JobState.RUNNING: UNANSWERED | {JobState.SUCCEEDED, JobState.QUEUED},
+    **dict.fromkeys((JobState.SUCCEEDED, *UNANSWERED), frozenset()),
 }
 
 

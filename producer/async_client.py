@@ -47,15 +47,18 @@ class AsyncClient:
         self._client = target if isinstance(target, Client) else Client(target)
         self._begin_threads()
 
-    async def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> "AsyncJob":
+    async def submit(
+        self, job: AnalysisJob | None = None, /, *, retry_failed: bool = False, **fields: Unpack[JobFields]
+    ) -> "AsyncJob":
         """See `Client.submit`."""
-        return AsyncJob(await self._call(lambda: self._client.submit(job, **fields)), self._call)
+        submit = partial(self._client.submit, job, retry_failed=retry_failed, **fields)
+        return AsyncJob(await self._call(submit), self._call)
 
     async def submit_many(
-        self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]
+        self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal], retry_failed: bool = False
     ) -> "list[AsyncJob | Refusal]":
         """See `Client.submit_many`. `jobs` is gone through in a thread."""
-        return self._handles(await self._call(lambda: self._client.submit_many(jobs)))
+        return self._handles(await self._call(lambda: self._client.submit_many(jobs, retry_failed)))
 
     async def find(self, job_id: str) -> "AsyncJob":
         """See `Client.find`."""

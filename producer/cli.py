@@ -25,6 +25,9 @@ app = command_line("Send analysis jobs to Keye-VL workers and read their answers
 app.add_typer(dead_cli.app, name="dead")
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="queue it anew where the key's job ended without an answer")
+]
 Timeout = Annotated[float | None, typer.Option(help="seconds to wait; default: as long as it takes")]
 
 
@@ -37,6 +40,7 @@ def submit(
     priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
     deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
+    retry_failed: RetryFailed = False,
     traceparent: Annotated[str | None, typer.Option(help="of W3C: the trace it belongs to, for workers' logs")] = None,
     job_file: Annotated[
         typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
@@ -51,10 +55,9 @@ def submit(
         raise typer.BadParameter("give either a prompt, or a whole job with --job")
     with connected(redis_url) as client:
         if job_file is not None:
-            fields = read_job(job_file.read())
-            if isinstance(fields, InvalidJob):
-                raise fields
-            job = client.submit(**fields)
+            (job,) = client.submit_many([read_job(job_file.read())], retry_failed)
+            if isinstance(job, Refusal):
+                raise job
         else:
             job = client.submit(
                 prompt=prompt,
@@ -64,6 +67,7 @@ def submit(
                 priority=priority,
                 deadline_seconds=deadline_seconds,
                 idempotency_key=idempotency_key,
+                retry_failed=retry_failed,
                 traceparent=traceparent,
             )
         if wait:
@@ -75,13 +79,14 @@ def submit(
 @app.command(epilog=EXIT_CODES)
 def submit_many(
     jobs: Annotated[typer.FileBinaryRead, typer.Argument(help="a job as JSON in each line, - for standard input")],
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
     """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
     refusals = []
     with connected(redis_url) as client:
-        for number, answer in enumerate(client.submit_many(map(read_job, jobs)), 1):
+        for number, answer in enumerate(client.submit_many(map(read_job, jobs), retry_failed), 1):
             if isinstance(answer, Refusal):
                 refusals.append(answer)
                 typer.echo(f"line {number}: {answer}", err=True)

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
 
@@ -77,13 +76,16 @@ class Client:
         self._settings = target or ProducerSettings.read()
         self._transport = Transport(self._settings)
 
-    def submit(self, job: AnalysisJob | None = None, /, **fields: Unpack[JobFields]) -> Job:
+    def submit(
+        self, job: AnalysisJob | None = None, /, *, retry_failed: bool = False, **fields: Unpack[JobFields]
+    ) -> Job:
         """Queue a job: an `AnalysisJob`, or the fields of one (`prompt=...`, `media=[...]`, `generation=...`).
 
         Among `fields`, a medium may be a URI or an absolute path, which workers follow; or a `Path` or a relative path
         of a file that is here, bytes, a file opened with 'rb', a PIL image or an array of (height, width, RGB): up to
         1 MiB travels inside the job, more is uploaded to where KEYE_UPLOAD_PREFIX says. One alone needs no list.
-        Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice.
+        Under an `idempotency_key` that was used before, the first job is returned and nothing is queued twice, even if
+        it failed: with `retry_failed` the job is queued anew where that one ended without an answer.
 
         Raises `InvalidJob` with every fault (or where its words alone are more tokens than the workers hold for a job),
         `UploadFailed` when a medium could not be uploaded, `IdempotencyConflict` when the key belongs to another job,
@@ -93,9 +95,11 @@ class Client:
         if job is not None and fields:
             raise TypeError(f"submit takes an AnalysisJob or its fields, not both; it was also given {sorted(fields)}")
         sealed = self._seal(fields if job is None else job)
-        return self.job(self._transport.submit(sealed))
+        return self.job(self._transport.submit(sealed, retry_failed))
 
-    def submit_many(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> list[Job | Refusal]:
+    def submit_many(
+        self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal], retry_failed: bool = False
+    ) -> list[Job | Refusal]:
         """Queue many jobs, a few hundred in a round trip: each an `AnalysisJob`, or the fields of one as for `submit`.
 
         Returns in their order each job's handle, or the error that `submit` would have raised, which costs its
@@ -103,11 +107,12 @@ class Client:
         stays in its place. What a medium or `jobs` itself raises becomes an `InvalidJob` with that for its cause, and
         ends the list where `jobs` raised it.
         """
-        return list(chain.from_iterable(map(self.send, batches(self.seal_all(jobs)))))
+        return [job for batch in batches(self.seal_all(jobs)) for job in self.send(batch, retry_failed)]
 
-    def send(self, jobs: Sequence[SealedJob | Refusal]) -> list[Job | Refusal]:
+    def send(self, jobs: Sequence[SealedJob | Refusal], retry_failed: bool = False) -> list[Job | Refusal]:
         """Queue what `seal_all` gave, in one round trip; sent again, nothing is queued twice."""
-        return [self.job(each) if isinstance(each, str) else each for each in self._transport.submit_many(jobs)]
+        answers = self._transport.submit_many(jobs, retry_failed)
+        return [self.job(each) if isinstance(each, str) else each for each in answers]
 
     def seal_all(self, jobs: Iterable[AnalysisJob | Mapping[str, Any] | Refusal]) -> Iterator[SealedJob | Refusal]:
         """Each of them, or why it is none; ends where `jobs` itself raises, with that for the last."""

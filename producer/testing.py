@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from keye.config import keys
-from keye.config.codes import LEGAL_MOVES, ErrorCode, JobState, QueuedAgain, Stage
+from keye.config.codes import LEGAL_MOVES, UNANSWERED, ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.event import Event, FramesDecoded, JobEnded, StageStarted, TextGenerated
 from keye.config.faults import JobNotFound, KeyeError, Refusal
 from keye.config.job import AnalysisJob, Priority
@@ -189,10 +189,12 @@ class _Memory(Transport):
             del self.records[job_id]
             self._streams.pop(keys.events(job_id), None)
 
-    def submit(self, sealed: SealedJob) -> str:
+    def submit(self, sealed: SealedJob, retry_failed: bool = False) -> str:
         entry = f"{sealed.job_id} {fingerprint_of(sealed.job)}"
         with self._changed:
             owner = self._owners.get(sealed.job.idempotency_key or "")
+            if owner and retry_failed and self._may_take_over(entry, owner):
+                owner = None
             queued = sum(record["state"] == JobState.QUEUED for record in self.records.values())
             is_full = owner is None and self.max_queue_depth is not None and queued >= self.max_queue_depth
             # Come again soon: a test's worker is quick.
@@ -207,11 +209,16 @@ class _Memory(Transport):
             self._reply(answer)
         return answer
 
-    def submit_many(self, jobs: Sequence[SealedJob | Refusal]) -> list[str | Refusal]:
+    def _may_take_over(self, entry: str, owner: str) -> bool:
+        (_, fingerprint), (earlier, of_earlier) = entry.split(), owner.split()
+        state = self.records.get(earlier, {}).get("state")
+        return fingerprint == of_earlier and state in (None, *UNANSWERED)
+
+    def submit_many(self, jobs: Sequence[SealedJob | Refusal], retry_failed: bool = False) -> list[str | Refusal]:
         answers: list[str | Refusal] = []
         for job in jobs:
             try:
-                answers.append(job if isinstance(job, Refusal) else self.submit(job))
+                answers.append(job if isinstance(job, Refusal) else self.submit(job, retry_failed))
             except Refusal as refusal:
                 answers.append(refusal)
         return answers

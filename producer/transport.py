@@ -87,19 +87,20 @@ class Transport:
     def redis(self) -> Redis:
         return self._redis
 
-    def submit(self, sealed: SealedJob) -> str:
+    def submit(self, sealed: SealedJob, retry_failed: bool = False) -> str:
         """Store and queue a new job; returns the id of the job that owns its idempotency key, this or an earlier one.
 
+        With `retry_failed` none that ended without an answer owns it.
         Raises `IdempotencyConflict` where that one asks for something else, `InvalidJob` where it has more tokens at
         least than the live workers hold for a job or Redis does not take a message of its size, and `QueueFull`.
         """
         with reaching_redis("queue the job"):
-            reply = self._submit(*self._submission(sealed))
+            reply = self._submit(*self._submission(sealed, retry_failed))
         if isinstance(answer := self._answer(sealed, reply), Refusal):
             raise answer
         return answer
 
-    def submit_many(self, jobs: Sequence[SealedJob | Refusal]) -> list[str | Refusal]:
+    def submit_many(self, jobs: Sequence[SealedJob | Refusal], retry_failed: bool = False) -> list[str | Refusal]:
         """As `submit` for each, in one round trip; what it would raise stands where the id would, as refusals do."""
         accepted = list(jobs)
         replies: Iterator[Any]
@@ -108,7 +109,7 @@ class Transport:
                 for index, job in enumerate(jobs):
                     if isinstance(job, SealedJob):
                         try:
-                            self._submit(*self._submission(job), client=sending)
+                            self._submit(*self._submission(job, retry_failed), client=sending)
                         except InvalidJob as refusal:
                             accepted[index] = refusal
                 replies = iter(sending.execute(raise_on_error=False))
@@ -216,7 +217,7 @@ class Transport:
         self.reader.close()
         self.redis.close()
 
-    def _submission(self, sealed: SealedJob) -> tuple[list[str], list[str | int]]:
+    def _submission(self, sealed: SealedJob, retry_failed: bool) -> tuple[list[str], list[str | int]]:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record
         queued = sorted(Priority, key=lambda priority: priority is not job.priority)
@@ -224,6 +225,7 @@ class Transport:
         names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
         args: list[str | int] = [job_id, fingerprint_of(job), least_tokens(job), record["deadline_at"]]
         args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
+        args.append(keys.record("") if retry_failed else "")
         args += chain.from_iterable(record.items())
         try:
             check_arguments(self.redis, args)

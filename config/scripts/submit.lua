@@ -1,17 +1,26 @@
--- Queues a new job, record and message in one move, unless its idempotency key was used before. Sent twice because a
--- reply was lost, it changes nothing.
+-- Queues a new job, record and message in one move, unless its idempotency key was used before; where it asks for that,
+-- the key of a job that asks for the same and ended without an answer, or is gone, is its own from now on. Sent twice because
+-- a reply was lost, it changes nothing.
 --
 -- KEYS: 1 record (hash), 2 the tokens that workers hold (string), 3 messages of its priority (list), 4 deadlines (sorted set),
 -- 5 ended jobs (stream), 6 leases (sorted set), 7 queued jobs of its priority, 8 and 9 of the others (sorted sets),
 -- 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 fingerprint of the job, 3 tokens the job has at least, 4 deadline or "", 5 message, 6 most jobs that may be queued or
--- "", 7.. fields and values of the record
+-- "", 7 what records' keys begin with, where it may take over a key, or "", 8.. fields and values of the record
 -- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one,
 -- {"too_long", context} or {"full", jobs that are queued, seconds from one's end to the next's or ""}
 local entry = ARGV[1] .. " " .. ARGV[2]
 local earlier = KEYS[10] and redis.call("GET", KEYS[10])
 if earlier then
-  return { "owner", earlier }
+  local owner, fingerprint = string.match(earlier, "^(.*) (.*)$")
+  local is_free = false
+  if ARGV[7] ~= "" and fingerprint == ARGV[2] and owner ~= ARGV[1] then
+    local state = redis.call("HGET", ARGV[7] .. owner, "state")
+    is_free = not state or state == "FAILED" or state == "CANCELLED" or state == "EXPIRED"
+  end
+  if not is_free then
+    return { "owner", earlier }
+  end
 end
 local context = redis.call("GET", KEYS[2])
 if context and tonumber(ARGV[3]) > tonumber(context) then
@@ -29,7 +38,7 @@ if ARGV[6] ~= "" then
 end
 -- First: it alone can fail, where somebody put something else in its place.
 redis.call("LPUSH", KEYS[3], ARGV[5])
-redis.call("HSET", KEYS[1], unpack(ARGV, 7))
+redis.call("HSET", KEYS[1], unpack(ARGV, 8))
 redis.call("ZADD", KEYS[7], clock(), ARGV[1])
 if ARGV[4] ~= "" then
   redis.call("ZADD", KEYS[4], ARGV[4], ARGV[1])

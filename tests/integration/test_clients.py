@@ -1,19 +1,14 @@
 """One suite for all clients: in threads and in asyncio, on a real server and in memory."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.producer import (
-    AsyncClient,
     Cancellation,
-    Client,
     Heartbeat,
-    IdempotencyConflict,
     InvalidEventId,
     InvalidJob,
     JobEnded,
@@ -25,40 +20,11 @@ from keye.producer import (
     QueueFull,
     QueueUnavailable,
     Refusal,
-    Settings,
     StageStarted,
     TextGenerated,
 )
-from keye.testing import MemoryClient
+from tests.integration.conftest import MAX_QUEUE_DEPTH, Pair
 from tests.support.conditions import eventually
-from tests.support.sides import RedisWorker, synchronously
-
-MAX_QUEUE_DEPTH = 8
-
-
-@dataclass
-class Pair:
-    """A client, and who works for it."""
-
-    client: Any
-    worker: Any
-
-
-@pytest.fixture(params=["threads", "asyncio", "memory", "asyncio in memory"])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    if "memory" in request.param:
-        memory = MemoryClient(max_queue_depth=MAX_QUEUE_DEPTH)
-        worker, make = memory, lambda: memory
-    else:
-        redis, url = request.getfixturevalue("redis"), request.getfixturevalue("redis_url")
-        settings = Settings(redis_url=SecretStr(url), max_queue_depth=MAX_QUEUE_DEPTH)
-        worker, make = RedisWorker(redis), lambda: Client(settings)
-    if "asyncio" in request.param:
-        for client in synchronously(lambda: AsyncClient(make())):
-            yield Pair(client, worker)
-    else:
-        with make() as client:
-            yield Pair(client, worker)
 
 
 class TestOneJob:
@@ -137,16 +103,6 @@ class TestOneJob:
         with pytest.raises(JobFailed, match="CANCELLED"):
             waiting.result(10)
         assert (running.state, ended.result(5).answer) == (JobState.RUNNING, "yes")
-
-    @pytest.mark.holds("docs/collect-many-results.md#after-a-restart", "what had been sent before is not sent twice")
-    def test_the_same_key_is_the_same_job_or_a_conflict(self, pair: Pair) -> None:
-        first = pair.client.submit(prompt="?", idempotency_key="k")
-        assert pair.client.submit(prompt="?", idempotency_key="k").id == first.id
-        # Who asks again does so within a trace of his own.
-        traced = pair.client.submit(prompt="?", idempotency_key="k", traceparent=f"00-{'4b' * 16}-{'0f' * 8}-01")
-        assert traced.id == first.id
-        with pytest.raises(IdempotencyConflict):
-            pair.client.submit(prompt="!", idempotency_key="k")
 
     def test_closing_the_client_is_told_to_who_waits(self, pair: Pair, meanwhile: Callable[..., Any]) -> None:
         events = pair.client.submit(prompt="?").events(heartbeat_seconds=0.01)
