@@ -1,8 +1,8 @@
-"""The server that takes writes: which one it is where Sentinels watch it, and connections that leave one that is not.
-
-After a failover old connections may stay open to a server that is a replica by now, and refuses all writes.
+"""The server that takes writes: which one it is where Sentinels watch it, whether it is one that can be used, and
+connections that leave one that is a replica by now: after a failover old ones may stay open.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,19 +11,41 @@ from redis.backoff import ConstantBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import (
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterError,
     ConnectionError,
     MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
 )
 from redis.retry import Retry
+from redis.utils import str_if_bytes
 
+OLDEST_VERSION = (6, 2)
+CLUSTER = (
+    "The server is a Redis Cluster, which cannot be used: one script changes a job and the lists of all jobs. "
+    "Use a single server, with Sentinels where it must outlive its machine."
+)
+REPLICA = (
+    "The server is a replica, which takes no writes. Use the address of its primary, "
+    "or that of Sentinels, which know it (sentinel://)."
+)
+OLD = "The server is older than Redis 6.2 ({version}). Use Redis 6.2 or newer, or Valkey."
 # One that does not answer is passed over for the next.
 SENTINEL_TIMEOUT_SECONDS = 1.0
-# Of a server that is none, or not yet. A script's error may hold the code further on, of servers before 7.0.
-DEMOTED_CODES = {"READONLY ": ReadOnlyError, "MASTERDOWN ": MasterDownError}
+# Before 7.0 a script's error holds these further on, where the client does not see them.
+SCRIPT_CODES = {"-READONLY ": ReadOnlyError, "-MASTERDOWN ": MasterDownError, "-OOM ": OutOfMemoryError}
+# What a server says that is no primary, or not yet.
+DEMOTED = (ReadOnlyError, MasterDownError, BusyLoadingError)
+
+
+class ServerUnusable(ResponseError):
+    """A Cluster or too old: waiting does not help."""
 
 
 class Primary:
@@ -44,6 +66,7 @@ class Primary:
         self._address: tuple[str, int] | None = None
         # How often it was another one. What was connected before is to be left.
         self.changes = 0
+        self.is_examined = False
 
     def find(self) -> tuple[str, int] | None:
         """Its address by the first Sentinel that knows it; None where it is fixed. Raises redis' `ConnectionError`."""
@@ -85,7 +108,16 @@ class _Leaving(AbstractConnection):
     def connect(self) -> None:
         # Called by a pool that hands it out: never between commands that belong together.
         self._leave_if_changed()
-        super().connect()  # type: ignore[no-untyped-call]
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+            if not self._primary.is_examined:
+                self._examine()
+        except ResponseError as error:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            # Known since 6.0, and without an argument since 6.2.
+            if re.search("(?i)unknown command.*hello|arguments for 'hello'", str(error)):
+                raise ServerUnusable(OLD.format(version="it does not know HELLO")) from None
+            raise
 
     def can_read(self, timeout: float = 0) -> bool:
         # Called between two looks at a subscription, which comes back with a new connection.
@@ -96,25 +128,47 @@ class _Leaving(AbstractConnection):
         try:
             return super().read_response(*args, **options)
         except (ResponseError, BusyLoadingError) as error:
-            demoted = _demoted(error)
+            text = str(error)
+            known = next((kind(text) for code, kind in SCRIPT_CODES.items() if code in text), error)
             # Many hear it at once, of one change.
-            if demoted and self._joined == self._primary.changes:
+            if isinstance(known, DEMOTED) and self._joined == self._primary.changes:
                 self._primary.changes += 1
-            if demoted is error or demoted is None:
-                raise
-            raise demoted from None
+            raise known from None
+
+    def _examine(self) -> None:
+        """Raises `ReadOnlyError` for a replica and `ServerUnusable`. The protocol's version 3 began by asking."""
+        told = self.handshake_metadata
+        if not told:
+            self.send_command("HELLO")  # type: ignore[no-untyped-call]
+            try:
+                told = self.read_response()
+            except NoPermissionError:
+                told = {}
+        if isinstance(told, list):
+            told = dict(zip(told[::2], told[1::2], strict=True))
+        facts = {str_if_bytes(name): str_if_bytes(value) for name, value in told.items()}
+        version = facts.get("version", "")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_VERSION and version:
+            raise ServerUnusable(OLD.format(version=version))
+        if facts.get("mode") == "cluster":
+            raise ServerUnusable(CLUSTER)
+        if facts.get("role", "master") != "master":
+            raise ReadOnlyError(REPLICA)
+        self._primary.is_examined = True
 
     def _leave_if_changed(self) -> None:
         if self._sock is not None and self._joined != self._primary.changes:
             self.disconnect()
 
 
-def _demoted(error: RedisError) -> RedisError | None:
-    """The error as the client has a class for it, where it says that the server is no primary."""
-    if isinstance(error, (ReadOnlyError, MasterDownError, BusyLoadingError)):
-        return error
-    text = str(error)
-    return next((kind(text) for code, kind in DEMOTED_CODES.items() if code in text), None)
+def refusal_of(error: RedisError) -> str | None:
+    """What to tell of a server that cannot be used, be it so from the beginning or since its last restart."""
+    if isinstance(error, ServerUnusable):
+        return str(error)
+    if isinstance(error, ReadOnlyError):
+        return REPLICA
+    is_cluster = isinstance(error, (ClusterError, MovedError)) and not isinstance(error, MasterDownError)
+    return CLUSTER if is_cluster or isinstance(error, ClusterCrossSlotError) else None
 
 
 class TcpConnection(_Leaving, Connection):

@@ -10,6 +10,7 @@ from itertools import chain, repeat
 from typing import Any, cast
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
@@ -31,6 +32,7 @@ from keye.config.faults import (
     Refusal,
 )
 from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, ChatMessage, Priority, TextPart
+from keye.config.primary import refusal_of
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
@@ -154,7 +156,7 @@ class Transport:
                 else:
                     looking.xrevrange(keys.events(job_id), count=1)
                 looking.hmget(keys.record(job_id), "state", "deadline_at", "outcome")
-            replies = iter(_passable(looking.execute(raise_on_error=False)))
+            replies = iter(_passable(self._executed(looking)))
         looks: list[Look | KeyeError] = []
         for entries, record in zip(replies, replies, strict=True):
             fault = next((each for each in (entries, record) if isinstance(each, RedisError)), None)
@@ -168,8 +170,11 @@ class Transport:
     def look_at_feed(self) -> FeedLook | KeyeError:
         """See `keye.producer.reader.Streams`."""
         try:
-            with reaching_redis("read the feed of ended jobs"):
-                feed: Any = self.redis.xinfo_stream(keys.ENDED)
+            with reaching_redis("read the feed of ended jobs"), self.redis.pipeline(transaction=False) as looking:
+                looking.xinfo_stream(keys.ENDED)
+                (feed,) = self._executed(looking)
+                if isinstance(feed, RedisError):
+                    raise feed
         except QueueUnavailable as fault:
             if "no such key" in str(fault.__cause__):
                 # None has ended yet.
@@ -204,6 +209,12 @@ class Transport:
         for stream, reply in zip(streams, replies, strict=True):
             found |= {stream: unavailable("read", reply)} if isinstance(reply, RedisError) else _entries(reply)
         return found
+
+    def _executed(self, looking: Pipeline) -> list[Any]:
+        """Its replies, faults among them. Whoever only reads would never hear that the server is a replica by now, and
+        be told of what the new one does late or not at all: so a write of nothing goes along."""
+        looking.expire(keys.reader("nobody"), WAKE_TTL_SECONDS)
+        return looking.execute(raise_on_error=False)[:-1]
 
     def wake(self, stream: str) -> None:
         """See `keye.producer.reader.Streams`."""
@@ -280,6 +291,8 @@ def unavailable(action: str, cause: RedisError) -> QueueUnavailable:
         busy = "all connections of this process stayed in use"
         remedy = "Ask from fewer threads at once, or allow more (?max_connections= in KEYE_REDIS_URL)."
         return QueueUnavailable(f"Redis could not {action} ({busy}). {remedy}")
+    if sentence := refusal_of(cause):
+        return QueueUnavailable(f"Redis could not {action}. {sentence}")
     if isinstance(cause, OutOfMemoryError):
         remedy = "It is full: give it more memory, or keep results for less long (KEYE_RESULT_TTL_SECONDS)."
     return QueueUnavailable(f"Redis could not {action} ({str(cause).rstrip('.')}). {remedy}")

@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> It
     certificate = authority.issue("localhost")
     tls = ["--tls-cert-file", certificate, "--tls-key-file", certificate, "--tls-ca-cert-file", authority.path]
     with RedisServer(folder, "--unixsocket", folder / "redis.sock", "--tls-auth-clients", "optional", *tls) as server:
-        server.redis.config_set("tls-port", server.port + 1)
+        server.redis.config_set("tls-port", server.tls_port)
         server.redis.execute_command("ACL", "SETUSER", USER, "on", f">{SECRET}", "~*", "&*", "+@all")
         yield server
 
@@ -62,7 +62,7 @@ def filled(server: RedisServer, authority: Authority, sentinels: Sentinels) -> C
     """A URL with what is known only now."""
     known = {
         "port": server.port,
-        "tls": server.port + 1,
+        "tls": server.tls_port,
         "socket": server.folder / "redis.sock",
         "ca": authority.path,
         "user": quote(USER, safe=""),
@@ -308,12 +308,12 @@ class TestSentinel:
         tls |= {"tls-auth-clients": "no"}
         options = [each for name, value in tls.items() for each in (f"--{name}", value)]
         with RedisServer(tmp_path / "redis", *options, "--tls-replication", "yes") as server:
-            server.redis.config_set("tls-port", server.port + 1)
+            server.redis.config_set("tls-port", server.tls_port)
             server.redis.config_set("masterauth", "master secret")
             server.redis.config_set("requirepass", "master secret")
             lines = [f"{name} {value}" for name, value in tls.items()]
             lines += ["tls-replication yes", "requirepass watchful", 'sentinel auth-pass group "master secret"']
-            with Sentinels(tmp_path / "sentinels", server.port + 1, "group", lines, tls=True) as sentinels:
+            with Sentinels(tmp_path / "sentinels", server.tls_port, "group", lines, tls=True) as sentinels:
                 yield (
                     f"sentinel://{sentinels.hosts}/group/0?ssl=true&ssl_ca_certs={authority.path}"
                     "&sentinel_password=watchful"

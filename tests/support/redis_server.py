@@ -21,7 +21,7 @@ class RedisServer:
         self._program = need("redis-server")
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = ["--port", self.port, "--dir", folder, "--save", "", "--appendonly", "yes", *options]
         self.redis = Redis(port=self.port, decode_responses=True, socket_timeout=60)
@@ -30,9 +30,10 @@ class RedisServer:
         self.start()
         return self
 
-    def start(self) -> None:
+    def start(self, *options: object) -> None:
+        command = [self._program, *map(str, [*self._options, *options])]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([self._program, *map(str, self._options)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(self._answers)
 
     def _answers(self) -> bool:

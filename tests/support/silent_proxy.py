@@ -35,6 +35,10 @@ class SilentProxy:
         for each in (self._listening, *self._others):
             each.close()
 
+    def lead_to(self, port: int) -> None:
+        """Connections made from now on; the old ones stay where they are."""
+        self._server_port = port
+
     def fall_silent(self) -> int:
         """How many connections did."""
         self._silent = set(self._others)

@@ -14,12 +14,14 @@ from celery import bootsteps
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
+from redis.exceptions import RedisError
 
 from keye.config.connection import connect
 from keye.config.faults import JobNotFound, QueueUnavailable
 from keye.config.host import share_of_cores
 from keye.config.outcome import WorkerIdentity
 from keye.config.presence import Presence, WorkerState
+from keye.config.primary import ServerUnusable
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
@@ -88,6 +90,13 @@ class EngineStep(bootsteps.StartStopStep):
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
         redis = connect(settings.full_redis_url())
+        try:
+            redis.ping()
+        except ServerUnusable as refusal:
+            logger.critical("%s", refusal)
+            raise SystemExit(ExitCode.PREFLIGHT_FAILED) from None
+        except RedisError:
+            pass  # it is waited for
         identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=settings.device)
         kept = {"result": settings.result_ttl_seconds, "dead_letter": settings.dead_letter_ttl_seconds}
         self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING), worker.hostname, kept)

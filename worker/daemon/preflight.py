@@ -21,12 +21,14 @@ from typing import Any
 from celery import Celery
 from kombu.serialization import prepare_accept_content
 from packaging.requirements import Requirement
-from redis import Redis, RedisError
+from redis import Redis
+from redis.exceptions import ReadOnlyError, RedisError
 
 from keye.config.codes import QUANTISED_BY, PrecisionSetting
 from keye.config.connection import SOCKET_TIMEOUT_SECONDS, connect
 from keye.config.faults import install_command
 from keye.config.host import memory_bytes, num_cores
+from keye.config.primary import ServerUnusable, refusal_of
 from keye.config.redis_url import HOW_TO_WRITE_URL, RedisUrl
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
@@ -269,6 +271,10 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
         with connect(url, retries=0) as redis:
             facts = redis.info()
             skew = measure_skew(redis)
+    except (ServerUnusable, ReadOnlyError) as error:
+        found, _, cure = (refusal_of(error) or "").partition(". ")
+        yield fault("broker", f"{shown} cannot be used: {found}", cure)
+        return
     except RedisError as error:
         yield fault("broker", f"{shown} cannot be used: {error}", "Start it, or correct KEYE_REDIS_URL.")
         return
