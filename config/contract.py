@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 # More of them, or longer names of unknown fields, nobody reads.
@@ -46,11 +47,15 @@ def version_needed(value: Any) -> int:
             fields = type(value).model_fields
             for name, inner in value:
                 if inner != fields[name].default:
-                    facts = cast(dict[str, int], fields[name].json_schema_extra or {})
-                    versions += [facts.get("added_in", 1), version_needed(inner)]
+                    versions += [version_of(fields[name]), version_needed(inner)]
         case list() | tuple() | frozenset():
             versions += map(version_needed, value)
     return max(versions)
+
+
+def version_of(field: FieldInfo) -> int:
+    """The schema version that a job's field came with."""
+    return cast(dict[str, int], field.json_schema_extra or {}).get("added_in", 1)
 
 
 def describe_faults(error: ValidationError) -> str:

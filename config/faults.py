@@ -136,7 +136,8 @@ class JobNotFound(KeyeError, LookupError):
     def of(cls, job_id: str) -> Self:
         return cls(
             f"There is no job {job_id!r}: it was never sent to this Redis, was purged, or ended longer ago than it is "
-            "kept (KEYE_RESULT_TTL_SECONDS, where it failed KEYE_DEAD_LETTER_TTL_SECONDS if longer)."
+            "kept (its result_ttl_seconds, else KEYE_RESULT_TTL_SECONDS, where it failed KEYE_DEAD_LETTER_TTL_SECONDS "
+            "if longer)."
         )
 
 

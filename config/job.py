@@ -67,6 +67,8 @@ SomeText = Annotated[str, Field(min_length=1), AfterValidator(_is_whole)]
 Uri = Annotated[str, Field(min_length=1, max_length=4 * 1024 * 1024), BeforeValidator(_is_no_path)]
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
+# Seconds, far beyond what anybody waits for, and still what Redis can count.
+Lifetime = Annotated[int, Field(ge=60, le=3650 * 86400)]
 Traceparent = Annotated[str, AfterValidator(_is_of_a_trace)]
 # None is left out of JSON, where workers before 0.3 refuse null, and take the default where there is nothing.
 Attempts = Annotated[
@@ -215,6 +217,8 @@ class AnalysisJob(Asked):
 
     `max_attempts` bounds all attempts together. Without it workers may die under the job twice and it is tried again,
     and unreachable media are tried for as long as the workers' settings say.
+    `result_ttl_seconds` is how long all that is kept of the job stays once it has ended, also where it failed; without
+    it the workers' settings say.
     `traceparent` names the caller's trace (W3C Trace Context) in the workers' logs.
     """
 
@@ -229,6 +233,7 @@ class AnalysisJob(Asked):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     traceparent: Traceparent | None = added_in(2, None)
+    result_ttl_seconds: Lifetime | None = added_in(2, None)
 
     @field_validator("metadata")
     @classmethod

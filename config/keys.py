@@ -57,8 +57,8 @@ WORKERS = f"{PREFIX}worker:*"
 
 def record(job_id: str) -> str:
     """Hash, the truth about one job. No expiry until it has ended and no message of it waits, then
-    `result_ttl_seconds` or, where it FAILED, `dead_letter_ttl_seconds` if that is longer: of the workers' settings,
-    whoever ends it.
+    the job's own `result_ttl_seconds`. Where it has none, that of the workers' settings, whoever ends it, or, where it
+    FAILED, their `dead_letter_ttl_seconds` if that is longer.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),

@@ -14,11 +14,11 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 from keye.config.codes import DeviceSetting, PrecisionSetting
 from keye.config.faults import InvalidSettings
 from keye.config.host import share_of_cores, share_of_memory
+from keye.config.job import Lifetime
 from keye.config.redis_url import RedisUrl, with_password
 
 # Far beyond what anybody waits for, and still what clocks, sockets and Redis can count.
 _WEEK = 7 * 86400
-_TEN_YEARS = 3650 * 86400
 _PEBIBYTE = 2**50
 
 
@@ -31,7 +31,6 @@ def _without_tilde(path: Path) -> Path:
 
 
 Limit = Annotated[float, Field(ge=0.1, le=_WEEK)]
-Lifetime = Annotated[int, Field(ge=60, le=_TEN_YEARS)]
 NumBytes = Annotated[int, Field(ge=1, le=_PEBIBYTE)]
 Folder = Annotated[Path, AfterValidator(_without_tilde)]
 

@@ -16,7 +16,7 @@ from keye.config.codes import JobState
 from keye.config.contract import Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, Asked, JobId, Priority, Traceparent, VideoPart
+from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, Asked, JobId, Lifetime, Priority, Traceparent, VideoPart
 from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
@@ -107,6 +107,7 @@ class JobOutline(_Lenient):
     idempotency_key: Annotated[str, Field(min_length=1)] | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     traceparent: Traceparent | None = None
+    result_ttl_seconds: Lifetime | None = None
 
 
 class Outline(_Lenient):

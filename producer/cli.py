@@ -42,6 +42,7 @@ def submit(
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
     retry_failed: RetryFailed = False,
     traceparent: Annotated[str | None, typer.Option(help="of W3C: the trace it belongs to, for workers' logs")] = None,
+    result_ttl_seconds: Annotated[int | None, typer.Option(help="forget it so long after its end")] = None,
     job_file: Annotated[
         typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
     ] = None,
@@ -69,6 +70,7 @@ def submit(
                 idempotency_key=idempotency_key,
                 retry_failed=retry_failed,
                 traceparent=traceparent,
+                result_ttl_seconds=result_ttl_seconds,
             )
         if wait:
             print_result(job, timeout, as_json)

@@ -46,6 +46,7 @@ class JobOptions(TypedDict, total=False):
     max_attempts: int | None
     metadata: Mapping[str, Any]
     traceparent: str | None
+    result_ttl_seconds: int | None
 
 
 class JobFields(JobOptions, total=False):

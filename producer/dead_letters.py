@@ -143,15 +143,17 @@ class DeadLetters:
     def requeue(self, letter: DeadLetter, max_pixels: int | None = None, fps: float | None = None) -> Job:
         """Send the job once more, as a new one, with `max_pixels` for every medium and `fps` for every video.
 
-        The letter leaves the list, and its record, which can be read for KEYE_RESULT_TTL_SECONDS from now on, names the
-        new job in `requeued_as`. Cut off in between, the call can be repeated: the job is queued once. Raises what
-        `DeadLetter.job` and `Client.submit` raise, and `InvalidJob` for odd options.
+        The letter leaves the list, and its record, which can be read for its own `result_ttl_seconds`, or else
+        KEYE_RESULT_TTL_SECONDS, from now on, names the new job in `requeued_as`. Cut off in between, the call can be
+        repeated: the job is queued once. Raises what `DeadLetter.job` and `Client.submit` raise, and `InvalidJob` for
+        odd options.
         """
         changed = change_media(letter.job, max_pixels, fps)
         # The first job's key would lead back to its failure.
         job = self._submit(changed.model_copy(update={"idempotency_key": f"requeued:{letter.job_id}"}))
         with reaching_redis("close the dead letter"), self._redis.pipeline(transaction=False) as closing:
-            ttl_seconds = int(self._redis.hget(keys.KEPT, "result") or self._result_ttl_seconds)
+            own_ttl_seconds = changed.result_ttl_seconds
+            ttl_seconds = own_ttl_seconds or int(self._redis.hget(keys.KEPT, "result") or self._result_ttl_seconds)
             closing.hset(keys.record(letter.job_id), "requeued_as", job.id)
             closing.expire(keys.record(letter.job_id), ttl_seconds)
             closing.expire(keys.events(letter.job_id), ttl_seconds)

@@ -124,7 +124,8 @@ class Transport:
         waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES, keys.ENDED, keys.KEPT)
         names = [keys.record(job_id), keys.events(job_id), *waiting, keys.unheard(job.priority)]
         names += keys.idempotency_of(job.idempotency_key)
-        args = (job_id, JobState.CANCELLED.value, outcome_json, self.result_ttl_seconds, keys.CANCELLATIONS)
+        ttls = self.result_ttl_seconds, keys.CANCELLATIONS, job.result_ttl_seconds or ""
+        args = (job_id, JobState.CANCELLED.value, outcome_json, *ttls)
         with reaching_redis("cancel the job"):
             return cast(str | None, self._end_queued(keys=names, args=args))
 

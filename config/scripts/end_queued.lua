@@ -6,7 +6,8 @@
 -- 5 deadlines (sorted set), 6 ended jobs (stream), 7 what workers keep for how long (hash), 8 ended jobs of its priority
 -- that have a message (sorted set), 9 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 CANCELLED or EXPIRED, 3 outcome (JSON of a JobFailure), 4 seconds until all of it expires where no
--- worker has said so, 5 channel of cancellations, or seconds until a running job's deadline is looked at again
+-- worker has said so, 5 channel of cancellations, or seconds until a running job's deadline is looked at again, 6 the same
+-- as 4 where the job says so itself, or ""
 -- Returns the state the job was found in, nil where there is no job, or the deadline has not passed
 local now, is_cancel = clock(), ARGV[2] == "CANCELLED"
 local state, deadline_at = unpack(redis.call("HMGET", KEYS[1], "state", "deadline_at"))
@@ -27,7 +28,8 @@ elseif not is_cancel and tonumber(deadline_at) > now then
   return nil
 end
 finish(KEYS[1], KEYS[2], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now)
-redis.call("HSET", KEYS[1], "kept_seconds", redis.call("HGET", KEYS[7], "result") or ARGV[4])
+local own = ARGV[6] ~= "" and ARGV[6]
+redis.call("HSET", KEYS[1], "kept_seconds", own or redis.call("HGET", KEYS[7], "result") or ARGV[4])
 if KEYS[9] then
   redis.call("HSET", KEYS[1], "kept_key", KEYS[9])
 end

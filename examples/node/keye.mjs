@@ -8,7 +8,8 @@ const record = (id) => `keye:job:${id}`;
 export async function submit(redis, job) {
   const id = randomUUID();
   const submittedAt = Date.now() / 1000;
-  const sealed = { schema_version: 1, job_id: id, submitted_at: submittedAt, job };
+  const schemaVersion = job.traceparent || job.result_ttl_seconds ? 2 : 1;
+  const sealed = { schema_version: schemaVersion, job_id: id, submitted_at: submittedAt, job };
   const priority = job.priority ?? "normal";
   await redis.sendCommand([
     "HSET", record(id),

@@ -21,7 +21,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState
-from keye.config.topology import ANALYZE_TASK, QUEUE
+from keye.config.topology import ANALYZE_TASK, QUEUE, result_key
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.celery_clients import ask, failure_of, job, printed, run_elsewhere, send
 from tests.acceptance.conftest import ECHO, Start, npm_install
@@ -104,6 +104,19 @@ def test_the_trace_of_a_message_is_its_jobs_unless_that_names_another(start: Sta
         task = app.send_task(ANALYZE_TASK, kwargs=kwargs, queue=QUEUE, headers={"traceparent": header})
         assert task.get(timeout=60)["answer"] == "hello"
         assert json.loads(redis.hget(keys.record(task.id), "sealed"))["job"].get("traceparent") == kept
+
+
+def test_job_by_hand_is_kept_as_it_says_and_left_alone_by_workers_that_do_not_know_that(
+    start: Start, app: Celery, redis: Redis
+) -> None:
+    start(*ECHO).wait_until_ready()
+    for own in ({"result_ttl_seconds": 60}, {}):
+        task = app.send_task(ANALYZE_TASK, kwargs=job("hello", **own), queue=QUEUE)
+        assert task.get(timeout=60)["answer"] == "hello"
+        sealed = json.loads(redis.hget(keys.record(task.id), "sealed"))
+        assert sealed["schema_version"] == (2 if own else 1)
+        for name in (keys.record(task.id), result_key(task.id)):
+            assert (0 < redis.ttl(name) <= 60) == bool(own)
 
 
 @pytest.mark.holds(

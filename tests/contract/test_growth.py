@@ -275,16 +275,23 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
         open_sealed(payload)
 
 
-@pytest.mark.holds("docs/producers.md#from-any-language", "2 with a `traceparent`, 1 for all others")
-@pytest.mark.holds("docs/producers.md#from-python", "Workers before 0.3 leave such a job to newer ones.")
-def test_a_job_within_a_trace_is_sealed_for_workers_that_know_traces_and_all_others_for_any() -> None:
-    traced = json.loads(seal(AnalysisJob(prompt="?", traceparent=TRACEPARENT)).model_dump_json())
-    assert (traced["schema_version"], traced["job"]["traceparent"]) == (2, TRACEPARENT)
-    assert open_sealed(traced).job.traceparent == TRACEPARENT
-    assert Outline.of(traced).job.traceparent == TRACEPARENT
+@pytest.mark.holds(
+    "docs/producers.md#from-any-language", "2 with a `traceparent` or `result_ttl_seconds`, 1 for all others"
+)
+@pytest.mark.holds(
+    "docs/producers.md#from-python", "Workers before 0.3 leave a job with one of these two to newer ones."
+)
+@pytest.mark.parametrize(("field", "value"), [("traceparent", TRACEPARENT), ("result_ttl_seconds", 60)])
+def test_a_job_of_a_later_field_is_sealed_for_workers_that_know_it_and_all_others_for_any(
+    field: str, value: Any
+) -> None:
+    later = json.loads(seal(AnalysisJob.model_validate({"prompt": "?", field: value})).model_dump_json())
+    assert (later["schema_version"], later["job"][field]) == (2, value)
+    assert getattr(open_sealed(later).job, field) == value
+    assert getattr(Outline.of(later).job, field) == value
     alone = json.loads(seal(AnalysisJob(prompt="?")).model_dump_json())
     assert alone["schema_version"] == 1
-    assert "traceparent" not in alone["job"]
+    assert field not in alone["job"]
 
 
 GROWN: list[dict[str, Any]] = [

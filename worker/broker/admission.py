@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 
 from keye.config import keys
 from keye.config.connection import ArgumentTooLarge, check_arguments
-from keye.config.job import RULE, Priority, is_job_id, is_traceparent
+from keye.config.contract import version_of
+from keye.config.job import RULE, AnalysisJob, Priority, is_job_id, is_traceparent
 from keye.config.quarantine import MAX_MESSAGES, entry_of
 from keye.config.topology import ANALYZE_TASK, PRIORITY_STEPS, RECORDED, body_of, job_named_by, message_around
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
@@ -151,16 +152,21 @@ def _arguments(headers: Headers, args: list[Any], kwargs: dict[str, Any], step: 
         case [], {"job": job, **rest} if not rest:
             if isinstance(job, dict) and step and "priority" not in job:
                 job = job | {"priority": {3: Priority.NORMAL}.get(step, Priority.LOW).value}
-            version = 1
             if isinstance(job, dict) and is_traceparent(headers.traceparent):
-                job, version = {"traceparent": headers.traceparent} | job, 2
+                job = {"traceparent": headers.traceparent} | job
             return {
-                "schema_version": version,
+                "schema_version": _version_of(job),
                 "job_id": headers.id,
                 "submitted_at": time.time(),
                 "job": job,
             }, NOTHING_ASKED
     raise Unreadable(f"{ANALYZE_TASK} takes one argument: job, the fields of a job, or sealed")
+
+
+def _version_of(job: Any) -> int:
+    """The lowest that knows the fields of a job that was written by hand; whether they fit is looked at later."""
+    fields = AnalysisJob.model_fields
+    return max((version_of(fields[name]) for name in job if name in fields), default=1) if isinstance(job, dict) else 1
 
 
 def _written(task_id: str, sealed: Any, asked: Asked, step: int, is_recorded: bool) -> str:

@@ -49,19 +49,21 @@ class QueuedJob:
     job_id: str
     record: Mapping[str, str]
     idempotency_key: str | None = None
+    result_ttl_seconds: int | None = None
     is_newer: bool = False
     is_recorded: bool = False
     delivery_tag: str = ""
 
     @classmethod
     def of(cls, sealed: SealedJob) -> Self:
-        return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key)
+        return cls(sealed.job_id, sealed.record, sealed.job.idempotency_key, sealed.job.result_ttl_seconds)
 
     @classmethod
     def unreadable(cls, outline: Outline, job_id: str, payload_json: str, is_newer: bool = False) -> Self:
         """A job that is left to others or claimed only to be failed. Its key, where it has one, must end with it."""
-        record = record_of(outline.job, outline.submitted_at, payload_json)
-        return cls(job_id, record, outline.job.idempotency_key, is_newer)
+        job = outline.job
+        record = record_of(job, outline.submitted_at, payload_json)
+        return cls(job_id, record, job.idempotency_key, job.result_ttl_seconds, is_newer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Claimed:
     submitted_at: float | None
     deadline_at: float | None
     idempotency_key: str | None
+    result_ttl_seconds: int | None = None
     max_visual_tokens: int | None = None
     unreachable_since: Unsaved[float | None] = None
     num_unreachable: Unsaved[int] = 0
@@ -373,6 +376,7 @@ def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], can
         unreachable_since=float(unreachable_since) if unreachable_since else None,
         num_unreachable=int(num_unreachable or 0),
         idempotency_key=job.idempotency_key,
+        result_ttl_seconds=job.result_ttl_seconds,
         sealed_json=sealed_json,
         canvas_json=canvas_json,
         delivery_tag=job.delivery_tag,

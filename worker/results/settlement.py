@@ -61,7 +61,7 @@ class OutcomeTooLarge(Fault):
 
 
 class Settlement:
-    """Settles jobs; an ended one can be read for `result_ttl_seconds`, and while it is a dead letter."""
+    """Settles jobs; an ended one can be read for `result_ttl_seconds`, and while it is a dead letter, or as it says."""
 
     def __init__(self, redis: Redis, result_ttl_seconds: int, dead_letter_ttl_seconds: int) -> None:
         self._redis = redis
@@ -83,7 +83,9 @@ class Settlement:
         names += [keys.DEAD_LETTERS, keys.DEADLINES, result_key(lease.job_id), UNACKED, UNACKED_INDEX, keys.ENDED]
         names += keys.idempotency_of(lease.idempotency_key)
         outcome_json, celery_json = self._encode(lease.job_id, outcome)
-        ttls = (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
+        # Who wants a job forgotten soon does so whatever becomes of it.
+        own = lease.result_ttl_seconds
+        ttls = (own, own) if own else (self._result_ttl_seconds, self._dead_letter_ttl_seconds)
         why = ("", "", "")
         if isinstance(outcome, JobFailure):
             why = (outcome.stage, outcome.code, outcome.message[:MAX_MESSAGE_CHARS])
@@ -94,20 +96,20 @@ class Settlement:
             _tell(outcome)
         return bool(answer)
 
-    def tell_celery(self, task_id: str, outcome: Outcome) -> None:
+    def tell_celery(self, task_id: str, outcome: Outcome, own_ttl_seconds: int | None = None) -> None:
         """Write an outcome that was settled elsewhere for who waits for this Celery task, unless it has one."""
-        key = result_key(task_id)
+        key, ttl_seconds = result_key(task_id), own_ttl_seconds or self._result_ttl_seconds
         try:
             _, celery_json = self._encode(task_id, outcome)
         except OutcomeTooLarge as fault:
             _, celery_json = self._encode(task_id, fault.failure)
-        if not self._redis.set(key, celery_json, ex=self._result_ttl_seconds, nx=True):
+        if not self._redis.set(key, celery_json, ex=ttl_seconds, nx=True):
             return
         self._redis.publish(key, celery_json)
         if outcome.state is JobState.CANCELLED and outcome.job_id == task_id:
             # In the queue, maybe by a producer of 0.2, which has it expire as its own settings say.
             for ours in (keys.record(task_id), keys.events(task_id)):
-                self._redis.expire(ours, self._result_ttl_seconds)
+                self._redis.expire(ours, ttl_seconds)
 
     def expire(self, failure: JobFailure, job: JobOutline) -> bool:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
@@ -115,7 +117,8 @@ class Settlement:
         names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
         names += [keys.ENDED, keys.KEPT, keys.unheard(job.priority), *keys.idempotency_of(job.idempotency_key)]
         outcome_json, _ = self._encode(job_id, failure)
-        args = (job_id, failure.state.value, outcome_json, self._result_ttl_seconds, LOOK_AGAIN_SECONDS)
+        ttls = self._result_ttl_seconds, LOOK_AGAIN_SECONDS, job.result_ttl_seconds or ""
+        args = (job_id, failure.state.value, outcome_json, *ttls)
         is_ended: bool = self._end_queued(names, args) == JobState.QUEUED
         if is_ended:
             _tell(failure)

@@ -244,11 +244,10 @@ class Analyst:
                         # Comes again with what the record says, and is left to others then.
                         self._leases.requeue([answer])
                         return None
-                if isinstance(opened, SealedJob):
-                    answer = replace(answer, idempotency_key=opened.job.idempotency_key)
-                    traceparent = opened.job.traceparent
-                else:
-                    traceparent = traceparent_of(answer.sealed_json)
+                    key = recorded.idempotency_key or answer.idempotency_key
+                    answer = replace(answer, idempotency_key=key, result_ttl_seconds=recorded.result_ttl_seconds)
+                in_record = answer.sealed_json
+                traceparent = opened.job.traceparent if isinstance(opened, SealedJob) else traceparent_of(in_record)
                 if delivery_id in self._revoked:
                     opened = Fault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
                 with about(job_id=answer.job_id, attempt=answer.attempt, traceparent=traceparent):
@@ -267,7 +266,8 @@ class Analyst:
             return None
         if not is_told:
             self._leases.patience.wait_out(
-                lambda: self._settlement.tell_celery(delivery_id, outcome), f"telling Celery of task {delivery_id}"
+                lambda: self._settlement.tell_celery(delivery_id, outcome, queued.result_ttl_seconds),
+                f"telling Celery of task {delivery_id}",
             )
         canvas = None if answer.canvas_json is None else Canvas.model_validate_json(answer.canvas_json)
         return Answer(queued.job_id, outcome, canvas, is_acknowledged)

@@ -74,7 +74,7 @@ class Stragglers:
 def dead_letter(settlement: Settlement, taken: TakenOver) -> None:
     """End a job that may not run again as failed, or as cancelled where its caller wanted that."""
     job = Outline.of(read_sealed(taken.lease.sealed_json)).job
-    lease = replace(taken.lease, idempotency_key=job.idempotency_key)
+    lease = replace(taken.lease, idempotency_key=job.idempotency_key, result_ttl_seconds=job.result_ttl_seconds)
     if taken.cancel_requested:
         fault = Fault(ErrorCode.CANCELLED, "The caller cancelled the job; its worker died before it could stop.")
     else:

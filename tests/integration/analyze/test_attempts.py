@@ -14,7 +14,7 @@ from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.faults import Fault, JobFailed
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt, JobResult
-from keye.config.topology import QUEUE, UNACKED, message_list
+from keye.config.topology import QUEUE, UNACKED, message_list, result_key
 from keye.config.wire import seal
 from keye.worker.tasks import retry_policy
 from tests.integration.analyze.plant import (
@@ -36,7 +36,7 @@ from tests.support.conditions import eventually
     "So a message that comes twice costs nothing but a round trip.",
 )
 def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(plant: Plant) -> None:
-    sealed = seal(a_job())
+    sealed = seal(a_job(result_ttl_seconds=60))
     payload = sealed.model_dump(mode="json")
     first = plant.send(payload, sealed.job_id).get(timeout=20)
     ended_at = plant.record(sealed.job_id)["ended_at"]
@@ -45,6 +45,7 @@ def test_second_delivery_of_a_settled_job_does_no_work_and_finds_the_outcome(pla
     assert again == first
     assert plant.record(sealed.job_id)["ended_at"] == ended_at
     assert plant.record(sealed.job_id)["attempts"] == "1"
+    assert 0 < plant.redis.ttl(result_key(f"{sealed.job_id}-again")) <= 60
 
 
 @pytest.mark.holds("docs/design.md#decisions", "A second delivery of a claimed or settled job")

@@ -28,7 +28,8 @@ def listener(name: str) -> str:
 
 @pytest.mark.usefixtures("kept")
 @pytest.mark.holds(
-    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again", "Workers take it out of the list"
+    "docs/operations.md#which-jobs-failed-for-good-and-how-do-i-send-them-again",
+    "Workers take a letter out of the list",
 )
 def test_dead_letters_that_are_over_or_have_no_job_leave_the_list(
     store: LeaseStore, settlement: Settlement, redis: Redis
