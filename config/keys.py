@@ -40,7 +40,8 @@ WORK = f"{PREFIX}work"
 # Sorted set of Celery's names for the workers by when each was last seen, Unix seconds of the server's clock.
 NODES = f"{PREFIX}nodes"
 
-# String, the worker whose turn it is to look for overdue leases; expires before the next turn.
+# String, the worker whose turn it is to look for overdue leases; expires before the next turn, and one that would last
+# longer does not count.
 REAPER_TURN = f"{PREFIX}reaper-turn"
 
 # Pub/sub channel: ids of running jobs the moment their callers cancel them. The record holds the request.
@@ -62,10 +63,12 @@ def record(job_id: str) -> str:
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
     deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
-    claimed_at, worker, cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at, settler (a mark),
+    claimed_at, worker, lease_seconds (that worker's), cancel_requested (set while RUNNING), outcome (JSON, once final),
+    ended_at, settler (a mark),
     attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each of the newest 50 that failed, died or was ended
     meanwhile),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),
+    pause_seconds (from the end of one that failed until then),
     kept_seconds and kept_key (of one that has ended and whose message waits: for how long it and its idempotency key
     stay once that is gone; until then they do not expire),
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),

@@ -7,6 +7,9 @@ from keye.config.codes import OpenEnum
 from keye.config.contract import Report
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 
+# Without a word of its process the key is gone then.
+EXPIRY_SECONDS = 20
+
 
 class WorkerState(OpenEnum):
     LOADING = "loading"
@@ -31,5 +34,14 @@ class Presence(Report):
 
 def list_present(redis: Redis) -> list[Presence]:
     """Every worker process that has spoken within its time."""
-    contents = (redis.get(key) for key in redis.scan_iter(keys.WORKERS))
-    return [Presence.model_validate_json(content) for content in contents if content is not None]
+    with redis.pipeline(transaction=False) as reading:
+        for key in redis.scan_iter(keys.WORKERS):
+            reading.get(key)
+            reading.pttl(key)
+        answers = iter(reading.execute())
+    # One that would live longer was left by a process that died before the server's clock was set back.
+    return [
+        Presence.model_validate_json(content)
+        for content, left_ms in zip(answers, answers, strict=True)
+        if content is not None and left_ms <= EXPIRY_SECONDS * 1000
+    ]

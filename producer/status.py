@@ -58,7 +58,7 @@ class FleetStatus(Report):
 
 
 def read_status(redis: Redis) -> FleetStatus:
-    """Two round trips and one for each worker. Raises Redis' fault."""
+    """Two round trips, and as many as it takes to find the workers. Raises Redis' fault."""
     queued = [keys.queued(priority) for priority in Priority]
     names = [keys.LEASES, keys.WORK, keys.DEAD_LETTERS, keys.QUARANTINE, keys.KEPT, *queued]
     said = json.loads(load_script(redis, "status")(names, [LOOKED_AT, keys.record("")]))

@@ -76,7 +76,7 @@ claimed_at = string.format("%.6f", now)
 redis.call(
   "HSET", KEYS[1],
   "state", "RUNNING", "token", ARGV[5], "attempts", attempt, "worker", ARGV[2], "claimed_at", claimed_at,
-  "queued_at", queued_at or claimed_at
+  "queued_at", queued_at or claimed_at, "lease_seconds", ARGV[3]
 )
 if left_seconds then
   -- A worker knows how to read it now: should it come back to the queue, its time with those that do not begins anew.

@@ -3,12 +3,12 @@
 -- The job stays among the leases until its message is published or it is settled: a reaper may die here too.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
--- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token
+-- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token, 5 the latest end of a lease that is over, whatever the clock shows
 -- Returns {"requeued", dead worker or "", sealed, priority, token, stage or "", attempts}, {"taken_over", worker, sealed,
 -- cancel_requested, stage, attempts, max_attempts, now, submitted_at, deadline_at, "", "", ""} or {"kept"}
 local now = clock()
 local ends_at = redis.call("ZSCORE", KEYS[3], ARGV[1])
-if not ends_at or tonumber(ends_at) > now then
+if not ends_at or tonumber(ends_at) > math.min(now, tonumber(ARGV[5])) then
   return { "kept" }
 end
 local state, token, sealed, priority, worker, claimed_at, attempts, max_attempts, cancel_requested = unpack(redis.call(
@@ -38,7 +38,7 @@ if attempts < max_attempts and not cancel_requested then
   requeue(KEYS[1], KEYS[2], attempts, ARGV[4], now, "lost")
   return { "requeued", worker, sealed, priority or "normal", ARGV[4], stage, attempts }
 end
-redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2])
+redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2], "lease_seconds", ARGV[3])
 local submitted_at, deadline_at = unpack(redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at"))
 return {
   "taken_over", worker, sealed, cancel_requested or "", stage,

@@ -19,7 +19,7 @@ local now = clock()
 local due_at = string.format("%.6f", now + ARGV[3])
 add_failed_attempt(KEYS[1], attempt, worker, claimed_at, now, ARGV[4], ARGV[5], ARGV[6])
 requeue(KEYS[1], KEYS[2], attempt, ARGV[8], now, "retry")
-redis.call("HSET", KEYS[1], "due_at", due_at)
+redis.call("HSET", KEYS[1], "due_at", due_at, "pause_seconds", ARGV[3])
 if ARGV[9] == "1" then
   redis.call("HINCRBY", KEYS[1], "max_attempts", 1)
 end

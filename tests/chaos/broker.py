@@ -1,7 +1,7 @@
 """An append-only server that may be killed, or made to refuse, and comes back with what it had."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,11 @@ OPTIONS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "
 
 
 class Broker:
-    """Comes back on the port it had."""
+    """Comes back on the port it had, with `environ` in its environment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
         self._folder = folder
+        self._environ = environ or {}
         self.port = free_port()
         self.start_again()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -38,7 +39,10 @@ class Broker:
 
     def start_again(self) -> None:
         self._server = ValkeyServer(self.port, data_dir=self._folder, config=OPTIONS)
-        self._server.start()
+        with pytest.MonkeyPatch.context() as ours:
+            for name, value in self._environ.items():
+                ours.setenv(name, value)
+            self._server.start()
 
     @contextmanager
     def refusing_writes(self, option: str, value: str) -> Iterator[None]:

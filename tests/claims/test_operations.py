@@ -17,7 +17,7 @@ from keye.config import connection, keys, quarantine
 from keye.config.codes import ErrorCode, Stage
 from keye.config.job import Priority
 from keye.config.outcome import JobFailure, ModelIdentity, WorkerIdentity
-from keye.config.presence import Presence, WorkerState
+from keye.config.presence import EXPIRY_SECONDS, Presence, WorkerState
 from keye.config.settings import Settings
 from keye.config.topology import message, message_list
 from keye.producer import Client, QueueFull, reader, transport
@@ -33,7 +33,7 @@ from keye.worker.media.decode import pool, sandbox
 from keye.worker.results.outbox import Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks import moves, retry_policy, stragglers
-from keye.worker.telemetry import health, log, metrics, presence, redaction
+from keye.worker.telemetry import health, log, metrics, redaction
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.conditions import eventually
 from tests.support.decoder_children import children_of
@@ -268,7 +268,7 @@ def test_numbers_are_those_of_the_code(redis: Redis) -> None:
         f"{watch.PATIENCE_SECONDS - stragglers.GRACE_SECONDS:g} s later",
         f"lets the others finish for {watch.FINISH_SECONDS:g} s",
         f"not beaten for {health.HUNG_AFTER_SECONDS:g} s, or its supervisor not for {health.SILENT_AFTER_SECONDS:g}",
-        f"falls silent for {presence.EXPIRY_SECONDS} seconds",
+        f"falls silent for {EXPIRY_SECONDS} seconds",
         f"up to {log.MAX_WAITING_LINES:,} lines wait",
         f"more than {redaction.MAX_CHARS:,} characters",
         f"fewer than {redaction.MIN_SECRET_CHARS} characters",

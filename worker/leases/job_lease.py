@@ -1,6 +1,7 @@
 """Claims: who may run a job, and as which attempt. Renewing is `renewal`, settling `results.settlement`."""
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from keye.config.codes import Stage
 from keye.config.connection import Patience, check_arguments
 from keye.config.job import Priority
 from keye.config.outcome import OUTCOME, JobFailure, Outcome
+from keye.config.presence import EXPIRY_SECONDS
 from keye.config.scripts import load_script
 from keye.config.topology import (
     LISTENER,
@@ -26,7 +28,6 @@ from keye.config.topology import (
     message_list,
 )
 from keye.config.wire import Outline, SealedJob, record_of
-from keye.worker.telemetry.presence import EXPIRY_SECONDS
 
 T = TypeVar("T")
 
@@ -178,7 +179,7 @@ class LeaseStore:
         self.redis = redis
         self.lease_seconds = lease_seconds
         self.patience = Patience()
-        moves = ("claim", "leave", "renew", "retry", "requeue", "reap", "sweep", "publish", "adopt", "tidy")
+        moves = ("claim", "leave", "renew", "retry", "requeue", "turn", "reap", "sweep", "publish", "adopt", "tidy")
         self._run = {move: load_script(redis, move) for move in moves}
 
     def claim(
@@ -278,17 +279,27 @@ class LeaseStore:
             args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
         return list(self._run["requeue"](names, args))
 
-    def due(self, found_in: str, limit: int) -> list[str]:
+    def take_turn(self, reaper: str, turn_seconds: float) -> tuple[bool, float]:
+        """Whether it is this reaper's turn to look around, for so long; and what the server's clock shows."""
+        is_ours, now = self._run["turn"]([keys.REAPER_TURN], [reaper, int(turn_seconds * 1000)])
+        return bool(is_ours), float(now)
+
+    def due(self, found_in: str, limit: int, latest: float = math.inf) -> list[str]:
         """Ids of jobs whose time among the leases, or the deadlines, has passed, whether they wait or run.
 
-        Longest ago first.
+        Longest ago first. What the server's clock shows counts up to `latest`: see `reap`.
         """
-        return cast(list[str], self.redis.zrangebyscore(found_in, "-inf", self._now(), start=0, num=limit))
+        now = min(self._now(), latest)
+        return cast(list[str], self.redis.zrangebyscore(found_in, "-inf", now, start=0, num=limit))
 
-    def reap(self, job_id: str, reaper: str) -> Requeued | TakenOver | None:
-        """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more)."""
+    def reap(self, job_id: str, reaper: str, latest: float = math.inf) -> Requeued | TakenOver | None:
+        """Take the job from its dead holder, or find that it is due; None when nothing is overdue (any more).
+
+        `latest` is what the server's clock shows at the most if nobody has set it (Unix seconds): a lease that ends
+        later is its holder's, who will renew it, whatever that clock shows.
+        """
         token = new_token()
-        match self._run["reap"](_job_keys(job_id), [job_id, reaper, self.lease_seconds, token]):
+        match self._run["reap"](_job_keys(job_id), [job_id, reaper, self.lease_seconds, token, latest]):
             case ["requeued", dead_worker, sealed_json, priority, newest, stage, attempt]:
                 last = (Stage(stage or Stage.QUEUED), int(attempt))
                 return Requeued(job_id, sealed_json, dead_worker or None, priority, newest, *last)

@@ -10,8 +10,10 @@ from redis.exceptions import NoPermissionError, RedisError
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState
 from keye.config.connection import passes
+from keye.config.presence import EXPIRY_SECONDS
 from keye.config.wire import traceparent_of
 from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
+from keye.worker.leases.server_clock import ServerClock, rebase
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.telemetry import metrics
 from keye.worker.telemetry.log import about
@@ -45,28 +47,46 @@ class Reaper(PeriodicThread):
         self._dead_letter = dead_letter
         self._expire = expire
         self._is_away = False
-        self._looks_at = 0.0
         self._first_shared = 0
+        self._clock = ServerClock(tolerance_seconds=self.period_seconds)
+        # What happened before is not known: the clock may have been set back, or forward a moment ago, in which case
+        # the living renew their leases within a third of them.
+        self._must_rebase = True
+        self._tidies_at = 0.0
+        self._looks_at = time.monotonic() + store.lease_seconds / 3 + self.period_seconds
 
     def turn(self) -> None:
         try:
             for deliver in self._deliver:
                 deliver()
-            if self._is_away or time.monotonic() >= self._looks_at:
-                self._look_around_if_first()
+            self._look_around_if_first()
         except RedisError as fault:
             if not self._is_away:
                 log.warning("reaper: Redis is away (%s), looking around a lease after it is back", fault)
             self._is_away = True
 
     def _look_around_if_first(self) -> None:
-        # The lock is the turn: it runs out by itself just before the next one is due.
-        turn_ms = int(self.period_seconds * 800)
-        has_turn = self._store.redis.set(keys.REAPER_TURN, self._worker, nx=True, px=turn_ms)
-        if self._is_away:
-            # After an outage every lease is overdue: first let the living renew theirs, and settle.
-            self._is_away, self._looks_at = False, time.monotonic() + self._store.lease_seconds
-        elif has_turn:
+        # A turn runs out by itself just before the next one is due.
+        asked_at = time.monotonic()
+        has_turn, now = self._store.take_turn(self._worker, 0.8 * self.period_seconds)
+        answered_at = time.monotonic()
+        step = self._clock.read(now, asked_at, answered_at)
+        if step > 0 or self._is_away or self._must_rebase:
+            # Who is alive says so again only now.
+            self._tidies_at = answered_at + EXPIRY_SECONDS
+        if step > 0 or self._is_away:
+            # Every lease is overdue: first let the living renew theirs, and settle.
+            self._is_away, self._looks_at = False, answered_at + self._store.lease_seconds
+        if step > 0:
+            wait = self._store.lease_seconds
+            log.warning("reaper: Redis' clock was set forward by %.1f s, looking around in %g s", step, wait)
+        elif step < 0:
+            log.warning("reaper: Redis' clock was set back by %.1f s, leases and queues count from now", -step)
+            self._must_rebase = True
+        if self._must_rebase:
+            rebase(self._store.redis, self._store.lease_seconds)
+            self._must_rebase = False
+        if has_turn and answered_at >= self._looks_at:
             self.look_around()
 
     def look_around(self) -> None:
@@ -78,7 +98,8 @@ class Reaper(PeriodicThread):
             log.warning("job %s: its message was lost, queued again", job_id, extra={"job_id": job_id})
         self._adopt()
         self.reap_overdue()
-        self._store.tidy(limit=MAX_JOBS_PER_PASS)
+        if time.monotonic() >= self._tidies_at:
+            self._store.tidy(limit=MAX_JOBS_PER_PASS)
 
     def _adopt(self) -> None:
         try:
@@ -95,7 +116,7 @@ class Reaper(PeriodicThread):
         Gives up its turn for now when that takes long: thousands may wait here for another attempt or a newer worker.
         """
         gives_up_at = time.monotonic() + self.period_seconds / 2
-        while overdue := self._store.due(keys.LEASES, limit=MAX_JOBS_PER_PASS):
+        while overdue := self._store.due(keys.LEASES, MAX_JOBS_PER_PASS, self._clock.latest):
             for job_id in overdue:
                 with self._sparing_the_others(job_id, keys.LEASES):
                     self._reap(job_id)
@@ -103,7 +124,7 @@ class Reaper(PeriodicThread):
                 return
 
     def _reap(self, job_id: str) -> None:
-        match self._store.reap(job_id, self._worker):
+        match self._store.reap(job_id, self._worker, self._clock.latest):
             case Requeued() as requeued:
                 if requeued.dead_worker is not None:
                     metrics.REAPED.inc()

@@ -7,11 +7,10 @@ from typing import Any
 from redis import Redis, RedisError
 
 from keye.config import keys
-from keye.config.presence import Presence
+from keye.config.presence import EXPIRY_SECONDS, Presence
 from keye.worker.periodic_thread import PeriodicThread
 
 RENEW_EVERY_SECONDS = 5.0
-EXPIRY_SECONDS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,12 @@ class Announcer(PeriodicThread):
         if (max_tokens := self._presence.max_tokens) is not None:
             # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
             context = max_tokens - self._presence.template_tokens
-            announced = self._redis.get(keys.CONTEXT)
-            if announced is None or context <= int(announced):
+            with self._redis.pipeline(transaction=False) as reading:
+                reading.get(keys.CONTEXT)
+                reading.pttl(keys.CONTEXT)
+                announced, left_ms = reading.execute()
+            # One that would live longer was written before the server's clock was set back, perhaps by who is dead.
+            if announced is None or context <= int(announced) or left_ms > EXPIRY_SECONDS * 1000:
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
         now, _ = self._redis.time()
         with self._redis.pipeline(transaction=False) as saying:

@@ -9,8 +9,8 @@ from redis.retry import Retry
 
 from keye.config import keys
 from keye.config.outcome import ModelIdentity, WorkerIdentity
-from keye.config.presence import Presence, WorkerState, list_present
-from keye.worker.telemetry.presence import EXPIRY_SECONDS, Announcer
+from keye.config.presence import EXPIRY_SECONDS, Presence, WorkerState, list_present
+from keye.worker.telemetry.presence import Announcer
 from tests.support.conditions import eventually
 
 LOADING = Presence(worker=WorkerIdentity(host="box", pid=7, device="cpu"), state=WorkerState.LOADING)
@@ -75,6 +75,16 @@ def test_producers_hear_the_smallest_context_of_the_workers_that_are_there(redis
     wait_for_context("4096")
     for announcer in announcers:
         announcer.stop()
+
+
+def test_who_died_before_the_servers_clock_was_set_back_is_not_there_for_so_much_longer(redis: Redis) -> None:
+    redis.set(keys.worker("box", 8), READY.model_dump_json(), ex=600)
+    redis.set(keys.CONTEXT, 512, ex=600)
+    announcer = Announcer(redis, READY, "celery@box", KEPT)
+    announcer.start()
+    eventually(lambda: redis.get(keys.CONTEXT) == "4096")
+    eventually(lambda: list_present(redis) == [READY])
+    announcer.stop()
 
 
 def test_a_redis_that_is_away_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
