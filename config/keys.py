@@ -62,9 +62,9 @@ def record(job_id: str) -> str:
     FAILED, their `dead_letter_ttl_seconds` if that is longer.
 
     Fields: state, sealed (the JSON of `wire.SealedJob`), kind (`wire.kind_of` it), priority, submitted_at,
-    deadline_at ("" for none), attempts, max_attempts, token (fencing token of the newest move of its lease),
-    claimed_at, worker, lease_seconds (that worker's), cancel_requested (set while RUNNING), outcome (JSON, once final),
-    ended_at, settler (a mark),
+    deadline_at ("" for none; both by the server's clock, or as a producer that is not ours wrote them),
+    attempts, max_attempts, token (fencing token of the newest move of its lease), claimed_at, worker, lease_seconds
+    (that worker's), cancel_requested (set while RUNNING), outcome (JSON, once final), ended_at, settler (a mark),
     attempt:<n> (JSON of `keye.config.outcome.FailedAttempt`, for each of the newest 50 that failed, died or was ended
     meanwhile),
     due_at (when the next attempt may begin, set by one that failed, or the first, where Celery's `eta` asks for it),

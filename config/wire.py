@@ -29,7 +29,7 @@ MAX_JSON_PARTS = 1_500_000
 
 
 class SealedJob(Asked):
-    """A job with its identity. Times are Unix seconds of the producer's clock.
+    """A job with its identity. `submitted_at` is Unix seconds of the producer's clock; its record has the server's.
 
     `schema_version` is the lowest that knows all that the job uses: older workers go on reading whatever they can.
     """

@@ -6,7 +6,6 @@ And messages that no worker could read, to be found or thrown away. How one look
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from itertools import chain
 from typing import Any, cast
 
 from redis.exceptions import RedisError, ResponseError
+
+from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode
@@ -127,8 +128,8 @@ class DeadLetters:
         One whose failure cannot be read has none of the codes.
         """
         wanted = frozenset(codes)
-        since = 0.0 if since_seconds is None else time.time() - since_seconds
         with reaching_redis("list the dead letters"):
+            since = _since(self._redis, since_seconds)
             ids = cast(list[str], self._redis.zrangebyscore(keys.DEAD_LETTERS, since, "+inf"))
         for job_id in ids:
             try:
@@ -205,8 +206,8 @@ class Quarantine:
 
     def select(self, since_seconds: float | None = None) -> Iterator[QuarantinedMessage]:
         """Oldest first: those that were put there within the last `since_seconds`; read bit by bit."""
-        since = 0.0 if since_seconds is None else time.time() - since_seconds
-        first = str(max(0, int(since * 1000)))
+        with reaching_redis("list the quarantined messages"):
+            first = str(max(0, int(_since(self._redis, since_seconds) * 1000)))
         while True:
             with reaching_redis("list the quarantined messages"):
                 page: Any = self._redis.xrange(keys.QUARANTINE, first, "+", count=_MESSAGES_PER_ROUND_TRIP)
@@ -225,3 +226,11 @@ class Quarantine:
 
 def _is_message_id(text: str) -> bool:
     return _MESSAGE_ID.fullmatch(text) is not None and max(map(int, text.split("-"))) <= MAX_ID_PART
+
+
+def _since(redis: Redis, seconds: float | None) -> float:
+    """By the clock that dated what lies there (Unix seconds)."""
+    if seconds is None:
+        return 0.0
+    now, microseconds = redis.time()
+    return now + microseconds / 1e6 - seconds

@@ -46,12 +46,13 @@ End = JobResult | JobFailure | KeyeError
 
 
 class Look(NamedTuple):
-    """A job's record, and an entry of its stream: the one that was asked for, or the newest."""
+    """A job's record, and an entry of its stream: the one that was asked for, or the newest; `now` as Redis has it."""
 
     state: str | None
     deadline_at: str | None
     outcome_json: str | None
     entry: Entry | None
+    now: float
 
 
 class FeedLook(NamedTuple):
@@ -204,7 +205,7 @@ class JobFollowing(Following):
         # With an outcome, it ended in a state that only later releases know.
         if place.state.is_final or look.outcome_json:
             self._final(place, look.outcome_json or "")
-        elif time.time() > _seconds_of(look.deadline_at):
+        elif look.now > _seconds_of(look.deadline_at):
             self._look_late(place)
         return None
 

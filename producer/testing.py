@@ -253,7 +253,7 @@ class _Memory(Transport):
         record, entries = self.records.get(job_id, {}), self._streams[keys.events(job_id)]
         found = [entry for entry in entries if entry[0] == seen] if seen else entries
         newest = found[-1] if found else None
-        return Look(record.get("state"), record.get("deadline_at"), record.get("outcome"), newest)
+        return Look(record.get("state"), record.get("deadline_at"), record.get("outcome"), newest, time.time())
 
     def look_at_feed(self) -> FeedLook:
         with self._changed:

@@ -157,7 +157,11 @@ class Transport:
                 else:
                     looking.xrevrange(keys.events(job_id), count=1)
                 looking.hmget(keys.record(job_id), "state", "deadline_at", "outcome")
-            replies = iter(_passable(self._executed(looking)))
+            # Deadlines are times on the server's clock, and ours may be hours off.
+            looking.time()
+            *found, clock = _passable(self._executed(looking))
+        now = -math.inf if isinstance(clock, RedisError) else clock[0]
+        replies = iter(found)
         looks: list[Look | KeyeError] = []
         for entries, record in zip(replies, replies, strict=True):
             fault = next((each for each in (entries, record) if isinstance(each, RedisError)), None)
@@ -165,7 +169,7 @@ class Transport:
                 looks.append(unavailable("read the job", fault))
             else:
                 state, deadline_at, outcome_json = record
-                looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None)))
+                looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None), now))
         return looks
 
     def look_at_feed(self) -> FeedLook | KeyeError:
@@ -229,13 +233,13 @@ class Transport:
         self.reader.close()
         self.redis.close()
 
-    def _submission(self, sealed: SealedJob, retry_failed: bool) -> tuple[list[str], list[str | int]]:
+    def _submission(self, sealed: SealedJob, retry_failed: bool) -> tuple[list[str], list[str | float]]:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record
         queued = sorted(Priority, key=lambda priority: priority is not job.priority)
         names = [keys.record(job_id), keys.CONTEXT, message_list(job.priority), keys.DEADLINES, keys.ENDED, keys.LEASES]
         names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
-        args: list[str | int] = [job_id, fingerprint_of(job), least_tokens(job), record["deadline_at"]]
+        args: list[str | float] = [job_id, fingerprint_of(job), least_tokens(job), job.deadline_seconds or ""]
         args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
         args.append(keys.record("") if retry_failed else "")
         args += chain.from_iterable(record.items())

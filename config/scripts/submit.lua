@@ -5,8 +5,9 @@
 -- KEYS: 1 record (hash), 2 the tokens that workers hold (string), 3 messages of its priority (list), 4 deadlines (sorted set),
 -- 5 ended jobs (stream), 6 leases (sorted set), 7 queued jobs of its priority, 8 and 9 of the others (sorted sets),
 -- 10 the job's idempotency key (string), if it has one
--- ARGV: 1 job id, 2 fingerprint of the job, 3 tokens the job has at least, 4 deadline or "", 5 message, 6 most jobs that may be queued or
--- "", 7 what records' keys begin with, where it may take over a key, or "", 8.. fields and values of the record
+-- ARGV: 1 job id, 2 fingerprint of the job, 3 tokens the job has at least, 4 seconds to its deadline or "", 5 message, 6 most
+-- jobs that may be queued or "", 7 what records' keys begin with, where it may take over a key, or "", 8.. fields and values of
+-- the record, whose times are those of this clock in the end
 -- Returns {"owner", "job_id fingerprint"} of the job that owns the idempotency key, this one or an earlier one,
 -- {"too_long", context} or {"full", jobs that are queued, seconds from one's end to the next's or ""}
 local entry = ARGV[1] .. " " .. ARGV[2]
@@ -39,10 +40,13 @@ end
 -- First: it alone can fail, where somebody put something else in its place.
 redis.call("LPUSH", KEYS[3], ARGV[5])
 redis.call("HSET", KEYS[1], unpack(ARGV, 8))
-redis.call("ZADD", KEYS[7], clock(), ARGV[1])
+local now, deadline_at = clock(), ""
 if ARGV[4] ~= "" then
-  redis.call("ZADD", KEYS[4], ARGV[4], ARGV[1])
+  deadline_at = string.format("%.6f", now + ARGV[4])
+  redis.call("ZADD", KEYS[4], deadline_at, ARGV[1])
 end
+redis.call("HSET", KEYS[1], "submitted_at", string.format("%.6f", now), "deadline_at", deadline_at)
+redis.call("ZADD", KEYS[7], now, ARGV[1])
 if KEYS[10] then
   redis.call("SET", KEYS[10], entry)
 end

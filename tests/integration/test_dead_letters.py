@@ -1,6 +1,7 @@
 """Jobs that failed for good, as the operator finds them: through the real scripts, the real client and `keye dead`."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,7 +95,12 @@ def test_only_failed_jobs_are_dead_letters(client: Client, worker: Redis) -> Non
             client.dead_letters.find(job.id)
 
 
-def test_letters_are_chosen_by_code_and_by_age(client: Client, worker: Redis) -> None:
+@pytest.mark.parametrize("hours", [-5, 0, 5], ids=lambda hours: f"by a clock that is {hours} h off")
+def test_letters_are_chosen_by_code_and_by_age(
+    client: Client, worker: Redis, monkeypatch: pytest.MonkeyPatch, hours: float
+) -> None:
+    true_time = time.time
+    monkeypatch.setattr("time.time", lambda: true_time() + hours * 3600)
     jobs = [client.submit(prompt="?") for _ in range(3)]
     codes = (ErrorCode.INTERNAL, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL)
     for job, code in zip(jobs, codes, strict=True):

@@ -67,6 +67,22 @@ class TestResult:
         with pytest.raises(JobNotEnded, match="is QUEUED although its deadline has passed"):
             job.result()
 
+    @pytest.mark.parametrize("hours", [-5, 5])
+    def test_whose_clock_is_hours_off_waits_as_any_other_and_hears_the_same(
+        self, client: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch, hours: float
+    ) -> None:
+        job = client.submit(JOB.model_copy(update={"deadline_seconds": 60}))
+        true_time = time.time
+        monkeypatch.setattr("time.time", lambda: true_time() + hours * 3600)
+        monkeypatch.setattr("keye.producer.following.OVERDUE_SECONDS", 0.0)
+        for name in ("READ_SECONDS", "LOOK_SECONDS"):
+            monkeypatch.setattr(f"keye.producer.reader.{name}", 0.1)
+        with pytest.raises(JobNotEnded, match="after 1 s of waiting"):
+            job.result(timeout=1)
+        redis.hset(keys.record(job.id), "deadline_at", true_time() - 1)
+        with pytest.raises(JobNotEnded, match="although its deadline has passed"):
+            job.result(timeout=30)
+
     def test_whoever_comes_long_behind_the_deadline_leaves_a_worker_the_same_time(
         self, client: Client, redis: Redis
     ) -> None:

@@ -1,5 +1,6 @@
 """The producer against a real server: what is queued, what is refused, and what is left behind."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from keye.config.job import ImagePart
 from keye.config.wire import seal
 from keye.producer import (
     AnalysisJob,
+    AsyncClient,
     Client,
     IdempotencyConflict,
     InvalidJob,
@@ -24,6 +26,7 @@ from keye.producer import (
     QueueUnavailable,
     Settings,
 )
+from keye.producer.dead_letters import DeadLetter
 from keye.producer.transport import Transport
 from tests.support.worker_side import JOB
 
@@ -128,6 +131,42 @@ class TestSubmit:
         assert redis.zscore(keys.DEADLINES, job.id) == pytest.approx(time.time() + 60, abs=5)
         job.cancel()
         assert not redis.exists(keys.DEADLINES, keys.queued("normal"))
+
+    @pytest.mark.holds(
+        "docs/producers.md#from-any-language",
+        "`submitted_at` and `deadline_at` stay as you wrote them",
+        "Jobs of the Python client and of `keye` count from Redis' own",
+    )
+    @pytest.mark.parametrize("hours", [-5, 5])
+    @pytest.mark.parametrize("way", ["submit", "submit_many", "asyncio", "again"])
+    def test_times_are_those_of_the_servers_clock_however_wrong_ours_is(
+        self, client: Client, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, hours: float, way: str
+    ) -> None:
+        true_time = time.time
+        monkeypatch.setattr("time.time", lambda: true_time() + hours * 3600)
+        job = JOB.model_copy(update={"deadline_seconds": 60.0})
+        match way:
+            case "submit":
+                job_id = client.submit(job).id
+            case "submit_many":
+                (sent,) = client.submit_many([job])
+                assert isinstance(sent, Job)
+                job_id = sent.id
+            case "asyncio":
+
+                async def submit() -> str:
+                    async with AsyncClient(redis_url) as asking:
+                        return (await asking.submit(job)).id
+
+                job_id = asyncio.run(submit())
+            case _:
+                job_id = client.dead_letters.requeue(DeadLetter("dead", 0, seal(job).record)).id
+        submitted_at, deadline_at = map(float, redis.hmget(keys.record(job_id), "submitted_at", "deadline_at"))
+        assert submitted_at == pytest.approx(true_time(), abs=5)
+        assert deadline_at == pytest.approx(submitted_at + 60)
+        assert redis.zscore(keys.DEADLINES, job_id) == deadline_at
+        sealed = json.loads(redis.hget(keys.record(job_id), "sealed"))
+        assert sealed["submitted_at"] == pytest.approx(true_time() + hours * 3600, abs=5), "as it was sent"
 
     @pytest.mark.holds(
         "docs/producers.md#how-much-a-job-may-hold", "A producer has no tokenizer and counts a token for each digit"

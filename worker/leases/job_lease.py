@@ -72,11 +72,11 @@ class Claimed:
     """The right to settle one job, for as long as `token` is the record's newest. Times are the server's Unix seconds.
 
     Every move of a lease makes a new token, drawn at random: a counter could repeat after a server that lost its last
-    second. `max_attempts` is the job's own and one more for each that does not count. `submitted_at` is the producer's
-    clock; it and `deadline_at` are None where unknown or unset. `max_visual_tokens` is set where an earlier attempt had
-    more and did not fit into memory, `unreachable_since` where `num_unreachable` earlier ones did not get the media;
-    it is the end of the first. `sealed_json` is what the record says is asked, `canvas_json` what is to be called
-    afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
+    second. `max_attempts` is the job's own and one more for each that does not count. `submitted_at` and
+    `deadline_at`, None where unknown or unset, are as a producer that is not ours wrote them. `max_visual_tokens` is
+    set where an earlier attempt had more and did not fit into memory, `unreachable_since` where `num_unreachable`
+    earlier ones did not get the media; it is the end of the first. `sealed_json` is what the record says is asked,
+    `canvas_json` what is to be called afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
     """
 
     job_id: str
