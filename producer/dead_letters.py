@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
-from redis.exceptions import RedisError, ResponseError
-
 from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from keye.config import keys
 from keye.config.codes import ErrorCode

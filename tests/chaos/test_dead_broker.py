@@ -25,6 +25,22 @@ def _seconds_until_more_end(broker: Broker, jobs: list[Job], num_ended: int) -> 
     return time.monotonic() - back_at
 
 
+def test_a_worker_that_has_room_for_more_jobs_outlives_its_server(
+    broker: Broker, client: Client, workers: EchoWorkers, assert_all_is_well: AllIsWell
+) -> None:
+    (worker,) = workers.start_ready()
+    running = [client.submit(prompt=f"wait {2 * SCALE.lease_seconds}") for _ in range(6)]
+    worker.wait_until_holding(6)
+    broker.kill()
+    eventually(lambda: "Connection to broker lost" in worker.log)
+    broker.start_again()
+    after = client.submit(prompt="hello")
+    wait_for_all(broker.redis, [*running, after], within_seconds=20 * SCALE.lease_seconds)
+    assert "Unrecoverable" not in worker.log
+    assert attempts_of(broker.redis, running) == [1] * 6
+    assert_all_is_well([*running, after])
+
+
 @pytest.mark.holds(
     "docs/reliability.md#the-chaos-tests",
     "SIGKILL of the server for",

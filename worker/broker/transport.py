@@ -41,6 +41,14 @@ class QoS(redis.QoS):
             with self.channel.conn_or_acquire(client) as client:
                 yield client.pipeline(transaction=False)
 
+    def restore_unacked(self, client: Any = None) -> None:
+        """Not by a connection that is lost and closed: Celery asks once more, and the worker would end of it.
+
+        What it has taken comes back when its time is up.
+        """
+        if self.channel.connection.client is not None:
+            super().restore_unacked(client)
+
     def ack(self, delivery_tag: str) -> None:
         message = self._delivered.get(delivery_tag)
         if message is not None and message.properties.get(IS_ACKNOWLEDGED):
