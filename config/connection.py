@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from keye.config.faults import InvalidSettings
+from keye.config.key_prefix import PrefixedRedis
 from keye.config.primary import WORTH_ANOTHER_TRY
 from keye.config.redis_url import RedisUrl
 
@@ -50,6 +51,7 @@ def connect(
     retries: int = 1,
     retry_pause_seconds: float = 0,
     encoding_errors: str = "strict",
+    key_prefix: str = "",
 ) -> Redis:
     """A client for any number of threads, which notices a half-open connection within seconds.
 
@@ -71,7 +73,8 @@ def connect(
     )
     bounds = {"max_connections": MAX_CONNECTIONS, "timeout": WAIT_FOR_CONNECTION_SECONDS, **url.pool_options}
     make_pool: Any = BlockingConnectionPool
-    return Redis.from_pool(make_pool(connection_class=url.connection_class, **bounds, **options))
+    pool = make_pool(connection_class=url.connection_class, **bounds, **options)
+    return PrefixedRedis.of(pool, key_prefix) if key_prefix else Redis.from_pool(pool)
 
 
 # What a restart, a failover or an operator freeing memory cures. A server that loads its data, refuses the password or

@@ -1,4 +1,5 @@
-"""Every Redis key of ours, its type and its lifetime. Celery's own keys (the queue, its results) are not here."""
+"""Every Redis key of ours, its type and its lifetime. Those that Celery makes (the queue, what is not acknowledged, its
+results) are in `keye.config.topology`, and all of them begin with the settings' `key_prefix` if there is one."""
 
 PREFIX = "keye:"
 

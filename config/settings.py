@@ -67,6 +67,11 @@ class ProducerSettings(BaseSettings):
     redis_password: SecretStr | None = Field(
         default=None, description="as it is, for a `KEYE_REDIS_URL` without one; in the URL @, #, / and % are escaped"
     )
+    key_prefix: str = Field(
+        default="",
+        description="what the names of all keys and channels begin with, such as `blue:`; the same for workers and "
+        "producers, so that several deployments share a server",
+    )
     result_ttl_seconds: Lifetime = Field(
         default=86400, description="how long an ended job and its outcome can be read; workers' own word counts"
     )
@@ -106,6 +111,17 @@ class ProducerSettings(BaseSettings):
     def _can_be_read(cls, url: SecretStr) -> SecretStr:
         RedisUrl.read(url.get_secret_value())
         return url
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _ends_with_a_mark(cls, prefix: str) -> str:
+        """Celery's results would put a mark behind it by themselves, and nothing else of Celery or ours would."""
+        if prefix and not re.fullmatch(r"[A-Za-z0-9_.:-]{0,63}[_.:-]", prefix):
+            raise ValueError(
+                f"{prefix[:80]!r} cannot begin the names of keys. Write up to 64 letters, digits and - _ . : with one "
+                "of those four at the end, as in blue:"
+            )
+        return prefix
 
     @field_validator("s3_endpoint_url")
     @classmethod

@@ -6,6 +6,7 @@ from base64 import b64encode
 from typing import Any
 
 from keye.config.job import Priority, is_job_id
+from keye.config.keys import PREFIX
 
 ANALYZE_TASK = "keye.analyze"
 QUEUE = "keye.jobs"
@@ -19,11 +20,11 @@ PRIORITY_STEPS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 # The Redis hash of what workers have taken and not acknowledged, as kombu writes it: JSON of message, exchange, queue.
 # Under names of our own: whoever shares kombu's has their messages handed out again after the shortest visibility
 # timeout of all, which is ours.
-UNACKED = "keye:unacked"
+UNACKED = f"{PREFIX}unacked"
 # The sorted set of their delivery tags, by when they were taken.
-UNACKED_INDEX = "keye:unacked-index"
+UNACKED_INDEX = f"{PREFIX}unacked-index"
 # String, whose turn it is to hand those out again that were taken too long ago.
-UNACKED_MUTEX = "keye:unacked-mutex"
+UNACKED_MUTEX = f"{PREFIX}unacked-mutex"
 # What kombu calls the first two, for all Celery apps of a database. Workers of 0.2 have their messages there.
 SHARED_UNACKED, SHARED_UNACKED_INDEX = "unacked", "unacked_index"
 

@@ -42,9 +42,9 @@ class AsyncClient:
     What is for operators (dead letters, quarantine, status, verify) has the synchronous client only.
     """
 
-    def __init__(self, target: str | ProducerSettings | Client | None = None) -> None:
-        """`target` as for `Client`, or a client, which is then closed with this one."""
-        self._client = target if isinstance(target, Client) else Client(target)
+    def __init__(self, target: str | ProducerSettings | Client | None = None, *, key_prefix: str | None = None) -> None:
+        """Both as for `Client`, or a client alone, which is then closed with this one."""
+        self._client = target if isinstance(target, Client) else Client(target, key_prefix=key_prefix)
         self._begin_threads()
 
     async def submit(

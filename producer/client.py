@@ -66,15 +66,22 @@ class Client:
     ...     print(job.result(timeout=60).answer)
     """
 
-    def __init__(self, target: str | ProducerSettings | None = None) -> None:
+    def __init__(self, target: str | ProducerSettings | None = None, *, key_prefix: str | None = None) -> None:
         """`target` is a Redis URL or settings; without it `KEYE_REDIS_URL` is read, as a worker reads it.
 
-        Raises `InvalidSettings`.
+        `key_prefix` ("" for none) is the workers' `KEYE_KEY_PREFIX`, which is read where it is not given here. Settings
+        have their own. Raises `InvalidSettings`.
         """
-        if isinstance(target, str):
-            # A password from the environment is that of KEYE_REDIS_URL, and not for whatever server is named here.
-            target = ProducerSettings.read(redis_url=SecretStr(target), redis_password=None)
-        self._settings = target or ProducerSettings.read()
+        if isinstance(target, ProducerSettings):
+            if key_prefix is not None:
+                raise TypeError("key_prefix goes with a URL; of settings it is a field")
+            self._settings = target
+        else:
+            given: dict[str, Any] = {} if key_prefix is None else {"key_prefix": key_prefix}
+            if target is not None:
+                # A password from the environment is that of KEYE_REDIS_URL, and not for whatever server is named here.
+                given |= {"redis_url": SecretStr(target), "redis_password": None}
+            self._settings = ProducerSettings.read(**given)
         self._transport = Transport(self._settings)
 
     def submit(

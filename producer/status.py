@@ -60,8 +60,8 @@ class FleetStatus(Report):
 def read_status(redis: Redis) -> FleetStatus:
     """Two round trips, and as many as it takes to find the workers. Raises Redis' fault."""
     queued = [keys.queued(priority) for priority in Priority]
-    names = [keys.LEASES, keys.WORK, keys.DEAD_LETTERS, keys.QUARANTINE, keys.KEPT, *queued]
-    said = json.loads(load_script(redis, "status")(names, [LOOKED_AT, keys.record("")]))
+    names = [keys.LEASES, keys.WORK, keys.DEAD_LETTERS, keys.QUARANTINE, keys.KEPT, keys.record(""), *queued]
+    said = json.loads(load_script(redis, "status")(names, [LOOKED_AT]))
     workers = tuple(list_present(redis))
     num_ready = sum(worker.state is WorkerState.READY for worker in workers)
     work = _work(said, max(1, num_ready))

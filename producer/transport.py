@@ -79,7 +79,8 @@ class Transport:
         self.max_queue_depth = settings.max_queue_depth
         # Of one job's id or record that is no UTF-8, those who wait for others must not hear.
         url = settings.full_redis_url()
-        self._redis = connect(url, retry_pause_seconds=0.5, encoding_errors="backslashreplace")
+        options: Any = {"retry_pause_seconds": 0.5, "encoding_errors": "backslashreplace"}
+        self._redis = connect(url, key_prefix=settings.key_prefix, **options)
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
         self._progress = load_script(self.redis, "progress")
@@ -123,8 +124,8 @@ class Transport:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
         waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES, keys.ENDED, keys.KEPT)
         names = [keys.record(job_id), keys.events(job_id), *waiting, keys.unheard(job.priority)]
-        names += keys.idempotency_of(job.idempotency_key)
-        ttls = self.result_ttl_seconds, keys.CANCELLATIONS, job.result_ttl_seconds or ""
+        names += [keys.CANCELLATIONS, *keys.idempotency_of(job.idempotency_key)]
+        ttls = self.result_ttl_seconds, job.result_ttl_seconds or ""
         args = (job_id, JobState.CANCELLED.value, outcome_json, *ttls)
         with reaching_redis("cancel the job"):
             return cast(str | None, self._end_queued(keys=names, args=args))
@@ -239,9 +240,10 @@ class Transport:
         queued = sorted(Priority, key=lambda priority: priority is not job.priority)
         names = [keys.record(job_id), keys.CONTEXT, message_list(job.priority), keys.DEADLINES, keys.ENDED, keys.LEASES]
         names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
+        if retry_failed and job.idempotency_key is not None:
+            names.append(keys.record(""))
         args: list[str | float] = [job_id, fingerprint_of(job), least_tokens(job), job.deadline_seconds or ""]
         args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
-        args.append(keys.record("") if retry_failed else "")
         args += chain.from_iterable(record.items())
         try:
             check_arguments(self.redis, args)

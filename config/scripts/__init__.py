@@ -1,4 +1,7 @@
-"""The atomic moves of a job in Redis, on its clock: a Lua script each, whose head names its keys and arguments."""
+"""The atomic moves of a job in Redis, on its clock: a Lua script each, whose head names its keys and arguments.
+
+Whatever names a key or a channel, or begins such a name, is among the KEYS: a client may put a prefix before those alone.
+"""
 
 import re
 from functools import cache

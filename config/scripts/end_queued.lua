@@ -4,10 +4,10 @@
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 queued jobs of its priority (sorted set),
 -- 5 deadlines (sorted set), 6 ended jobs (stream), 7 what workers keep for how long (hash), 8 ended jobs of its priority
--- that have a message (sorted set), 9 the job's idempotency key (string), if it has one
+-- that have a message (sorted set), 9 cancellations (channel), 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 CANCELLED or EXPIRED, 3 outcome (JSON of a JobFailure), 4 seconds until all of it expires where no
--- worker has said so, 5 channel of cancellations, or seconds until a running job's deadline is looked at again, 6 the same
--- as 4 where the job says so itself, or ""
+-- worker has said so, 5 the same where the job says so itself, or "", 6 seconds until a running job's deadline is looked at
+-- again
 -- Returns the state the job was found in, nil where there is no job, or the deadline has not passed
 local now, is_cancel = clock(), ARGV[2] == "CANCELLED"
 local state, deadline_at = unpack(redis.call("HMGET", KEYS[1], "state", "deadline_at"))
@@ -15,9 +15,9 @@ if state == "RUNNING" then
   if is_cancel then
     redis.call("HSET", KEYS[1], "cancel_requested", "1")
     -- pcall: who may not publish is heard all the same, when the worker renews its lease.
-    redis.pcall("PUBLISH", ARGV[5], ARGV[1])
+    redis.pcall("PUBLISH", KEYS[9], ARGV[1])
   else
-    redis.call("ZADD", KEYS[5], now + ARGV[5], ARGV[1])
+    redis.call("ZADD", KEYS[5], now + ARGV[6], ARGV[1])
   end
   return state
 end
@@ -28,10 +28,10 @@ elseif not is_cancel and tonumber(deadline_at) > now then
   return nil
 end
 finish(KEYS[1], KEYS[2], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now)
-local own = ARGV[6] ~= "" and ARGV[6]
+local own = ARGV[5] ~= "" and ARGV[5]
 redis.call("HSET", KEYS[1], "kept_seconds", own or redis.call("HGET", KEYS[7], "result") or ARGV[4])
-if KEYS[9] then
-  redis.call("HSET", KEYS[1], "kept_key", KEYS[9])
+if KEYS[10] then
+  redis.call("HSET", KEYS[1], "kept_key", KEYS[10])
 end
 redis.call("ZADD", KEYS[8], redis.call("ZSCORE", KEYS[4], ARGV[1]) or now, ARGV[1])
 redis.call("ZREM", KEYS[4], ARGV[1])

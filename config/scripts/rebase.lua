@@ -2,19 +2,18 @@
 -- now: a lease, a pause and a time of publication count from a "now" that has not come yet. Absolute times stay: deadlines,
 -- and when a first attempt is due. Some at a time; asked again until it has looked at fewer than it may.
 --
--- KEYS: 1 leases (sorted set), 2 newest taken job of each priority (sorted set), then for each priority its queued jobs and its
--- ended jobs that have a message (sorted sets)
--- ARGV: 1 seconds of a lease whose record does not say how long it is, 2 what records' keys begin with, 3 leases to pass
--- over, 4 most to look at in each set
+-- KEYS: 1 leases (sorted set), 2 newest taken job of each priority (sorted set), 3 what records' keys begin with, then for each
+-- priority its queued jobs and its ended jobs that have a message (sorted sets)
+-- ARGV: 1 seconds of a lease whose record does not say how long it is, 2 leases to pass over, 3 most to look at in each set
 -- Returns {how many leases it looked at, how many of these it left, the most that it moved in a queue}
-local now, lease, most = clock(), tonumber(ARGV[1]), tonumber(ARGV[4])
+local now, lease, most = clock(), tonumber(ARGV[1]), tonumber(ARGV[3])
 
-local looked, left = redis.call("ZREVRANGEBYSCORE", KEYS[1], "+inf", now, "WITHSCORES", "LIMIT", ARGV[3], most), 0
+local looked, left = redis.call("ZREVRANGEBYSCORE", KEYS[1], "+inf", now, "WITHSCORES", "LIMIT", ARGV[2], most), 0
 for i = 1, #looked, 2 do
   local job_id, ends_at = looked[i], tonumber(looked[i + 1])
   -- pcall: strangers may have written what is no job.
   local state, seconds, attempts, due_at, pause = unpack(redis.pcall(
-    "HMGET", ARGV[2] .. job_id, "state", "lease_seconds", "attempts", "due_at", "pause_seconds"
+    "HMGET", KEYS[3] .. job_id, "state", "lease_seconds", "attempts", "due_at", "pause_seconds"
   ))
   local latest, is_paused = now + 2 * lease, state == "QUEUED" and tonumber(due_at) == ends_at
   if state == "RUNNING" then
@@ -26,7 +25,7 @@ for i = 1, #looked, 2 do
     latest = string.format("%.6f", latest)
     redis.call("ZADD", KEYS[1], latest, job_id)
     if is_paused then
-      redis.call("HSET", ARGV[2] .. job_id, "due_at", latest)
+      redis.call("HSET", KEYS[3] .. job_id, "due_at", latest)
     end
   else
     left = left + 1
@@ -37,7 +36,7 @@ for _, taken in ipairs(redis.call("ZRANGEBYSCORE", KEYS[2], now, "+inf")) do
   redis.call("ZADD", KEYS[2], now, taken)
 end
 local longest = 0
-for i = 3, #KEYS, 2 do
+for i = 4, #KEYS, 2 do
   local published = {}
   for _, key in ipairs({ KEYS[i], KEYS[i + 1] }) do
     -- A second: those that were moved before lie a little behind now, in their order.

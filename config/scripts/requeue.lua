@@ -3,9 +3,10 @@
 -- whoever gave them back. An attempt keeps its number, so that no two have the same, and does not count: the job may have one
 -- more.
 --
--- KEYS: 1 leases (sorted set), then for each job 2 record (hash), 3 events (stream), 4 messages of its priority (list)
--- ARGV: 1 seconds until a reaper publishes what nobody has taken, 2 what records' keys begin with, then for each job 3 its
--- id, 4 token, 5 the new token, 6 message
+-- KEYS: 1 leases (sorted set), 2 what records' keys begin with, then for each job 3 record (hash), 4 events (stream), 5
+-- messages of its priority (list)
+-- ARGV: 1 seconds until a reaper publishes what nobody has taken, then for each job 2 its id, 3 token, 4 the new token, 5
+-- message
 -- Returns for each job "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
 local MOST_BEFORE = 256
 
@@ -14,7 +15,7 @@ local function given_back_since(message)
   local job_id = string.match(message, '"id": "([^"]+)"')
   -- pcall: in a stranger's message it may be the name of anything.
   local state, attempts, given_back, queued_at = unpack(redis.pcall(
-    "HMGET", ARGV[2] .. (job_id or ""), "state", "attempts", "given_back", "queued_at"
+    "HMGET", KEYS[2] .. (job_id or ""), "state", "attempts", "given_back", "queued_at"
   ))
   return state == "QUEUED" and given_back == attempts and tonumber(queued_at) or nil
 end
@@ -36,9 +37,9 @@ local function put_in_order(messages, message, queued_at)
 end
 
 local now, answers, given_back = clock(), {}, {}
-for i = 1, (#KEYS - 1) / 3 do
-  local record_key, events, messages = unpack(KEYS, 3 * i - 1, 3 * i + 1)
-  local job_id, token, new_token, message = unpack(ARGV, 4 * i - 1, 4 * i + 2)
+for i = 1, (#KEYS - 2) / 3 do
+  local record_key, events, messages = unpack(KEYS, 3 * i, 3 * i + 2)
+  local job_id, token, new_token, message = unpack(ARGV, 4 * i - 2, 4 * i + 1)
   local state, newest, cancel_requested, attempt, queued_at, claimed_at = unpack(redis.call(
     "HMGET", record_key, "state", "token", "cancel_requested", "attempts", "queued_at", "claimed_at"
   ))

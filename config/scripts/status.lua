@@ -1,8 +1,8 @@
 -- What waits and what runs: numbers, and of which kinds of job, from a look at so many of each.
 --
 -- KEYS: 1 leases (sorted set), 2 work (hash), 3 dead letters (sorted set), 4 messages that could not be read (stream), 5
--- what workers keep for how long (hash), 6.. queued jobs of each priority (sorted sets)
--- ARGV: 1 most jobs to look at of each set, 2 what records' keys begin with
+-- what workers keep for how long (hash), 6 what records' keys begin with, 7.. queued jobs of each priority (sorted sets)
+-- ARGV: 1 most jobs to look at of each set
 -- Returns JSON: queues (a list of depth, oldest, kinds: name to number among those looked at), running (number), runs (a
 -- list of kind, seconds), work (name to "weights seconds"), dead, quarantined
 local now, most = clock(), tonumber(ARGV[1])
@@ -10,14 +10,14 @@ local now, most = clock(), tonumber(ARGV[1])
 local function look(ids)
   local kinds = {}
   for _, id in ipairs(ids) do
-    local kind = redis.call("HGET", ARGV[2] .. id, "kind") or ""
+    local kind = redis.call("HGET", KEYS[6] .. id, "kind") or ""
     kinds[kind] = (kinds[kind] or 0) + 1
   end
   return kinds
 end
 
 local queues = {}
-for i = 6, #KEYS do
+for i = 7, #KEYS do
   local oldest = redis.call("ZRANGE", KEYS[i], 0, 0, "WITHSCORES")[2]
   queues[#queues + 1] = {
     depth = redis.call("ZCARD", KEYS[i]),
@@ -28,7 +28,7 @@ end
 
 local runs, looked_at = {}, redis.call("ZRANDMEMBER", KEYS[1], most)
 for _, id in ipairs(looked_at) do
-  local state, kind, claimed_at = unpack(redis.call("HMGET", ARGV[2] .. id, "state", "kind", "claimed_at"))
+  local state, kind, claimed_at = unpack(redis.call("HMGET", KEYS[6] .. id, "state", "kind", "claimed_at"))
   if state == "RUNNING" then
     runs[#runs + 1] = { kind or "", math.max(0, now - (tonumber(claimed_at) or now)) }
   end

@@ -3,9 +3,8 @@
 -- Ended jobs that were kept for their messages are let go where those are lost.
 --
 -- KEYS: 1 queued jobs of a priority (sorted set), 2 newest taken job of each priority (sorted set), 3 leases (sorted set),
--- 4 messages of the priority (list), 5 its ended jobs that have a message (sorted set)
--- ARGV: 1 priority, 2 seconds that a message may take to be seen, 3 most jobs to find of each, 4 what records' keys begin
--- with
+-- 4 messages of the priority (list), 5 its ended jobs that have a message (sorted set), 6 what records' keys begin with
+-- ARGV: 1 priority, 2 seconds that a message may take to be seen, 3 most jobs to find of each
 -- Returns their ids
 local now = clock()
 local before = now - ARGV[2]
@@ -19,6 +18,6 @@ for _, job_id in ipairs(lost) do
 end
 for _, job_id in ipairs(redis.call("ZRANGEBYSCORE", KEYS[5], "-inf", before, "LIMIT", 0, ARGV[3])) do
   redis.call("ZREM", KEYS[5], job_id)
-  let_go(ARGV[4] .. job_id, job_id)
+  let_go(KEYS[6] .. job_id, job_id)
 end
 return lost

@@ -2,7 +2,9 @@
 // has its `sendCommand`. Who waits blocks a connection: give `events` and `outcome` one of their own (`redis.duplicate()`).
 import { randomUUID } from "node:crypto";
 
-const record = (id) => `keye:job:${id}`;
+// As the workers have it.
+const prefix = process.env.KEYE_KEY_PREFIX ?? "";
+const record = (id) => `${prefix}keye:job:${id}`;
 
 // Resolves to the job's id. `job` is as in docs/schemas/job.json; what is wrong with it is told by its outcome.
 export async function submit(redis, job) {
@@ -37,7 +39,7 @@ export async function submit(redis, job) {
       body_encoding: "base64",
     },
   };
-  const queue = step === 0 ? "keye.jobs" : `keye.jobs\x06\x16${step}`;
+  const queue = prefix + (step === 0 ? "keye.jobs" : `keye.jobs\x06\x16${step}`);
   await redis.sendCommand(["LPUSH", queue, JSON.stringify(message)]);
   return id;
 }

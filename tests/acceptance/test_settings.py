@@ -54,6 +54,8 @@ def values(name: str, field: FieldInfo, url: str, folder: Path) -> Iterator[str]
             yield from ("http://127.0.0.1:1", "http://my_minio", "minio:9000", "http://[::1", "http://a:b")
         case "s3_buckets":
             yield from ("photos,scans", "s3://photos", "s3://photos/2026", "a b")
+        case "key_prefix":
+            yield from ("blue:", "blue", "*", f"{'n' * 64}:")
         case "celery_canvas":
             yield from ("results/*", "results")
         case "metrics_port":
@@ -121,7 +123,8 @@ def test_what_passes_the_check_runs_and_what_runs_not_is_told_by_name(
         assert not isinstance(found, str), found
         assert not select(found, Severity.FAULT), (chosen, found)
         worker = start("keye.worker.daemon.cli", "run", **(right | chosen | ECHO))
-        with connect(chosen.get("KEYE_REDIS_URL", right["KEYE_REDIS_URL"])) as worker.redis:
+        prefix = chosen.get("KEYE_KEY_PREFIX", "").strip()
+        with connect(chosen.get("KEYE_REDIS_URL", right["KEYE_REDIS_URL"]), key_prefix=prefix) as worker.redis:
             ready = worker.wait_until_ready()
             if chosen.get("KEYE_STEP_SECONDS") == LEAST_STEP_SECONDS:
                 with pytest.raises(subprocess.TimeoutExpired):

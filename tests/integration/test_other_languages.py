@@ -1,5 +1,6 @@
 """The Node producer of examples/node without the npm package, against a real server and a real Celery worker."""
 
+import os
 import shutil
 import subprocess
 import threading
@@ -60,13 +61,24 @@ const redis = {
 """
 
 
-@pytest.mark.holds("docs/producers.md#from-any-language", "It is Celery's, as `submit` writes it.")
+@pytest.mark.holds(
+    "docs/producers.md#from-any-language",
+    "It is Celery's, as `submit` writes it.",
+    "every name above of a key or a channel begins with it",
+    "`keye.mjs` reads that variable.",
+)
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 @pytest.mark.parametrize(
-    ("priority", "streams"), [("high", "pairs"), ("normal", "Object.fromEntries(pairs)"), ("low", "pairs")]
+    ("priority", "streams", "prefix"),
+    [
+        ("high", "pairs", ""),
+        ("normal", "Object.fromEntries(pairs)", ""),
+        ("low", "pairs", ""),
+        ("normal", "pairs", "blue:"),
+    ],
 )
 def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
-    redis: Redis, redis_url: str, tmp_path: Path, priority: str, streams: str
+    redis: Redis, redis_url: str, tmp_path: Path, priority: str, streams: str, prefix: str
 ) -> None:
     program = tmp_path / "producer.mjs"
     program.write_text(
@@ -83,7 +95,7 @@ def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
         broker_url=redis_url,
         result_backend=redis_url,
         task_default_queue=QUEUE,
-        broker_transport_options={"priority_steps": sorted(PRIORITY_STEPS.values())},
+        broker_transport_options={"priority_steps": sorted(PRIORITY_STEPS.values()), "global_keyprefix": prefix},
     )
 
     # The worker's own task is shared with every app, once another test has imported it.
@@ -95,13 +107,14 @@ def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
         received.append(sealed)
         arrived.set()
 
+    environ = os.environ | {"KEYE_KEY_PREFIX": prefix}
     port = redis.connection_pool.connection_kwargs["port"]
     with (
         start_worker(
             app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20, loglevel="warning"
         ),
-        Client(redis_url) as client,
-        subprocess.Popen(["node", program, str(port)], stdout=subprocess.PIPE, text=True) as node,
+        Client(redis_url, key_prefix=prefix) as client,
+        subprocess.Popen(["node", program, str(port)], stdout=subprocess.PIPE, text=True, env=environ) as node,
     ):
         assert node.stdout is not None
         job = client.find(node.stdout.readline().strip())
@@ -109,7 +122,7 @@ def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
         sealed = open_sealed(received[0])
         assert sealed.job_id == job.id
         assert sealed.job.prompt == "谁在招手"
-        assert float(redis.hget(keys.record(job.id), "deadline_at")) == pytest.approx(sealed.submitted_at + 60)
+        assert float(redis.hget(prefix + keys.record(job.id), "deadline_at")) == pytest.approx(sealed.submitted_at + 60)
         # Any outcome will do: cancelling writes one.
         job.cancel()
         assert node.stdout.read() == "failure\n"

@@ -89,7 +89,7 @@ class EngineStep(bootsteps.StartStopStep):
         # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         settings = Settings()
-        redis = connect(settings.full_redis_url())
+        redis = connect(settings.full_redis_url(), key_prefix=settings.key_prefix)
         try:
             redis.ping()
         except ServerUnusable as refusal:

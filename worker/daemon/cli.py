@@ -75,7 +75,7 @@ def run(gpus: Gpus = None) -> None:
         logger.critical(as_message(faults))
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
     # For metrics alone: nobody waits long for a Redis that is away.
-    asking = connect(settings.full_redis_url(), timeout_seconds=1, retries=0)
+    asking = connect(settings.full_redis_url(), timeout_seconds=1, retries=0, key_prefix=settings.key_prefix)
     with closing(HostFolder(settings.run_folder)) as folder, asking as redis:
         supervisor = Supervisor(folder, chosen, settings.drain_seconds, settings.host_workers)
         collector = HostCollector(supervisor.workers, redis)

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from redis import Redis
-
+from keye.config.connection import connect
 from keye.config.presence import WorkerState, list_present
 
 SMALL_KEYE = Path(__file__).with_name("checkpoint")
@@ -64,7 +63,7 @@ class LocalWorker:
 
     def _wait_until_ready(self) -> None:
         end = time.monotonic() + self._ready_seconds
-        with Redis.from_url(self._redis_url) as redis:
+        with connect(self._redis_url, key_prefix=self._environment.get("KEYE_KEY_PREFIX", "")) as redis:
             while time.monotonic() < end and self.process.poll() is None:
                 if any(presence.state is WorkerState.READY for presence in list_present(redis)):
                     return

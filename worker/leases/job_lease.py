@@ -271,8 +271,8 @@ class LeaseStore:
             for lease in leases:
                 reading.hmget(keys.record(lease.job_id), ["sealed", "priority"])
             records = reading.execute()
-        names: list[str] = [keys.LEASES]
-        args: list[str | float] = [2 * self.lease_seconds, keys.record("")]
+        names: list[str] = [keys.LEASES, keys.record("")]
+        args: list[str | float] = [2 * self.lease_seconds]
         for lease, (sealed_json, priority) in zip(leases, records, strict=True):
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
@@ -325,7 +325,8 @@ class LeaseStore:
         lost: list[str] = []
         for priority in Priority:
             names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority), keys.unheard(priority)]
-            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit, keys.record("")])
+            names.append(keys.record(""))
+            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
         return lost
 
     def adopt(self, first: int) -> tuple[int, int]:
@@ -340,7 +341,8 @@ class LeaseStore:
     def tidy(self, limit: int) -> None:
         """Take away what outlived the jobs and workers it is of; of dead letters without a job so many at a time."""
         names = [keys.DEAD_LETTERS, keys.TAKEN, keys.ENDED, keys.QUARANTINE, keys.KEPT, keys.NODES, LISTENERS]
-        self._run["tidy"](names, [limit, keys.record(""), EXPIRY_SECONDS, TAKEN_TTL_SECONDS, *LISTENER])
+        names.append(keys.record(""))
+        self._run["tidy"](names, [limit, EXPIRY_SECONDS, TAKEN_TTL_SECONDS, *LISTENER])
 
     def read_late(self, job_id: str) -> LateJob:
         sealed_json, attempts = cast(list[str | None], self.redis.hmget(keys.record(job_id), ["sealed", "attempts"]))

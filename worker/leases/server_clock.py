@@ -50,10 +50,9 @@ def rebase(redis: Redis, lease_seconds: float) -> None:
     # kombu's, whose holder may have died. Should two look at once for what is not acknowledged, no harm is done.
     redis.delete(UNACKED_MUTEX)
     script = load_script(redis, "rebase")
-    names = [keys.LEASES, keys.TAKEN]
+    names = [keys.LEASES, keys.TAKEN, keys.record("")]
     names += chain.from_iterable((keys.queued(priority), keys.unheard(priority)) for priority in Priority)
     passed_over, looked_at = 0, REBASED_AT_ONCE
     while looked_at == REBASED_AT_ONCE:
-        args: list[str | float] = [lease_seconds, keys.record(""), passed_over, REBASED_AT_ONCE]
-        num_leases, num_left, num_queued = script(names, args)
+        num_leases, num_left, num_queued = script(names, [lease_seconds, passed_over, REBASED_AT_ONCE])
         passed_over, looked_at = passed_over + num_left, max(num_leases, num_queued)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
+from keye.config.key_prefix import prefix_of
 from keye.config.outcome import JobFailure, Outcome
 from keye.worker.leases.job_lease import Claimed, new_token
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
@@ -49,7 +50,7 @@ class Spool:
     def of(cls, redis: Redis, folder: Path) -> Self:
         """The part of `folder` that is for this Redis: another one would refuse every outcome."""
         options = redis.connection_pool.connection_kwargs
-        address = repr([options.get(name) for name in ("host", "port", "path", "db")])
+        address = repr([options.get(name) for name in ("host", "port", "path", "db")]) + prefix_of(redis)
         return cls(folder / hashlib.sha256(address.encode()).hexdigest()[:16])
 
     def keep(self, verdict: Verdict) -> bool:

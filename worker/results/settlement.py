@@ -115,10 +115,11 @@ class Settlement:
         """End a job whose deadline has passed while it waited; False where it has ended, or runs: its worker will."""
         job_id = failure.job_id
         names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
-        names += [keys.ENDED, keys.KEPT, keys.unheard(job.priority), *keys.idempotency_of(job.idempotency_key)]
+        names += [keys.ENDED, keys.KEPT, keys.unheard(job.priority), keys.CANCELLATIONS]
+        names += keys.idempotency_of(job.idempotency_key)
         outcome_json, _ = self._encode(job_id, failure)
-        ttls = self._result_ttl_seconds, LOOK_AGAIN_SECONDS, job.result_ttl_seconds or ""
-        args = (job_id, failure.state.value, outcome_json, *ttls)
+        seconds = self._result_ttl_seconds, job.result_ttl_seconds or "", LOOK_AGAIN_SECONDS
+        args = (job_id, failure.state.value, outcome_json, *seconds)
         is_ended: bool = self._end_queued(names, args) == JobState.QUEUED
         if is_ended:
             _tell(failure)

@@ -25,7 +25,7 @@ def build_app(settings: Settings) -> Celery:
     """
     url = settings.full_redis_url()
     app = Celery("keye", include=["keye.worker.tasks.analyze"])
-    redis = connect(url)
+    redis = connect(url, key_prefix=settings.key_prefix)
     app.quarantine = Quarantine(redis)
     redis_url = RedisUrl.read(url)
     app.conf.update(
@@ -45,6 +45,7 @@ def build_app(settings: Settings) -> Celery:
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
             "redis_url": redis_url,
+            "global_keyprefix": settings.key_prefix,
             "health_check_interval": HEALTH_CHECK_SECONDS,
         },
         broker_connection_retry_on_startup=True,
@@ -52,6 +53,7 @@ def build_app(settings: Settings) -> Celery:
         # A server that is full or misses its replicas answers with errors, which else end the worker.
         broker_channel_error_retry=True,
         result_backend=f"{ResultBackend.__module__}:{ResultBackend.__name__}",
+        result_backend_transport_options={"global_keyprefix": settings.key_prefix},
         result_expires=settings.result_ttl_seconds,
         task_default_queue=QUEUE,
         task_serializer="json",
