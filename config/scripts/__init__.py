@@ -1,6 +1,6 @@
 """The atomic moves of a job in Redis, on its clock: a Lua script each, whose head names its keys and arguments.
 
-Whatever names a key or a channel, or begins such a name, is among the KEYS: a client may put a prefix before those alone.
+Whatever names a key or a channel, or begins such a name, is among the KEYS: before those alone goes a client's prefix.
 """
 
 import re
