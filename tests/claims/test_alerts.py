@@ -43,6 +43,7 @@ SAID = {
     "KeyeLateRenewals": [("Workers renew their leases so late", "keye_late_renewals_total")],
     "KeyeOutOfMemory": [("again and again", "[30m])) > 5")],
     "KeyeStarvedGpu": [("more than 30 %", "> 0.3"), ("others are queued", "keye_queue_depth)) > 0")],
+    "KeyeUnsafeBroker": [("Redis is set so that it may lose jobs", "keye_unsafe_broker")],
     "KeyeLogLinesDropped": [("Lines of a host's log are lost", "keye_log_lines_dropped_total")],
 }
 
@@ -64,6 +65,7 @@ SAID = {
 @pytest.mark.holds("docs/alerts.md#keyelaterenewals", "Workers renew their leases so late")
 @pytest.mark.holds("docs/alerts.md#keyeoutofmemory", "Steps do not fit into the GPU's memory again and again.")
 @pytest.mark.holds("docs/alerts.md#keyestarvedgpu", "The GPUs of a host are idle for more than 30 % of the time")
+@pytest.mark.holds("docs/alerts.md#keyeunsafebroker", "Redis is set so that it may lose jobs")
 @pytest.mark.holds("docs/alerts.md#keyeloglinesdropped", "Lines of a host's log are lost")
 def test_each_alert_fires_on_what_the_page_says() -> None:
     assert SAID.keys() == RULES.keys() - {"KeyeTargetDown"}

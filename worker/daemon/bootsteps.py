@@ -25,6 +25,7 @@ from keye.config.primary import ServerUnusable
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
+from keye.worker.daemon.broker_watch import BrokerWatch
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, fault, select
 from keye.worker.daemon.preflight import check_celery, check_transport
@@ -101,6 +102,9 @@ class EngineStep(bootsteps.StartStopStep):
         kept = {"result": settings.result_ttl_seconds, "dead_letter": settings.dead_letter_ttl_seconds}
         self._announcer = Announcer(redis, Presence(worker=identity, state=WorkerState.LOADING), worker.hostname, kept)
         self._announcer.start()
+        durable = settings.require_durable
+        self._broker_watch = BrokerWatch(redis, settings.lease_seconds, durable, self._announcer.warn)
+        self._broker_watch.start()
         self._heartbeat = Heartbeat(os.environ.get(HEARTBEAT_VARIABLE))
         self._heartbeat.beat()
         leases = LeaseStore(redis, settings.lease_seconds)
@@ -200,7 +204,7 @@ class EngineStep(bootsteps.StartStopStep):
             # From last to first: whatever fails, the rest is stopped too. A drain may outlast a lease: renew until the
             # last job has ended.
             last = (self._client.close, self._announcer.stop, self._outbox.close, self._reaper.stop, self._renewal.stop)
-            eyes = (self._cancels.stop, self._watch.stop, self._vitals.stop)
+            eyes = (self._cancels.stop, self._watch.stop, self._vitals.stop, self._broker_watch.stop)
             for stop in (*last, *eyes, self._engine.stop, self._decoders.stop):
                 ending.callback(stop)
             time_is_up = Timer(self._drain_seconds, self._renewal.drain)

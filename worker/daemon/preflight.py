@@ -281,6 +281,13 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
     server = f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
     yield ok("broker", f"{server} at {shown}")
 
+    yield from check_safety(facts, require_durable)
+    yield check_skew(skew, lease_seconds)
+    yield check_password(address)
+
+
+def check_safety(facts: Mapping[str, Any], require_durable: bool) -> Iterator[Finding]:
+    """Whether it may drop or lose what it was told, by its INFO."""
     policy = facts.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
         yield ok("broker eviction", policy)
@@ -295,9 +302,6 @@ def check_broker(url: str, lease_seconds: float, require_durable: bool) -> Itera
         severity = Severity.FAULT if require_durable else Severity.WARNING
         found = "there is no append-only file" + ", and KEYE_REQUIRE_DURABLE is set" * require_durable
         yield Finding("broker persistence", severity, found, cure)
-
-    yield check_skew(skew, lease_seconds)
-    yield check_password(address)
 
 
 def measure_skew(redis: Redis) -> float:

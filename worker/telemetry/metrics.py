@@ -63,6 +63,7 @@ KV_BLOCKS = _gauge("kv_blocks", "Blocks of the KV cache", "state")
 DECODERS = _gauge("decoders", "Processes that decode media", "state")
 STEP_TOKENS = _gauge("learnt_token_limit", "Most tokens a step may have, lowered where memory ran out")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes of the media cache, which the workers of a host share")
+UNSAFE_BROKER = _gauge("unsafe_broker", "1 while Redis is set so that it may drop or lose jobs", "subject")
 BUILD = _gauge("build_info", "1", "version", "torch", "transformers", "model", "precision", "attention")
 
 

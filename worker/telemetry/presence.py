@@ -25,10 +25,16 @@ class Announcer(PeriodicThread):
         self._node = node
         self._kept_seconds: dict[Any, Any] = dict(kept_seconds)
         self._key = keys.worker(presence.worker.host, presence.worker.pid)
+        self._warnings: tuple[str, ...] = ()
         self.announce(presence)
 
     def announce(self, presence: Presence) -> None:
         self._presence = presence
+        self.wake()
+
+    def warn(self, warnings: tuple[str, ...]) -> None:
+        """Beside those of the presence, in place of what was warned of before."""
+        self._warnings = warnings
         self.wake()
 
     def stop(self) -> None:
@@ -52,9 +58,11 @@ class Announcer(PeriodicThread):
             # One that would live longer was written before the server's clock was set back, perhaps by who is dead.
             if announced is None or context <= int(announced) or left_ms > EXPIRY_SECONDS * 1000:
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
+        warnings = (*self._presence.warnings, *self._warnings)
+        presence = self._presence.model_copy(update={"warnings": warnings})
         now, _ = self._redis.time()
         with self._redis.pipeline(transaction=False) as saying:
             saying.zadd(keys.NODES, {self._node: now})
             saying.hset(keys.KEPT, mapping=self._kept_seconds)
-            saying.set(self._key, self._presence.model_dump_json(), ex=EXPIRY_SECONDS)
+            saying.set(self._key, presence.model_dump_json(), ex=EXPIRY_SECONDS)
             saying.execute()

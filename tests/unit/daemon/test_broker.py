@@ -31,7 +31,7 @@ def forgetful_url(redis: Redis, redis_url: str) -> Iterator[str]:
 
 @pytest.mark.holds(
     "docs/scaling.md#how-many-gpus-that-is",
-    "`maxmemory-policy noeviction`, which a worker checks when it starts",
+    "`maxmemory-policy noeviction`, which a worker checks when it starts, and while it runs",
 )
 @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "`keye-worker run` refuses to start otherwise")
 def test_a_broker_that_may_evict_jobs_is_refused(evicting_url: str) -> None:
