@@ -9,7 +9,7 @@ from redis import ConnectionPool, Redis
 from redis.client import Pipeline, PubSub
 
 # Where the names are in the commands that we send. What is not listed is refused: else it would reach another's keys.
-_NAMELESS = {"PING", "TIME", "INFO", "ROLE", "CONFIG GET", "SCRIPT LOAD"}
+_NAMELESS = {"PING", "TIME", "INFO", "ROLE", "CONFIG GET", "SCRIPT LOAD", "WAIT"}
 _FIRST_IS_NAME = {
     *("GET", "SET", "TTL", "PTTL", "EXPIRE", "PUBLISH", "XINFO STREAM"),
     *("HGET", "HSET", "HDEL", "HMGET", "HGETALL", "HKEYS", "HSTRLEN"),

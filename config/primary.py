@@ -3,7 +3,9 @@ connections that leave one that is a replica by now: after a failover old ones m
 """
 
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
@@ -38,6 +40,9 @@ REPLICA = (
 OLD = "The server is older than Redis 6.2 ({version}). Use Redis 6.2 or newer, or Valkey."
 # One that does not answer is passed over for the next.
 SENTINEL_TIMEOUT_SECONDS = 1.0
+# An old primary takes writes, which are lost, for seconds after Sentinels have chosen another: they are asked again, by
+# whoever next takes a connection. Where none answers, less often.
+LOOK_SECONDS, LOOK_AFTER_FAULT_SECONDS = 1.0, 10.0
 # Before 7.0 a script's error holds these further on, where the client does not see them.
 SCRIPT_CODES = {"-READONLY ": ReadOnlyError, "-MASTERDOWN ": MasterDownError, "-OOM ": OutOfMemoryError}
 # What a server says that is no primary, or not yet.
@@ -63,6 +68,7 @@ class Primary:
         self._sentinels = [Redis(host=host, port=port, **given) for host, port in sentinels]
         self._service = service
         self._answered_last = 0
+        self._look_at = 0.0
         self._address: tuple[str, int] | None = None
         # How often it was another one. What was connected before is to be left.
         self.changes = 0
@@ -73,6 +79,8 @@ class Primary:
         if not self._sentinels:
             return None
         faults = []
+        # Before the answer: others need not ask meanwhile.
+        self._look_at = time.monotonic() + LOOK_SECONDS
         for turn in range(len(self._sentinels)):
             index = (self._answered_last + turn) % len(self._sentinels)
             try:
@@ -88,11 +96,45 @@ class Primary:
                 self.changes += 1
             self._address = address
             return self._address
+        self._look_at = time.monotonic() + LOOK_AFTER_FAULT_SECONDS
         raise ConnectionError(f"no Sentinel tells where it is: {'; '.join(faults)}")
+
+    @property
+    def is_watched(self) -> bool:
+        return bool(self._sentinels)
+
+    def look(self) -> None:
+        """Have `changes` count what Sentinels know by now."""
+        if self._sentinels and time.monotonic() > self._look_at:
+            with suppress(ConnectionError):
+                self.find()
+
+    def is_alone(self) -> bool:
+        """Whether the Sentinels that answer agree that it is the primary, and know no replica that could take over.
+
+        One that is being put in its place does not follow any more, and some Sentinels learn of it seconds later.
+        """
+        answers = []
+        for sentinel in self._sentinels:
+            with suppress(RedisError):
+                answers.append(sentinel.sentinel_get_master_addr_by_name(self._service) == self._address)
+                replicas: Any = sentinel.sentinel_slaves(self._service)
+                answers += [not _could_take_over(replica) for replica in replicas]
+        return bool(answers) and all(answers)
+
+
+def _could_take_over(replica: Mapping[str, Any]) -> bool:
+    if "promoted" in replica["flags"]:
+        return True
+    is_down = replica["is_sdown"] or replica["is_odown"] or replica["is_disconnected"]
+    return replica["role-reported"] == "slave" and replica["master-link-status"] == "ok" and not is_down
 
 
 class _Leaving(AbstractConnection):
     """Connects anew, before its next use, once a connection of its pool has found the server no primary."""
+
+    # Who holds it sees to that himself.
+    is_kept = False
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         super().__init__(**options)
@@ -107,7 +149,7 @@ class _Leaving(AbstractConnection):
 
     def connect(self) -> None:
         # Called by a pool that hands it out: never between commands that belong together.
-        self._leave_if_changed()
+        self._leave_if_outdated()
         try:
             super().connect()  # type: ignore[no-untyped-call]
             if not self._primary.is_examined:
@@ -121,7 +163,7 @@ class _Leaving(AbstractConnection):
 
     def can_read(self, timeout: float = 0) -> bool:
         # Called between two looks at a subscription, which comes back with a new connection.
-        self._leave_if_changed()
+        self._leave_if_outdated()
         return super().can_read(timeout)
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -156,9 +198,14 @@ class _Leaving(AbstractConnection):
             raise ReadOnlyError(REPLICA)
         self._primary.is_examined = True
 
-    def _leave_if_changed(self) -> None:
-        if self._sock is not None and self._joined != self._primary.changes:
-            self.disconnect()
+    def is_outdated(self) -> bool:
+        """Whether it is connected to what was the primary before."""
+        self._primary.look()
+        return self._sock is not None and self._joined != self._primary.changes
+
+    def _leave_if_outdated(self) -> None:
+        if not self.is_kept and self.is_outdated():
+            self.disconnect()  # type: ignore[no-untyped-call]
 
 
 def refusal_of(error: RedisError) -> str | None:

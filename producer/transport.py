@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, repeat
@@ -32,13 +33,13 @@ from keye.config.faults import (
     Refusal,
 )
 from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, ChatMessage, Priority, TextPart
-from keye.config.primary import refusal_of
+from keye.config.primary import DEMOTED, Primary, refusal_of
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
 from keye.config.wire import JobOutline, SealedJob
 from keye.producer.following import BEGINNING, Entry, FeedLook, Look
-from keye.producer.reader import Reader
+from keye.producer.reader import OUTAGE_PAUSE_SECONDS, Reader
 
 # Of a job whose progress is asked for, the events that tell it: frames come every half second for each video.
 MAX_PROGRESS_EVENTS = 200
@@ -46,6 +47,11 @@ MAX_PROGRESS_EVENTS = 200
 WAKE_TTL_SECONDS = 60
 # How long to stay away from a full queue of which it is not known how fast it empties.
 RETRY_AFTER_SECONDS = 30.0
+# How long a replica may take to have a job, and how long one that does not is waited for.
+WAIT_MS = 500
+REPLICATION_SECONDS = 15.0
+# How long none is looked for where there was none: one that comes back takes longer to be put in the primary's place.
+ALONE_SECONDS = 1.0
 # White space and digits of ASCII, which no release of Unicode sees otherwise; workers drop the noncharacter.
 _WORDS = re.compile(r"[0-9]|[^ \t\r\n0-9\ufdd0][^ \t\r\n0-9]*")
 
@@ -71,6 +77,10 @@ def _least_text_tokens(turn: ChatMessage) -> int:
     return len(_WORDS.findall("".join(part.text if isinstance(part, TextPart) else " " for part in parts)))
 
 
+# Keys and arguments of the script.
+Submission = tuple[list[str], list[str | float]]
+
+
 class Transport:
     """Connections to one Redis. Threads may share it; a forked child opens connections of its own."""
 
@@ -81,6 +91,8 @@ class Transport:
         url = settings.full_redis_url()
         options: Any = {"retry_pause_seconds": 0.5, "encoding_errors": "backslashreplace"}
         self._redis = connect(url, key_prefix=settings.key_prefix, **options)
+        self._primary: Primary = self._redis.connection_pool.connection_kwargs["primary"]
+        self._alone_until = 0.0
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
         self._progress = load_script(self.redis, "progress")
@@ -98,7 +110,8 @@ class Transport:
         least than the live workers hold for a job or Redis does not take a message of its size, and `QueueFull`.
         """
         with reaching_redis("queue the job"):
-            reply = self._submit(*self._submission(sealed, retry_failed))
+            submission = self._submission(sealed, retry_failed)
+            reply = self._submit_all([submission])[0] if self._primary.is_watched else self._submit(*submission)
         if isinstance(answer := self._answer(sealed, reply), Refusal):
             raise answer
         return answer
@@ -106,19 +119,49 @@ class Transport:
     def submit_many(self, jobs: Sequence[SealedJob | Refusal], retry_failed: bool = False) -> list[str | Refusal]:
         """As `submit` for each, in one round trip; what it would raise stands where the id would, as refusals do."""
         accepted = list(jobs)
+        submissions = []
         replies: Iterator[Any]
-        with self.redis.pipeline(transaction=False) as sending:
-            try:
-                for index, job in enumerate(jobs):
-                    if isinstance(job, SealedJob):
-                        try:
-                            self._submit(*self._submission(job, retry_failed), client=sending)
-                        except InvalidJob as refusal:
-                            accepted[index] = refusal
-                replies = iter(sending.execute(raise_on_error=False))
-            except RedisError as error:
-                replies = repeat(error)
+        try:
+            for index, job in enumerate(jobs):
+                if isinstance(job, SealedJob):
+                    try:
+                        submissions.append(self._submission(job, retry_failed))
+                    except InvalidJob as refusal:
+                        accepted[index] = refusal
+            replies = iter(self._submit_all(submissions))
+        except RedisError as error:
+            replies = repeat(error)
         return [job if isinstance(job, Refusal) else self._answer(job, next(replies)) for job in accepted]
+
+    def _submit_all(self, submissions: list[Submission]) -> list[Any]:
+        """What the script `submit` replies to each, or a fault in its place, in one round trip. Raises redis' faults.
+
+        Where Sentinels watch, a replica has the jobs by then too, if one follows: else a primary that dies, or that
+        has been replaced and does not know it yet, takes along what it has just said yes to. Sent again, to the one
+        that Sentinels know by then, no job is queued twice.
+        """
+        give_up_at = time.monotonic() + REPLICATION_SECONDS
+        while True:
+            is_to_be_replicated = self._primary.is_watched and time.monotonic() > self._alone_until
+            with self.redis.pipeline(transaction=False) as sending:
+                for names, args in submissions:
+                    self._submit(names, args, client=sending)
+                if is_to_be_replicated:
+                    sending.wait(1, WAIT_MS)
+                replies = sending.execute(raise_on_error=False)
+            if not is_to_be_replicated:
+                return replies
+            num_replicas = replies.pop()
+            if not any(isinstance(reply, DEMOTED) for reply in replies):
+                if num_replicas:
+                    return replies
+                if self._primary.is_alone():
+                    self._alone_until = time.monotonic() + ALONE_SECONDS
+                    return replies
+            if time.monotonic() > give_up_at:
+                raise RedisConnectionError(f"no replica had it within {REPLICATION_SECONDS:g} s")
+            self._primary.changes += 1
+            time.sleep(OUTAGE_PAUSE_SECONDS)
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
@@ -234,7 +277,7 @@ class Transport:
         self.reader.close()
         self.redis.close()
 
-    def _submission(self, sealed: SealedJob, retry_failed: bool) -> tuple[list[str], list[str | float]]:
+    def _submission(self, sealed: SealedJob, retry_failed: bool) -> Submission:
         """Keys and arguments of the script `submit`. Raises `InvalidJob` where Redis takes none of that size."""
         job, job_id, record = sealed.job, sealed.job_id, sealed.record
         queued = sorted(Priority, key=lambda priority: priority is not job.priority)

@@ -56,6 +56,7 @@ def loading(server: RedisServer) -> Iterator[str]:
 
 
 @pytest.mark.holds("docs/reliability.md#promises", "A failover is noticed")
+@pytest.mark.holds("docs/reliability.md#the-chaos-tests", "a server that lives on as a replica")
 @pytest.mark.parametrize("demoted", [replica, silent_replica, loading])
 def test_old_clients_and_workers_go_on_at_the_new_server(
     demoted: Callable[[RedisServer], Any], meanwhile: Callable[..., Any], gate: Gate, tmp_path: Path

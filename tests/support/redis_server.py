@@ -97,6 +97,18 @@ class Sentinels:
         with Redis(port=self.ports[0], decode_responses=True) as sentinel:
             return sentinel.execute_command("SENTINEL", *command)
 
+    def all_know(self, num_replicas: int) -> bool:
+        """Of each other, and of so many replicas."""
+        for port in self.ports:
+            with Redis(port=port) as sentinel:
+                try:
+                    told: Any = sentinel.sentinel_master(self.name)
+                except RedisError:
+                    return False
+                if told["num-slaves"] < num_replicas or told["num-other-sentinels"] < len(self.ports) - 1:
+                    return False
+        return True
+
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.kill()

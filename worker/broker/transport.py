@@ -12,6 +12,7 @@ from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import dumps
 from redis import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from keye.config.connection import CELERY_DEFAULTS
 from keye.config.job import Priority
@@ -76,6 +77,9 @@ class Channel(redis.Channel):
         channel = self
 
         class Polled(self.redis_url.connection_class):  # type: ignore[name-defined]
+            # kombu subscribes once, and would wait for ever on another connection in its place.
+            is_kept = True
+
             def disconnect(self, *args: Any, **kwargs: Any) -> None:
                 super().disconnect(*args, **kwargs)
                 if channel._registered:
@@ -84,6 +88,12 @@ class Channel(redis.Channel):
         connection_class = Polled if asynchronous else self.redis_url.connection_class
         options = self.redis_url.connection_options(**CELERY_DEFAULTS)
         return ConnectionPool(connection_class=connection_class, max_connections=self.max_connections, **options)
+
+    def _brpop_start(self, timeout: int | None = None) -> None:
+        if self.client.connection.is_outdated():
+            # Celery begins anew, with this connection and the one that listens.
+            raise RedisConnectionError("another server is the primary by now")
+        super()._brpop_start(timeout)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
