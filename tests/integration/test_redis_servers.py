@@ -16,11 +16,12 @@ from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import claim
+from tests.support.pages import printed
 from tests.support.sides import RedisWorker
 from tests.support.worker_side import JOB, answer, failure, settle
 
-# As docs/operations.md has it.
-PRODUCER = "~keye:* ~keye.jobs* &keye:cancellations -@all +@connection +@scripting +@read +@write +publish +time"
+(RIGHTS,) = printed("docs/operations.md", "What rights does a user of Redis need?", "")
+PRODUCER = RIGHTS.splitlines()[0].partition(" >secret ")[2]
 WITHOUT_READER = "~keye:job:* ~keye:ended ~keye:queued:* ~keye.jobs* ~keye:deadlines ~keye:leases ~keye:context"
 
 
@@ -53,7 +54,6 @@ def works(client: Client, redis: Redis, meanwhile: Callable[..., Any]) -> None:
 
 
 class TestPermissions:
-    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "A producer needs no more than")
     def test_what_the_documents_grant_a_producer_is_enough(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
@@ -64,7 +64,7 @@ class TestPermissions:
             RedisWorker(redis).start(running := client.submit(JOB))
             assert running.cancel() == "requested"
 
-    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "or the right to XADD")
+    @pytest.mark.holds("docs/operations.md#what-rights-does-a-user-of-redis-need", "or the right to XADD")
     @pytest.mark.parametrize("rules", [f"{PRODUCER} -xadd", f"{PRODUCER} -expire", f"{PRODUCER} -xinfo"])
     def test_who_may_not_call_the_reader_is_served_all_the_same(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any], rules: str
@@ -72,7 +72,7 @@ class TestPermissions:
         with Client(allowed(rules)) as client:
             works(client, redis, meanwhile)
 
-    @pytest.mark.holds("docs/operations.md#what-must-be-true-of-redis", "Without the keys `keye:reader:*`")
+    @pytest.mark.holds("docs/operations.md#what-rights-does-a-user-of-redis-need", "Without the keys `keye:reader:*`")
     def test_who_may_not_read_the_readers_stream_is_served_without_haste(
         self, allowed: Callable[[str], str], redis: Redis, meanwhile: Callable[..., Any]
     ) -> None:
@@ -83,6 +83,7 @@ class TestPermissions:
             waiting.exception(30)
             assert redis.info("stats")["total_commands_processed"] - before < 100
 
+    @pytest.mark.holds("docs/operations.md#what-rights-does-a-user-of-redis-need", "`keye dead purge --all` needs")
     def test_an_operator_needs_two_keys_more(self, allowed: Callable[[str], str], redis: Redis) -> None:
         with Client(allowed(PRODUCER)) as client:
             failed = client.submit(JOB)
@@ -94,7 +95,7 @@ class TestPermissions:
             with pytest.raises(QueueUnavailable, match="permission"):
                 client.verify()
             again.cancel()
-        with Client(allowed(f"{PRODUCER} ~celery-task-meta-* ~unacked")) as operator:
+        with Client(allowed(f"{PRODUCER} ~celery-task-meta-* ~unacked +eval")) as operator:
             assert operator.verify()[1] == []
 
     def test_who_may_not_have_celery_forget_purges_nothing(self, allowed: Callable[[str], str], redis: Redis) -> None:
