@@ -77,6 +77,18 @@ class Heartbeat(Event):
     at: float
 
 
+class EventsMissing(Event):
+    """Here a reader missed some: the stream keeps the newest, and he came late or was slow. Made by who reads.
+
+    `num_missing` is how many: exactly where he had read from the first on, else at the most; None where the server,
+    older than 7.0, does not tell. The outcome has all of the text.
+    """
+
+    type: Literal["missing"] = "missing"
+    num_missing: int | None
+    at: float
+
+
 JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | JobEnded, Field(discriminator="type")]
 EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 

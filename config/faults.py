@@ -161,13 +161,23 @@ class MessageNotFound(KeyeError, LookupError):
 
 
 class FeedGap(KeyeError, LookupError):
-    """Some of what followed the given id is no longer in the feed of ended jobs."""
+    """Some of what followed the given id is no longer in the feed of ended jobs.
+
+    `num_missing` is how many: exactly where the reader had read since the newest or the first, else at the most; None
+    where the server, older than 7.0, does not tell.
+    """
+
+    def __init__(self, message: str, num_missing: int | None) -> None:
+        super().__init__(message, num_missing)
+        self.num_missing = num_missing
 
     @classmethod
-    def of(cls, after: str, oldest: str) -> Self:
+    def of(cls, after: str, oldest: str, num_missing: int | None) -> Self:
+        missing = "all" if num_missing is None else f"up to {num_missing} of the jobs"
         return cls(
-            f"The feed of ended jobs no longer holds all that came after {after}, it begins with {oldest}. Read how "
-            "your open jobs ended (`client.results`), and watch from the newest on, or from '0' all that is there."
+            f"The feed of ended jobs no longer holds {missing} that came after {after}, it begins with {oldest}. Read "
+            "how your open jobs ended (`client.results`), and watch from the newest on, or from '0' all that is there.",
+            num_missing,
         )
 
 

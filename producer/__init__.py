@@ -1,7 +1,16 @@
 """The asking side: `Client(url).submit(...)` gives a `Job`, `Job.result()` its answer. Light: no torch, no worker."""
 
 from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
-from keye.config.event import EndedJob, FramesDecoded, Heartbeat, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.event import (
+    EndedJob,
+    EventsMissing,
+    FramesDecoded,
+    Heartbeat,
+    JobEnded,
+    JobEvent,
+    StageStarted,
+    TextGenerated,
+)
 from keye.config.faults import (
     DeadLetterNotFound,
     FeedGap,
@@ -53,6 +62,7 @@ __all__ = [
     "End",
     "EndedJob",
     "ErrorCode",
+    "EventsMissing",
     "FeedGap",
     "FramesDecoded",
     "GenerationOptions",

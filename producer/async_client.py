@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from keye.config.codes import JobState
-from keye.config.event import EndedJob, Heartbeat, JobEvent
+from keye.config.event import EndedJob, EventsMissing, Heartbeat, JobEvent
 from keye.config.faults import Refusal
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobResult
@@ -160,16 +160,18 @@ class AsyncJob:
         return self._call(lambda: self._job.progress)
 
     @overload
-    def events(self, timeout: float | None = None, after: str | None = None) -> AsyncIterator[JobEvent]: ...
+    def events(
+        self, timeout: float | None = None, after: str | None = None
+    ) -> AsyncIterator[JobEvent | EventsMissing]: ...
 
     @overload
     def events(
         self, timeout: float | None = None, after: str | None = None, *, heartbeat_seconds: float
-    ) -> AsyncIterator[JobEvent | Heartbeat]: ...
+    ) -> AsyncIterator[JobEvent | EventsMissing | Heartbeat]: ...
 
     def events(
         self, timeout: float | None = None, after: str | None = None, heartbeat_seconds: float | None = None
-    ) -> AsyncIterator[JobEvent | Heartbeat]:
+    ) -> AsyncIterator[JobEvent | EventsMissing | Heartbeat]:
         """See `Job.events`."""
         return taken_async(self._job.follow_events(timeout, after, heartbeat_seconds))
 

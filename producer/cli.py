@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from keye.config.contract import escaped
-from keye.config.event import FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.event import EventsMissing, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.job import Priority, Thinking
 from keye.config.wire import schemas
@@ -196,8 +196,10 @@ class Transcript:
         self._channel: str | None = None
         self._shown: dict[str, int] = {}
 
-    def show(self, event: JobEvent) -> str:
+    def show(self, event: JobEvent | EventsMissing) -> str:
         match event:
+            case EventsMissing(num_missing=number):
+                what = f"{'some' if number is None else number} events are missing: the stream keeps the newest"
             case TextGenerated():
                 return self._show_text(event)
             case StageStarted(stage=stage, attempt=attempt, reason=reason):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from keye.config import keys
 from keye.config.codes import JobState
-from keye.config.event import EndedJob, Heartbeat, JobEnded, read_event
+from keye.config.event import EndedJob, EventsMissing, Heartbeat, JobEnded, read_event
 from keye.config.faults import (
     FeedGap,
     InvalidEventId,
@@ -46,21 +46,28 @@ End = JobResult | JobFailure | KeyeError
 
 
 class Look(NamedTuple):
-    """A job's record, and an entry of its stream: the one that was asked for, or the newest; `now` as Redis has it."""
+    """A job's record, and an entry of its stream: the one that was asked for, or the newest; `now` as Redis has it.
+
+    Where an entry was asked for, `oldest` is the id of the first that is left, "" for none, and `num_trimmed` how many
+    were dropped before it, None for an unknown number.
+    """
 
     state: str | None
     deadline_at: str | None
     outcome_json: str | None
     entry: Entry | None
     now: float
+    oldest: str = ""
+    num_trimmed: int | None = 0
 
 
 class FeedLook(NamedTuple):
-    """The ends of the feed of ended jobs, and whether older entries were dropped."""
+    """The ends of the feed of ended jobs, how many it holds, and how many were dropped; None for an unknown number."""
 
     oldest: str
     newest: str
-    is_trimmed: bool
+    length: int
+    num_trimmed: int | None
 
 
 def order_of(entry_id: str) -> tuple[int, int]:
@@ -69,6 +76,12 @@ def order_of(entry_id: str) -> tuple[int, int]:
     if not match or max(map(int, match.groups("0"))) > MAX_ID_PART:
         raise InvalidEventId(f"{entry_id[:40]!r} is no id of an event. Give one as it was read (1764181800000-0).")
     return int(match[1]), int(match[2] or 0)
+
+
+def id_before(entry_id: str) -> str:
+    """The greatest that is smaller than that of an entry."""
+    milliseconds, number = order_of(entry_id)
+    return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{MAX_ID_PART}"
 
 
 @dataclass(slots=True, eq=False)
@@ -84,10 +97,18 @@ class Place:
     job_id: str = ""
     state: JobState = JobState.QUEUED
     looked_at: float = -math.inf
+    # How many of the stream's entries lie up to `seen`; None where the caller knows an id only.
+    num_before: int | None = None
     # When its job was first found running or queued behind its deadline.
     late_since: float = math.inf
     # All is told that was there when the caller came: who does not wait hears that at least.
     is_answered: bool = False
+
+    def num_missing(self, oldest: str, num_trimmed: int | None) -> int | None:
+        """How many entries behind `seen` are gone at the most, None for some; by what a look found."""
+        if not oldest or order_of(self.seen) >= order_of(oldest):
+            return 0
+        return num_trimmed if num_trimmed is None else max(0, num_trimmed - (self.num_before or 0))
 
     @property
     def is_new(self) -> bool:
@@ -205,8 +226,10 @@ class JobFollowing(Following):
         # With an outcome, it ended in a state that only later releases know.
         if place.state.is_final or look.outcome_json:
             self._final(place, look.outcome_json or "")
-        elif look.now > _seconds_of(look.deadline_at):
-            self._look_late(place)
+        else:
+            with suppress(ValueError):
+                if look.now > float(look.deadline_at or math.inf):
+                    self._look_late(place)
         return None
 
     def _look_late(self, place: Place) -> None:
@@ -231,7 +254,10 @@ class JobFollowing(Following):
 
 
 class EventsFollowing(JobFollowing):
-    """For who wants a job's events; unreadable ones are passed over. What is found in their place is raised to him."""
+    """For who wants a job's events; unreadable ones are passed over, and how many are gone is told.
+
+    What is found in their place is raised to him.
+    """
 
     def __init__(
         self,
@@ -243,9 +269,18 @@ class EventsFollowing(JobFollowing):
     ) -> None:
         super().__init__(wake, timeout, heartbeat_seconds)
         stream = keys.events(job_id)
-        self.places[stream] = Place(self, stream, after, job_id)
+        self.places[stream] = Place(self, stream, after, job_id, num_before=0 if after == BEGINNING else None)
         self._attempt = 0
         self._is_final = False
+
+    def look(self, place: Place, look: Look) -> None:
+        if (num_missing := place.num_missing(look.oldest, look.num_trimmed)) != 0:
+            missing = EventsMissing(num_missing=num_missing, at=time.time())
+            missing._id = place.seen
+            self._items.append(missing)
+            # Told: what is left begins there.
+            place.seen, place.num_before = id_before(look.oldest), look.num_trimmed
+        super().look(place, look)
 
     def read(self, place: Place, entries: Sequence[Entry]) -> None:
         for entry_id, fields in entries:
@@ -311,27 +346,24 @@ class FeedFollowing(Following):
 
     def __init__(self, after: str | None, wake: Callable[[], object], timeout: float | None) -> None:
         super().__init__(wake, timeout)
-        self.places[keys.ENDED] = Place(self, keys.ENDED, after or "")
+        seen = after or ""
+        self.places[keys.ENDED] = Place(self, keys.ENDED, seen, num_before=0 if seen == BEGINNING else None)
 
     def look(self, place: Place, feed: FeedLook) -> None:
         """The first look, and those at a feed that is silent or that was left for a while."""
         if not place.seen or order_of(feed.newest) < order_of(place.seen):
             # It is not that far, or Redis came back with less than it had.
             place.seen = feed.newest
-        elif feed.is_trimmed and order_of(BEGINNING) < order_of(place.seen) < order_of(feed.oldest):
-            self.fail(place, FeedGap.of(place.seen, feed.oldest))
+            place.num_before = None if feed.num_trimmed is None else feed.num_trimmed + feed.length
+        elif order_of(place.seen) == order_of(BEGINNING):
+            place.num_before = feed.num_trimmed
+        elif (num_missing := place.num_missing(feed.oldest, feed.num_trimmed)) != 0:
+            self.fail(place, FeedGap.of(place.seen, feed.oldest, num_missing))
 
     def read(self, place: Place, entries: Sequence[Entry]) -> None:
         for entry_id, fields in entries:
             with suppress(ValidationError):
                 self._items.append(EndedJob.of(entry_id, fields))
-
-
-def _seconds_of(deadline_at: str | None) -> float:
-    try:
-        return float(deadline_at or math.inf)
-    except ValueError:
-        return math.inf
 
 
 # Begins a following whose caller is woken by what it is given.

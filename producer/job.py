@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import overload
 
 from keye.config.codes import ErrorCode, JobState, Stage
-from keye.config.event import Heartbeat, JobEvent
+from keye.config.event import EventsMissing, Heartbeat, JobEvent
 from keye.config.faults import JobFailed, JobNotFound, JobUnreadable
 from keye.config.outcome import JobFailure, JobResult, log_end
 from keye.config.wire import Outline
@@ -52,22 +52,23 @@ class Job:
             raise JobUnreadable.of(self.id, "record") from None
 
     @overload
-    def events(self, timeout: float | None = None, after: str | None = None) -> Iterator[JobEvent]: ...
+    def events(self, timeout: float | None = None, after: str | None = None) -> Iterator[JobEvent | EventsMissing]: ...
 
     @overload
     def events(
         self, timeout: float | None = None, after: str | None = None, *, heartbeat_seconds: float
-    ) -> Iterator[JobEvent | Heartbeat]: ...
+    ) -> Iterator[JobEvent | EventsMissing | Heartbeat]: ...
 
     def events(
         self, timeout: float | None = None, after: str | None = None, heartbeat_seconds: float | None = None
-    ) -> Iterator[JobEvent | Heartbeat]:
+    ) -> Iterator[JobEvent | EventsMissing | Heartbeat]:
         """Everything the worker said about the job from its start, then live until it ends; late readers miss nothing.
 
         Behind the event whose `id` is `after`, where it is given; else from the first. A `Heartbeat` comes whenever
         nothing was said for `heartbeat_seconds`, so that who writes on to somebody notices when he has left.
         When an attempt fails or loses its worker, the next one begins with a `StageStarted` of a higher `attempt`, and
         its text from nothing: drop what the attempts before it wrote. No event of an older attempt follows.
+        Of a job that says more than 10,000 the first go: `EventsMissing` tells who has missed some, and how many.
 
         Raises `InvalidEventId`, `JobNotEnded` after `timeout` seconds, and within a minute when the job's deadline
         has passed and no worker is alive to end it, and `QueueUnavailable` when Redis stays away for a minute. None

@@ -21,6 +21,7 @@ from keye.config.faults import KeyeError, QueueUnavailable
 from keye.producer.following import (
     BEGINNING,
     Entry,
+    EventsFollowing,
     FeedFollowing,
     FeedLook,
     Following,
@@ -50,7 +51,7 @@ class Streams(Protocol):
     """Where jobs, their events and the feed of ended ones can be read. All raise `QueueUnavailable`."""
 
     def look(self, jobs: list[tuple[str, str]]) -> list[Look | KeyeError]:
-        """Of each job, given with an entry's id: its record and that entry, or with "" the newest."""
+        """Of each job, given with an entry's id: its record, that entry and what is gone; or with "" the newest."""
 
     def look_at_feed(self) -> FeedLook | KeyeError: ...
 
@@ -221,7 +222,9 @@ class Reader:
         silent.sort(key=lambda place: place.looked_at)
         due = iter(new + silent[:MAX_LOOKS])
         while batch := list(islice(due, MAX_LOOKS)):
-            looks = self._streams.look([(place.job_id, place.seen) for place in batch])
+            # Who waits for an end does not mind what is gone.
+            asked = [place.seen if isinstance(place.following, EventsFollowing) else "" for place in batch]
+            looks = self._streams.look([(place.job_id, seen) for place, seen in zip(batch, asked, strict=True)])
             for place, look in zip(batch, looks, strict=True):
                 following = place.following
                 if isinstance(look, KeyeError):
@@ -238,6 +241,8 @@ class Reader:
             entries = [entry for entry in entries if order_of(entry[0]) > order_of(place.seen)]
         if entries:
             place.seen, place.looked_at = entries[-1][0], now
+            if place.num_before is not None:
+                place.num_before += len(entries)
         was_answered, place.is_answered = place.is_answered, place.is_answered or not entries
         following = place.following
         following.read(place, entries)

@@ -258,7 +258,7 @@ class _Memory(Transport):
     def look_at_feed(self) -> FeedLook:
         with self._changed:
             ids = [entry_id for entry_id, _ in self._streams[keys.ENDED]] or [BEGINNING]
-        return FeedLook(ids[0], ids[-1], is_trimmed=False)
+        return FeedLook(ids[0], ids[-1], len(ids), num_trimmed=0)
 
     def read(
         self, streams: dict[str, str], max_entries: int, block_seconds: float | None

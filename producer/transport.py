@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from typing import Any, cast
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,6 +24,7 @@ from keye.config.connection import (
     connect,
     passes,
 )
+from keye.config.event import JobEnded, StageStarted, read_event
 from keye.config.faults import (
     IdempotencyConflict,
     InvalidJob,
@@ -198,6 +200,7 @@ class Transport:
                 # First: what comes behind it is told, and an end before the record is looked at is in the record.
                 if seen:
                     looking.xrange(keys.events(job_id), seen, seen)
+                    looking.xinfo_stream(keys.events(job_id))
                 else:
                     looking.xrevrange(keys.events(job_id), count=1)
                 looking.hmget(keys.record(job_id), "state", "deadline_at", "outcome")
@@ -207,13 +210,19 @@ class Transport:
         now = -math.inf if isinstance(clock, RedisError) else clock[0]
         replies = iter(found)
         looks: list[Look | KeyeError] = []
-        for entries, record in zip(replies, replies, strict=True):
+        for _, seen in jobs:
+            entries = next(replies)
+            stream = next(replies) if seen else {}
+            record = next(replies)
             fault = next((each for each in (entries, record) if isinstance(each, RedisError)), None)
             if fault:
                 looks.append(unavailable("read the job", fault))
             else:
                 state, deadline_at, outcome_json = record
-                looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None), now))
+                entry = next(iter(entries), None)
+                # A stream that nobody has written yet is an error.
+                gone = () if isinstance(stream, RedisError) else _gone(stream)
+                looks.append(Look(state, deadline_at, outcome_json, entry, now, *gone))
         return looks
 
     def look_at_feed(self) -> FeedLook | KeyeError:
@@ -227,14 +236,15 @@ class Transport:
         except QueueUnavailable as fault:
             if "no such key" in str(fault.__cause__):
                 # None has ended yet.
-                return FeedLook(BEGINNING, BEGINNING, is_trimmed=False)
+                return FeedLook(BEGINNING, BEGINNING, 0, num_trimmed=0)
             if not is_refusal(fault):
                 raise
             return fault
         newest = feed["last-generated-id"]
         oldest = feed["first-entry"][0] if feed["first-entry"] else newest
         # Servers before 7.0 do not tell how many there were.
-        return FeedLook(oldest, newest, feed.get("entries-added", math.inf) > feed["length"])
+        num_added, length = feed.get("entries-added"), feed["length"]
+        return FeedLook(oldest, newest, length, None if num_added is None else num_added - length)
 
     def read(
         self, streams: dict[str, str], max_entries: int, block_seconds: float | None
@@ -359,6 +369,25 @@ def _passable(replies: list[Any]) -> list[Any]:
         if isinstance(reply, RedisError) and passes(reply):
             raise reply
     return replies
+
+
+def _gone(stream: Any) -> tuple[str, int | None] | tuple[()]:
+    """The id of the oldest event of a job that is left, and how many there were before it; None for an unknown number.
+
+    `stream` is what XINFO says. Before 7.0 that is not how many there were: whether any is gone, the first tells.
+    """
+    if not stream or not stream["first-entry"]:
+        return ()
+    oldest, fields = stream["first-entry"]
+    if "entries-added" in stream:
+        return oldest, stream["entries-added"] - stream["length"]
+    try:
+        first = read_event(fields["event"])
+    except (ValidationError, KeyError):
+        return oldest, 0
+    # A stream is cut where hundreds lie behind: not among an attempt's first stages.
+    is_whole = isinstance(first, JobEnded) or (isinstance(first, StageStarted) and first.attempt <= 1)
+    return oldest, 0 if is_whole else None
 
 
 def _entries(reply: Any) -> dict[str, list[Entry] | KeyeError]:

@@ -19,6 +19,7 @@ from django.views import View
 
 from keye import (
     AsyncClient,
+    EventsMissing,
     Heartbeat,
     InvalidEventId,
     InvalidJob,
@@ -99,7 +100,7 @@ class Events(KeyeView):
         return StreamingHttpResponse(sse(events), content_type="text/event-stream", headers=headers)
 
 
-async def sse(events: AsyncIterator[JobEvent | Heartbeat]) -> AsyncIterator[str]:
+async def sse(events: AsyncIterator[JobEvent | EventsMissing | Heartbeat]) -> AsyncIterator[str]:
     """Each event under its id, which a browser that lost the stream gives back."""
     async for event in events:
         if isinstance(event, Heartbeat):

@@ -20,6 +20,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from keye import (
     AsyncClient,
     AsyncJob,
+    EventsMissing,
     InvalidEventId,
     InvalidJob,
     JobEvent,
@@ -85,7 +86,9 @@ async def status(job: FoundJob) -> dict[str, Any]:
     return {"progress": progress, "outcome": outcome}
 
 
-async def follow(job: FoundJob, last_event_id: Annotated[str | None, Header()] = None) -> AsyncIterator[JobEvent]:
+async def follow(
+    job: FoundJob, last_event_id: Annotated[str | None, Header()] = None
+) -> AsyncIterator[JobEvent | EventsMissing]:
     return job.events(after=last_event_id)
 
 

@@ -15,6 +15,7 @@ from keye.config.event import (
     EVENT,
     EndedJob,
     Event,
+    EventsMissing,
     FramesDecoded,
     Heartbeat,
     JobEnded,
@@ -187,8 +188,8 @@ def test_every_report_is_tried_here() -> None:
                 yield from models_in(inner)
 
     tried = {model for _, report in REPORTS for model in models_in(report)}
-    # Heartbeats are made by who reads them.
-    others = {Outline.__base__, JobOutline, Outline, Event, Heartbeat}
+    # These are made by who reads.
+    others = {Outline.__base__, JobOutline, Outline, Event, EventsMissing, Heartbeat}
     kinds = {*Report.__subclasses__(), *Event.__subclasses__()}
     assert {model for model in kinds if model.__module__ != __name__} - others == tried
 

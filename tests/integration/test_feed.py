@@ -53,8 +53,9 @@ class TestWatch:
     ) -> None:
         ids = [end(redis, number) for number in range(10)]
         redis.xtrim(keys.ENDED, 0 if is_emptied else 5, approximate=False)
-        with pytest.raises(FeedGap, match=ids[2]):
+        with pytest.raises(FeedGap, match=f"no longer holds up to {10 if is_emptied else 5} .* after {ids[2]}") as told:
             meanwhile(next, client.watch(after=ids[2], timeout=timeout)).result(20)
+        assert told.value.num_missing == (10 if is_emptied else 5), "at the most: it is not known how many came before"
         kept = [] if is_emptied else [5, 6, 7, 8, 9]
         assert ended(client.watch(after="0", timeout=0)) == kept
         assert ended(client.watch(after=ids[-1], timeout=0)) == []
@@ -67,8 +68,9 @@ class TestWatch:
         (following,) = client._transport.reader._followings
         eventually(lambda: following.is_full)
         redis.xtrim(keys.ENDED, 10, approximate=False)
-        with pytest.raises(FeedGap):
+        with pytest.raises(FeedGap) as told:
             heard += watch
+        assert told.value.num_missing == 990 - len(heard), "exactly: he has read from the first on"
         assert ended(iter(heard)) == list(range(len(heard)))
 
     @pytest.mark.parametrize("after", ["9999999999999-0", f"{2**64 - 1}-{2**64 - 1}"])

@@ -75,7 +75,7 @@ EXAMPLES = [
     JobNotFound.of("7"),
     JobUnreadable.of("7", "outcome"),
     DeadLetterNotFound("Job '7' is not among the dead letters."),
-    FeedGap.of("1-0", "7-0"),
+    FeedGap.of("1-0", "7-0", 3),
     InvalidEventId("'x' is no id of an event."),
     MessageNotFound("There is no message '7-0' in quarantine."),
     UnknownSchemaVersion("The job has schema version 2, this release reads up to 1.", True),

@@ -19,11 +19,11 @@ def test_every_exported_name_is_there_and_the_list_is_sorted() -> None:
 def test_the_public_surface_is_exactly_this() -> None:
     assert " ".join(producer.__all__) == (
         "AnalysisJob AsyncClient AsyncJob Cancellation ChatMessage Client Content DeadLetterNotFound End EndedJob "
-        "ErrorCode FeedGap FramesDecoded GenerationOptions Heartbeat IdempotencyConflict ImagePart InvalidEventId "
-        "InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound JobResult "
-        "JobState JobUnreadable KeyeError MessageNotFound PartialText Priority Progress QueueFull QueueUnavailable "
-        "QueuedAgain Refusal Sampling Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion "
-        "UploadFailed VideoPart"
+        "ErrorCode EventsMissing FeedGap FramesDecoded GenerationOptions Heartbeat IdempotencyConflict ImagePart "
+        "InvalidEventId InvalidJob InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded "
+        "JobNotFound JobResult JobState JobUnreadable KeyeError MessageNotFound PartialText Priority Progress "
+        "QueueFull QueueUnavailable QueuedAgain Refusal Sampling Settings Stage StageStarted TextGenerated TextPart "
+        "Thinking UnknownSchemaVersion UploadFailed VideoPart"
     )
 
 

@@ -3,7 +3,7 @@
 import re
 
 from keye.config.codes import JobState, QueuedAgain, Stage
-from keye.config.event import Channel, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
+from keye.config.event import Channel, EventsMissing, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.producer.cli import Transcript
 
 
@@ -18,11 +18,18 @@ def text(channel: Channel, text: str, offset: int = 0, num_tokens: int = 1, atte
 ENDED = JobEnded(state=JobState.SUCCEEDED, at=0)
 
 
-def shown(*events: JobEvent) -> str:
+def shown(*events: JobEvent | EventsMissing) -> str:
     """Without times of day and without styles."""
     transcript = Transcript()
     whole = "".join(transcript.show(event) for event in events)
     return re.sub(r"\x1b\[\d+m", "", re.sub(r"\d\d:\d\d:\d\d  ", "", whole))
+
+
+def test_what_is_missing_is_a_line() -> None:
+    events = [EventsMissing(num_missing=number, at=0) for number in (7, None)]
+    assert shown(*events) == (
+        "7 events are missing: the stream keeps the newest\nsome events are missing: the stream keeps the newest\n"
+    )
 
 
 def test_steps_are_lines_and_text_stands_between_them() -> None:
