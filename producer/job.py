@@ -1,6 +1,5 @@
 """A handle on one submitted job: its state, progress, events, outcome. Any process may hold one for the same job."""
 
-import json
 import logging
 from collections.abc import Iterator
 from enum import StrEnum
@@ -10,7 +9,7 @@ from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import EventsMissing, Heartbeat, JobEvent
 from keye.config.faults import JobFailed, JobNotFound, JobUnreadable
 from keye.config.outcome import JobFailure, JobResult, log_end
-from keye.config.wire import Outline
+from keye.config.wire import Outline, read_sealed
 from keye.producer.following import BEGINNING, End, EndsFollowing, EventsFollowing, Follow, order_of, taken
 from keye.producer.progress import Progress
 from keye.producer.transport import Transport
@@ -103,7 +102,7 @@ class Job:
         it did (REQUESTED); an ended job stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
-        job = Outline.of(json.loads(sealed_json)).job
+        job = Outline.of(read_sealed(sealed_json)).job
         failure = JobFailure(
             job_id=self.id,
             code=ErrorCode.CANCELLED,

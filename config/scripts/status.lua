@@ -10,7 +10,9 @@ local now, most = clock(), tonumber(ARGV[1])
 local function look(ids)
   local kinds = {}
   for _, id in ipairs(ids) do
-    local kind = redis.call("HGET", KEYS[6] .. id, "kind") or ""
+    -- pcall: one that somebody put in the place of a record stops nothing, here and below.
+    local kind = redis.pcall("HGET", KEYS[6] .. id, "kind")
+    kind = type(kind) == "string" and kind or ""
     kinds[kind] = (kinds[kind] or 0) + 1
   end
   return kinds
@@ -28,7 +30,7 @@ end
 
 local runs, looked_at = {}, redis.call("ZRANDMEMBER", KEYS[1], most)
 for _, id in ipairs(looked_at) do
-  local state, kind, claimed_at = unpack(redis.call("HMGET", KEYS[6] .. id, "state", "kind", "claimed_at"))
+  local state, kind, claimed_at = unpack(redis.pcall("HMGET", KEYS[6] .. id, "state", "kind", "claimed_at"))
   if state == "RUNNING" then
     runs[#runs + 1] = { kind or "", math.max(0, now - (tonumber(claimed_at) or now)) }
   end

@@ -168,8 +168,8 @@ PICTURE = red_picture()
 class SlowStore(ThreadingHTTPServer):
     """An S3 endpoint that answers every GET with the same picture, but only once it is told to go on."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _SlowAnswer)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _SlowAnswer)
         self.may_go_on = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 

@@ -12,7 +12,7 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import InvalidJob, JobUnreadable, UnknownSchemaVersion
 from keye.config.quarantine import entry_of
 from keye.config.topology import QUEUE
-from keye.producer import Client
+from keye.producer import Cancellation, Client
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from tests.integration.test_dead_letters import fail
@@ -230,3 +230,16 @@ def test_verify_names_a_record_that_cannot_be_read_and_looks_at_the_others(
     (what,) = (irregularity.what for irregularity in found if irregularity.job_id == odd.id)
     assert "cannot read" in what
     assert set(ledger.records) == {odd.id, lost.id}
+
+
+def test_status_counts_beside_a_record_of_another_type(client: Client, redis: Redis) -> None:
+    jobs = [client.submit(prompt="?") for _ in range(3)]
+    put_another_type(redis, jobs[0].id)
+    redis.zadd(keys.LEASES, {jobs[0].id: 1e10})
+    assert [queue.depth for queue in client.status().queues] == [0, 3, 0]
+
+
+def test_job_whose_input_is_no_json_can_be_cancelled(client: Client, redis: Redis) -> None:
+    job = client.submit(prompt="?")
+    redis.hset(keys.record(job.id), "sealed", "{")
+    assert job.cancel() is Cancellation.CANCELLED
