@@ -40,6 +40,7 @@ REPLICA = (
 OLD = "The server is older than Redis 6.2 ({version}). Use Redis 6.2 or newer, or Valkey."
 # One that does not answer is passed over for the next.
 SENTINEL_TIMEOUT_SECONDS = 1.0
+_WHERE, _REPLICAS = "SENTINEL GET-MASTER-ADDR-BY-NAME", "SENTINEL SLAVES"
 # An old primary takes writes, which are lost, for seconds after Sentinels have chosen another: they are asked again, by
 # whoever next takes a connection. Where none answers, less often.
 LOOK_SECONDS, LOOK_AFTER_FAULT_SECONDS = 1.0, 10.0
@@ -84,7 +85,7 @@ class Primary:
         for turn in range(len(self._sentinels)):
             index = (self._answered_last + turn) % len(self._sentinels)
             try:
-                address: Any = self._sentinels[index].sentinel_get_master_addr_by_name(self._service)
+                address = self._ask(self._sentinels[index], _WHERE)
             except RedisError as fault:
                 faults.append(str(fault))
                 continue
@@ -98,6 +99,10 @@ class Primary:
             return self._address
         self._look_at = time.monotonic() + LOOK_AFTER_FAULT_SECONDS
         raise ConnectionError(f"no Sentinel tells where it is: {'; '.join(faults)}")
+
+    def _ask(self, sentinel: Any, what: str) -> Any:
+        # The client's own verbs for these take no Sentinel alone in all its releases.
+        return sentinel.execute_command(what, self._service)
 
     @property
     def is_watched(self) -> bool:
@@ -117,9 +122,8 @@ class Primary:
         answers = []
         for sentinel in self._sentinels:
             with suppress(RedisError):
-                answers.append(sentinel.sentinel_get_master_addr_by_name(self._service) == self._address)
-                replicas: Any = sentinel.sentinel_slaves(self._service)
-                answers += [not _could_take_over(replica) for replica in replicas]
+                answers.append(self._ask(sentinel, _WHERE) == self._address)
+                answers += [not _could_take_over(replica) for replica in self._ask(sentinel, _REPLICAS)]
         return bool(answers) and all(answers)
 
 

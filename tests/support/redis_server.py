@@ -1,6 +1,7 @@
 """Debian's Redis and its Sentinel, for what the embedded Valkey lacks: TLS, failovers, servers of an older kind."""
 
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,6 +82,7 @@ class Sentinels:
 
     def __enter__(self) -> Self:
         self._processes = [subprocess.Popen([self._program, file], stdout=subprocess.DEVNULL) for file in self._files]
+        eventually(lambda: all(map(_listens, self.ports)))
         return self
 
     @property
@@ -102,7 +104,7 @@ class Sentinels:
         for port in self.ports:
             with Redis(port=port) as sentinel:
                 try:
-                    told: Any = sentinel.sentinel_master(self.name)
+                    told: Any = sentinel.execute_command("SENTINEL MASTER", self.name)
                 except RedisError:
                     return False
                 if told["num-slaves"] < num_replicas or told["num-other-sentinels"] < len(self.ports) - 1:
@@ -113,3 +115,8 @@ class Sentinels:
         for process in self._processes:
             process.kill()
             process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
