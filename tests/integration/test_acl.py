@@ -48,22 +48,23 @@ def do_everything(client: Client, workers: EchoWorkers, worker_url: str) -> None
     queued = client.submit(prompt="?", priority="low", idempotency_key="key")
     assert queued.cancel() == "cancelled"
     (worker,) = workers.start_ready()
-    assert client.submit(prompt="hello", idempotency_key="another").result(20).answer == "hello"
-    assert [event.type for event in client.submit(prompt="x").events(20)][-1] == "ended"
+    assert client.submit(prompt="hello", idempotency_key="another").result(60).answer == "hello"
+    assert [event.type for event in client.submit(prompt="x").events(60)][-1] == "ended"
     running = client.submit(prompt="wait 60")
-    eventually(lambda: running.progress.state == "RUNNING")
+    eventually(lambda: running.progress.state == "RUNNING", within_seconds=60)
     assert running.cancel() == "requested"
     assert running.state in ("RUNNING", "CANCELLED")
-    assert list(client.results([waits, running], timeout=20))
+    assert list(client.results([waits, running], timeout=60))
     failed = client.submit(prompt="raise MemoryError", max_attempts=1)
-    eventually(lambda: failed.state == "FAILED")
+    eventually(lambda: failed.state == "FAILED", within_seconds=60)
     client.dead_letters.requeue(next(client.dead_letters.select()))
     assert [each.answer for each in client.map("a", [[]])] == ["a"]
     assert next(client.watch(after="0", timeout=5)).id
     assert client.status().workers
     assert list(client.quarantine.select()) == []
     retried = client.submit(prompt="?", media=["s3://bucket/nowhere.jpg"])
-    eventually(lambda: retried.progress.attempt and retried.state == "QUEUED")
+    # A worker imports boto first.
+    eventually(lambda: retried.progress.attempt and retried.state == "QUEUED", within_seconds=90)
     retried.cancel()
     app = build_app(Settings.read(redis_url=SecretStr(worker_url)))
     assert app.control.inspect(timeout=5).ping()
@@ -72,7 +73,7 @@ def do_everything(client: Client, workers: EchoWorkers, worker_url: str) -> None
     worker.wait_until_holding(1)
     (lost,) = worker.kill()
     workers.start_ready()
-    client.job(lost).result(30)
+    client.job(lost).result(60)
     workers.started[-1].terminate()
     workers.started[-1].exit_code(30)
 
