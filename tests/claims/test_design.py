@@ -125,7 +125,7 @@ def test_each_script_that_ends_a_job_writes_the_feed() -> None:
     assert outside <= {"prelude", *ending}
 
 
-@pytest.mark.holds("docs/design.md#one-job-walked", "claim (Claimed, AlreadySettled, HeldElsewhere, Forgotten or Suspect")
+@pytest.mark.holds("docs/design.md#one-job-walked", "(Claimed, AlreadySettled, HeldElsewhere, Forgotten or Suspect")
 def test_a_claim_has_five_answers() -> None:
     over = job_lease.AlreadySettled | job_lease.HeldElsewhere | job_lease.Forgotten
     assert job_lease.LeaseStore.claim.__annotations__["return"] == job_lease.Claimed | over | job_lease.Suspect
