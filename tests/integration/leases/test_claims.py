@@ -96,7 +96,7 @@ def test_claim_whose_answer_got_lost_holds_the_job_as_its_first_attempt(redis_ur
     assert [event.stage for event in events(redis, lease.job_id)] == [Stage.OPEN]
 
 
-@pytest.mark.holds("docs/design.md#one-job-walked", "AlreadySettled, HeldElsewhere or Suspect")
+@pytest.mark.holds("docs/design.md#one-job-walked", "AlreadySettled, HeldElsewhere, Forgotten or Suspect")
 def test_redelivery_after_settling_finds_the_outcome(store: LeaseStore, settlement: Settlement) -> None:
     sealed = a_job()
     lease = claim(store, sealed)
