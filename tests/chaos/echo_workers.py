@@ -117,8 +117,10 @@ def _state_of(pid: int) -> str:
 class EchoWorkers:
     """Starts workers of one server; a killed one stays dead."""
 
-    def __init__(self, url: str, redis: Redis, folder: Path, lease_seconds: float) -> None:
+    def __init__(self, url: str, redis: Redis, folder: Path, lease_seconds: float, **settings: str) -> None:
+        """`settings` are environment variables: who forks them may be older than what a test sets."""
         self._url = url
+        self._settings = settings
         self._redis = redis
         self._folder = folder
         self._lease_seconds = lease_seconds
@@ -133,6 +135,7 @@ class EchoWorkers:
             "KEYE_DECODERS": "1",
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
             "KEYE_SPOOL_FOLDER": str(self._folder / "spool"),
+            **self._settings,
         }
         log_file = self._folder / f"worker{number}.log"
         log_file.touch()

@@ -120,13 +120,9 @@ class Recorder:
 @pytest.mark.holds(
     "docs/operations.md#what-rights-does-a-user-of-redis-need", "ACL SETUSER producer", "That is all that clients do"
 )
-def test_what_the_page_grants_is_enough_and_none_of_it_too_much(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KEYE_S3_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
-    workers = EchoWorkers(url_of("worker", server), server.redis, tmp_path, LEASE_SECONDS)
+def test_what_the_page_grants_is_enough_and_none_of_it_too_much(server: RedisServer, tmp_path: Path) -> None:
+    store = {"KEYE_S3_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "body"}
+    workers = EchoWorkers(url_of("worker", server), server.redis, tmp_path, LEASE_SECONDS, **store)
     try:
         with Recorder(server, tmp_path / "commands") as recorder, Client(url_of("producer", server)) as client:
             do_everything(client, workers, url_of("worker", server))

@@ -111,7 +111,9 @@ def test_watch_shows_every_stage_and_the_end(keye: CliRunner, client: Client, re
 @pytest.mark.holds("docs/producers.md#what-can-be-raised", "the URL or a `KEYE_*` setting cannot be used")
 def test_wrong_settings_are_told_by_the_names_they_are_set_by(keye: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     odd_url = keye.invoke(app, ["submit", "?", "--redis-url", "localhost:6379"])
-    assert odd_url.stderr.startswith("KEYE_REDIS_URL: it cannot be read. Write redis://")
+    assert odd_url.stderr.startswith(
+        "KEYE_REDIS_URL: its scheme is none of redis, rediss, unix and sentinel. Write redis://"
+    )
     monkeypatch.setenv("KEYE_LEASE_SECONDS", "0")
     monkeypatch.setenv("KEYE_UPLOAD_PREFIX", "hunter2")
     told = keye.invoke(app, ["submit", "?"])
