@@ -139,6 +139,7 @@ class _Leaving(AbstractConnection):
 
     # Who holds it sees to that himself.
     is_kept = False
+    _was_heard = False
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         super().__init__(**options)
@@ -154,6 +155,7 @@ class _Leaving(AbstractConnection):
     def connect(self) -> None:
         # Called by a pool that hands it out: never between commands that belong together.
         self._leave_if_outdated()
+        self._was_heard = self._sock is not None and time.monotonic() < self.next_health_check
         try:
             super().connect()  # type: ignore[no-untyped-call]
             if not self._primary.is_examined:
@@ -168,7 +170,10 @@ class _Leaving(AbstractConnection):
     def can_read(self, timeout: float = 0) -> bool:
         # Called between two looks at a subscription, which comes back with a new connection.
         self._leave_if_outdated()
-        return super().can_read(timeout)
+        # And by the pool, next to `connect`: of one that was just heard the next answer tells as much. The look is a
+        # system call, for which a thread gives Python's lock away: a twentieth of what a job costs.
+        was_heard, self._was_heard = self._was_heard, False
+        return not (was_heard and timeout == 0 and not self.is_kept) and super().can_read(timeout)
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
