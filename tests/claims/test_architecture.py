@@ -29,7 +29,8 @@ def test_a_job_lies_where_the_table_says_and_is_moved_by_whom_it_names(client: C
     assert unwanted.cancel() is Cancellation.CANCELLED
     redis.delete("keye.jobs\x06\x163")
     redis.zadd(keys.queued("normal"), {job.id: 1})
-    reaper.look_around()
+    for _ in range(2):  # missed once, it may be on its way
+        reaper.look_around()
     assert lies_in(redis, job) == {"its record", "a message"}, "one that was lost is published again"
 
     dead = claim(store, sealed, "worker-1")

@@ -3,7 +3,7 @@
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Annotated, Literal, Self, TypeVar, cast
@@ -317,17 +317,19 @@ class LeaseStore:
         body = self._message(requeued.job_id, requeued.sealed_json, priority)
         self._run["publish"](names, [requeued.job_id, requeued.token, body])
 
-    def sweep(self, limit: int) -> list[str]:
-        """Make queued jobs whose message was lost overdue; returns their ids.
+    def sweep(self, limit: int, missed_before: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+        """Make queued jobs whose message was lost overdue; returns their ids, and those to name the next time.
 
         A message may be on its way for two leases: taken by a worker that died before the claim, it comes back then.
         """
         lost: list[str] = []
+        missed: list[str] = []
         for priority in Priority:
             names = [keys.queued(priority), keys.TAKEN, keys.LEASES, message_list(priority), keys.unheard(priority)]
             names.append(keys.record(""))
-            lost += self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit])
-        return lost
+            found = self._run["sweep"](names, [priority.value, 2 * self.lease_seconds, limit, *missed_before])
+            lost, missed = lost + found[0], missed + found[1]
+        return lost, missed
 
     def adopt(self, first: int) -> tuple[int, int]:
         """Hand messages that dead workers of 0.2 held out again: how many, and the `first` to look at the next time.

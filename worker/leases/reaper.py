@@ -48,6 +48,7 @@ class Reaper(PeriodicThread):
         self._expire = expire
         self._is_away = False
         self._first_shared = 0
+        self._missed: list[str] = []
         self._clock = ServerClock(tolerance_seconds=self.period_seconds)
         # What happened before is not known: the clock may have been set back, or forward a moment ago, in which case
         # the living renew their leases within a third of them.
@@ -94,7 +95,8 @@ class Reaper(PeriodicThread):
         for job_id in self._store.due(keys.DEADLINES, limit=MAX_JOBS_PER_PASS):
             with self._sparing_the_others(job_id, keys.DEADLINES):
                 self._expire(self._store.read_late(job_id))
-        for job_id in self._store.sweep(limit=MAX_JOBS_PER_PASS):
+        lost, self._missed = self._store.sweep(MAX_JOBS_PER_PASS, self._missed)
+        for job_id in lost:
             log.warning("job %s: its message was lost, queued again", job_id, extra={"job_id": job_id})
         self._adopt()
         self.reap_overdue()

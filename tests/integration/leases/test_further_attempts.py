@@ -103,7 +103,7 @@ def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: Leas
     assert store.requeue([leases[2], urgent, leases[0], leases[1]]) == ["queued"] * 4
     assert messages(redis) == [*(lease.job_id for lease in leases), waiting.job_id]
     assert messages(redis, Priority.HIGH) == [urgent.job_id]
-    assert store.sweep(10) == [], "nothing that they overtook seems lost"
+    assert store.sweep(10) == ([], []), "nothing that they overtook seems lost"
 
 
 def test_jobs_are_given_back_whatever_lies_at_the_head_of_the_queue(store: LeaseStore, redis: Redis) -> None:

@@ -88,7 +88,7 @@ def test_the_queue_keeps_its_order_and_takes_nobody_for_lost(store: LeaseStore, 
     )
     assert before < cancelled < after
     assert not redis.exists(UNACKED_MUTEX)
-    assert store.sweep(10) == [old.job_id], "which was published before one that was taken"
+    assert store.sweep(10, [old.job_id]) == ([old.job_id], []), "which was published before one that was taken"
     assert redis.zscore(keys.TAKEN, "normal") == pytest.approx(time.time(), abs=3)
     claim(store, waiting[0])
     assert redis.zrange(keys.queued("normal"), 0, 0) == [waiting[1].job_id]

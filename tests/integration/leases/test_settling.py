@@ -205,7 +205,7 @@ def test_job_that_ended_while_it_waited_is_let_go_once_its_message_is_lost(
     assert [redis.ttl(key) for key in kept] == [-1, -1, -1]
     claim(brief, later)
 
-    eventually(lambda: brief.sweep(10) == [] and not redis.exists(keys.unheard(priority)))
+    eventually(lambda: brief.sweep(10) == ([], []) and not redis.exists(keys.unheard(priority)))
     assert all(0 < redis.ttl(key) <= TTL for key in kept)
 
 
