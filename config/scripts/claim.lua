@@ -1,8 +1,8 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
--- A job that was published without a record gets it here; one that had a record has ended. One whose attempts ended twice with their worker, or once when
--- this one is its last, is claimed only by who runs nothing beside it: it may be what killed them, and its neighbours
--- must not pay for it again. Asked again under the same token (its answer got lost on the way) it gives that answer again.
--- What the job asks is what its record says: others may send messages under its id.
+-- A job that was published without a record gets it here; one that had a record has ended. One whose attempts ended twice
+-- with their worker, or once when this one is its last, is claimed only by who runs nothing beside it: it may be what killed
+-- them, and its neighbours must not pay for it again. Asked again under the same token (its answer got lost on the way) it
+-- gives that answer again. What the job asks is what its record says: others may send messages under its id.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 newest taken job of each priority (sorted set), 5
 -- deadlines (sorted set), 6.. queued jobs of each priority (sorted sets)

@@ -36,6 +36,13 @@ def shown(broker: Broker) -> float:
     return seconds + microseconds / 1e6
 
 
+def begin_jobs(client: Client, broker: Broker, number: int, seconds: float, **options: float) -> list[Job]:
+    """So many jobs that take so long, each begun."""
+    jobs = [client.submit(prompt=f"wait {seconds}", **options) for _ in range(number)]
+    eventually(lambda: attempts_of(broker.redis, jobs) == [1] * number)
+    return jobs
+
+
 def step(broker: Broker, clock: SteppedClock, seconds: float) -> None:
     ahead = shown(broker) - time.time()
     clock.step(seconds)
@@ -61,8 +68,7 @@ def test_running_jobs_start_once_when_the_clock_is_set_forward(
     steps: list[int],
 ) -> None:
     workers.start_ready(2)
-    jobs = [client.submit(prompt=f"wait {4 * lease_seconds}") for _ in range(12)]
-    eventually(lambda: attempts_of(broker.redis, jobs) == [1] * 12)
+    jobs = begin_jobs(client, broker, 12, 4 * lease_seconds)
     for seconds in steps:
         step(broker, clock, seconds)
         time.sleep(lease_seconds / 2)  # renewals come meanwhile, or not
@@ -128,8 +134,7 @@ def test_a_backlog_waits_in_order_and_without_second_messages_when_the_clock_is_
     broker: Broker, clock: SteppedClock, client: Client, workers: EchoWorkers, lease_seconds: float, gate: Gate
 ) -> None:
     workers.start_ready()
-    running = [client.submit(prompt=f"wait {4 * lease_seconds}") for _ in range(8)]
-    eventually(lambda: attempts_of(broker.redis, running) == [1] * 8)
+    running = begin_jobs(client, broker, 8, 4 * lease_seconds)
     before = [client.submit(prompt="hello") for _ in range(20)]
     step(broker, clock, -600)
     eventually(lambda: broker.redis.zcount(keys.queued("normal"), shown(broker) + 1, "+inf") == 0, within_seconds=10)
@@ -149,8 +154,7 @@ def test_a_deadline_is_a_time_on_the_servers_clock_and_a_running_attempt_keeps_t
     broker: Broker, clock: SteppedClock, client: Client, workers: EchoWorkers, lease_seconds: float
 ) -> None:
     workers.start_ready()
-    running = [client.submit(prompt=f"wait {4 * lease_seconds}", deadline_seconds=600) for _ in range(8)]
-    eventually(lambda: attempts_of(broker.redis, running) == [1] * 8)
+    running = begin_jobs(client, broker, 8, 4 * lease_seconds, deadline_seconds=600)
     waiting = client.submit(prompt="hello", deadline_seconds=600)
     step(broker, clock, 3600)
     eventually(lambda: waiting.state is JobState.EXPIRED, within_seconds=2 * lease_seconds + 3)
@@ -167,8 +171,7 @@ def test_running_jobs_start_once_where_the_server_comes_back_with_another_clock(
     assert_all_is_well: AllIsWell,
 ) -> None:
     workers.start_ready(2)
-    jobs = [client.submit(prompt=f"wait {4 * lease_seconds}") for _ in range(12)]
-    eventually(lambda: attempts_of(broker.redis, jobs) == [1] * 12)
+    jobs = begin_jobs(client, broker, 12, 4 * lease_seconds)
     broker.kill()
     clock.step(120)
     broker.start_again()
@@ -182,8 +185,7 @@ def test_a_clock_that_is_a_little_off_changes_nothing(
     broker: Broker, clock: SteppedClock, client: Client, workers: EchoWorkers, lease_seconds: float
 ) -> None:
     workers.start_ready(2)
-    jobs = [client.submit(prompt=f"wait {2 * lease_seconds}") for _ in range(8)]
-    eventually(lambda: attempts_of(broker.redis, jobs) == [1] * 8)
+    jobs = begin_jobs(client, broker, 8, 2 * lease_seconds)
     for _ in range(20):
         clock.step(lease_seconds / 100)
         clock.step(-lease_seconds / 50)

@@ -20,11 +20,7 @@ from keye.config.outcome import (
     OUTCOME,
     JobFailure,
     JobResult,
-    ModelIdentity,
     PartialText,
-    StageTimings,
-    TokenUsage,
-    WorkerIdentity,
 )
 from keye.config.settings import Settings
 from keye.config.topology import QUEUE, UNACKED, message
@@ -38,7 +34,7 @@ from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.fault import explain, failure_of
 from tests.support.conditions import eventually
-from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, claim, events, record
+from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, an_answer, claim, events, record
 
 SETTINGS = ("proto-max-bulk-len", "client-query-buffer-limit")
 ANSWER = {"channel": "answer", "num_tokens": 1}
@@ -92,20 +88,11 @@ def outbox(settlement: Settlement, spool: Spool) -> Outbox:
 
 
 def a_result(lease: Claimed, num_chars: int) -> JobResult:
-    return JobResult(
-        job_id=lease.job_id,
-        answer="",
-        reasoning=None,
-        raw_text="x" * num_chars,
-        finish_reason="length",
-        usage=TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=131072),
-        timings=StageTimings(),
-        media=(),
-        model=ModelIdentity(name="keye", model_type="KeyeVL", precision="float32"),
-        worker=WorkerIdentity(host="here", pid=1, device="cpu"),
-        attempts=lease.attempt,
-        metadata={"order": 7},
-    )
+    """It is cut off at the most tokens."""
+    result = an_answer(lease)
+    usage = result.usage.model_copy(update={"completion_tokens": 131072})
+    cut_off = {"answer": "", "raw_text": "x" * num_chars, "finish_reason": "length", "usage": usage}
+    return result.model_copy(update=cut_off)
 
 
 def outcome(redis: Redis, job_id: str) -> JobResult | JobFailure:

@@ -12,12 +12,13 @@ from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import EVENT
 from keye.config.job import AnalysisJob, Priority
-from keye.config.outcome import JobFailure
+from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
 from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
 from keye.worker.leases.reaper import Reaper
 from keye.worker.telemetry import metrics
+from tests.support.worker_side import result_of
 
 TTL = 3600
 DEAD_LETTER_TTL = 9000
@@ -33,6 +34,10 @@ def claim(store: LeaseStore, sealed: SealedJob, worker: str = "worker-1", is_alo
     claimed = store.claim(QueuedJob.of(sealed), worker, is_alone)
     assert isinstance(claimed, Claimed)
     return claimed
+
+
+def an_answer(lease: Claimed) -> JobResult:
+    return result_of(lease.job_id, "yes", lease.attempt)
 
 
 def a_failure(lease: Claimed, message: str = "it broke") -> JobFailure:

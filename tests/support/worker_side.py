@@ -36,8 +36,12 @@ def settle(redis: Redis, job: Job, outcome: JobResult | JobFailure) -> None:
 
 
 def answer(job: Job, text: str = "a red square") -> JobResult:
+    return result_of(job.id, text)
+
+
+def result_of(job_id: str, text: str, attempts: int = 1) -> JobResult:
     return JobResult(
-        job_id=job.id,
+        job_id=job_id,
         answer=text,
         reasoning=None,
         raw_text=text,
@@ -47,7 +51,7 @@ def answer(job: Job, text: str = "a red square") -> JobResult:
         media=(),
         model=ModelIdentity(name="keye", model_type="KeyeVL", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),
-        attempts=1,
+        attempts=attempts,
         metadata={"order": 7},
     )
 

@@ -85,9 +85,7 @@ class Channel(redis.Channel):
                 if channel._registered:
                     channel._on_connection_disconnect(self)
 
-        connection_class = Polled if asynchronous else self.redis_url.connection_class
-        options = self.redis_url.connection_options(**CELERY_DEFAULTS)
-        return ConnectionPool(connection_class=connection_class, max_connections=self.max_connections, **options)
+        return _pool_of(self.redis_url, self.max_connections, Polled if asynchronous else None)
 
     def _brpop_start(self, timeout: int | None = None) -> None:
         if self.client.connection.is_outdated():
@@ -156,9 +154,13 @@ class ResultBackend(RedisBackend):
     """Where Celery keeps how far the parts of a chord are; results are written by our settlement."""
 
     def _get_pool(self, **_: Any) -> ConnectionPool:
-        url: RedisUrl = self.app.conf.broker_transport_options["redis_url"]
-        options = url.connection_options(**CELERY_DEFAULTS)
-        return ConnectionPool(connection_class=url.connection_class, max_connections=self.max_connections, **options)
+        return _pool_of(self.app.conf.broker_transport_options["redis_url"], self.max_connections)
+
+
+def _pool_of(url: RedisUrl, max_connections: int, connection_class: type | None = None) -> ConnectionPool:
+    options = url.connection_options(**CELERY_DEFAULTS)
+    chosen = connection_class or url.connection_class
+    return ConnectionPool(connection_class=chosen, max_connections=max_connections, **options)
 
 
 # The scheme under which logs show it, in the place of redis.

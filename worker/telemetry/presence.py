@@ -48,19 +48,19 @@ class Announcer(PeriodicThread):
             logger.warning("This worker stays announced for %d s: %s", EXPIRY_SECONDS, error)
 
     def turn(self) -> None:
+        with self._redis.pipeline(transaction=False) as reading:
+            reading.time()
+            reading.get(keys.CONTEXT)
+            reading.pttl(keys.CONTEXT)
+            (now, _), announced, left_ms = reading.execute()
         if (max_tokens := self._presence.max_tokens) is not None:
             # Producers read the smallest of all live workers': a larger one's is not renewed beside it.
             context = max_tokens - self._presence.template_tokens
-            with self._redis.pipeline(transaction=False) as reading:
-                reading.get(keys.CONTEXT)
-                reading.pttl(keys.CONTEXT)
-                announced, left_ms = reading.execute()
             # One that would live longer was written before the server's clock was set back, perhaps by who is dead.
             if announced is None or context <= int(announced) or left_ms > EXPIRY_SECONDS * 1000:
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
         warnings = (*self._presence.warnings, *self._warnings)
         presence = self._presence.model_copy(update={"warnings": warnings})
-        now, _ = self._redis.time()
         with self._redis.pipeline(transaction=False) as saying:
             saying.zadd(keys.NODES, {self._node: now})
             saying.hset(keys.KEPT, mapping=self._kept_seconds)

@@ -8,7 +8,7 @@ from redis import Redis
 
 from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
-from keye.config.outcome import JobFailure, JobResult, ModelIdentity, StageTimings, TokenUsage, WorkerIdentity
+from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import result_key
 from keye.config.wire import SealedJob, open_sealed, seal
 from keye.producer import AnalysisJob, Client, InvalidJob, Job
@@ -18,7 +18,7 @@ from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
 from keye.worker.tasks.stragglers import dead_letter, expire
 from tests.support.conditions import eventually
-from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, claim
+from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, an_answer, claim
 
 OWN = 120
 
@@ -37,22 +37,6 @@ def send(producer: Client, redis: Redis, own: int = OWN) -> tuple[Job, SealedJob
 def ttls(redis: Redis, job: Job) -> dict[str, int]:
     names = (keys.record(job.id), keys.events(job.id), keys.idempotency("k"), result_key(job.id))
     return {name: redis.ttl(name) for name in names if redis.exists(name)}
-
-
-def an_answer(lease: Claimed) -> JobResult:
-    return JobResult(
-        job_id=lease.job_id,
-        answer="yes",
-        reasoning=None,
-        raw_text="yes",
-        finish_reason="stop",
-        usage=TokenUsage(prompt_tokens=1, visual_tokens=0, completion_tokens=1),
-        timings=StageTimings(),
-        media=(),
-        model=ModelIdentity(name="?", model_type="?", precision="?"),
-        worker=WorkerIdentity(host="here", pid=1, device="cpu"),
-        attempts=lease.attempt,
-    )
 
 
 @pytest.mark.holds(
