@@ -217,11 +217,11 @@ class TestSettle:
         self, store: LeaseStore, outbox: Outbox, spool: Spool, redis: Redis, name: str
     ) -> None:
         lease = claim(store, a_job())
-        with set_to(redis, **{name: 2**28}), ThreadPoolExecutor(1) as threads:
-            with set_to(redis, maxmemory=1):
-                settling = threads.submit(outbox.settle, lease, a_result(lease, 2**21))
-                eventually(lambda: list(spool.waiting()))
-                redis.config_set(name, LOWEST_LIMIT_BYTES)
+        with set_to(redis, **{name: 2**28}, maxmemory=1), ThreadPoolExecutor(1) as threads:
+            settling = threads.submit(outbox.settle, lease, a_result(lease, 2**21))
+            eventually(lambda: list(spool.waiting()))
+            redis.config_set(name, LOWEST_LIMIT_BYTES)
+            # Full until then: a try that was on its way before, under the higher limit, must not be written.
             with pytest.raises(OutcomeTooLarge):
                 settling.result(30)
         assert list(spool.waiting()) == []
