@@ -9,7 +9,8 @@ from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.wire import SealedJob, open_sealed
 from keye.producer import Cancellation, Client, Job
-from keye.worker.leases.job_lease import AlreadySettled, HeldElsewhere, LeaseStore, QueuedJob
+from keye.worker.leases.claims import AlreadySettled, HeldElsewhere, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.support.leased_jobs import a_failure, a_reaper, claim, messages
 

@@ -43,7 +43,7 @@ from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record
 from keye.producer.progress import Progress
 from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.broker.canvas import Asked, Canvas
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 from keye.worker.results.outbox import Verdict
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -27,7 +27,8 @@ from keye.config.topology import QUEUE, UNACKED, message
 from keye.config.wire import seal
 from keye.producer import AnalysisJob, Client, InvalidJob, Job, QueueUnavailable
 from keye.producer.transport import Transport
-from keye.worker.leases.job_lease import Claimed, LeaseStore
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement

@@ -12,7 +12,8 @@ from keye.config.event import EVENT, StageStarted, TextGenerated
 from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
 from keye.config.wire import seal
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually

@@ -21,7 +21,8 @@ from keye.producer import AnalysisJob, Client, InvalidJob, Job, JobFailed, JobNo
 from keye.producer.cli import app
 from keye.producer.dead_letters import DeadLetter, change_media
 from keye.producer.shell import ExitCode
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from keye.worker.telemetry.presence import Announcer
 from tests.support.conditions import eventually

@@ -19,7 +19,8 @@ from keye.producer import AnalysisJob, Client, IdempotencyConflict, InvalidJob, 
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from keye.producer.transport import Transport
-from keye.worker.leases.job_lease import AlreadySettled, LeaseStore, QueuedJob
+from keye.worker.leases.claims import AlreadySettled, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from tests.integration.conftest import Pair
 from tests.support.sides import RedisWorker
 

@@ -19,7 +19,7 @@ from keye.config.settings import Settings
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.image_processing import Video
 from keye.worker.model.keye import KeyeForConditionalGeneration

@@ -37,7 +37,14 @@ from keye.config.wire import SealedJob, seal
 from keye.producer import Client, Job
 from keye.producer.transport import Transport
 from keye.producer.verify import judge, read_ledger
-from keye.worker.leases.job_lease import AlreadySettled, Claimed, HeldElsewhere, LeaseStore, QueuedJob, Suspect
+from keye.worker.leases.claims import (
+    AlreadySettled,
+    Claimed,
+    HeldElsewhere,
+    QueuedJob,
+    Suspect,
+)
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement

@@ -17,7 +17,8 @@ from keye.config.wire import SealedJob
 from keye.producer import Client, Job, Priority
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 
 

@@ -13,7 +13,7 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import JobResult, ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
 from keye.worker.engine.step_loop import Engine
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor

@@ -15,7 +15,8 @@ from keye.config.job import AnalysisJob, Priority
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import message_list
 from keye.config.wire import SealedJob, seal
-from keye.worker.leases.job_lease import Claimed, LateJob, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, LateJob, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.telemetry import metrics
 from tests.support.worker_side import result_of

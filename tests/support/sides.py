@@ -18,7 +18,8 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure, JobResult, ModelIdentity, StageTimings, TokenUsage, WorkerIdentity
 from keye.config.wire import open_sealed
 from keye.producer import AsyncClient, AsyncJob
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 
 

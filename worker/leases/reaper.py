@@ -12,7 +12,8 @@ from keye.config.codes import ErrorCode, JobState
 from keye.config.connection import passes
 from keye.config.presence import EXPIRY_SECONDS
 from keye.config.wire import traceparent_of
-from keye.worker.leases.job_lease import LateJob, LeaseStore, Requeued, TakenOver
+from keye.worker.leases.claims import LateJob, Requeued, TakenOver
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.server_clock import ServerClock, rebase
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.telemetry import metrics

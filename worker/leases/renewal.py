@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from keye.config import keys
-from keye.worker.leases.job_lease import Claimed, Interruption, LeaseStore
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import Interruption, LeaseStore
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.telemetry import metrics
 

@@ -12,7 +12,7 @@ from keye.config import keys
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
 from keye.config.contract import Report
 from keye.config.event import Channel, TextGenerated
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 from keye.worker.results.thinking import Piece, ThinkingSplitter
 
 log = logging.getLogger(__name__)

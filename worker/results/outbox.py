@@ -20,7 +20,8 @@ from keye.config.connection import PATIENCE_SECONDS, Patience, passes
 from keye.config.contract import Report
 from keye.config.key_prefix import prefix_of
 from keye.config.outcome import JobFailure, Outcome
-from keye.worker.leases.job_lease import Claimed, new_token
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import new_token
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 from keye.worker.telemetry import metrics
 

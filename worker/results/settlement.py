@@ -24,7 +24,8 @@ from keye.config.outcome import JobFailure, JobResult, Outcome, log_end
 from keye.config.scripts import load_script
 from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import JobOutline
-from keye.worker.leases.job_lease import Claimed, new_token
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import new_token
 from keye.worker.results.event_writer import MAX_EVENTS, without_oversized
 from keye.worker.telemetry import metrics
 

@@ -6,9 +6,7 @@ Jobs of a process run side by side; one that may have killed a worker runs alone
 import json
 import logging
 import random
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,20 +24,21 @@ from keye.config.topology import ANALYZE_TASK, RECORDED
 from keye.config.wire import Outline, SealedJob, kind_of, open_sealed, read_sealed, traceparent_of
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
-from keye.worker.leases.job_lease import (
+from keye.worker.leases.claims import (
     AlreadySettled,
     Claimed,
     Forgotten,
     HeldElsewhere,
-    LeaseStore,
     QueuedJob,
     Suspect,
 )
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
 from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
+from keye.worker.tasks.isolation import Isolation
 from keye.worker.tasks.moves import log_claim, log_given_back, log_retry
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry, tell_tries, window_of
 from keye.worker.tasks.stragglers import Stragglers
@@ -356,43 +355,3 @@ def _is_same(stored: str, payload: Any, opened: SealedJob | Fault) -> bool:
         return bool(recorded == payload or (isinstance(opened, SealedJob) and open_sealed(recorded) == opened))
     except ValueError:
         return False
-
-
-class Isolation:
-    """A lock with room for any number of ordinary jobs, or for one suspect. Suspects go first, or they never would."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_running = 0
-        self._suspects: set[str] = set()
-
-    @contextmanager
-    def beside_others(self) -> Iterator[None]:
-        """Waits while a suspect waits or runs."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._suspects)
-            self._num_running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_running -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self, job_id: str) -> Iterator[bool]:
-        """Waits until nothing runs; False, at once, where the same job waits here already by another delivery."""
-        with self._changed:
-            is_first = job_id not in self._suspects
-            if is_first:
-                self._suspects.add(job_id)
-                self._changed.wait_for(lambda: not self._num_running)
-                self._num_running = 1
-        try:
-            yield is_first
-        finally:
-            if is_first:
-                with self._changed:
-                    self._num_running = 0
-                    self._suspects.remove(job_id)
-                    self._changed.notify_all()

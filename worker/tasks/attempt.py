@@ -15,7 +15,8 @@ from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority, VideoPart
 from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
-from keye.worker.leases.job_lease import Claimed, Interruption
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import Interruption
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
 from keye.config.outcome import JobFailure
-from keye.worker.leases.job_lease import Claimed, LateJob
+from keye.worker.leases.claims import Claimed, LateJob
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
 CANCELLED_BEFORE = "The caller cancelled the job before it ran."

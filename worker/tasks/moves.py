@@ -8,7 +8,7 @@ import time
 
 from keye.config.codes import JobState, Stage
 from keye.config.outcome import JobFailure
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 
 # Only what passes by itself or can be made smaller. INTERNAL is not: a fault of ours comes again, and its caller waits.
 _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)

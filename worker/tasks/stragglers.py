@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
 from keye.config.wire import Outline, read_sealed
-from keye.worker.leases.job_lease import Claimed, LateJob, TakenOver
+from keye.worker.leases.claims import Claimed, LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.fault import failure_of

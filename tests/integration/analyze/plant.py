@@ -24,7 +24,8 @@ from keye.config.wire import SealedJob
 from keye.producer import Client, Job
 from keye.worker.engine.inbox import Inbox, PendingGeneration
 from keye.worker.engine.step_loop import Engine
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt

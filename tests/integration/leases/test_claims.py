@@ -10,16 +10,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from keye.config import keys
 from keye.config.codes import JobState, Stage
 from keye.config.wire import SealedJob
-from keye.worker.leases.job_lease import (
+from keye.worker.leases.claims import (
     AlreadySettled,
     Claimed,
     HeldElsewhere,
-    LeaseStore,
     QueuedJob,
     Requeued,
     Suspect,
     TakenOver,
 )
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, a_job, claim, events, record

@@ -14,7 +14,14 @@ from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
 from keye.config.wire import open_sealed
 from keye.producer import Client
-from keye.worker.leases.job_lease import Claimed, HeldElsewhere, LeaseStore, QueuedJob, Requeued, TakenOver
+from keye.worker.leases.claims import (
+    Claimed,
+    HeldElsewhere,
+    QueuedJob,
+    Requeued,
+    TakenOver,
+)
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually

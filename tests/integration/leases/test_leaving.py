@@ -11,7 +11,8 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import JobFailure
 from keye.config.wire import seal
 from keye.producer import Client
-from keye.worker.leases.job_lease import AlreadySettled, LeaseStore, QueuedJob
+from keye.worker.leases.claims import AlreadySettled, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery
 from keye.worker.tasks.stragglers import expire

@@ -15,7 +15,8 @@ from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.connection import Patience
 from keye.config.outcome import JobFailure
-from keye.worker.leases.job_lease import Claimed, LeaseStore
+from keye.worker.leases.claims import Claimed
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement

@@ -16,7 +16,8 @@ from keye.config.event import FramesDecoded, StageStarted, TextGenerated
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
 from keye.config.topology import QUEUE, SHARED_UNACKED, SHARED_UNACKED_INDEX, message, message_list
-from keye.worker.leases.job_lease import LeaseStore, Requeued, TakenOver
+from keye.worker.leases.claims import Requeued, TakenOver
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually

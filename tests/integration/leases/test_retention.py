@@ -12,7 +12,14 @@ from keye.config.outcome import JobFailure, JobResult
 from keye.config.topology import result_key
 from keye.config.wire import SealedJob, open_sealed, seal
 from keye.producer import AnalysisJob, Client, InvalidJob, Job
-from keye.worker.leases.job_lease import AlreadySettled, Claimed, LateJob, LeaseStore, QueuedJob, TakenOver
+from keye.worker.leases.claims import (
+    AlreadySettled,
+    Claimed,
+    LateJob,
+    QueuedJob,
+    TakenOver,
+)
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.outbox import Verdict
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import open_delivery

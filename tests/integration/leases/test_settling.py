@@ -15,7 +15,14 @@ from keye.config.outcome import OUTCOME, FailedAttempt, JobFailure
 from keye.config.topology import UNACKED, UNACKED_INDEX, result_key
 from keye.config.wire import SealedJob
 from keye.worker.broker.canvas import Asked, Canvas
-from keye.worker.leases.job_lease import AlreadySettled, Claimed, LeaseStore, QueuedJob, Requeued, TakenOver
+from keye.worker.leases.claims import (
+    AlreadySettled,
+    Claimed,
+    QueuedJob,
+    Requeued,
+    TakenOver,
+)
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually

@@ -9,7 +9,8 @@ from keye.config import keys
 from keye.config.job import Priority
 from keye.config.topology import LISTENER, LISTENERS, message_list
 from keye.producer import Client
-from keye.worker.leases.job_lease import Claimed, LeaseStore, QueuedJob
+from keye.worker.leases.claims import Claimed, QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from keye.worker.telemetry.presence import EXPIRY_SECONDS
 from tests.support.leased_jobs import TTL, a_failure, a_job, a_reaper, claim, time_passes

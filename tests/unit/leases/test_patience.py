@@ -9,7 +9,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from keye.config.connection import Patience, connect
-from keye.worker.leases.job_lease import LeaseStore, QueuedJob
+from keye.worker.leases.claims import QueuedJob
+from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.renewal import LeaseRenewal
 
 

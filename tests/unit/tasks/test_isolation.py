@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from keye.worker.tasks.analyze import Isolation
+from keye.worker.tasks.isolation import Isolation
 from tests.support.conditions import eventually
 
 

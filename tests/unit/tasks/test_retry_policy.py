@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob
-from keye.worker.leases.job_lease import Claimed
+from keye.worker.leases.claims import Claimed
 from keye.worker.media.fetch.transfer import read_retry_after
 from keye.worker.tasks.retry_policy import (
     MAX_PAUSE_SECONDS,
