@@ -6,6 +6,7 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
+from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
@@ -17,6 +18,7 @@ from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.s3 import fetch_object
 from keye.worker.media.fetch.transfer import Transfer
 from keye.worker.media.limits import MediaLimits
+from keye.worker.media.media_roots import MediaRoots
 from keye.worker.media.side_by_side import do_side_by_side
 from keye.worker.sizing import Sizing
 
@@ -101,7 +103,7 @@ def _open(
     with named(name_medium(part.uri)):
         match scheme:
             case "" | "file":
-                return open_local(part.uri, limits.media_roots, max_bytes)
+                return _open_below(limits.media_roots, part.uri, max_bytes)
             case "s3":
                 return fetch_object(part.uri, limits, transfer, media_cache)
             case "data":
@@ -111,3 +113,13 @@ def _open(
             case _:
                 what = f"{scheme}: is off on this worker (KEYE_ALLOW_HTTPS). Put the file on S3 or below a media root."
                 raise forbidden(what)
+
+
+def _open_below(roots: MediaRoots, uri: str, max_bytes: int) -> BinaryIO:
+    """`open_local`, where a file that is not to be had is the caller's fault only if the roots are there."""
+    roots.check()
+    try:
+        return open_local(uri, roots.paths, max_bytes)
+    except Fault:
+        roots.check()
+        raise

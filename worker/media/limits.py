@@ -1,11 +1,11 @@
 """How much of a medium is read and decoded, and from where; each limit is checked before anything is read or made."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Self
 
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.media.faults import corrupt, too_large
+from keye.worker.media.media_roots import MediaRoots
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class MediaLimits:
     told of.
     """
 
-    media_roots: tuple[Path, ...]
+    media_roots: MediaRoots
     s3_endpoint_url: str | None
     fetch_timeout_seconds: float
     max_image_bytes: int
@@ -32,8 +32,9 @@ class MediaLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Each as the setting of its name."""
-        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+        """Each as the setting of its name; the media roots as they are at this moment."""
+        given = {field.name: getattr(settings, field.name) for field in fields(cls)}
+        return cls(**given | {"media_roots": MediaRoots(settings.media_roots)})
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:

@@ -1,0 +1,79 @@
+"""The folders that local media are read from, and whether each still is what it was when the worker started. Opens no
+file: that is `fetch.local`.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from keye.worker.host_fault import HostFault
+
+
+class MediaRoots:
+    """What lies at each path is noted when this is made: where it is unmounted later, no job is to blame for it."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._roots = [_Root(path) for path in paths]
+
+    def check(self) -> None:
+        """Raises `HostFault` where a root is away or is another folder than at first; takes microseconds."""
+        for root in self._roots:
+            root.check()
+
+
+class _Root:
+    """One that was not there at first is noted when it comes.
+
+    A file system gets another device number with each mount, and its folders keep their inodes. So the same inode on
+    another device is the folder again, unless that device is the one that shows while the file system is away.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_noted = False
+        self._device_while_away: int | None = None
+        # Whatever is wrong with it, `check` tells of it.
+        with suppress(OSError):
+            found = os.stat(path)
+            if stat.S_ISDIR(found.st_mode):
+                self._note(found)
+
+    def check(self) -> None:
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            cure = "Mount it again, or take it out of KEYE_MEDIA_ROOTS."
+            raise HostFault(f"The media root {self._path} cannot be reached: {error.strerror}. {cure}") from None
+        if not stat.S_ISDIR(found.st_mode) or not os.access(self._path, os.X_OK):
+            raise HostFault(f"The media root {self._path} is no folder that can be read. Change its permissions.")
+        # Where a link is the root, whoever points it elsewhere means it.
+        if not self._is_noted or (self._is_link and os.path.realpath(self._path) != self._leads_to):
+            self._note(found)
+        is_inode = self._inode in (None, found.st_ino)
+        if is_inode and found.st_dev != self._device_while_away:
+            self._device = found.st_dev
+        if not is_inode or found.st_dev != self._device:
+            self._device_while_away = found.st_dev
+            raise HostFault(
+                f"The media root {self._path} is another folder than at start, it was unmounted or replaced. "
+                "Mount it again, or restart the worker if that is meant."
+            )
+
+    def _note(self, found: os.stat_result) -> None:
+        self._leads_to = os.path.realpath(self._path)
+        self._is_link = self._leads_to != os.path.abspath(self._path)
+        self._inode = None if _renumbers(found.st_dev) else found.st_ino
+        self._device = found.st_dev
+        above = (os.stat(folder).st_dev for folder in Path(self._leads_to).parents)
+        self._device_while_away = next((device for device in above if device != found.st_dev), None)
+        self._is_noted = True
+
+
+def _renumbers(device: int) -> bool:
+    """Whether inodes of this device get other numbers while it is mounted, as those of many FUSE file systems do."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return any(mount[2] == number and mount[mount.index("-") + 1].startswith("fuse") for mount in mounts)
