@@ -63,12 +63,16 @@ def decode(
     decoders: DecoderPool,
     on_frame: Callable[[int, int, int], None] = lambda *_: None,
     check: Callable[[], None] = lambda: None,
+    on_wait: Callable[[], None] = lambda: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> list[Decoded]:
     """Turn what `fetch` opened into pixels of the sizes that `sizing` asks for, side by side, in order, and close it.
 
     `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
     medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time, after
     each frame of a video: (media_index, frames done, frames in all). What it raises ends the decoding too.
+    `on_wait` and `on_begin` are called by each medium's own thread: where it has to wait for a decoder or for room, and
+    right before a decoder gets it.
     """
     telling = Lock()
 
@@ -78,7 +82,7 @@ def decode(
 
     def decode_one(media_index: int, go_on: Callable[[], None]) -> Decoded:
         part, file = parts[media_index], fetched[media_index]
-        order = DecodingOrder(part, file, limits, sizing, partial(tell, media_index), go_on)
+        order = DecodingOrder(part, file, limits, sizing, partial(tell, media_index), go_on, on_wait, on_begin)
         # Closed at once: pixels take a handle too, and a job may have 64 media.
         with file, named(name_medium(part.uri)):
             return decoders.decode(order, share)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from keye.worker.media.job_media import (
     fetch,
 )
 from keye.worker.sizing import Sizing
+from tests.support.conditions import eventually
 from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 
@@ -146,6 +147,37 @@ def test_images_of_a_job_are_decoded_side_by_side(limits: MediaLimits, tmp_path:
     with Meeting(2, 60, max_decoded_bytes=limits.max_decoded_bytes) as pool:
         first, second = decode(parts, fetched, limits, SIZING, pool)
     assert (first.original_size, second.original_size) == ((32, 48), (64, 96))
+
+
+def test_a_job_is_told_whether_its_media_wait_for_a_decoder_or_are_in_one(limits: MediaLimits, tmp_path: Path) -> None:
+    told: list[str] = []
+    other_waits = Event()
+
+    class Slow(DecoderPool):
+        def _allocate(self, *asked: Any) -> Any:
+            assert other_waits.wait(20)
+            return super()._allocate(*asked)
+
+    def read(whose: str) -> None:
+        parts = [ImagePart(uri=as_data_uri(quarters()))]
+        fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
+        decode(parts, fetched, limits, SIZING, pool, on_wait=tell("wait", whose), on_begin=tell("begin", whose))
+
+    def tell(what: str, whose: str) -> Callable[[], None]:
+        def note() -> None:
+            told.append(f"{what} {whose}")
+            if told[-1] == "wait other":
+                other_waits.set()
+
+        return note
+
+    with Slow(1, 60, max_decoded_bytes=limits.max_decoded_bytes) as pool:
+        first = Thread(target=read, args=["first"])
+        first.start()
+        eventually(lambda: "begin first" in told)
+        read("other")
+        first.join()
+    assert told == [*(["wait first"] if told[0] == "wait first" else []), "begin first", "wait other", "begin other"]
 
 
 def test_first_fault_ends_the_media_that_wait_for_room_and_keeps_no_pixels(limits: MediaLimits, tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ class DecodingOrder:
     """A medium to decode, how large it is shown, and whom to tell on the way.
 
     `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
-    decoding at once, and the child with it.
+    decoding at once, and the child with it. `on_wait` is called where no child is free at once or there is no room for
+    the pixels, `on_begin` before a child that has started is given the medium; both again where it goes back to wait.
     """
 
     part: ImagePart | VideoPart
@@ -61,6 +62,8 @@ class DecodingOrder:
     sizing: Sizing
     on_frame: Callable[[int, int], None]
     check: Callable[[], None]
+    on_wait: Callable[[], None] = lambda: None
+    on_begin: Callable[[], None] = lambda: None
 
 
 # So many bytes to memory and a handle of it, or None where there is no room now. Raises `Fault` where there will
@@ -126,6 +129,7 @@ class Decoder:
             "num_threads": num_threads,
         }
         self._await_start(order)
+        order.on_begin()
         self._channel.send(request, order.file.fileno())
         give_up_at = time.monotonic() + self._silence_seconds
         while True:

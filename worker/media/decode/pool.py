@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +126,7 @@ class DecoderPool:
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
         """Waits for a child and for room. Raises `Fault`, or what `order`'s callables raise."""
         while True:
-            decoder = self._take(order.check)
+            decoder = self._take(order)
             try:
                 return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
             except NoRoom as refusal:
@@ -137,6 +137,7 @@ class DecoderPool:
                 else:
                     self._replace(decoder)
             # Without a child, so that those who are to make room get on.
+            order.on_wait()
             while not self._budget.has_room(share, num_bytes):
                 order.check()
                 time.sleep(_TICK_SECONDS)
@@ -156,9 +157,11 @@ class DecoderPool:
             check_decoded_bytes(num_bytes, order.limits.max_decoded_bytes - share.num_bytes)
             return self._budget.allocate(share, num_bytes)
 
-    def _take(self, check: Callable[[], None]) -> Decoder:
+    def _take(self, order: DecodingOrder) -> Decoder:
+        if self._idle.empty():
+            order.on_wait()
         while True:
-            check()
+            order.check()
             try:
                 decoder = self._idle.get(timeout=_TICK_SECONDS)
             except Empty:
