@@ -201,7 +201,8 @@ class ChatMessage(Asked):
 
 
 class GenerationOptions(Asked):
-    """Unset sampling options take the checkpoint's `generation_config.json`; `temperature` 0 is greedy."""
+    """Unset sampling options take the checkpoint's `generation_config.json`; `temperature` 0 is greedy, as is all below
+    a millionth. A `repetition_penalty` below that counts as a millionth."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

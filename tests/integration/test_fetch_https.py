@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from cryptography import x509
@@ -235,6 +235,24 @@ def test_redirect_is_checked_as_the_first_address_was(
     # Where the redirect leads is not the caller's to see.
     assert fault.message.startswith("https://media.example/to: ")
     assert len(web.asked) == 1
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("https://[/photo.jpg", "https://[x]/photo.jpg", "//[", "https://a..b/", f"https://{'x' * 64}.example/"),
+        *(
+            "https://media.example:port/",
+            "https://media.example:99999/",
+            "https://med\0ia.example/",
+            "https://xn--\u00e9/",
+        ),
+    ],
+)
+def test_redirect_to_what_is_no_address_is_not_found(limits: MediaLimits, media_cache: MediaCache, target: str) -> None:
+    fault = fault_of(f"https://media.example/to?{quote(target.encode())}", limits, media_cache)
+    assert fault.code is ErrorCode.MEDIA_NOT_FOUND
 
 
 def test_server_that_cannot_prove_its_name_is_forbidden(web: Web, limits: MediaLimits, media_cache: MediaCache) -> None:

@@ -25,7 +25,8 @@ OVERRUN_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How tokens are chosen and when to stop. Temperature 0 is greedy, top_k 0 means all, `seed` None is a new one."""
+    """How tokens are chosen and when to stop. Temperature 0 is greedy, as is one too small to divide by; top_k 0 means
+    all, `seed` None is a new one."""
 
     max_new_tokens: int
     temperature: float = 0

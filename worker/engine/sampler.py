@@ -11,6 +11,10 @@ from keye.worker.model.device import send
 
 _NOT_A_NUMBER = -1
 
+# Logits divided by much less go beyond what float32 holds. What is drawn is the best already, and what is penalised by
+# less than one ahead of all others.
+LEAST_TEMPERATURE = LEAST_PENALTY = 1e-6
+
 
 class Sampler:
     """Keeps what the latest batch asks for."""
@@ -59,9 +63,9 @@ class _Batch:
         vocab_size, self._device = logits.shape[-1], logits.device
         self.penalised = [row for row, option in enumerate(options) if option.repetition_penalty != 1]
         self._penalised_rows = self._send(self.penalised, np.int64)
-        self._penalty = self._column([options[row].repetition_penalty for row in self.penalised])
+        self._penalty = self._column([max(options[row].repetition_penalty, LEAST_PENALTY) for row in self.penalised])
         self._seen = self._seen_tokens([sequences[row] for row in self.penalised], vocab_size)
-        self.sampled = [row for row, option in enumerate(options) if option.temperature > 0]
+        self.sampled = [row for row, option in enumerate(options) if option.temperature >= LEAST_TEMPERATURE]
         self.sampled_rows = self._send(self.sampled, np.int64)
         drawing = [options[row] for row in self.sampled]
         self._rngs = [sequences[row].rng for row in self.sampled]

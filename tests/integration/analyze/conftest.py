@@ -39,7 +39,11 @@ from tests.support.zoo import encode_clip, steady_times
 def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     media = tmp_path_factory.mktemp("media")
     settings = Settings(
-        redis_url=SecretStr(valkey_url), media_roots=(media,), concurrency=CONCURRENCY, lease_seconds=LEASE_SECONDS
+        redis_url=SecretStr(valkey_url),
+        media_roots=(media,),
+        concurrency=CONCURRENCY,
+        lease_seconds=LEASE_SECONDS,
+        allow_https=True,
     )
     redis = connect(valkey_url)
     redis.flushall()

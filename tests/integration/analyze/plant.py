@@ -71,13 +71,17 @@ class FaultyProcessor(KeyeProcessor):
     def prepare(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
         if self.misfortunes:
             raise self.misfortunes.pop()
-        last = messages[-1]["content"][-1]["text"]
+        last = _last_text(messages[-1]["content"])
         if last.startswith("break with "):
             raise FAULTS[last.removeprefix("break with ")](f"a secret in {last}")
         if last == "wait":
             self.is_held.set()
             assert self.gate.wait(30)
         return super().prepare(messages, *args, **kwargs)
+
+
+def _last_text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else content[-1].get("text", "") if content else ""
 
 
 class FaultyInbox(Inbox):

@@ -30,6 +30,28 @@ def test_greedy_takes_the_best(make_sequence: MakeSequence, logits: Tensor) -> N
     assert Sampler().choose(logits.unsqueeze(0), [make_sequence([1])]) == [int(logits.argmax())]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-45, 1e-38, 1e-9])
+def test_a_temperature_too_small_to_divide_by_is_greedy(
+    make_sequence: MakeSequence, logits: Tensor, temperature: float
+) -> None:
+    sequences = [make_sequence([1], temperature=temperature, seed=seed) for seed in range(20)]
+    best = [int(logits.argmax())] * 20
+    assert Sampler().choose(logits.repeat(20, 1), sequences) == best
+    # Beside one that draws, and as large as logits of float16 can be.
+    drawing = make_sequence([1], temperature=1.0, seed=0)
+    assert Sampler().choose(logits.repeat(21, 1) * 5000, [*sequences, drawing])[:20] == best
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-45, 1e-38, 1e-9])
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 1.0])
+def test_a_penalty_too_small_to_divide_by_puts_what_was_seen_first(
+    make_sequence: MakeSequence, logits: Tensor, penalty: float, temperature: float
+) -> None:
+    seen = int((logits > 0).nonzero()[0])
+    sequence = make_sequence([seen], repetition_penalty=penalty, temperature=temperature, seed=0)
+    assert Sampler().choose(logits.unsqueeze(0) * 5000, [sequence]) == [seen]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -35,6 +35,13 @@ def test_what_is_asked_for_is_what_is_read_and_nothing_needs_a_reason() -> None:
     assert (planned.frames_asked, planned.fps_asked, planned.size_asked, planned.reasons) == (30, 3.0, HD, ())
 
 
+@pytest.mark.parametrize("asked", [{"end_seconds": 5e-324}, {"start_seconds": 5e-324, "end_seconds": 1e-323}])
+def test_a_stretch_that_is_over_before_its_first_frame_is_that_frame(asked: dict[str, float]) -> None:
+    planned = plan(10, **asked)
+    assert set(planned.wanted) == {0}
+    assert 0 < planned.fps < float("inf")
+
+
 @pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "of a long one 768 at most")
 def test_long_clip_is_thinned_to_768_frames_and_the_plan_says_so() -> None:
     planned = plan(1200)

@@ -57,8 +57,12 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
 def _path_of(uri: str) -> str:
     if uri.startswith("/"):
         return uri
-    url = urlsplit(uri)
-    if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
+    try:
+        url = urlsplit(uri)
+        is_of_this_host = url.netloc in ("", "localhost") and url.path.startswith("/")
+    except ValueError:  # file://[/name, or a host that is another once it is normalised
+        is_of_this_host = False
+    if not is_of_this_host:
         raise not_found("is no file URI of this host. Write file:///folder/name.")
     return unquote(url.path)
 

@@ -45,7 +45,8 @@ class Stretch(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return self.end - self.start
+        """Never less than a tick: rates are shares of it, and in no time there would be infinitely many frames."""
+        return max(self.end - self.start, _TICK_SECONDS)
 
     @property
     def num_frames(self) -> int:
