@@ -43,8 +43,9 @@ from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
-from keye.worker.telemetry.log import STDERR, flush_log
+from keye.worker.telemetry.log import flush_log
 from keye.worker.telemetry.presence import Announcer
+from keye.worker.telemetry.standard_streams import STDERR
 
 if TYPE_CHECKING:
     from keye.worker.daemon.loading import ServedModel

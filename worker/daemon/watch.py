@@ -13,7 +13,8 @@ from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.telemetry.health import Heartbeat
-from keye.worker.telemetry.log import STDERR, flush_log
+from keye.worker.telemetry.log import FLUSH_SECONDS, flush_log
+from keye.worker.telemetry.standard_streams import STDERR, tell_threads
 
 if TYPE_CHECKING:
     from keye.worker.engine.step_loop import Engine
@@ -104,6 +105,10 @@ class Watch(PeriodicThread):
 
 def _end(code: ExitCode) -> None:
     """At once: the threads that hang would be waited for."""
-    flush_log()
-    faulthandler.dump_traceback(file=STDERR)
-    os._exit(code)
+    # The limit on silence may be shorter than what follows, and would end this by another code.
+    faulthandler.dump_traceback_later(3 * FLUSH_SECONDS, exit=True, file=STDERR)
+    try:
+        flush_log()
+        tell_threads(FLUSH_SECONDS)
+    finally:
+        os._exit(code)

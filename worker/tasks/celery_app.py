@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import celeryd_init, setup_logging
 
 from keye.config.connection import HEALTH_CHECK_SECONDS, connect
 from keye.config.redis_url import RedisUrl
@@ -15,6 +15,7 @@ from keye.worker.broker.admission import Admission, Quarantine
 from keye.worker.broker.transport import SCHEME, ResultBackend
 from keye.worker.telemetry import metrics, tell_warnings
 from keye.worker.telemetry.log import set_up_log
+from keye.worker.telemetry.standard_streams import wait_for_no_reader
 
 
 def build_app(settings: Settings) -> Celery:
@@ -71,8 +72,14 @@ def build_app(settings: Settings) -> Celery:
         worker_send_task_events=settings.celery_events,
         task_send_sent_event=False,
     )
+    # Before Celery warns of what it finds; of its commands only a worker comes by there.
+    celeryd_init.connect(_begin_worker, dispatch_uid="keye")
     setup_logging.connect(partial(_log_as_set, app, settings), weak=False, dispatch_uid="keye")
     return app
+
+
+def _begin_worker(**_: Any) -> None:
+    wait_for_no_reader()
 
 
 def _log_as_set(app: Celery, settings: Settings, loglevel: int, logfile: str | None, **_: Any) -> None:

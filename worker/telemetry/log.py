@@ -19,9 +19,8 @@ from pythonjsonlogger.json import JsonFormatter
 from keye.config.aws import load_aws_names
 from keye.config.settings import Settings
 from keye.worker.telemetry.redaction import redaction
+from keye.worker.telemetry.standard_streams import STDERR, Room, wait_for_no_reader
 
-# The descriptor itself: Celery puts its log in the place of sys.stderr.
-STDERR = 2
 # A reader that pauses for seconds misses nothing; one that is gone costs no more than some megabytes.
 MAX_WAITING_LINES = 5_000
 # How long the end of a process waits for what is not written yet.
@@ -48,6 +47,7 @@ class LogStream(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._room = Room(descriptor)
         # Unlike others it may be put to by a signal handler that interrupts a put.
         self._lines: SimpleQueue[str | Event] = SimpleQueue()
         self._num_refused = 0
@@ -87,7 +87,10 @@ class LogStream(logging.Handler):
                     whole = rest = cut_off + line.encode(errors="backslashreplace")
                     try:
                         while rest:
-                            rest = rest[os.write(self._descriptor, rest) :]
+                            try:
+                                rest = rest[os.write(self._descriptor, rest) :]
+                            except BlockingIOError:
+                                self._room.wait()
                         cut_off = b""
                     except OSError:
                         self._num_unwritten += 1
@@ -139,6 +142,7 @@ def set_up_log(settings: Settings, worker: str, level: str | int, file: str | No
 
     `worker` names the process in each line. Raises `OSError` where the file cannot be opened.
     """
+    wait_for_no_reader()
     # Those of `.env` are secrets, too.
     load_aws_names()
     descriptor = STDERR if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,20 +181,40 @@ def test_a_full_disk_costs_its_lines_and_nothing_else() -> None:
     "docs/operations.md#what-does-the-log-say",
     "A line that broke off for want of room is half an object",
 )
-def test_a_line_that_broke_off_does_not_spoil_the_next() -> None:
-    reader, writer = os.pipe()
+def test_a_line_that_broke_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "log")
+    first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY)
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    # As somebody does who has the same stderr; then a full pipe takes what it has room for.
-    os.set_blocking(writer, False)
     logger, stream = logger_to(writer, JsonLines("cpu", REDACT))
     logger.info("x" * 10_000)
+    eventually(lambda: is_full(writer))
+    os.close(first)
     eventually(lambda: stream.num_dropped == 1)
-    with os.fdopen(reader) as lines:
-        assert len(os.read(reader, 4096)) == 4096
+    with path.open() as second:
+        assert len(os.read(second.fileno(), 4096)) == 4096
         logger.info("whole")
-        assert lines.readline() == "\n"
-        assert json.loads(lines.readline())["message"] == "whole"
+        assert second.readline() == "\n"
+        assert json.loads(second.readline())["message"] == "whole"
     os.close(writer)
+
+
+def test_where_the_reader_is_slow_lines_wait_also_on_a_pipe_that_does_not() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    logger, stream = logger_to(writer, TextLines("cpu", REDACT))
+    for number in range(1000):
+        logger.info("line %d", number)
+    eventually(lambda: is_full(writer))
+    with os.fdopen(reader) as lines:
+        assert [int(lines.readline().partition("] line ")[2]) for _ in range(1000)] == list(range(1000))
+    assert stream.num_dropped == 0
+    os.close(writer)
+
+
+def is_full(pipe: int) -> bool:
+    return not select.select([], [pipe], [], 0)[1]
 
 
 @pytest.mark.holds("docs/operations.md#how-did-a-process-end", "1 is a fault nobody foresaw (there is a traceback)")
