@@ -25,6 +25,7 @@ from keye.config.settings import Settings
 from keye.worker.media.fetch import https
 from keye.worker.media.job_media import MediaCache, MediaLimits
 from tests.support.fetching import fault_of, fetch_one
+from tests.support.mounts import mounted
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)
@@ -329,3 +330,16 @@ def test_file_without_length_or_firm_etag_is_read_and_not_kept(
 ) -> None:
     assert fetch_one(f"https://media.example/{path}", limits, media_cache) == content
     assert not list((tmp_path / "whole").iterdir())
+
+
+def test_answer_of_unknown_length_goes_on_once_a_full_disk_has_room(
+    web: Web, limits: MediaLimits, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "disk", 2**20):
+        media_cache = MediaCache(tmp_path / "disk" / "cache", 2**24)
+        assert fetch_one(PHOTO, limits, media_cache) == CONTENT
+        free = os.statvfs(tmp_path / "disk").f_bavail * 4096
+        (tmp_path / "disk" / "filler").write_bytes(bytes(free - 20_000))
+        assert fetch_one("https://media.example/chunked", limits, media_cache) == CONTENT[:10_000] * 4
+        assert len(web.asked) == 2
+        assert not list((tmp_path / "disk" / "cache" / "whole").iterdir())

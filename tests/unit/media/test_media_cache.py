@@ -125,7 +125,7 @@ def test_least_recently_used_go_first(origin: Origin, tmp_path: Path) -> None:
 def age(path: Path) -> None:
     """Files of one test are made within a tick of the clock."""
     found = path.stat()
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 10**9))
+    os.utime(path, ns=(found.st_atime_ns - 10**9, found.st_mtime_ns - 10**9))
 
 
 @pytest.mark.holds(

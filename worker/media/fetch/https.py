@@ -1,11 +1,12 @@
 """Media of the public web, by way of the cache. Off unless the operator allows it; which addresses: see `address`."""
 
 import http.client
+import os
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from http import HTTPStatus
 from threading import Timer
 from typing import BinaryIO, NamedTuple
@@ -125,7 +126,7 @@ def _receive(
     response: http.client.HTTPResponse, target: _Target, transfer: Transfer, media_cache: MediaCache
 ) -> BinaryIO:
     _check_status(response)
-    copy = partial(_copy, response, transfer)
+    copy = _Copy(response, transfer)
     etag = response.getheader("ETag", "")
     if response.length is not None:
         check_size(response.length, transfer.max_bytes)
@@ -133,7 +134,7 @@ def _receive(
         if etag and not etag.startswith("W/"):
             identity = (target.url, etag, str(response.length))
             return media_cache.open(identity, response.length, copy, transfer.go_on)
-    return media_cache.open_unkept(copy)
+    return media_cache.open_unkept(copy, response.length or 0)
 
 
 def _check_status(response: http.client.HTTPResponse) -> None:
@@ -148,21 +149,31 @@ def _check_status(response: http.client.HTTPResponse) -> None:
     raise forbidden(f"the server refused ({status}). Is the address still valid?")
 
 
-def _copy(response: http.client.HTTPResponse, transfer: Transfer, handle: int) -> None:
-    num_promised = response.length
-    num_bytes = 0
-    with open(handle, "wb", closefd=False) as file:
+class _Copy:
+    """Writes an answer to a file. Called again, after that was full, it goes on where it was: the answer comes once."""
+
+    def __init__(self, response: http.client.HTTPResponse, transfer: Transfer) -> None:
+        self._response = response
+        self._transfer = transfer
+        self._num_promised = response.length
+        self._num_written = 0
+        self._unwritten = b""
+
+    def __call__(self, handle: int) -> None:
         while True:
-            with _told_as_faults(transfer):
-                chunk = response.read1(_CHUNK_BYTES)
-                if not chunk and num_promised is not None and num_bytes < num_promised:
+            while self._unwritten:
+                num_bytes = os.pwrite(handle, self._unwritten, self._num_written)
+                self._unwritten = self._unwritten[num_bytes:]
+                self._num_written += num_bytes
+            with _told_as_faults(self._transfer):
+                self._unwritten = self._response.read1(_CHUNK_BYTES)
+                if not self._unwritten and self._num_written < (self._num_promised or 0):
                     raise ConnectionResetError
-            num_bytes += len(chunk)
-            check_size(num_bytes, transfer.max_bytes)  # at the end too: nothing may have come
-            if not chunk:
+            # At the end too: nothing may have come.
+            check_size(self._num_written + len(self._unwritten), self._transfer.max_bytes)
+            if not self._unwritten:
                 return
-            file.write(chunk)
-            transfer.go_on()
+            self._transfer.go_on()
 
 
 @contextmanager

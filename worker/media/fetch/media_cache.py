@@ -1,49 +1,70 @@
 """Fetched media kept on disk, shared by all workers of a host. What makes two media the same is for who fetches."""
 
-import fcntl
+import ctypes
+import errno
 import hashlib
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from stat import S_ISREG
+from typing import BinaryIO, TypeVar
 
+from keye.worker.media.fetch.digests import Digests, digest_of
+from keye.worker.media.fetch.file_lock import close_unlocked, is_at, is_lack, lock, open_file, remove, try_lock, unlock
+from keye.worker.media.fetch.ledger import Ledger, read_promised, write_promised
 from keye.worker.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 # Room made at once: every eviction reads the whole folder.
 _EVICTED_SHARE = 0.1
 
-# How often who waits for another's download is asked whether to go on.
-_TICK_SECONDS = 0.1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ALL_BYTES = 2**62
 
-# More than any limit, so that the next to make room counts anew.
-_UNKNOWN_BYTES = 2**62
+# How often the folder may be deleted under one step.
+_MAX_DELETIONS = 100
+
+# As much as most media have, where nobody says how much it will be.
+_USUAL_BYTES = 64 * 2**20
+_CHUNK_BYTES = 2**20
+
+Made = TypeVar("Made")
 
 
 class MediaCache:
     """At most `max_bytes` in `folder`, the least recently used go first. With 0 nothing is kept.
 
     Threads and processes share a folder and, by locks on its files that end with their holder, its downloads: a medium
-    that several want at once is downloaded by one of them. `whole` holds complete media, moved there in one step;
-    `partial` those under way, at full length from the start, so that they count; what a killed process leaves in it is
-    removed by the next to make room. `ledger` holds the number of bytes promised to both, or more, never less.
-    A medium that is open stays readable, and on the disk, when it is removed here.
+    that several want at once is downloaded by one of them. `whole` holds complete media, moved there in one step, and
+    `digest` what is in each; `partial` holds those under way, at full length from the start, so that they count; what a
+    killed process leaves in it is removed by the next to make room. `ledger` holds the number of bytes promised to
+    `whole` and `partial`.
+
+    All of it may be deleted at any moment: a medium that is open stays readable, and on the disk. What lies in there
+    and is not of the cache is passed over, or removed where it is in the way.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Raises `OSError` when the folder cannot be had, `PermissionError` when it belongs to another user."""
+        self._folder = folder
         self._whole = folder / "whole"
         self._partial = folder / "partial"
-        self._ledger = folder / "ledger"
+        self._digest = folder / "digest"
+        self._digests = Digests(self._digest)
+        self._ledger = Ledger(folder / "ledger")
         self._max_bytes = max_bytes
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.geteuid():
-            raise PermissionError(f"{folder} belongs to another user. Set KEYE_CACHE_FOLDER to a folder of your own.")
-        self._make_folders()
-        with _locked(self._ledger) as ledger:
-            _write_promised(ledger, self._evict(max_bytes))
+
+        def count() -> None:
+            with self._ledger.locked() as ledger:
+                write_promised(ledger, self._evict(max_bytes))
+
+        self._in_folder(_USUAL_BYTES, count)
 
     def open(
         self,
@@ -54,103 +75,295 @@ class MediaCache:
     ) -> BinaryIO:
         """The medium of this identity, from here or by `download(handle)`, which writes exactly `num_bytes`.
 
-        `check` is called while another's download of it is waited for. Whatever either raises passes through, and
-        nothing of it is kept.
+        Where the disk turns out to be full, other media are given up and `download` is called again, for the same
+        file. `check` is called while another's download is waited for, and while what is here is read to see whether it
+        is right. Whatever either raises passes through, and nothing of it is kept. Raises `OSError` where the host
+        cannot take it.
         """
         name = hashlib.sha256(repr(identity).encode()).hexdigest()
-        whole, partial = self._whole / name, self._partial / name
-        while True:
-            with suppress(FileNotFoundError):
-                os.utime(whole)
-                handle = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)
-                metrics.CACHE_HITS.inc()
-                return open(handle, "rb")
-            self._make_folders()
-            with _locked(partial, check) as handle:
+        path = self._partial / name
+        while (file := self._find(name, num_bytes, check)) is None:
+            handle = self._in_folder(num_bytes, partial(open_file, path))
+            try:
+                lock(handle, check)
                 # Otherwise it was finished, or given up, by the one who had the lock before.
-                if not _is_at(partial, handle):
+                if not is_at(path, handle):
                     continue
-                # Finished between our look for it and our opening of a new, empty partial.
-                if whole.exists():
-                    partial.unlink()
-                    continue
-                return self._download(handle, partial, whole, num_bytes, download)
+                # Finished between our look for it and our opening of a new, empty partial?
+                if (file := self._find(name, num_bytes, check)) is None:
+                    return self._download(handle, name, num_bytes, download, check)
+                path.unlink(missing_ok=True)
+                return file
+            finally:
+                close_unlocked(handle)
+        return file
 
-    def open_unkept(self, download: Callable[[int], None]) -> BinaryIO:
-        """As `open`, for a medium of no identity or room: in a nameless file, gone when it is closed."""
-        self._make_folders()
-        with tempfile.TemporaryFile(dir=self._partial) as file:
-            download(file.fileno())
+    def open_unkept(self, download: Callable[[int], None], num_bytes: int = 0) -> BinaryIO:
+        """As `open`, for a medium of no identity or room: in a nameless file, gone when it is closed.
+
+        `num_bytes` is its size, where that is known.
+        """
+        with self._make_nameless(num_bytes) as file:
+            self._with_room(num_bytes, partial(download, file.fileno()))
             _count_miss(file.fileno())
             return _reopen(file.fileno())
 
+    def prove(self) -> None:
+        """That a medium of usual size can be written to the folder, for real. Raises `OSError` where it cannot."""
+        disk = self._in_folder(0, partial(os.statvfs, self._folder))
+        num_bytes = min(_USUAL_BYTES, disk.f_blocks * disk.f_frsize // 20) or _USUAL_BYTES
+
+        def write(handle: int) -> None:
+            os.lseek(handle, 0, os.SEEK_SET)
+            with open(handle, "wb", closefd=False) as file:
+                for start in range(0, num_bytes, _CHUNK_BYTES):
+                    file.write(bytes(min(_CHUNK_BYTES, num_bytes - start)))
+            os.fdatasync(handle)
+
+        with self._make_nameless(num_bytes) as file:
+            self._with_room(num_bytes, partial(write, file.fileno()))
+
     @property
     def num_bytes(self) -> int:
-        """Promised to media here and under way, or more."""
-        with suppress(FileNotFoundError, ValueError):
-            return int(self._ledger.read_bytes() or 0)
-        return 0
+        """Promised to media here and under way, or more; 0 where nobody knows."""
+        return self._ledger.read() or 0
+
+    def _find(self, name: str, num_bytes: int, check: Callable[[], None]) -> BinaryIO | None:
+        """The whole medium as it was downloaded. What is in its place, and is something else, makes way."""
+        path = self._whole / name
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as fault:
+            if is_lack(fault):
+                raise
+            remove(path)
+            return None
+        is_right = False
+        try:
+            if is_right := self._digests.is_right(name, handle, num_bytes, check):
+                with suppress(OSError):
+                    # By the time of access; the other one tells whether it was changed.
+                    os.utime(handle, ns=(time.time_ns(), os.fstat(handle).st_mtime_ns))
+            else:
+                self._discard(path, handle, num_bytes)
+        finally:
+            if not is_right:
+                os.close(handle)
+        if not is_right:
+            return None
+        metrics.CACHE_HITS.inc()
+        return open(handle, "rb")
+
+    def _discard(self, path: Path, handle: int, num_bytes: int) -> None:
+        found = os.fstat(handle)
+        # What it counted with by now is one or the other.
+        num_counted = min(found.st_size, num_bytes) if S_ISREG(found.st_mode) else 0
+        with suppress(OSError), self._ledger.locked() as ledger:
+            # Another may have been faster, and what is there now is right.
+            if is_at(path, handle):
+                remove(path)
+                _withdraw(ledger, num_counted)
 
     def _download(
-        self, handle: int, partial: Path, whole: Path, num_bytes: int, download: Callable[[int], None]
+        self, handle: int, name: str, num_bytes: int, download: Callable[[int], None], check: Callable[[], None]
     ) -> BinaryIO:
-        if not self._reserve(handle, num_bytes):
-            # Not to be shared: whoever waits for this lock had better begin.
-            partial.unlink()
-            fcntl.flock(handle, fcntl.LOCK_UN)
-            os.truncate(handle, 0)  # a dead worker's part of it
-            return self.open_unkept(download)
+        path = self._partial / name
+        num_promised = 0
         try:
-            download(handle)
+            if not self._in_folder(num_bytes, partial(self._reserve, handle, num_bytes)):
+                # Not to be shared: whoever waits for this lock had better begin.
+                path.unlink(missing_ok=True)
+                unlock(handle)
+                os.truncate(handle, 0)  # a dead worker's part of it
+                return self.open_unkept(download, num_bytes)
+            num_promised = num_bytes
+            self._with_room(num_bytes, partial(_allocate, handle, num_bytes))
+            self._with_room(num_bytes, partial(download, handle))
             # The name must not outlast a power failure without the bytes.
             os.fdatasync(handle)
-            partial.rename(whole)
+            digest = digest_of(handle, check)
         except BaseException:
-            with _locked(self._ledger) as ledger:
-                partial.unlink(missing_ok=True)
-                _write_promised(ledger, _read_promised(ledger) - num_bytes)
+            self._release(path, handle, num_promised)
             raise
+        try:
+            self._in_folder(1, partial(self._keep, handle, name, digest))
+        except OSError as fault:
+            # Its job has it all the same.
+            log.warning("a medium of %d bytes is used and not kept: %s", num_bytes, fault)
+            self._release(path, handle, num_promised)
         _count_miss(handle)
         return _reopen(handle)
 
     def _reserve(self, handle: int, num_bytes: int) -> bool:
         if num_bytes > self._max_bytes:
             return False
-        with _locked(self._ledger) as ledger:
-            promised = _read_promised(ledger)
-            if promised + num_bytes > self._max_bytes:
+        with self._ledger.locked() as ledger:
+            promised = read_promised(ledger)
+            if promised is None or promised + num_bytes > self._max_bytes:
                 promised = self._evict(int(self._max_bytes * (1 - _EVICTED_SHARE)) - num_bytes)
-            if promised + num_bytes > self._max_bytes:
-                # Downloads under way take what there is; what they leave of the count is right again.
-                _write_promised(ledger, promised)
-                return False
-            _write_promised(ledger, promised + num_bytes)
-            os.truncate(handle, 0)
-            os.truncate(handle, num_bytes)
-        return True
+            has_room = promised + num_bytes <= self._max_bytes
+            if has_room:
+                os.truncate(handle, 0)
+                os.truncate(handle, num_bytes)
+            # Downloads under way may take what there is; what they leave of the count is right again.
+            write_promised(ledger, promised + num_bytes if has_room else promised)
+        return has_room
+
+    def _keep(self, handle: int, name: str, digest: bytes) -> None:
+        path = self._partial / name
+        self._digests.note(name, handle, digest)
+        if not is_at(path, handle):
+            raise OSError(f"{path} was deleted meanwhile")
+        path.rename(self._whole / name)
+
+    def _release(self, path: Path, handle: int, num_bytes: int) -> None:
+        """Of a download that came to nothing, or is not kept: its room, and its name."""
+
+        def unlink() -> bool:
+            is_there = is_at(path, handle)
+            if is_there:
+                path.unlink()
+            return is_there
+
+        try:
+            with self._ledger.locked() as ledger:
+                if unlink():
+                    _withdraw(ledger, num_bytes)
+                elif num_bytes:
+                    # Deleted by somebody, and maybe counted anew without it.
+                    write_promised(ledger, None)
+        except OSError:
+            with suppress(OSError):
+                unlink()
 
     def _evict(self, max_bytes: int) -> int:
         """Remove whole media until all take at most `max_bytes`, if that can be; returns what they take."""
         # Before the whole ones: what is finished meanwhile is counted twice, not overlooked.
-        num_bytes = sum(_measure_partial(Path(entry)) for entry in os.scandir(self._partial))
-        kept = []
-        for entry in os.scandir(self._whole):
-            # Another worker may remove it at any moment.
-            with suppress(FileNotFoundError):
-                found = entry.stat()
-                kept.append((found.st_mtime_ns, found.st_size, entry.path))
-        num_bytes += sum(size for _, size, _ in kept)
+        under_way = {entry.name: _measure_partial(Path(entry))[0] for entry in os.scandir(self._partial)}
+        kept = self._list_whole()
+        num_bytes = sum(under_way.values()) + sum(size for _, size, _ in kept)
+        self._digests.keep_only({*under_way, *(path.name for _, _, path in kept)})
         for _, size, path in sorted(kept):
             if num_bytes <= max_bytes:
                 break
-            Path(path).unlink(missing_ok=True)
-            num_bytes -= size
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                num_bytes -= size
         return num_bytes
 
+    def _give_up(self, num_bytes: int) -> bool:
+        """Remove whole media, so many bytes or all there are, for a disk that is full; whether there were any."""
+
+        def remove_media() -> int:
+            # What dead workers left is of no use to anybody.
+            num_given_up = sum(_measure_partial(Path(entry))[1] for entry in os.scandir(self._partial))
+            for _, size, path in sorted(self._list_whole()):
+                if num_given_up >= num_bytes:
+                    break
+                with suppress(OSError):
+                    path.unlink()
+                    num_given_up += size
+            return num_given_up
+
+        with suppress(OSError):
+            try:
+                with self._ledger.locked() as ledger:
+                    num_given_up = remove_media()
+                    _withdraw(ledger, num_given_up)
+            except OSError:
+                # Even the ledger cannot be made anew, or not be read.
+                num_given_up = remove_media()
+            return num_given_up > 0
+        return False
+
+    def _list_whole(self) -> list[tuple[int, int, Path]]:
+        """Last use, size and path of each whole medium."""
+        media = []
+        for entry in os.scandir(self._whole):
+            # Another worker may remove it at any moment.
+            with suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if S_ISREG(found.st_mode):
+                    media.append((found.st_atime_ns, found.st_size, Path(entry)))
+        return media
+
+    def _make_nameless(self, num_bytes: int) -> BinaryIO:
+        def make() -> BinaryIO:
+            file = tempfile.TemporaryFile(dir=self._partial)  # noqa: SIM115
+            try:
+                _allocate(file.fileno(), num_bytes)
+            except BaseException:
+                file.close()
+                raise
+            return file
+
+        return self._in_folder(num_bytes, make)
+
+    def _in_folder(self, num_bytes: int, act: Callable[[], Made]) -> Made:
+        """As `_with_room`, in folders that are there, however often what tidies temporary folders deletes them."""
+
+        def act_often() -> Made:
+            num_deletions = 0
+            while True:
+                try:
+                    self._make_folders()
+                    return act()
+                except (FileNotFoundError, NotADirectoryError):
+                    num_deletions += 1
+                    if num_deletions > _MAX_DELETIONS:
+                        raise
+
+        return self._with_room(num_bytes, act_often)
+
+    def _with_room(self, num_bytes: int, act: Callable[[], Made]) -> Made:
+        """What `act` returns, which is called again where the disk is full, once media are given up for it.
+
+        At first as many as take `num_bytes`, then all.
+        """
+        num_wanted, num_in_vain = num_bytes or _USUAL_BYTES, 0
+        while True:
+            try:
+                return act()
+            except OSError as fault:
+                if fault.errno not in _FULL:
+                    raise
+                num_in_vain = 0 if self._give_up(num_wanted) else num_in_vain + 1
+                # Once more in any case: another may just have given them up, or have taken that room.
+                if num_in_vain > 1:
+                    raise
+                num_wanted = _ALL_BYTES
+
     def _make_folders(self) -> None:
-        """Each time: what tidies temporary folders takes empty ones too."""
-        self._whole.mkdir(parents=True, exist_ok=True)
-        self._partial.mkdir(exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._folder.stat().st_uid != os.geteuid():
+            raise PermissionError(
+                f"{self._folder} belongs to another user. Set KEYE_CACHE_FOLDER to a folder of your own."
+            )
+        for folder in (self._whole, self._partial, self._digest):
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileExistsError:
+                remove(folder)
+                folder.mkdir()
+
+
+def _withdraw(ledger: int, num_bytes: int) -> None:
+    promised = read_promised(ledger)
+    write_promised(ledger, None if promised is None else promised - num_bytes)
+
+
+def _allocate(handle: int, num_bytes: int) -> None:
+    """Room for so many bytes, for real, so that a full disk is known before the download."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # The one of `os` writes to every block where the file system knows no such thing, and there we go without.
+    while num_bytes and libc.fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(num_bytes)):
+        number = ctypes.get_errno()
+        if number in _FULL:
+            raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            return
 
 
 def _count_miss(handle: int) -> None:
@@ -158,68 +371,27 @@ def _count_miss(handle: int) -> None:
     metrics.FETCHED_BYTES.inc(os.fstat(handle).st_size)
 
 
-def _read_promised(ledger: int) -> int:
-    return int(os.pread(ledger, 32, 0) or _UNKNOWN_BYTES)
-
-
-def _write_promised(ledger: int, num_bytes: int) -> None:
-    # One write of one length: a kill leaves the old number or the new one.
-    os.pwrite(ledger, b"%020d" % num_bytes, 0)
-
-
-@contextmanager
-def _locked(path: Path, check: Callable[[], None] | None = None) -> Iterator[int]:
-    """A handle of `path`, made where it is missing, locked. Who waited may find the path gone or another's.
-
-    With `check` the wait may be long, and ends by what it raises.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if check is None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        else:
-            while not _try_lock(handle):
-                check()
-                time.sleep(_TICK_SECONDS)
-        yield handle
-    finally:
-        # Closing alone would leave the lock to a child that was forked meanwhile.
-        fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
 def _reopen(handle: int) -> BinaryIO:
     """The file from its start, for reading only: decoders are handed it."""
     return open(f"/proc/self/fd/{handle}", "rb")
 
 
-def _measure_partial(path: Path) -> int:
-    """How many bytes a download under way takes; one that was abandoned is removed."""
+def _measure_partial(path: Path) -> tuple[int, int]:
+    """How many bytes a download under way takes, and how many one took that was abandoned and is removed."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as fault:
+        if is_lack(fault):
+            raise
+        return 0, 0
     try:
-        if not _try_lock(handle):
-            return os.fstat(handle).st_size
-        if _is_at(path, handle):
-            path.unlink()
-        return 0
+        found = os.fstat(handle)
+        if not S_ISREG(found.st_mode):
+            return 0, 0
+        if not try_lock(handle):
+            return found.st_size, 0
+        if is_at(path, handle):
+            path.unlink(missing_ok=True)
+        return 0, found.st_size
     finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        close_unlocked(handle)

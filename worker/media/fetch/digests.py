@@ -1,0 +1,86 @@
+"""Whether a file of the cache still holds what was downloaded: a crash or a repair of the disk may have cut it off."""
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from keye.worker.media.fetch.file_lock import is_lack, remove
+
+_CHUNK_BYTES = 2**20
+
+log = logging.getLogger(__name__)
+
+# Of media that this process knows to be right.
+_MAX_KNOWN = 10_000
+
+
+class Digests:
+    """A file with a SHA-256 for each medium, not among the media: releases before 0.3 would take it for one.
+
+    Threads share it. A medium is read whole once in a process, and again where its file, its size or its time of
+    change is another.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def note(self, name: str, handle: int, digest: bytes) -> None:
+        """Before the medium has its name. Raises `OSError`."""
+        path = self._folder / name
+        remove(path)
+        with open(path, "xb") as file:
+            file.write(digest)
+        self._remember(name, _state_of(os.fstat(handle)))
+
+    def is_right(self, name: str, handle: int, num_bytes: int, check: Callable[[], None]) -> bool:
+        """`check` is called while the medium is read."""
+        found = os.fstat(handle)
+        state = _state_of(found)
+        if self._known.get(name) == state:
+            return True
+        try:
+            noted = self._noted(name)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != num_bytes or digest_of(handle, check) != noted:
+                log.warning("%s in the media cache was cut off or altered, it is fetched again", name)
+                return False
+        except OSError as fault:
+            if is_lack(fault):
+                raise
+            # Of a release before 0.3, or on a disk that fails.
+            return False
+        self._remember(name, state)
+        return True
+
+    def keep_only(self, names: Container[str]) -> None:
+        for entry in os.scandir(self._folder):
+            if entry.name not in names:
+                remove(Path(entry))
+
+    def _noted(self, name: str) -> bytes:
+        handle = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            return file.read(hashlib.sha256().digest_size + 1)
+
+    def _remember(self, name: str, state: tuple[int, ...]) -> None:
+        self._known[name] = state
+        if len(self._known) > _MAX_KNOWN:
+            # Another thread may have been faster.
+            self._known.pop(next(iter(self._known)), None)
+
+
+def _state_of(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def digest_of(handle: int, check: Callable[[], None]) -> bytes:
+    """Leaves the handle's place in the file as it is."""
+    digest, num_read = hashlib.sha256(), 0
+    while chunk := os.pread(handle, _CHUNK_BYTES, num_read):
+        digest.update(chunk)
+        num_read += len(chunk)
+        check()
+    return digest.digest()
