@@ -28,6 +28,7 @@ from keye.worker.broker.remote_commands import guard_commands
 from keye.worker.daemon.broker_watch import BrokerWatch
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, fault, select
+from keye.worker.daemon.host_limits import raise_open_files
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.vitals import Vitals
 from keye.worker.daemon.watch import Watch
@@ -90,6 +91,7 @@ class EngineStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+        raise_open_files()
         settings = Settings()
         redis = connect(settings.full_redis_url(), key_prefix=settings.key_prefix)
         try:

@@ -57,12 +57,14 @@ Gpus = Annotated[
 def run(gpus: Gpus = None) -> None:
     """Check the set-up, then run one worker process per GPU (or one on the CPU) until SIGTERM."""
     from keye.worker.daemon.endpoint import HostCollector, serving
+    from keye.worker.daemon.host_limits import raise_open_files
     from keye.worker.daemon.preflight import check_before_start
     from keye.worker.daemon.supervisor import Supervisor
     from keye.worker.telemetry.log import set_up_log
 
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
+    raise_open_files()
     try:
         settings, chosen = _divided(settings, gpus)
     except WrongGpus as error:
