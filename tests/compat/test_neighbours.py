@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,45 @@ def test_a_message_in_the_hands_of_a_dead_worker_of_the_release_before_is_taken_
         eventually(lambda: str(redis.hget(keys.record("by-hand"), "worker")).endswith(f":{pid}"), within_seconds=90)
         assert redis.hgetall("unacked") == {"theirs": theirs}
         assert redis.zrange("unacked_index", 0, -1) == ["theirs"]
+
+
+# A worker's reading of twenty media, of which its cache holds eight; tells how many it had to download.
+READER = """
+import os, random, sys
+from pathlib import Path
+from keye.worker.media.fetch.media_cache import MediaCache
+
+def download(handle):
+    global num_asked
+    num_asked += 1
+    os.pwrite(handle, content, 0)
+
+num_asked = 0
+cache = MediaCache(Path(sys.argv[1]), 8 * 2**16)
+for name in sys.argv[2].split():
+    content = random.Random(name).randbytes(2**16)
+    with cache.open((name,), 2**16, download) as file:
+        assert file.read() == content, name
+print(num_asked)
+"""
+
+
+def test_workers_of_both_releases_share_a_media_cache(released: Path, tmp_path: Path) -> None:
+    def read(names: str, packages: Path | None) -> Any:
+        return run(READER, str(tmp_path / "cache"), names, packages=packages, folder=tmp_path)
+
+    chosen = random.Random(5)
+    wishes = [" ".join(str(chosen.randrange(20)) for _ in range(200)) for _ in range(4)]
+    with ThreadPoolExecutor() as workers:
+        answers = list(workers.map(read, wishes, [released, None, released, None]))
+    assert all(0 < num_asked < 200 for num_asked in answers)
+    assert list((tmp_path / "cache" / "partial").iterdir()) == []
+    # What one of them has downloaded serves the other, save that today's wants to know that it is right.
+    assert read("a b", None) == 2
+    assert read("a b", released) == 0
+    assert read("c d", released) == 2
+    assert read("c d c d", None) == 2
+    assert read("a b c d", released) == read("a b c d", None) == 0
 
 
 def send_newer(redis: Redis) -> str:

@@ -196,7 +196,7 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
 def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     """A folder of our own that can be written, or made, with as much room as may be used."""
     cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
-    for place in (folder, folder / "whole", folder / "partial"):
+    for place in (folder, folder / "whole", folder / "partial", folder / "digest"):
         if reason := _try_to_write(place):
             return fault("media cache", f"{place} cannot be written: {reason}", cure)
     there = _nearest_place(folder)

@@ -61,6 +61,10 @@ def is_full() -> "pytest.RaisesExc[OSError]":
     return pytest.raises(OSError, check=lambda fault: fault.errno == errno.ENOSPC)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
+    "Where the disk is full, the cache gives up what it keeps: as much as is needed, then all.",
+)
 def test_as_many_are_given_up_as_take_what_is_needed_the_eldest_first(disk: Path, store: Store) -> None:
     cache = MediaCache(disk / "cache", 100 * MIB)
     for name in ("first", "second", "third"):

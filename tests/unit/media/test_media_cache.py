@@ -244,7 +244,7 @@ def test_download_of_a_killed_worker_is_forgotten_and_its_room_given_back(origin
 
 @pytest.mark.holds(
     "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
-    "Files can be deleted at any time",
+    "Files, and the folder itself, can be deleted at any time",
 )
 def test_folders_that_were_tidied_away_are_made_again(origin: Origin, tmp_path: Path) -> None:
     cache = MediaCache(tmp_path, 150)

@@ -1,11 +1,12 @@
 """Whether a file of the cache still holds what was downloaded: a crash or a repair of the disk may have cut it off."""
 
+import errno
 import hashlib
 import logging
 import os
-import stat
 from collections.abc import Callable, Container
 from pathlib import Path
+from stat import S_ISREG
 
 from keye.worker.media.fetch.file_lock import is_lack, remove
 
@@ -42,28 +43,40 @@ class Digests:
         state = _state_of(found)
         if self._known.get(name) == state:
             return True
-        try:
-            noted = self._noted(name)
-            if not stat.S_ISREG(found.st_mode) or found.st_size != num_bytes or digest_of(handle, check) != noted:
-                log.warning("%s in the media cache was cut off or altered, it is fetched again", name)
-                return False
-        except OSError as fault:
-            if is_lack(fault):
-                raise
-            # Of a release before 0.3, or on a disk that fails.
+        noted = self._noted(name)
+        if noted is None:
             return False
-        self._remember(name, state)
-        return True
+        try:
+            is_right = S_ISREG(found.st_mode) and found.st_size == num_bytes and digest_of(handle, check) == noted
+        except OSError as fault:
+            if fault.errno not in (errno.EIO, errno.ESTALE):
+                raise
+            is_right = False
+        if is_right:
+            self._remember(name, state)
+        else:
+            log.warning("%s in the media cache was cut off or altered, it is fetched again", name)
+        return is_right
 
     def keep_only(self, names: Container[str]) -> None:
         for entry in os.scandir(self._folder):
             if entry.name not in names:
                 remove(Path(entry))
 
-    def _noted(self, name: str) -> bytes:
-        handle = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            return file.read(hashlib.sha256().digest_size + 1)
+    def _noted(self, name: str) -> bytes | None:
+        """None of what a release before 0.3 downloaded."""
+        try:
+            handle = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as fault:
+            if is_lack(fault):
+                raise
+            return None
+        try:
+            return os.read(handle, hashlib.sha256().digest_size + 1)
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
 
     def _remember(self, name: str, state: tuple[int, ...]) -> None:
         self._known[name] = state
