@@ -22,9 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
+from keye.worker.host_fault import HostFault
 from keye.worker.media.fetch import https
 from keye.worker.media.job_media import MediaCache, MediaLimits
 from tests.support.fetching import fault_of, fetch_one
+from tests.support.few_files import outcomes_with_few_files
 from tests.support.mounts import mounted
 
 PUBLIC = "93.184.215.14"
@@ -343,3 +345,23 @@ def test_answer_of_unknown_length_goes_on_once_a_full_disk_has_room(
         assert fetch_one("https://media.example/chunked", limits, media_cache) == CONTENT[:10_000] * 4
         assert len(web.asked) == 2
         assert not list((tmp_path / "disk" / "cache" / "whole").iterdir())
+
+
+@pytest.mark.parametrize("is_cold", [True, False])
+def test_without_files_to_open_the_host_is_to_blame_and_not_the_server(web: Web, tmp_path: Path, is_cold: bool) -> None:
+    """Also not its certificate: the authorities are read from a file."""
+    settings = {"web_port": web.server_port, "allow_https": True}
+    outcomes = outcomes_with_few_files(PHOTO, tmp_path, is_cold=is_cold, **settings)
+    assert outcomes[0] == "host"
+    assert outcomes[-1] == CONTENT.hex()
+    assert set(outcomes) == {"host", CONTENT.hex()}
+
+
+def test_host_without_authorities_is_to_blame_and_not_the_server(
+    web: Web, limits: MediaLimits, media_cache: MediaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    monkeypatch.setenv("SSL_CERT_DIR", "/nowhere")
+    with pytest.raises(HostFault, match="no certificates of authorities"):
+        fetch_one(PHOTO, limits, media_cache)
+    assert web.asked == []

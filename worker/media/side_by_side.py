@@ -35,21 +35,32 @@ def do_side_by_side(
 
     futures: list[Future[Made]] = [Future() for _ in calls]
     waiting = deque(zip(futures, calls, strict=True))
-    for _ in range(min(max_at_once, len(calls))):
-        # These end with the process: an executor's would hold up its exit. Their context names the job in the log.
-        work = partial(copy_context().run, _work, waiting, go_on)
-        Thread(target=work, name="media", daemon=True).start()
     try:
+        _start_threads(min(max_at_once, len(calls)), partial(_work, waiting, go_on))
         while not _have_all_ended(futures):
             check()
         return [future.result() for future in futures]
     except BaseException:
         given_up.set()
+        _work(waiting, go_on)  # what has not begun ends at once, even where no thread is there to see to it
         leave(tuple(futures))
         raise
     finally:
         # An error's traceback leads to here: the pixels of all would live until a search for cycles.
         futures.clear()
+
+
+def _start_threads(count: int, work: Callable[[], None]) -> None:
+    for number in range(count):
+        # These end with the process: an executor's would hold up its exit. Their context names the job in the log.
+        thread = Thread(target=partial(copy_context().run, work), name="media", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No more can be started: the first will do.
+            if not number:
+                raise
+            return
 
 
 def _work(

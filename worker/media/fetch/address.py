@@ -4,6 +4,7 @@ import ipaddress
 import socket
 
 from keye.worker.media.faults import forbidden, not_found, unreachable
+from keye.worker.media.fetch.lack import raise_lack
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(
@@ -44,6 +45,7 @@ def resolve_public(host: str, port: int) -> list[str]:
         # The resolver reads every spelling that a connection would: 127.1, 0x7f000001, 017700000001, 2130706433.
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:
+        raise_lack(error)
         if error.errno == socket.EAI_AGAIN:
             raise unreachable("its host cannot be looked up now.") from None
         raise not_found("there is no such host.") from None

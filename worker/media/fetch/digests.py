@@ -8,7 +8,8 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from stat import S_ISREG
 
-from keye.worker.media.fetch.file_lock import is_lack, remove
+from keye.worker.media.fetch.file_lock import remove
+from keye.worker.media.fetch.lack import is_lack
 
 _CHUNK_BYTES = 2**20
 

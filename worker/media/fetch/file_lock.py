@@ -75,11 +75,6 @@ def remove(path: Path) -> None:
         return
 
 
-def is_lack(fault: OSError) -> bool:
-    """Whether this process or host lacks something, so that it says nothing about the file."""
-    return fault.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
 class _NotAFile(OSError):
     pass
 

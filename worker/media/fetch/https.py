@@ -1,5 +1,6 @@
 """Media of the public web, by way of the cache. Off unless the operator allows it; which addresses: see `address`."""
 
+import encodings.idna  # noqa: F401  # where no file can be opened it would not be found
 import http.client
 import os
 import socket
@@ -12,8 +13,10 @@ from threading import Timer
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
+from keye.worker.host_fault import HostFault
 from keye.worker.media.faults import forbidden, not_found, unreachable
 from keye.worker.media.fetch.address import resolve_public
+from keye.worker.media.fetch.lack import raise_lack
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import check_size
@@ -119,7 +122,13 @@ def _break_off(wire: ssl.SSLSocket) -> None:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    """Without files OpenSSL would pass over all authorities, and trust nobody from then on: raises the host's fault."""
+    context = ssl.create_default_context()
+    raise_lack()
+    # Those of a folder are opened as they are needed.
+    if not context.cert_store_stats()["x509"] and ssl.get_default_verify_paths().capath is None:
+        raise HostFault("This host has no certificates of authorities. Install ca-certificates, or set SSL_CERT_FILE.")
+    return context
 
 
 def _receive(
@@ -182,8 +191,10 @@ def _told_as_faults(transfer: Transfer) -> Iterator[None]:
     try:
         yield
     except ssl.SSLCertVerificationError as error:
+        raise_lack(error)
         raise forbidden(f"the server cannot prove who it is ({error.verify_message}).") from None
     except (OSError, http.client.HTTPException) as error:
+        raise_lack(error)
         if not transfer.seconds_left:
             raise transfer.too_slow() from None
         raise unreachable(f"the server did not answer or broke off ({type(error).__name__}).") from None

@@ -1,9 +1,11 @@
 """Media that are here already: files below the media roots, opened where they lie, and what is inside the job."""
 
 import binascii
+import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -11,6 +13,9 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from keye.config.job import MAX_INLINE_BYTES
 from keye.worker.media.faults import corrupt, forbidden, not_found
 from keye.worker.media.limits import check_size
+
+# What a path may be refused for. All else is the worker's host: no more files, a disk that fails or has gone.
+_OF_THE_PATH = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
@@ -36,6 +41,8 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise not_found("there is no such file on this worker.") from None
     except OSError as error:
+        if error.errno not in _OF_THE_PATH:
+            raise
         raise forbidden(f"{error.strerror}.") from None
     try:
         itself = f"/proc/self/fd/{handle}"
@@ -84,7 +91,9 @@ def open_inline(uri: str, max_bytes: int) -> BinaryIO:
     except (binascii.Error, UnicodeEncodeError):
         raise corrupt("its bytes are not valid base64.") from None
     check_size(len(content), min(max_bytes, MAX_INLINE_BYTES))
-    file = os.fdopen(os.memfd_create("keye-inline", os.MFD_CLOEXEC), "w+b")
-    file.write(content)
-    file.seek(0)
+    with ExitStack() as opened:
+        file = opened.enter_context(os.fdopen(os.memfd_create("keye-inline", os.MFD_CLOEXEC), "w+b"))
+        file.write(content)
+        file.seek(0)
+        opened.pop_all()
     return file

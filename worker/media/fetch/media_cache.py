@@ -15,7 +15,8 @@ from stat import S_ISREG
 from typing import BinaryIO, TypeVar
 
 from keye.worker.media.fetch.digests import Digests, digest_of
-from keye.worker.media.fetch.file_lock import close_unlocked, is_at, is_lack, lock, open_file, remove, try_lock, unlock
+from keye.worker.media.fetch.file_lock import close_unlocked, is_at, lock, open_file, remove, try_lock, unlock
+from keye.worker.media.fetch.lack import is_lack
 from keye.worker.media.fetch.ledger import Ledger, read_promised, write_promised
 from keye.worker.telemetry import metrics
 

@@ -24,6 +24,7 @@ from botocore.exceptions import (
 
 from keye.config.aws import load_aws_names
 from keye.worker.media.faults import MediumFault, forbidden, not_found, unreachable
+from keye.worker.media.fetch.lack import raise_lack
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
 from keye.worker.media.limits import MediaLimits, check_size
@@ -77,6 +78,7 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
             with suppress(_ObjectChanged):
                 return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
     except (ClientError, BotoCoreError) as error:
+        raise_lack(error)
         raise _fault_of(error) from None
     raise unreachable(f"was replaced {_MAX_TRIES} times while it was read. Send it when it rests.")
 
@@ -144,7 +146,9 @@ def _make_client(endpoint_url: str | None, timeout_seconds: float) -> "S3Client"
     )
     load_aws_names()
     try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        raise_lack()  # it would not have found its credentials, and be kept
+        return client
     except ValueError:
         raise unreachable("this worker's AWS_ENDPOINT_URL is no URL. Its operator has to correct it.") from None
 
