@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread, Timer
@@ -19,102 +18,19 @@ from PIL import Image
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
-from keye.config.job import ImagePart, VideoPart
-from keye.config.settings import Settings
 from keye.worker.media.decode import pool
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder
-from keye.worker.media.decode.pool import DecoderPool, PixelShare
-from keye.worker.media.decoded import DecodedImage, DecodedVideo
-from keye.worker.media.faults import named
-from keye.worker.media.limits import MediaLimits
-from keye.worker.sizing import Sizing
+from keye.worker.media.decoded import DecodedImage
 from tests.support.conditions import eventually
+from tests.support.decoder_bench import CLIP_BYTES, Bench, Pool, handles
 from tests.support.decoder_children import children_of
-from tests.support.zoo import draw_quarters, encode_clip, read_number, read_quarters, steady_times
-
-CLIP_BYTES = 30 * 96 * 160 * 3
-# Shows both media as they are.
-SIZING = Sizing(factor=2, min_pixels=4, max_pixels=96 * 160)
+from tests.support.zoo import encode_clip, read_number, read_quarters, steady_times
 
 
 def kill(pid: int) -> None:
     """And wait until all its threads have ended; to take note of it is left to the pool."""
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-
-def handles() -> dict[str, str]:
-    """What this process holds open, by number."""
-    held = {}
-    for handle in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the one that lists them
-            held[handle] = os.readlink(f"/proc/self/fd/{handle}")
-    return held
-
-
-class Pool(DecoderPool):
-    """Calls `before_allocating` while a child waits for memory: it cannot be done before that is."""
-
-    before_allocating: Callable[[], object] = staticmethod(lambda: None)
-
-    def _allocate(self, *asked: Any) -> Any:
-        self.before_allocating()
-        return super()._allocate(*asked)
-
-
-class Bench:
-    """A pool of one child and two media for it."""
-
-    def __init__(self, pool: Pool, folder: Path, others: set[int]) -> None:
-        self.pool = pool
-        self.clip = encode_clip(folder / "clip.mp4", steady_times(30))
-        self.photo = folder / "photo.png"
-        Image.fromarray(draw_quarters()).save(self.photo)
-        self._others = others
-
-    @property
-    def children(self) -> set[int]:
-        return children_of(os.getpid()) - self._others
-
-    @property
-    def child(self) -> int:
-        (pid,) = self.children
-        return pid
-
-    def decode(
-        self,
-        path: Path,
-        share: PixelShare | None = None,
-        on_frame: Callable[[int, int], None] = lambda done, total: None,
-        check: Callable[[], None] = lambda: None,
-    ) -> DecodedImage | DecodedVideo:
-        part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
-        with path.open("rb") as file, named(path.name):
-            order = DecodingOrder(
-                part=part,
-                file=file,
-                limits=MediaLimits.of(Settings(max_image_pixels=10**6, max_decoded_bytes=2**24, video_decoder="pyav")),
-                sizing=SIZING,
-                on_frame=on_frame,
-                check=check,
-            )
-            if share is not None:
-                return self.pool.decode(order, share)
-            with self.pool.share() as share:
-                return self.pool.decode(order, share)
-
-    def decode_clip(self, **options: object) -> DecodedVideo:
-        video = self.decode(self.clip, **options)  # type: ignore[arg-type]
-        assert isinstance(video, DecodedVideo)
-        return video
-
-    def blame(self, **options: object) -> Fault:
-        with pytest.raises(Fault) as caught:
-            self.decode_clip(**options)
-        return caught.value
-
-    def assert_works(self) -> None:
-        assert [read_number(frame) for frame in self.decode_clip().frames] == list(range(30))
 
 
 @pytest.fixture
@@ -191,13 +107,12 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
         (signal.SIGSTOP, 4, ErrorCode.MEDIA_TOO_LARGE, "no progress for 4 s"),
     ],
 )
-def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
+def test_child_that_ends_or_hangs_each_time_costs_its_job_an_error_and_is_replaced(
     bench: Bench, number: signal.Signals, silence_seconds: float, code: ErrorCode, reason: str
 ) -> None:
     def strike() -> None:
         struck.append(bench.child)
         os.kill(bench.child, number)
-        bench.pool.before_allocating = lambda: None
         if number is signal.SIGSTOP:  # memory that is granted gives no more time
             time.sleep(silence_seconds / 2)
 
@@ -205,6 +120,7 @@ def test_child_that_ends_or_hangs_costs_its_job_an_error_and_is_replaced(
     bench.pool.before_allocating = strike
     give_up_at = time.monotonic() + 1.4 * silence_seconds
     fault = bench.blame()
+    bench.pool.before_allocating = lambda: None
     assert time.monotonic() < give_up_at
     assert fault.code is code
     assert re.search(reason, fault.message)

@@ -19,6 +19,7 @@ from keye.worker.daemon.capacity import Capacity
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.daemon.preflight import check_model_files
+from keye.worker.host_fault import HostFault
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES
 from keye.worker.model.device import TorchFacts, choose_device, name_device, torch_facts
@@ -98,6 +99,10 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
         except (Fault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
             return fault("decoders", f"a clip made here cannot be read back: {error}", cure)
+        except (HostFault, OSError) as error:
+            return fault(
+                "decoders", f"this host keeps them from work: {error}", "Mend what it names, or move the worker."
+            )
     assert isinstance(video, DecodedVideo)
     if video.decoder != chosen:
         cure = "torchcodec needs the libraries of FFmpeg 4 to 9: apt install ffmpeg. Or unset KEYE_VIDEO_DECODER."

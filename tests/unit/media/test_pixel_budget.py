@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from keye.worker.media.decode.pool import PixelBudget
+from keye.worker.media.decode.pixel_budget import PixelBudget
 
 
 def test_memory_that_could_not_be_had_does_not_count() -> None:

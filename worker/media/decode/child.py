@@ -1,13 +1,16 @@
 """The process that decodes. It opens nothing: it is handed open files, and memory for the pixels."""
 
+import errno
 import gc
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
+from io import BufferedReader, FileIO
 from math import prod
 from mmap import mmap
 from socket import socket
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +22,72 @@ from keye.config.faults import Fault
 from keye.config.job import AnyMedia, ImagePart, VideoPart
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.image import decode_image
-from keye.worker.media.decode.sandbox import allow, confine
+from keye.worker.media.decode.sandbox import allow, confine, has_cpu_time_left
 from keye.worker.media.faults import named
 from keye.worker.media.frames.video import decode_video
 from keye.worker.media.limits import check_decoded_bytes
 from keye.worker.sizing import Sizing
 from keye.worker.telemetry import tell_warnings
 
-NICENESS = 5
-
 # What no message holds: the worker has it.
 _PIXELS = {"pixels", "frames"}
+
+Done = TypeVar("Done")
+
+_NO_HANDLE = "a handle did not reach its decoder. Raise the limit on open files (ulimit -n)."
 
 _PART: TypeAdapter[ImagePart | VideoPart] = TypeAdapter(AnyMedia)
 
 
+# Neither is an `Exception`, of which the readers of files make faults of the file.
 class Refused(BaseException):
-    """The worker wants no more of this medium, for now or at all. No `Exception`: it is no fault of the file."""
+    """The worker wants no more of this medium, for now or at all."""
+
+
+class Unwell(BaseException):
+    """The host keeps this process from decoding; its text is for the operator."""
+
+
+class MediumFile(FileIO):
+    """An open file is read without fault, but for its disk or its server: `sickness` is what that said.
+
+    Noted here, since libraries take it for the end of the file, or say something else.
+    """
+
+    sickness: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int | None:
+        return self._noting(super().readinto, buffer)
+
+    def readall(self) -> bytes:
+        return self._noting(super().readall)
+
+    def seek(self, *where: int) -> int:
+        return self._noting(super().seek, *where)
+
+    def _noting(self, act: Callable[..., Done], *on: Any) -> Done:
+        try:
+            return act(*on)
+        except OSError as error:
+            self.sickness = error
+            raise
 
 
 def new_pixels(channel: Channel, max_bytes: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Memory of the worker's, which it reads afterwards; at most `max_bytes`. Raises `Refused` where it gives none."""
     check_decoded_bytes(prod(shape), max_bytes)
     channel.send({"allocate": prod(shape)})
-    _, handle = channel.receive_file()
-    if handle is None:
+    answer, handle = channel.receive_file()
+    if not answer["granted"]:
         raise Refused
-    memory = mmap(handle, prod(shape))
-    os.close(handle)
+    if handle is None:
+        raise Unwell(_NO_HANDLE)
+    try:
+        memory = mmap(handle, prod(shape))
+    except OSError as error:
+        raise (MemoryError if error.errno == errno.ENOMEM else Unwell(f"no memory for its pixels: {error}")) from None
+    finally:
+        os.close(handle)
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
@@ -54,7 +95,7 @@ def serve(channel: Channel) -> None:
     """Decode what comes until the worker closes its end."""
     gc.freeze()  # what is imported is never garbage
     channel.send({"started": True})
-    while True:
+    while has_cpu_time_left():
         # PyAV's decoders are in cycles, each with its threads and the frames it refers to.
         gc.collect()
         tell_warnings()
@@ -62,21 +103,40 @@ def serve(channel: Channel) -> None:
             request, handle = channel.receive_file()
         except EOFError:
             return
-        assert handle is not None
+        if handle is None:
+            channel.send({"host_fault": _NO_HANDLE})
+            continue
+        channel.send({"begun": True})
         allow(request["max_bytes"])
-        with os.fdopen(handle, "rb") as file:
-            file.seek(0)  # a child that was refused room before may have read from it
-            try:
-                with named(request["name"]):
-                    answer = _decode(request, file, channel)
-            except Refused:
-                continue
-            except Fault as fault:
-                answer = {"fault": fault.code, "message": fault.message}
-            except MemoryError:
-                message = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."
-                answer = {"fault": ErrorCode.MEDIA_TOO_LARGE, "message": message}
-        channel.send(answer)
+        medium = MediumFile(handle)
+        with BufferedReader(medium) as file:
+            answer = _answer(request, file, channel)
+        if answer is not None and medium.sickness is not None:
+            answer = {"host_fault": f"cannot be read: {medium.sickness}. Look at its disk or its server."}
+        if answer is not None:
+            channel.send(answer)
+
+
+def _answer(request: Message, file: BinaryIO, channel: Channel) -> Message | None:
+    """None where the worker wants none."""
+    try:
+        file.seek(0)  # a child that was refused room before may have read from it
+        with named(request["name"]):
+            return _decode(request, file, channel)
+    except Fault as fault:
+        return {"fault": fault.code, "message": fault.message, "is_doubtful": _is_of_memory(fault)}
+    except MemoryError:
+        message = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."
+        return {"fault": ErrorCode.MEDIA_TOO_LARGE, "message": message, "is_doubtful": True}
+    except Refused:
+        return None
+    except (Unwell, OSError) as reason:
+        return {"host_fault": str(reason)}
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """FFmpeg's own word for it is a fault of the medium already."""
+    return error is not None and (isinstance(error, MemoryError) or _is_of_memory(error.__context__))
 
 
 def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
@@ -98,7 +158,5 @@ def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
 
 if __name__ == "__main__":
     _, end, parent = sys.argv
-    # Many decode for one engine, and an engine that waits for a core makes all jobs wait.
-    os.nice(NICENESS)
     confine(int(parent))
     serve(Channel(socket(fileno=int(end))))

@@ -1,5 +1,6 @@
 """One decoder child, seen from the worker: gives it a medium, and memory for the pixels, notices how it ends."""
 
+import logging
 import os
 import signal
 import socket
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from mmap import mmap
 from multiprocessing.connection import wait
 from typing import BinaryIO
@@ -19,8 +22,10 @@ from pydantic import TypeAdapter
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
+from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.channel import Channel, Message
-from keye.worker.media.decode.sandbox import MAX_CPU_SECONDS
+from keye.worker.media.decode.printed import Printed
+from keye.worker.media.decode.sandbox import least_cpu_seconds
 from keye.worker.media.decoded import Decoded, DecodedVideo
 from keye.worker.media.faults import corrupt, name_medium, too_large
 from keye.worker.media.frames.video_plan import is_of_rule
@@ -30,6 +35,11 @@ from keye.worker.sizing import Sizing
 _TICK_SECONDS = 0.1
 # For a machine under load, to start an interpreter and read libraries from its disk.
 _START_SECONDS = 120.0
+# To print a traceback and end, once it has hung up.
+_END_SECONDS = 5.0
+_MAX_REASON = 200
+
+_CHILD = "keye.worker.media.decode.child"
 
 # All a child needs of the environment. The rest holds passwords and keys.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -38,6 +48,8 @@ _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 # What a child says, as its fields' types have it: it is not believed to send the right ones.
 _DECODED: TypeAdapter[Decoded] = TypeAdapter(Decoded, config={"arbitrary_types_allowed": True})
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -66,29 +78,54 @@ class DecodingOrder:
     on_begin: Callable[[], None] = lambda: None
 
 
+class NotBegun(Exception):
+    """The child ended before it began with the medium, which has nothing to do with it."""
+
+
+@dataclass(eq=False)
+class Doubtful(Exception):
+    """A medium's child died on it, or had no memory for it: the medium's fault only if that is so again, alone."""
+
+    verdict: Callable[[], Exception]
+
+
 # So many bytes to memory and a handle of it, or None where there is no room now. Raises `Fault` where there will
 # be none.
 Allocate = Callable[[int], tuple[mmap, int] | None]
 
 
 class Decoder:
-    """Started by making it; used by one thread at a time. `is_free` once it waits for its next medium."""
+    """Started by making it, which raises `OSError` where it cannot be; used by one thread at a time.
+
+    `is_free` once it waits for its next medium. `started_at` is of time.monotonic().
+    """
 
     def __init__(self, silence_seconds: float) -> None:
-        ours, theirs = socket.socketpair()
-        ours.settimeout(silence_seconds)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "keye.worker.media.decode.child", str(theirs.fileno()), str(os.getpid())],
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        with ExitStack() as undoing:
+            ours, theirs = socket.socketpair()
+            undoing.callback(ours.close)
+            with theirs:
+                ours.settimeout(silence_seconds)
+                self._printed = Printed()
+                undoing.callback(self._printed.close)
+                try:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(os.getpid())],
+                        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
+                        stdin=subprocess.DEVNULL,
+                        stdout=self._printed.theirs,
+                        stderr=self._printed.theirs,
+                        pass_fds=[theirs.fileno()],
+                    )
+                finally:
+                    os.close(self._printed.theirs)
+            undoing.pop_all()
         self._channel = Channel(ours)
         self._silence_seconds = silence_seconds
         # A field, since the traceback of an error would keep alive what is in a frame.
         self._memory: mmap | None = None
-        self._has_started = False
+        self.started_at = time.monotonic()
+        self._has_begun = False
         self.is_free = True
         self.num_decoded = 0
 
@@ -96,19 +133,44 @@ class Decoder:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def fileno(self) -> int:
+        """Readable once `has_started` has news."""
+        return self._channel.fileno()
+
+    def has_started(self) -> bool:
+        """Asked until it says so. Raises `OSError` where it never will."""
+        self._printed.keep()
+        if not wait([self.fileno()], 0):
+            if time.monotonic() > self.started_at + _START_SECONDS:
+                raise OSError(f"one has not come up within {_START_SECONDS:g} s")
+            return False
+        with suppress(EOFError):
+            if self._channel.receive() == {"started": True}:
+                return True
+        self._await_end(lambda: None)
+        printed = self._printed.take().strip()
+        last_line = printed.rpartition("\n")[2].strip()[:_MAX_REASON]
+        raise OSError(f"one ended with status {self._process.poll()} before it came up ({last_line or 'silently'})")
+
     def kill(self) -> None:
         self._channel.close()
         self._process.kill()
         self._process.wait()
+        self._tell_printed()
+        self._printed.close()
 
     def decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
-        """Raises `Fault`, `NoRoom`, or what `order`'s callables raise."""
-        self.is_free = False
+        """Raises `NotBegun`, `Doubtful`, `NoRoom`, `Fault`, `HostFault`, `OSError`, or what `order`'s callables do."""
+        self.is_free = self._has_begun = False
         self.num_decoded += 1
         try:
             return self._decode(order, allocate, num_threads)
         except EOFError:
-            raise self._fault_of_death() from None
+            if not self._has_begun:
+                raise NotBegun from None
+            verdict = self._verdict_on_death(order)
+            # Time is the medium's alone, whoever was decoded beside it.
+            raise verdict() if self._process.returncode == -signal.SIGXCPU else Doubtful(verdict) from None
         except TimeoutError:
             raise too_large(
                 f"its decoder made no progress for {self._silence_seconds:g} s "
@@ -116,32 +178,42 @@ class Decoder:
             ) from None
         finally:
             self._memory = None
+            self._tell_printed()
 
     def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
+        name = name_medium(order.part.uri)
         request = {
             # Where it came from is not the child's business, and may be a secret.
             "part": order.part.model_copy(update={"uri": "file:"}).model_dump_json(),
-            "name": name_medium(order.part.uri),
+            "name": name,
             "max_pixels": order.limits.max_image_pixels,
             "max_bytes": order.limits.max_decoded_bytes,
             "sizing": asdict(order.sizing),
             "video_decoder": order.limits.video_decoder,
             "num_threads": num_threads,
         }
-        self._await_start(order)
         order.on_begin()
         self._channel.send(request, order.file.fileno())
         give_up_at = time.monotonic() + self._silence_seconds
         while True:
             match self._next_message(order, give_up_at):
+                case {"begun": True}:
+                    self._has_begun = True
                 case {"frame": [done, total]}:
                     order.on_frame(done, total)
                     give_up_at = time.monotonic() + self._silence_seconds
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.limits.max_decoded_bytes:
                     self._grant(num_bytes, allocate)
-                case {"fault": str(code), "message": str(message)} if code in set(ErrorCode):
+                case {"fault": str(code), "message": str(message), "is_doubtful": bool(is_doubtful)} if code in set(
+                    ErrorCode
+                ):
+                    # Where it had no memory, what it has left of it is no measure for the second try.
+                    self.is_free = not is_doubtful
+                    verdict = partial(Fault, ErrorCode(code), message)
+                    raise Doubtful(verdict) if is_doubtful else verdict()
+                case {"host_fault": str(reason)}:
                     self.is_free = True
-                    raise Fault(ErrorCode(code), message)
+                    raise HostFault(f"{name}: {reason[:_MAX_REASON]}")
                 case {"image": facts, "shape": shape} if isinstance(order.part, ImagePart):
                     self.is_free = True
                     return _DECODED.validate_python({**facts, "pixels": self._pixels(shape)})
@@ -154,20 +226,9 @@ class Decoder:
                 case message:
                     raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
 
-    def _await_start(self, order: DecodingOrder) -> None:
-        """No medium is to blame for what a start takes."""
-        if self._has_started:
-            return
-        try:
-            said = self._next_message(order, time.monotonic() + _START_SECONDS)
-        except TimeoutError:
-            raise RuntimeError(f"a decoder child has not started within {_START_SECONDS:g} s") from None
-        if said != {"started": True}:
-            raise RuntimeError(f"a decoder child says what none should: {said!r:.200}")
-        self._has_started = True
-
     def _next_message(self, order: DecodingOrder, give_up_at: float) -> Message:
-        while not wait([self._channel.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
+        while not wait([self.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
+            self._printed.keep()
             order.check()
             if time.monotonic() >= give_up_at:
                 raise TimeoutError
@@ -177,15 +238,15 @@ class Decoder:
         try:
             if (allocated := allocate(num_bytes)) is None:
                 raise NoRoom(num_bytes)
-        except (Fault, NoRoom):
+        except (Fault, HostFault, OSError, NoRoom):
             # The child then drops the medium and waits for another.
-            self._channel.send({})
+            self._channel.send({"granted": False})
             self.is_free = True
             raise
         self._memory, handle = allocated
         del allocated
         try:
-            self._channel.send({}, handle)
+            self._channel.send({"granted": True}, handle)
         finally:
             os.close(handle)
 
@@ -194,20 +255,36 @@ class Decoder:
             raise RuntimeError("a decoder child says it is done, but never asked for memory")
         return np.frombuffer(self._memory, np.uint8).reshape(shape)
 
-    def _fault_of_death(self) -> Exception:
-        # Where it only closed its end it still runs; how one that has died died no longer changes.
-        self._process.kill()
-        status = self._process.wait()
+    def _verdict_on_death(self, order: DecodingOrder) -> Callable[[], Exception]:
+        """What the medium is told if it was to blame."""
+        self._await_end(order.check)
+        status = self._process.poll()
+        if status is None:
+            return partial(RuntimeError, f"a decoder child hung up, and had not ended {_END_SECONDS:g} s later")
         if status >= 0:
-            return RuntimeError(f"a decoder child ended with status {status}; what it printed is in the worker's log")
+            told = "what it printed is in the worker's log"
+            return partial(RuntimeError, f"a decoder child ended with status {status}; {told}")
         match -status:
             case signal.SIGXCPU:
-                return too_large(f"takes more than {MAX_CPU_SECONDS} s of CPU time to decode. Send a shorter stretch.")
+                least = least_cpu_seconds()
+                return partial(too_large, f"takes more than {least} s of CPU time to decode. Send a shorter stretch.")
             case signal.SIGKILL:
-                return too_large("its decoder was killed, most likely for want of memory. Send a smaller one.")
+                reason = "its decoder was killed, most likely for want of memory. Send a smaller one."
+                return partial(too_large, reason)
             case number:
                 name = signal.Signals(number).name
-                return corrupt(f"its decoder crashed on it ({name}). Send an undamaged file.")
+                return partial(corrupt, f"its decoder crashed on it ({name}). Send an undamaged file.")
+
+    def _await_end(self, check: Callable[[], None]) -> None:
+        """Of one that has hung up: how it ends tells why, and a kill would hide that."""
+        give_up_at = time.monotonic() + _END_SECONDS
+        while self.is_alive and time.monotonic() < give_up_at:
+            check()
+            time.sleep(0.01)
+
+    def _tell_printed(self) -> None:
+        if printed := self._printed.take():
+            logger.warning("Decoder %d printed:\n%s", self._process.pid, printed)
 
 
 def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:

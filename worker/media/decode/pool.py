@@ -1,22 +1,21 @@
-"""The decoder children of a worker: lends them to jobs, replaces those that end, bounds the pixels of all jobs."""
+"""The decoder children of a worker: starts them, lends them to jobs, replaces those that end."""
 
-import fcntl
 import logging
-import os
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from mmap import mmap
-from queue import Empty, SimpleQueue
-from threading import Lock, RLock, Thread
+from multiprocessing.connection import wait
+from threading import Condition, Lock, Thread
 from typing import Self
 
 from keye.config.host import share_of_cores
-from keye.worker.media.decode.decoder import Decoder, DecodingOrder, NoRoom
+from keye.worker.host_fault import HostFault
+from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
+from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
 from keye.worker.media.decoded import Decoded
+from keye.worker.media.faults import name_medium
 from keye.worker.media.limits import check_decoded_bytes
 
 # What libraries leak is given back with the process.
@@ -24,61 +23,10 @@ MAX_MEDIA_A_CHILD = 500
 
 _TICK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
+# How long jobs wait where all there is are children that are being started. It takes a second.
+_PATIENCE_SECONDS = 20.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class PixelShare:
-    """The pixels of one job; see `PixelBudget`."""
-
-    num_bytes: int = 0
-    is_decoding: bool = True
-
-
-class PixelBudget:
-    """Grants memory while all jobs together stay below `max_bytes`; more than that only to the job that began first.
-
-    So the eldest always gets on, whoever else holds what, and then the next: nobody waits for ever. Memory counts
-    until nothing refers to it any more.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._lock = RLock()
-        self._shares: list[PixelShare] = []
-        # Finalizers put into it: they run in any thread at any moment, where a lock could be held already.
-        self._freed: SimpleQueue[tuple[PixelShare, int]] = SimpleQueue()
-
-    @contextmanager
-    def share(self) -> Iterator[PixelShare]:
-        """A job's share, in use while the job decodes and while its pixels live."""
-        share = PixelShare()
-        with self._lock:
-            self._shares.append(share)
-        try:
-            yield share
-        finally:
-            share.is_decoding = False
-
-    def has_room(self, share: PixelShare, num_bytes: int) -> bool:
-        with self._lock:
-            while not self._freed.empty():
-                freed, num_freed = self._freed.get()
-                freed.num_bytes -= num_freed
-            self._shares = [s for s in self._shares if s.is_decoding or s.num_bytes]
-            return sum(s.num_bytes for s in self._shares) + num_bytes <= self._max_bytes or self._shares[0] is share
-
-    def allocate(self, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
-        """Memory and a handle of it to send and close; None where there is no room now."""
-        with self._lock:
-            if not self.has_room(share, num_bytes):
-                return None
-            # Counted only once it is there: where handles run out, nothing would ever give the bytes back.
-            memory, handle = _new_memory(num_bytes)
-            share.num_bytes += num_bytes
-        weakref.finalize(memory, self._freed.put, (share, num_bytes)).atexit = False
-        return memory, handle
 
 
 class DecoderPool:
@@ -96,8 +44,17 @@ class DecoderPool:
         self._silence_seconds = silence_seconds
         self._budget = PixelBudget(max_decoded_bytes)
         self._allocating = Lock()
-        self._idle: SimpleQueue[Decoder] = SimpleQueue()
-        self._vacancies: SimpleQueue[bool] = SimpleQueue()
+        # Guards all that follows.
+        self._changed = Condition()
+        self._starting: list[Decoder] = []
+        self._idle: list[Decoder] = []
+        self._num_taken = 0
+        # Of the media that are to be decoded alone, the first is, or will be once nothing else is.
+        self._suspects: list[DecodingOrder] = []
+        # Why no child can be started, and when that was found.
+        self._refusal: str | None = None
+        self._refused_at = 0.0
+        self._is_stopping = False
         self._keeper = Thread(target=self._keep, name="decoder-keeper", daemon=True)
 
     def __enter__(self) -> Self:
@@ -109,33 +66,41 @@ class DecoderPool:
 
     def start(self) -> None:
         """Returns at once; jobs wait for the first child."""
-        for _ in range(self.num_decoders):
-            self._vacancies.put(True)
         self._keeper.start()
 
     def stop(self) -> None:
-        self._vacancies.put(False)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
         self._keeper.join()
-        while not self._idle.empty():
-            self._idle.get().kill()
+        for decoder in (*self._starting, *self._idle):
+            decoder.kill()
 
     def share(self) -> AbstractContextManager[PixelShare]:
         """A job's share of the memory for pixels; see `PixelBudget`."""
         return self._budget.share()
 
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
-        """Waits for a child and for room. Raises `Fault`, or what `order`'s callables raise."""
+        """Waits for a child and for room. Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise.
+
+        A medium whose child died is tried once more while no other is decoded: where many take memory, or the host is
+        unwell, the first death says little of it.
+        """
+        is_suspect = False
         while True:
-            decoder = self._take(order)
             try:
-                return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
+                with self._child(order, is_suspect) as decoder:
+                    return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
+            except NotBegun:
+                continue
+            except Doubtful as doubt:
+                if is_suspect:
+                    raise doubt.verdict() from None
+                logger.warning("%s is tried once more, alone: %s", name_medium(order.part.uri), doubt.verdict())
+                is_suspect = True
+                continue
             except NoRoom as refusal:
                 num_bytes = refusal.num_bytes
-            finally:
-                if decoder.is_free and decoder.num_decoded < MAX_MEDIA_A_CHILD:
-                    self._idle.put(decoder)
-                else:
-                    self._replace(decoder)
             # Without a child, so that those who are to make room get on.
             order.on_wait()
             while not self._budget.has_room(share, num_bytes):
@@ -145,7 +110,7 @@ class DecoderPool:
     @property
     def num_busy(self) -> int:
         """Children that decode, or that are being started."""
-        return self.num_decoders - self._idle.qsize()
+        return self.num_decoders - len(self._idle)
 
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
@@ -157,42 +122,123 @@ class DecoderPool:
             check_decoded_bytes(num_bytes, order.limits.max_decoded_bytes - share.num_bytes)
             return self._budget.allocate(share, num_bytes)
 
+    @contextmanager
+    def _child(self, order: DecodingOrder, is_suspect: bool) -> Iterator[Decoder]:
+        """One that has started; a suspect's is the only one that decodes meanwhile."""
+        if is_suspect:
+            with self._changed:
+                self._suspects.append(order)
+        decoder = None
+        try:
+            decoder = self._take(order)
+            yield decoder
+        finally:
+            is_good = decoder is not None and decoder.is_free and decoder.num_decoded < MAX_MEDIA_A_CHILD
+            if decoder is not None and not is_good:
+                decoder.kill()
+            with self._changed:
+                self._suspects = [suspect for suspect in self._suspects if suspect is not order]
+                if decoder is not None:
+                    self._num_taken -= 1
+                    self._idle += [decoder] if is_good else []
+                self._changed.notify_all()
+
     def _take(self, order: DecodingOrder) -> Decoder:
-        if self._idle.empty():
-            order.on_wait()
+        """Suspects go first, or they never would: nothing else begins while one waits."""
+        has_waited = False
         while True:
             order.check()
-            try:
-                decoder = self._idle.get(timeout=_TICK_SECONDS)
-            except Empty:
-                continue
+            with self._changed:
+                if (decoder := self._next_free(order)) is not None:
+                    self._num_taken += 1
+                    return decoder
+                if (refusal := self._why_none_comes()) is not None:
+                    raise HostFault(refusal)
+                if has_waited:
+                    self._changed.wait(_TICK_SECONDS)
+            if not has_waited:
+                has_waited = True
+                order.on_wait()
+
+    def _next_free(self, order: DecodingOrder) -> Decoder | None:
+        if self._suspects and (self._suspects[0] is not order or self._num_taken):
+            return None
+        while self._idle:
+            decoder = self._idle.pop(0)
             if decoder.is_alive:
                 return decoder
             # It died in its sleep, which is no fault of this medium.
-            self._replace(decoder)
+            decoder.kill()
+            self._changed.notify_all()
+        return None
 
-    def _replace(self, decoder: Decoder) -> None:
-        decoder.kill()
-        self._vacancies.put(True)
+    def _why_none_comes(self) -> str | None:
+        """Why no job should wait for a child; None where one will be free, or has only just been started."""
+        if self._idle or self._num_taken:
+            return None
+        if not self._starting:
+            return self._refusal
+        seconds = time.monotonic() - min(decoder.started_at for decoder in self._starting)
+        if seconds < _PATIENCE_SECONDS:
+            return None
+        return f"No decoder has come up within {seconds:.0f} s. Look at the host's load, disks and memory."
+
+    @property
+    def _num_missing(self) -> int:
+        return self.num_decoders - len(self._starting) - len(self._idle) - self._num_taken
 
     def _keep(self) -> None:
         """All children are started by one thread, since the kernel ends them with the thread that started them."""
-        while self._vacancies.get():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_stopping or self._starting or self._num_missing)
+                if self._is_stopping:
+                    return
+                num_wanted = self._num_missing
+                if self._refusal is not None:
+                    # One shows whether any can be started again.
+                    is_due = not self._starting and time.monotonic() >= self._refused_at + _RETRY_SECONDS
+                    num_wanted = min(num_wanted, int(is_due))
             try:
-                self._idle.put(Decoder(self._silence_seconds))
-            except OSError as error:
-                logger.error("A decoder child cannot be started (%s); trying again in %g s", error, _RETRY_SECONDS)
-                time.sleep(_RETRY_SECONDS)
-                self._vacancies.put(True)
+                self._start(num_wanted)
+                wait([decoder.fileno() for decoder in self._starting], _TICK_SECONDS)
+                self._welcome()
+            except Exception as error:  # whatever it is, it keeps children from being started
+                self._refuse(error)
 
+    def _start(self, num_wanted: int) -> None:
+        for _ in range(num_wanted):
+            decoder = Decoder(self._silence_seconds)
+            with self._changed:
+                self._starting.append(decoder)
 
-def _new_memory(num_bytes: int) -> tuple[mmap, int]:
-    handle = os.memfd_create("keye-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(handle, num_bytes)
-        # A child that shrank it would end the worker with SIGBUS.
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return mmap(handle, num_bytes), handle
-    except OSError:
-        os.close(handle)
-        raise
+    def _welcome(self) -> None:
+        """Those that have come up since the last call."""
+        for decoder in tuple(self._starting):
+            has_started = False
+            try:
+                has_started = decoder.has_started()
+            except BaseException:
+                decoder.kill()
+                with self._changed:
+                    self._starting.remove(decoder)
+                raise
+            if has_started:
+                with self._changed:
+                    self._starting.remove(decoder)
+                    self._idle.append(decoder)
+                    has_recovered = self._refusal is not None and decoder.started_at > self._refused_at
+                    self._refusal = None if has_recovered else self._refusal
+                    self._changed.notify_all()
+                if has_recovered:
+                    logger.warning("Decoders can be started again")
+
+    def _refuse(self, error: Exception) -> None:
+        refusal = f"No decoder can be started: {error}. "
+        refusal += "Raise the limits on processes, open files or memory, or lower KEYE_DECODERS."
+        with self._changed:
+            is_news = self._refusal is None
+            self._refusal, self._refused_at = refusal, time.monotonic()
+            self._changed.notify_all()
+        if is_news:
+            logger.error("%s It is tried again every %g s", refusal, _RETRY_SECONDS)

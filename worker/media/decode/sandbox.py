@@ -10,10 +10,12 @@ import platform
 import resource
 import signal
 import struct
+from contextlib import suppress
 
 # Code, stacks and buffers of the largest video the pixel limit allows (8K HEVC holds some thirty frames).
 WORKING_BYTES = 4 * 2**30
 MAX_CPU_SECONDS = 1800
+NICENESS = 5
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP = 22
@@ -44,9 +46,12 @@ def confine(parent_pid: int) -> None:
         _refuse_sockets()
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Where memory runs out all the same, the kernel ends a decoder before the worker.
-    with open("/proc/self/oom_score_adj", "w") as score:
+    # Where memory runs out all the same, the kernel ends a decoder before the worker; where /proc is hidden or read
+    # only it chooses by size. Many decode for one engine, and one that waits for a core makes all jobs wait.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")
+    with suppress(OSError):
+        os.nice(NICENESS)
 
 
 def can_refuse_sockets() -> bool:
@@ -81,8 +86,30 @@ def _refuse_sockets() -> None:
 
 def allow(pixel_bytes: int) -> None:
     """What the next medium may take: memory besides its pixels, and a new measure of CPU time."""
-    resource.setrlimit(resource.RLIMIT_AS, (WORKING_BYTES + pixel_bytes, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, WORKING_BYTES + pixel_bytes)
+    # The kernel ends the process at the soft limit, with SIGXCPU; at the hard one with SIGKILL, as for want of memory.
+    _limit(resource.RLIMIT_CPU, _cpu_seconds_used() + MAX_CPU_SECONDS, below_hard=1)
+
+
+def _limit(which: int, soft: int, below_hard: int = 0) -> None:
+    """The host may have set a hard limit that is lower."""
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (soft if hard == resource.RLIM_INFINITY else min(soft, max(0, hard - below_hard)), hard))
+
+
+def has_cpu_time_left() -> bool:
+    """Whether the next medium may have the least there is for one. The host may have set a hard limit, and what the
+    media before took counts towards it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    return hard == resource.RLIM_INFINITY or hard - _cpu_seconds_used() > least_cpu_seconds()
+
+
+def least_cpu_seconds() -> int:
+    """What each medium may take, whatever those before it took."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    return MAX_CPU_SECONDS if hard == resource.RLIM_INFINITY else min(MAX_CPU_SECONDS, hard // 2)
+
+
+def _cpu_seconds_used() -> int:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = usage.ru_utime + usage.ru_stime
-    # The kernel ends the process at the soft limit, with SIGXCPU.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + MAX_CPU_SECONDS, resource.RLIM_INFINITY))
+    return int(usage.ru_utime + usage.ru_stime)

@@ -82,6 +82,11 @@ class FrameReader:
         self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
+        try:
+            self._stream.codec_context.open(strict=False)
+        except av.FFmpegError:
+            # It gets no threads where the host has no more of them. Other reasons show again at the first packet.
+            self._stream.codec_context.thread_count = 1
         self._position = int(self._index.pts[0]) - 1
         self._frames = self._decode(self._packets())
 
