@@ -139,7 +139,7 @@ def _measure(folder: Path, url: str, precision: str) -> str:
         "KEYE_PRECISION": precision,
         "KEYE_MEDIA_ROOTS": str(folder),
     }
-    worker = LocalWorker(url, folder / f"{precision}.log", settings, ready_seconds=_PATIENCE_SECONDS)
+    worker = LocalWorker(url, folder / f"{precision}.log", settings)
     with watched_memory(worker) as memory, worker, Client(url) as client:
         found = _LOADED.search(worker.log.read_text())
         assert found is not None, worker.log.read_text()

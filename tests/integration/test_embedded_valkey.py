@@ -1,8 +1,11 @@
 """The embedded server ends with its owner, on every way out."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -10,6 +13,7 @@ from redis.exceptions import ConnectionError
 
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from tests.support.conditions import eventually
+from tests.support.started_processes import living
 
 OWNER = """
 import signal, time
@@ -48,3 +52,39 @@ def test_server_keeps_jobs_on_disk_and_never_evicts() -> None:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     eventually(lambda: is_gone(server.url))
+
+
+GUARDIAN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from keye.worker.demo.embedded_valkey import guard
+guard()
+"""
+
+
+def guardian(folder: Path) -> "subprocess.Popen[bytes]":
+    environ = os.environ | {"TMPDIR": str(folder)}
+    command = [sys.executable, "-c", GUARDIAN]
+    return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_guardian_ends_its_server_too(sent: signal.Signals, tmp_path: Path) -> None:
+    with guardian(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert len(living(tmp_path)) == 2
+        process.send_signal(sent)
+        assert process.wait(30) == -sent
+    assert not living(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_signal_to_the_guardian_ends_its_server_at_whatever_moment_it_comes(tmp_path: Path) -> None:
+    for tick in range(16):
+        with guardian(tmp_path) as process:
+            time.sleep(tick / 20)
+            process.terminate()
+            assert process.wait(30) == -signal.SIGTERM
+        assert not living(tmp_path), tick
+        assert not [*tmp_path.iterdir()], tick

