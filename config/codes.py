@@ -75,6 +75,12 @@ class ErrorCode(OpenEnum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED", "caller", False, "The job did not end within its deadline_seconds."
     TIME_LIMIT_EXCEEDED = "TIME_LIMIT_EXCEEDED", "service", True, "A stage or the attempt outlasted its worker's limit."
     OUT_OF_MEMORY = "OUT_OF_MEMORY", "service", True, "The job alone does not fit into the device's memory."
+    HOST_FAULT = (
+        "HOST_FAULT",
+        "service",
+        False,
+        "The job met a fault of the worker's host, such as a full disk, wherever it ran, and other work did not.",
+    )
     WORKER_LOST = "WORKER_LOST", "service", False, "The worker died under the job max_attempts times."
     INTERNAL = "INTERNAL", "service", True, "A fault of the worker itself; its log has the traceback."
 
@@ -97,8 +103,8 @@ class JobState(OpenEnum):
 
 
 UNANSWERED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
-# RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a draining worker
-# requeued the job.
+# RUNNING -> QUEUED: a dead worker's lease ran out, an attempt failed and another is due later, or a worker that drains
+# or is sick requeued the job.
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: UNANSWERED | {JobState.RUNNING},
     JobState.RUNNING: UNANSWERED | {JobState.SUCCEEDED, JobState.QUEUED},
@@ -116,7 +122,9 @@ class Stage(OpenEnum):
 
 
 class QueuedAgain(OpenEnum):
-    """Why a job that ran is queued again: its worker died, its attempt failed and another follows, its worker ends."""
+    """Why a job that ran is queued again: its worker died, its attempt failed and another follows, or its worker ends
+    or is sick.
+    """
 
     LOST = "lost"
     RETRY = "retry"

@@ -77,7 +77,8 @@ def record(job_id: str) -> str:
     followed by another), unreachable_since (when the first of them ended, Unix seconds of the server's clock),
     deaths (attempts that ended with their worker), is_republished (it was given a message again, and may have two),
     queued_at (when the message that was claimed last had come into its queue), given_back (the newest attempt that its
-    worker gave back), left_seconds (that workers of an older release have left it to newer ones),
+    worker gave back), host_faults (JSON: how often the job met a fault of a host that was then found fit, by place),
+    left_seconds (that workers of an older release have left it to newer ones),
     requeued_as (the job that a dead letter was sent again as).
     """
     return f"{PREFIX}job:{job_id}"

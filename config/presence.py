@@ -14,6 +14,7 @@ EXPIRY_SECONDS = 20
 class WorkerState(OpenEnum):
     LOADING = "loading"
     READY = "ready"
+    SICK = "sick"
     DRAINING = "draining"
 
 
@@ -21,7 +22,7 @@ class Presence(Report):
     """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
 
     Of these the chat template takes `template_tokens` at least. `warnings` are for a person: what this worker had to do
-    without.
+    without; `sickness` is why it takes no jobs.
     """
 
     worker: WorkerIdentity
@@ -29,6 +30,7 @@ class Presence(Report):
     model: ModelIdentity | None = None
     max_tokens: int | None = None
     template_tokens: int = 0
+    sickness: str = ""
     warnings: tuple[str, ...] = ()
 
 

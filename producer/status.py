@@ -52,6 +52,8 @@ class FleetStatus(Report):
         for present in self.workers:
             model = "" if present.model is None else f", {present.model.name} in {present.model.precision}"
             yield f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}"
+            if present.sickness:
+                yield f"{'':<8}{escaped(present.sickness)}"
             yield from (f"{'':<8}{escaped(warning)}" for warning in present.warnings)
         if not self.workers:
             yield f"{'worker':<8}none"

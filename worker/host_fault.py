@@ -15,13 +15,14 @@ _OF_HOST = frozenset(
 
 
 class HostFault(Exception):
-    """Its text is for the operator: what failed, the value, the limit, the next move.
+    """Its text is for the operator: what failed, the value, the limit, the next move. `kind` is what callers may read.
 
     `is_final` is one that no wait cures in this process, only a fresh one.
     """
 
-    def __init__(self, reason: str, *, is_final: bool = False) -> None:
+    def __init__(self, reason: str, *, kind: str = "the worker's log says which", is_final: bool = False) -> None:
         super().__init__(reason)
+        self.kind = kind
         self.is_final = is_final
 
 
@@ -34,13 +35,16 @@ def host_fault_of(error: BaseException) -> HostFault | None:
     if isinstance(error, HostFault):
         return error
     if isinstance(error, OSError):
-        return HostFault(str(error))
-    if isinstance(error, MemoryError):
-        return HostFault("This process gets no more memory. Add some, or lower KEYE_CONCURRENCY.")
+        return _of_system(error)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return HostFault("No more threads can be started. Raise the limit on processes, or lower KEYE_CONCURRENCY.")
     cause = wrapped_os_error(error)
-    return None if cause is None else HostFault(str(cause))
+    return None if cause is None else _of_system(cause)
+
+
+def _of_system(error: OSError) -> HostFault:
+    # Without the path in its text, which is the operator's.
+    return HostFault(str(error), kind=error.strerror or type(error).__name__)
 
 
 def wrapped_os_error(error: BaseException) -> OSError | None:

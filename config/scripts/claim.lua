@@ -1,7 +1,7 @@
 -- QUEUED -> RUNNING: one more attempt under a new token, with a lease, said on the job's stream.
 -- A job that was published without a record gets it here; one that had a record has ended. One whose attempts ended twice
--- with their worker, or once when this one is its last, is claimed only by who runs nothing beside it: it may be what killed
--- them, and its neighbours must not pay for it again. Asked again under the same token (its answer got lost on the way) it
+-- with their worker, or once when this one is its last, or that met a fault of a host that was found fit, is claimed only by
+-- who runs nothing beside it: it may be what caused that, and its neighbours must not pay for it again. Asked again under the same token (its answer got lost on the way) it
 -- gives that answer again. What the job asks is what its record says: others may send messages under its id.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set), 4 newest taken job of each priority (sorted set), 5
@@ -9,7 +9,7 @@
 -- ARGV: 1 job id, 2 worker, 3 lease seconds, 4 whether it would run alone (0 or 1), 5 the token, 6.. fields and values of
 -- the record, once it is known that there is none
 -- Returns {"claimed", sealed, canvas, attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens,
--- unreachable_since, num_unreachable},
+-- unreachable_since, num_unreachable, host_faults},
 -- {"settled", outcome, canvas}, {"held"} (by another worker, or until its first or next attempt is due), {"suspect"} or
 -- {"unknown"} (no record: it is asked again with one, if its message came without)
 local now, is_new = clock(), false
@@ -21,17 +21,18 @@ if ARGV[6] and redis.call("HEXISTS", KEYS[1], "state") == 0 then
 end
 local state, token, attempts, max_attempts, deaths, due_at, left_seconds, sealed, canvas,
   claimed_at, submitted_at, deadline_at, max_visual_tokens, priority, is_republished, queued_at,
-  unreachable_since, num_unreachable = unpack(redis.call(
+  unreachable_since, num_unreachable, host_faults = unpack(redis.call(
   "HMGET", KEYS[1],
   "state", "token", "attempts", "max_attempts", "deaths", "due_at", "left_seconds", "sealed", "canvas",
   "claimed_at", "submitted_at", "deadline_at", "max_visual_tokens", "priority", "is_republished",
-  "queued_at", "unreachable_since", "num_unreachable"
+  "queued_at", "unreachable_since", "num_unreachable", "host_faults"
 ))
 
 local function claimed(attempt, since)
   return {
     "claimed", sealed or "null", canvas or "", attempt, max_attempts or "1", since,
     submitted_at or "", deadline_at or "", max_visual_tokens or "", unreachable_since or "", num_unreachable or "",
+    host_faults or "",
   }
 end
 
@@ -57,7 +58,7 @@ end
 deaths = tonumber(deaths or 0)
 local attempt = tonumber(attempts or 0) + 1
 local is_last = attempt >= tonumber(max_attempts or 1)
-if ARGV[4] == "0" and (deaths >= 2 or deaths == 1 and is_last) then
+if ARGV[4] == "0" and (deaths >= 2 or deaths == 1 and is_last or host_faults) then
   return { "suspect" }
 end
 -- Whatever priority its message says: left among the queued, it would be taken from its worker as lost.

@@ -42,12 +42,14 @@ local function requeue(key, events, attempt, token, now, reason)
   add_event(events, { type = "stage", stage = "queued", attempt = tonumber(attempt), at = now, reason = reason })
 end
 
--- Adds an attempt that did not answer the job to its record, once.
+-- Adds an attempt that did not answer the job to its record, once. The newest 50 are kept: of a store that is away for days,
+-- or a host that is sick, there is no end of them.
 local function add_failed_attempt(key, attempt, worker, claimed_at, now, stage, code, message)
   redis.call("HSETNX", key, "attempt:" .. attempt, cjson.encode({
     attempt = tonumber(attempt), worker = worker, began_at = tonumber(claimed_at), ended_at = now,
     stage = stage, code = code, message = message,
   }))
+  redis.call("HDEL", key, "attempt:" .. attempt - 50)
 end
 
 -- A final state with its outcome, the last event and the entry in the feed of ended jobs. `began` is when the attempt that

@@ -1,12 +1,12 @@
--- RUNNING -> QUEUED by the holder of the newest tokens, whose process ends. Each job's new message goes to the head of its
--- queue: others have waited less long. Those that are given back stand there in the order in which they came into the queue,
+-- RUNNING -> QUEUED by the holder of the newest tokens, whose process ends or whose host failed the job. Each job's new
+-- message goes to the head of its queue: others have waited less long. Those that are given back stand there in the order in which they came into the queue,
 -- whoever gave them back. An attempt keeps its number, so that no two have the same, and does not count: the job may have one
 -- more.
 --
 -- KEYS: 1 leases (sorted set), 2 what records' keys begin with, then for each job 3 record (hash), 4 events (stream), 5
 -- messages of its priority (list)
 -- ARGV: 1 seconds until a reaper publishes what nobody has taken, then for each job 2 its id, 3 token, 4 the new token, 5
--- message
+-- message, 6 the host's fault (JSON: stage, message) or "", 7 the place whose fault speaks against the job, or ""
 -- Returns for each job "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
 local MOST_BEFORE = 256
 
@@ -39,9 +39,10 @@ end
 local now, answers, given_back = clock(), {}, {}
 for i = 1, (#KEYS - 2) / 3 do
   local record_key, events, messages = unpack(KEYS, 3 * i, 3 * i + 2)
-  local job_id, token, new_token, message = unpack(ARGV, 4 * i - 2, 4 * i + 1)
-  local state, newest, cancel_requested, attempt, queued_at, claimed_at = unpack(redis.call(
-    "HMGET", record_key, "state", "token", "cancel_requested", "attempts", "queued_at", "claimed_at"
+  local job_id, token, new_token, message, host_fault, place = unpack(ARGV, 6 * i - 4, 6 * i + 1)
+  local state, newest, cancel_requested, attempt, queued_at, claimed_at, worker, host_faults = unpack(redis.call(
+    "HMGET", record_key,
+    "state", "token", "cancel_requested", "attempts", "queued_at", "claimed_at", "worker", "host_faults"
   ))
   if state ~= "RUNNING" or newest ~= token then
     answers[i] = "lost"
@@ -50,6 +51,15 @@ for i = 1, (#KEYS - 2) / 3 do
   else
     answers[i] = "queued"
     requeue(record_key, events, attempt, new_token, now, "given_back")
+    if host_fault ~= "" then
+      local met = cjson.decode(host_fault)
+      add_failed_attempt(record_key, attempt, worker, claimed_at, now, met.stage, "HOST_FAULT", met.message)
+    end
+    if place ~= "" then
+      local met = host_faults and cjson.decode(host_faults) or {}
+      met[place] = (met[place] or 0) + 1
+      redis.call("HSET", record_key, "host_faults", cjson.encode(met))
+    end
     -- Of a job that a worker of 0.2 claimed it is not known.
     queued_at = queued_at or claimed_at
     redis.call("HSET", record_key, "given_back", attempt, "queued_at", queued_at)

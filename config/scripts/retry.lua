@@ -5,7 +5,6 @@
 -- ARGV: 1 job id, 2 token, 3 seconds to wait, 4 stage, 5 code, 6 message, 7 most visual tokens or "",
 -- 8 the new token, 9 whether the job may have one more attempt for this one (0 or 1)
 -- Returns "queued", "cancelled" (the caller wants no other attempt, the lease stays) or "lost"
-local MOST_REMEMBERED = 50
 local state, token, cancel_requested, attempt, worker, claimed_at = unpack(redis.call(
   "HMGET", KEYS[1], "state", "token", "cancel_requested", "attempts", "worker", "claimed_at"
 ))
@@ -27,8 +26,6 @@ if ARGV[5] == "MEDIA_UNREACHABLE" then
   redis.call("HSETNX", KEYS[1], "unreachable_since", string.format("%.6f", now))
   redis.call("HINCRBY", KEYS[1], "num_unreachable", 1)
 end
--- Of a store that is away for days there is no end of them.
-redis.call("HDEL", KEYS[1], "attempt:" .. attempt - MOST_REMEMBERED)
 if ARGV[7] ~= "" then
   redis.call("HSET", KEYS[1], "max_visual_tokens", ARGV[7])
 end

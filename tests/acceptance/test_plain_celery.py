@@ -10,7 +10,6 @@ from PIL import Image
 from redis import Redis
 
 from keye.config.codes import JobState
-from keye.config.faults import JobFailed
 from keye.config.job import GenerationOptions, ImagePart
 from keye.producer import Client, JobNotEnded
 from keye.worker.daemon.exit_codes import ExitCode
@@ -42,15 +41,21 @@ def test_plain_celery_answers_jobs_and_ends_on_sigterm(start: Start, client: Cli
     assert worker.exit_code() == ExitCode.OK
 
 
-@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "The engine's thread ended by a fault")
-def test_an_engine_that_dies_tells_its_jobs_and_ends_the_worker(start: Start, client: Client, tmp_path: Path) -> None:
+@pytest.mark.holds("docs/operations.md#how-did-a-process-end", "The engine's thread ended, as with a lost device")
+def test_an_engine_that_dies_gives_its_jobs_back_and_ends_the_worker(
+    start: Start, client: Client, tmp_path: Path
+) -> None:
     fault = tmp_path / "fault"
     worker = start(*CELERY, **faulty_engine(fault))
     worker.wait_until_ready()
     fault.write_text("die")
-    with pytest.raises(JobFailed, match="the worker has to be restarted"):
-        client.submit(prompt="What is this?").result(timeout=30)
+    job = client.submit(prompt="What is this?", generation={"max_new_tokens": 2})
     assert worker.exit_code() == ExitCode.ENGINE_DIED
+    assert "This worker is sick" in worker.log
+    assert "the GPU has fallen off the bus" in worker.log
+    fault.unlink()
+    start(*CELERY).wait_until_ready()
+    assert job.result(timeout=30).attempts == 2
 
 
 @pytest.mark.holds(

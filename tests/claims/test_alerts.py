@@ -37,6 +37,7 @@ SAID = {
     "KeyeJobsFail": [("More than a tenth", "> 0.1"), ("more than five in a quarter of an hour", "[15m])) > 5")],
     "KeyeDeadLettersGrow": [("More than a hundred jobs more", "> 100"), ("than an hour ago", "offset 1h")],
     "KeyeQuarantineGrows": [("At 1,000 the oldest are let go", ">= 1000")],
+    "KeyeWorkerSick": [("so it takes none", 'state="sick"')],
     "KeyeWorkerHung": [("has not moved", 'state="hung"')],
     "KeyeWorkerRestarts": [("three times", "> 2"), ("in half an hour", "[30m]")],
     "KeyeWorkerGivenUp": [("its GPU is idle now", 'state="given_up"')],
@@ -59,6 +60,7 @@ SAID = {
     "docs/alerts.md#keyedeadlettersgrow", "More than a hundred jobs more are kept as failed than an hour ago"
 )
 @pytest.mark.holds("docs/alerts.md#keyequarantinegrows", "At 1,000 the oldest are let go")
+@pytest.mark.holds("docs/alerts.md#keyeworkersick", "A worker's host fails what every job needs, so it takes none.")
 @pytest.mark.holds("docs/alerts.md#keyeworkerhung", "A worker has not moved for 30 seconds.")
 @pytest.mark.holds("docs/alerts.md#keyeworkerrestarts", "A worker was started again three times in half an hour.")
 @pytest.mark.holds("docs/alerts.md#keyeworkergivenup", "A worker died five times before it was ready")

@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "keye.worker.media",
         "keye.worker.media.*",
         "keye.worker.model",
+        "keye.worker.periodic_thread",
         "keye.worker.results",
         "keye.worker.sizing",
         "keye.worker.telemetry",

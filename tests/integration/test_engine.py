@@ -17,6 +17,7 @@ from keye.config.faults import Fault
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.host_fault import HostFault
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
@@ -315,10 +316,11 @@ def test_dead_step_thread_leaves_nobody_waiting(
 
     monkeypatch.setattr(engine._runner, "run", die)
     for pending in pendings:
-        with pytest.raises(Fault, match="has to be restarted"):
+        with pytest.raises(HostFault, match="the engine died of SystemExit") as died:
             read(pending)
+        assert died.value.is_final
     assert not engine.is_alive
-    with pytest.raises(Fault, match="has to be restarted"):
+    with pytest.raises(HostFault, match="the engine died of SystemExit"):
         engine.inbox.submit(make_prompt(processor, 0, 3), GREEDY)
 
 

@@ -2,7 +2,8 @@
 
 For chaos tests and for measuring what the rest costs: `celery -A tests.support.echo_worker worker --pool threads`.
 A prompt `wait 1.5` is answered after as many seconds; of `write FILE` the first word at once, the rest when there is a
-file; `raise MemoryError` raises it, `hang` hangs in its thread, `die` kills the process.
+file; `raise MemoryError` raises it, `hang` hangs in its thread, `die` kills the process. The device is lost once there
+is a file that ECHO_DEVICE_LOST names.
 """
 
 import builtins
@@ -19,6 +20,7 @@ from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
 from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
+from keye.worker.host_fault import HostFault
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.celery_app import build_app
 
@@ -96,6 +98,12 @@ class EchoEngine:
             else:
                 self.inbox.wait()
             arrived = self.inbox.drain()
+            if os.path.exists(os.environ.get("ECHO_DEVICE_LOST", "")):
+                self.is_alive = False
+                lost = HostFault("the device is lost", is_final=True)
+                for pending in (*running, *arrived, *self.inbox.close(lost)):
+                    pending.end(lost)
+                return
             for pending in arrived:
                 if beginning := _beginning(pending):
                     pending.deliver(beginning, 1)

@@ -61,10 +61,11 @@ class Quarantine:
 class Admission:
     """The door: called with each message as it was taken from its list, before kombu reads it.
 
-    `canvas` are the patterns of KEYE_CELERY_CANVAS.
+    `canvas` are the patterns of KEYE_CELERY_CANVAS. While it is not `is_open` no more are taken.
     """
 
     def __init__(self, redis: Redis, quarantine: Quarantine, canvas: Sequence[str]) -> None:
+        self.is_open = True
         self._redis = redis
         self._quarantine = quarantine
         self._canvas = canvas

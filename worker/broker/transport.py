@@ -32,6 +32,19 @@ STEPS = {step: priority for priority, step in PRIORITY_STEPS.items()}
 class QoS(redis.QoS):
     """What has been taken and not acknowledged, noted in Redis for other workers."""
 
+    def can_consume(self) -> bool:
+        """While the door is closed only what was asked for before: a message may be in the answer, and goes back."""
+        takes_more = self.channel.admission.is_open or not self.channel.active_queues or bool(self.channel._in_poll)
+        return takes_more and super().can_consume()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """What goes back is the next to be taken: kombu would put it behind all that wait."""
+        if requeue:
+            self.restore_by_tag(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().reject(delivery_tag, requeue)
+
     @contextmanager
     def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Iterator[Any]:
         """Two commands in one packet, without the transaction that kombu puts around them and that costs more than they

@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import ExitStack, suppress
 from functools import partial
-from threading import Timer
+from threading import Barrier, Timer
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -41,6 +41,8 @@ from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.fitness import Fitness
+from keye.worker.tasks.probe import probe
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
 # Celery looks for a shutdown only when its loop turns; a quiet one would sleep for up to ten seconds.
 TURN_SECONDS = 0.25
+# For threads to start, on a machine under load.
+START_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +164,13 @@ class EngineStep(bootsteps.StartStopStep):
             newer_job_seconds=settings.newer_job_seconds,
             media_retry_seconds=settings.media_retry_seconds,
         )
+        _start_threads(worker.pool)
         work = WorkClock(redis, settings.concurrency)
-        self._analyst = analyst = worker.app.analyst = Analyst(bench, leases, self._renewal, settlement, outbox, work)
+        self._fitness = fitness = Fitness(partial(probe, bench), worker.app.admission, self._tell_fitness)
+        fitness.start()
+        self._analyst = analyst = worker.app.analyst = Analyst(
+            *(bench, leases, self._renewal, settlement, outbox, work, fitness)
+        )
         self._client = Client(settings)
         guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
@@ -207,12 +216,21 @@ class EngineStep(bootsteps.StartStopStep):
             # From last to first: whatever fails, the rest is stopped too. A drain may outlast a lease: renew until the
             # last job has ended.
             last = (self._client.close, self._announcer.stop, self._outbox.close, self._reaper.stop, self._renewal.stop)
-            eyes = (self._cancels.stop, self._watch.stop, self._vitals.stop, self._broker_watch.stop)
+            eyes = (
+                self._fitness.stop,
+                self._cancels.stop,
+                self._watch.stop,
+                self._vitals.stop,
+                self._broker_watch.stop,
+            )
             for stop in (*last, *eyes, self._engine.stop, self._decoders.stop):
                 ending.callback(stop)
             time_is_up = Timer(self._drain_seconds, self._renewal.drain)
             time_is_up.daemon = True
-            time_is_up.start()
+            try:
+                time_is_up.start()
+            except RuntimeError:  # the host starts no more threads
+                self._renewal.drain()
             ending.callback(time_is_up.cancel)
             # The pool's threads wait for the engine. Celery stops the pool only after us, so it is done here.
             worker.pool.stop()
@@ -242,8 +260,20 @@ class EngineStep(bootsteps.StartStopStep):
     def _announce_ready(self, **_: Any) -> None:
         self._say(self._ready)
 
+    def _tell_fitness(self, sickness: str) -> None:
+        told = {"state": WorkerState.SICK, "sickness": sickness} if sickness else {}
+        if not self._is_shutting_down:
+            self._say(self._ready.model_copy(update=told))
+
     def _say(self, presence: Presence) -> None:
         """To this host, and to all of Redis: a supervisor that is told to stop kills whoever only loads."""
         self._heartbeat.state = Health(presence.state)
         self._heartbeat.beat()
         self._announcer.announce(presence)
+
+
+def _start_threads(pool: ThreadPool) -> None:
+    """All at once, and not one with each job: Celery's loop would end of a thread that its host cannot start."""
+    have_all_started = Barrier(pool.limit)
+    for future in [pool.executor.submit(have_all_started.wait, START_SECONDS) for _ in range(pool.limit)]:
+        future.result()

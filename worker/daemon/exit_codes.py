@@ -18,7 +18,10 @@ class ExitCode(IntEnum):
     PREFLIGHT_FAILED = 10, "A check before starting found faults; all of them are in the message."
     WRONG_POOL = 11, "Celery was started with a pool other than threads."
     MODEL_LOAD_FAILED = 12, "The checkpoint could not be loaded, or what it computes here is wrong or fails."
-    ENGINE_DIED = 13, "The engine's thread ended by a fault; the supervisor starts a fresh process."
+    ENGINE_DIED = (
+        13,
+        "The engine's thread ended, as with a lost device; its jobs are given back, a fresh process starts.",
+    )
     CHILD_NEVER_READY = 14, "Every worker died five times in a row before it was ready; the supervisor gave up."
     DRAIN_INCOMPLETE = 15, "A worker hung 10 s beyond KEYE_DRAIN_SECONDS, or died; others take its jobs up."
     FORCED = 16, "A second SIGTERM or SIGINT cut the drain short; other workers take the running jobs up."

@@ -4,6 +4,7 @@ import faulthandler
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from celery.worker import state
@@ -71,12 +72,14 @@ class Watch(PeriodicThread):
         self._look_at_jobs()
 
     def _limit_silence(self) -> None:
-        # Native code that keeps Python's lock keeps it from us too; this needs none.
-        faulthandler.dump_traceback_later(self._step_seconds, exit=True, file=STDERR)
+        # Native code that keeps Python's lock keeps it from us too; this needs none. It is a thread, though, and a host
+        # that starts no more of them is no reason to stop looking.
+        with suppress(RuntimeError):
+            faulthandler.dump_traceback_later(self._step_seconds, exit=True, file=STDERR)
 
     def _look_at_engine(self) -> None:
         if not self._engine.is_alive and state.should_stop is None:
-            logger.critical("The engine died; this process ends. Its jobs were told, its log above says why.")
+            logger.critical("The engine died; this process ends. Its jobs are given back, its log above says why.")
             state.should_stop = ExitCode.ENGINE_DIED
         if (seconds := self._engine.seconds_in_step) > self._step_seconds:
             logger.critical(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.worker.host_fault import HostFault
 
 if TYPE_CHECKING:
     from keye.worker.model.processor import PreparedPrompt
@@ -78,13 +79,13 @@ class PendingGeneration:
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
-        self._outcome: Generated | Fault | None = None
+        self._outcome: Generated | Fault | HostFault | None = None
 
     def deltas(self) -> Iterator[TextDelta]:
         """New text as it is generated; ends with the generation. One reader only.
 
         Where the engine does not end it at its deadline it is abandoned, and this ends without waiting any longer.
-        Raises `Fault` when the generation failed.
+        Raises `Fault` when the generation failed, `HostFault` when its host did.
         """
         while True:
             left = min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
@@ -101,7 +102,7 @@ class PendingGeneration:
             with self._changed:
                 if not has_ended:
                     self._changed.wait_for(lambda: self.has_ended, timeout=REST_SECONDS)
-                elif isinstance(self._outcome, Fault):
+                elif isinstance(self._outcome, Fault | HostFault):
                     raise self._outcome
                 else:
                     return
@@ -121,8 +122,8 @@ class PendingGeneration:
 
     @property
     def generated(self) -> Generated:
-        """What it came to. Raises `Fault` when it failed and `RuntimeError` while it goes on."""
-        if isinstance(self._outcome, Fault):
+        """What it came to. Raises as `deltas` when it failed, and `RuntimeError` while it goes on."""
+        if isinstance(self._outcome, Fault | HostFault):
             raise self._outcome
         if self._outcome is None:
             raise RuntimeError("the generation has not ended yet: read deltas() to the end first")
@@ -137,7 +138,7 @@ class PendingGeneration:
                 self._changed.notify_all()
             self._num_unread_tokens += num_tokens
 
-    def end(self, outcome: Generated | Fault) -> None:
+    def end(self, outcome: Generated | Fault | HostFault) -> None:
         """For the engine: the generation has ended, with an answer or without."""
         with self._changed:
             self._outcome = outcome
@@ -151,7 +152,7 @@ class Inbox:
         self.max_tokens = max_tokens
         self._changed = threading.Condition()
         self._arrived: list[PendingGeneration] = []
-        self._closed_by: Fault | None = None
+        self._closed_by: Fault | HostFault | None = None
         self._is_woken = False
 
     def submit(
@@ -159,7 +160,7 @@ class Inbox:
     ) -> PendingGeneration:
         """Hand in a prepared prompt; `priority` is how many steps below the highest, `deadline` is of `time.monotonic`.
 
-        Raises `Fault` when it could never fit, however long it waited, and when the engine has ended.
+        Raises `Fault` when it could never fit, however long it waited, and what the engine was closed with.
         """
         needed = len(prompt.input_ids) + sampling.max_new_tokens
         if needed > self.max_tokens:
@@ -196,7 +197,7 @@ class Inbox:
             self._is_woken = True
             self._changed.notify()
 
-    def close(self, fault: Fault) -> list[PendingGeneration]:
+    def close(self, fault: Fault | HostFault) -> list[PendingGeneration]:
         """For the engine: refuse what comes from now on with `fault`; returns what has not been taken in."""
         with self._changed:
             self._closed_by = fault

@@ -21,6 +21,7 @@ from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk, StepLimits
+from keye.worker.host_fault import HostFault, host_fault_of
 from keye.worker.model.attention_choice import choose_attention
 from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.model.image_processing import Image, Video
@@ -140,7 +141,7 @@ class Engine:
         self._sampler = Sampler()
 
     def _step_until_stopped(self) -> None:
-        fault: Fault | None = None
+        fault: HostFault | None = None
         tell_warnings()
         try:
             with torch.inference_mode():
@@ -154,8 +155,8 @@ class Engine:
         except BaseException as error:
             logger.exception("the step thread died")
             self.is_alive = False
-            message = f"The engine died of {type(error).__name__} (see its log); the worker has to be restarted."
-            fault = Fault(ErrorCode.INTERNAL, message)
+            # Its device is lost, as a rule; the jobs may well run in another process.
+            fault = HostFault(f"the engine died of {type(error).__name__}: {error}", is_final=True)
         for pending in self.inbox.close(fault or Fault(ErrorCode.INTERNAL, "The engine has been stopped.")):
             self._take_in(pending)
         for sequence in list(self._scheduler):
@@ -210,7 +211,8 @@ class Engine:
             token_id = next(next_token_ids)
             if token_id is None:
                 self._cache.wipe(sequence.block_table)
-                self._fail(sequence, ErrorCode.INTERNAL, "The model's numbers overflowed. Run it at another precision.")
+                message = "The model's numbers overflowed. Run it at another precision."
+                self._fail(sequence, Fault(ErrorCode.INTERNAL, message))
             elif reason := sequence.append(token_id, now):
                 self._leave(sequence)
                 sequence.end(reason, now)
@@ -236,13 +238,18 @@ class Engine:
                 parts = [[Chunk(sequence, num_tokens // 2)]]
             elif is_memory:
                 logger.warning("a sequence of %d tokens fails, alone: %s", sequence.num_tokens, error)
-                self._fail(sequence, ErrorCode.OUT_OF_MEMORY, self._runner.why_too_large(chunks[0]))
+                self._fail(sequence, Fault(ErrorCode.OUT_OF_MEMORY, self._runner.why_too_large(chunks[0])))
+                return []
+            elif (host_fault := host_fault_of(error)) is not None:
+                # Kernels are compiled when they are first run, which takes files and processes.
+                logger.warning("a sequence meets a fault of this host: %s", host_fault)
+                self._fail(sequence, host_fault)
                 return []
             else:
                 logger.exception("a sequence failed")
                 name = type(error).__name__
                 message = f"The model failed on this job with {name}. The worker's log has the traceback."
-                self._fail(sequence, ErrorCode.INTERNAL, message)
+                self._fail(sequence, Fault(ErrorCode.INTERNAL, message))
                 return []
             if is_memory:
                 self._counters.out_of_memory += 1
@@ -252,9 +259,9 @@ class Engine:
             torch.cuda.empty_cache()  # Libraries such as cuBLAS find no room in what torch keeps for itself.
         return [result for part in parts for result in self._isolated(compute, part, can_shorten=can_shorten)]
 
-    def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
+    def _fail(self, sequence: Sequence, fault: Fault | HostFault) -> None:
         self._leave(sequence)
-        sequence.pending.end(Fault(code, message))
+        sequence.pending.end(fault)
 
     def _leave(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

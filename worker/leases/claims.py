@@ -52,8 +52,9 @@ class Claimed:
     second. `max_attempts` is the job's own and one more for each that does not count. `submitted_at` and
     `deadline_at`, None where unknown or unset, are as a producer that is not ours wrote them. `max_visual_tokens` is
     set where an earlier attempt had more and did not fit into memory, `unreachable_since` where `num_unreachable`
-    earlier ones did not get the media; it is the end of the first. `sealed_json` is what the record says is asked,
-    `canvas_json` what is to be called afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
+    earlier ones did not get the media; it is the end of the first. `host_faults` is how often it met a fault of a host
+    that was then found fit, by place; `is_alone` where nothing runs beside it. `sealed_json` is what the record says is
+    asked, `canvas_json` what is to be called afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
     """
 
     job_id: str
@@ -68,6 +69,8 @@ class Claimed:
     max_visual_tokens: int | None = None
     unreachable_since: Unsaved[float | None] = None
     num_unreachable: Unsaved[int] = 0
+    host_faults: Unsaved[Mapping[str, int]] = field(default_factory=dict, compare=False)
+    is_alone: Unsaved[bool] = field(default=False, compare=False)
     sealed_json: Unsaved[str] = field(default="null", repr=False, compare=False)
     canvas_json: Unsaved[str | None] = field(default=None, repr=False, compare=False)
     delivery_tag: Unsaved[str] = field(default="", compare=False)
@@ -102,7 +105,7 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """It may have killed its workers, so it runs alone: claim it again when nothing runs beside it."""
+    """It may be what killed workers or failed their hosts, so it runs alone: claim it again when nothing else runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class LeaseStore:
             answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
         match answer:
             case ["claimed", sealed_json, canvas_json, *facts]:
-                return _claimed(job, token, sealed_json, facts, canvas_json or None)
+                return _claimed(job, token, sealed_json, facts, canvas_json or None, is_alone)
             case ["settled", outcome, canvas_json]:
                 return AlreadySettled(OUTCOME.validate_json(outcome), canvas_json or None)
             case ["suspect"]:
@@ -133,8 +133,9 @@ class LeaseStore:
         args = [lease.job_id, lease.token, pause_seconds, *reason, limit, new_token(), int(not counts)]
         return cast(Postponement, self._run["retry"](_job_keys(lease.job_id), args))
 
-    def requeue(self, leases: list[Claimed]) -> list[Postponement]:
-        """As `retry`, at once, at the head of the queue and without counting the attempts: their worker ends.
+    def requeue(self, leases: list[Claimed], host_fault: str = "", place: str = "") -> list[Postponement]:
+        """As `retry`, at once, at the head of the queue and without counting the attempts: their worker ends, or it met
+        `host_fault` (JSON: stage, message), which speaks against the jobs where a `place` is named that was found fit.
 
         They are the next to be taken of their priority, in the order in which they came into the queue, among those
         that other workers have given back.
@@ -150,7 +151,8 @@ class LeaseStore:
         for lease, (sealed_json, priority) in zip(leases, records, strict=True):
             priority = Priority(priority or Priority.NORMAL)
             names += [keys.record(lease.job_id), keys.events(lease.job_id), message_list(priority)]
-            args += [lease.job_id, lease.token, new_token(), self._message(lease.job_id, sealed_json, priority)]
+            body = self._message(lease.job_id, sealed_json, priority)
+            args += [lease.job_id, lease.token, new_token(), body, host_fault, place]
         return list(self._run["requeue"](names, args))
 
     def take_turn(self, reaper: str, turn_seconds: float) -> tuple[bool, float]:
@@ -250,9 +252,16 @@ def _job_keys(job_id: str) -> list[str]:
     return [keys.record(job_id), keys.events(job_id), keys.LEASES]
 
 
-def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], canvas_json: str | None = None) -> Claimed:
-    attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens, *unreachable = facts
-    unreachable_since, num_unreachable = unreachable
+def _claimed(
+    job: QueuedJob,
+    token: str,
+    sealed_json: str,
+    facts: list[str],
+    canvas_json: str | None = None,
+    is_alone: bool = False,
+) -> Claimed:
+    attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens, *earlier = facts
+    unreachable_since, num_unreachable, host_faults = earlier
     return Claimed(
         job_id=job.job_id,
         token=token,
@@ -264,6 +273,8 @@ def _claimed(job: QueuedJob, token: str, sealed_json: str, facts: list[str], can
         max_visual_tokens=int(max_visual_tokens) if max_visual_tokens else None,
         unreachable_since=float(unreachable_since) if unreachable_since else None,
         num_unreachable=int(num_unreachable or 0),
+        host_faults=json.loads(host_faults or "{}"),
+        is_alone=is_alone,
         idempotency_key=job.idempotency_key,
         result_ttl_seconds=job.result_ttl_seconds,
         sealed_json=sealed_json,

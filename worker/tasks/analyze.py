@@ -24,6 +24,7 @@ from keye.config.topology import ANALYZE_TASK, RECORDED
 from keye.config.wire import Outline, SealedJob, kind_of, open_sealed, read_sealed, traceparent_of
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
+from keye.worker.host_fault import HostFault, host_fault_of
 from keye.worker.leases.claims import (
     AlreadySettled,
     Claimed,
@@ -32,15 +33,23 @@ from keye.worker.leases.claims import (
     QueuedJob,
     Suspect,
 )
-from keye.worker.leases.job_lease import LeaseStore
+from keye.worker.leases.job_lease import LeaseStore, Postponement
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
-from keye.worker.tasks.fault import ANOTHERS_ID, CANCELLED_BEFORE, CANCELLED_WHILE_RUNNING, explain, failure_of
+from keye.worker.tasks.fault import (
+    ANOTHERS_ID,
+    CANCELLED_BEFORE,
+    CANCELLED_WHILE_RUNNING,
+    explain,
+    failure_of,
+    fault_met,
+)
+from keye.worker.tasks.fitness import Fitness
 from keye.worker.tasks.isolation import Isolation
 from keye.worker.tasks.moves import log_claim, log_given_back, log_retry
-from keye.worker.tasks.retry_policy import RetryDecision, decide_retry, tell_tries, window_of
+from keye.worker.tasks.retry_policy import RetryDecision, decide_retry, is_to_blame, tell_tries, window_of
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics, tell_warnings
@@ -83,6 +92,8 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     it may ask.
     """
     analyst: Analyst = delivery.app.analyst
+    if not analyst.fitness.takes_jobs:
+        raise Reject("this worker is sick, or was a moment ago", requeue=True)
     asked = NOTHING_ASKED
     if written is not None:
         arguments = json.loads(written)
@@ -118,6 +129,7 @@ class Analyst:
         settlement: Settlement,
         outbox: Outbox,
         work: WorkClock,
+        fitness: Fitness,
     ) -> None:
         self._bench = bench
         self._leases = leases
@@ -125,6 +137,9 @@ class Analyst:
         self._settlement = settlement
         self._outbox = outbox
         self._work = work
+        self.fitness = fitness
+        # Of all processes that were started one after another under this name.
+        self._place = f"{bench.worker.host}:{metrics.WORKER or bench.worker.pid}"
         self._isolation = Isolation()
         self._revoked = LimitedSet(maxlen=MAX_REVOKED)
         # Of deliveries that are being answered and whose task has another id than their job.
@@ -168,7 +183,7 @@ class Analyst:
                 if not isinstance(answer, Suspect):
                     return self._act_on(answer, queued, opened, delivery_id)
             # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
-            log.warning("job %s: its workers died, it waits to run alone", queued.job_id)
+            log.warning("job %s: its workers died or met faults of their hosts, it waits to run alone", queued.job_id)
             with about(job_id=queued.job_id), self._isolation.alone(queued.job_id) as is_first:
                 if not is_first:
                     return None
@@ -280,6 +295,7 @@ class Analyst:
             try:
                 with self.stragglers.watching(attempt), self._work.running(kind_of(opened.job)):
                     outcome = attempt.run()
+                self.fitness.answered()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)
                 return None
@@ -287,6 +303,8 @@ class Analyst:
                 log_given_back(lease, attempt.stage)
                 return None
             except BaseException as error:
+                if (host_fault := host_fault_of(error)) is not None:
+                    return self._give_back(attempt, host_fault)
                 # SystemExit and KeyboardInterrupt too: let out, they would take this slot of the pool with them.
                 fault = explain(error)
                 if fault.code is ErrorCode.INTERNAL:
@@ -308,14 +326,40 @@ class Analyst:
                 log.exception("job %s: its outcome cannot be written", lease.job_id)
                 return self._settle(lease, failure_of(explain(error), attempt.stage, lease, opened.job.metadata))
 
+    def _give_back(self, attempt: Attempt, host_fault: HostFault) -> JobResult | JobFailure | None:
+        """For another worker, and not counted; unless the fault is the job's own by now."""
+        lease, stage = attempt.lease, attempt.stage
+        log.warning("job %s: met a fault of this host in stage %s: %s", lease.job_id, stage, host_fault)
+        is_fit = self.fitness.suffered(host_fault, lease.job_id)
+        is_suspected = attempt.is_in_engine if host_fault.is_final else is_fit
+        failure = failure_of(fault_met(host_fault, lease), stage, lease, attempt.job.metadata)
+        if is_suspected and is_to_blame(lease, self._place):
+            return self._settle(lease, failure, attempt.events.unwritten)
+        attempt.events.flush()
+        told = json.dumps({"stage": stage, "message": f"A fault of the worker's host: {host_fault.kind}."})
+        place = self._place if is_suspected else ""
+        answer = self._leases.patience.wait_out(
+            lambda: self._leases.requeue([lease], told, place)[0], f"giving job {lease.job_id} back"
+        )
+        if answer == "queued":
+            log_given_back(lease, stage, "for another worker")
+        return self._unless_queued(answer, lease, failure)
+
     def _retry(self, lease: Claimed, failure: JobFailure, again: RetryDecision) -> JobResult | JobFailure | None:
-        match self._leases.patience.wait_out(
+        answer = self._leases.patience.wait_out(
             lambda: self._leases.retry(lease, failure, again.pause_seconds, again.max_visual_tokens, again.counts),
             f"queueing job {lease.job_id} again",
-        ):
+        )
+        if answer == "queued":
+            metrics.RETRIES.labels(failure.code).inc()
+            log_retry(lease, failure, again.pause_seconds)
+        return self._unless_queued(answer, lease, failure)
+
+    def _unless_queued(
+        self, answer: Postponement, lease: Claimed, failure: JobFailure
+    ) -> JobResult | JobFailure | None:
+        match answer:
             case "queued":
-                metrics.RETRIES.labels(failure.code).inc()
-                log_retry(lease, failure, again.pause_seconds)
                 return None
             case "cancelled":
                 cancelled = {"code": ErrorCode.CANCELLED, "message": CANCELLED_WHILE_RUNNING, "retryable": False}

@@ -138,6 +138,10 @@ class Attempt:
         )
 
     @property
+    def is_in_engine(self) -> bool:
+        return self._pending is not None
+
+    @property
     def seconds(self) -> float:
         """Since it began."""
         return time.monotonic() - self._began_at

@@ -21,19 +21,21 @@ from keye.worker.telemetry.standard_streams import wait_for_no_reader
 def build_app(settings: Settings) -> Celery:
     """An app that consumes jobs; what answers them is put on it, as `analyst`, before it starts to.
 
-    Messages pass its `quarantine`'s door first, see `keye.worker.broker`. Timeouts and health checks are set on every
-    connection: without them a half-open one leaves a worker deaf for as long as the operating system keeps the socket.
+    Messages pass its `admission` first, and lie in its `quarantine` if they cannot be read: see `keye.worker.broker`.
+    Timeouts and health checks are set on every connection: without them a half-open one leaves a worker deaf for as
+    long as the operating system keeps the socket.
     """
     url = settings.full_redis_url()
     app = Celery("keye", include=["keye.worker.tasks.analyze"])
     redis = connect(url, key_prefix=settings.key_prefix)
     app.quarantine = Quarantine(redis)
+    app.admission = Admission(redis, app.quarantine, settings.celery_canvas)
     redis_url = RedisUrl.read(url)
     app.conf.update(
         broker_url=redis_url.shown,
         broker_transport=SCHEME,
         broker_transport_options={
-            "admission": Admission(redis, app.quarantine, settings.celery_canvas),
+            "admission": app.admission,
             # Whatever steps a Celery client knows, its messages are in one of these.
             "priority_steps": list(range(10)),
             "queue_order_strategy": "priority",

@@ -7,6 +7,7 @@ from pydantic import JsonValue
 from keye.config.codes import ErrorCode, Stage
 from keye.config.faults import Fault
 from keye.config.outcome import JobFailure
+from keye.worker.host_fault import HostFault
 from keye.worker.leases.claims import Claimed, LateJob
 
 CANCELLED_WHILE_RUNNING = "The caller cancelled the job while it ran."
@@ -22,6 +23,17 @@ def explain(error: BaseException) -> Fault:
     return Fault(
         ErrorCode.INTERNAL,
         f"The worker failed with {type(error).__name__}. Its log has the traceback beside this job's id.",
+    )
+
+
+def fault_met(host_fault: HostFault, lease: Claimed) -> Fault:
+    """What its caller is told of a job that met this fault of a host where other work passed."""
+    num_before = sum(lease.host_faults.values())
+    return Fault(
+        ErrorCode.HOST_FAULT,
+        f"The job met a fault of the worker's host, {host_fault.kind}, {num_before + 1} times on "
+        f"{max(1, len(lease.host_faults))} workers, the last time with nothing beside it; other work passes there. "
+        "Send less in one job, or media that are smaller.",
     )
 
 

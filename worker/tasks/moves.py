@@ -22,9 +22,9 @@ def log_stage(lease: Claimed, stage: Stage) -> None:
     log.debug("job %s: stage %s, attempt %d", lease.job_id, stage, lease.attempt, extra=facts)
 
 
-def log_given_back(lease: Claimed, stage: Stage) -> None:
+def log_given_back(lease: Claimed, stage: Stage, why: str = "this worker ends") -> None:
     facts = {"state": JobState.QUEUED, "stage": stage}
-    log.info("job %s: given back in stage %s, this worker ends", lease.job_id, stage, extra=facts)
+    log.info("job %s: given back in stage %s, %s", lease.job_id, stage, why, extra=facts)
 
 
 def log_retry(lease: Claimed, failure: JobFailure, pause_seconds: float) -> None:

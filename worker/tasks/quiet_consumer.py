@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 from billiard.exceptions import RestartFreqExceeded
-from celery.exceptions import CPendingDeprecationWarning
+from celery.exceptions import CPendingDeprecationWarning, Reject
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from redis.exceptions import RedisError
@@ -14,6 +14,7 @@ from keye.config.connection import passes
 from keye.config.topology import ANALYZE_TASK
 
 TALKATIVE = (
+    "celery.app.trace",
     "celery.worker.consumer.consumer",
     "kombu.asynchronous.hub",
     "kombu.transport.redis",
@@ -24,7 +25,8 @@ REPEAT_SECONDS = 10.0
 
 
 class OutageFilter(logging.Filter):
-    """Tells of a Redis that is away or full without tracebacks, and nothing in the same words within ten seconds.
+    """Tells of a Redis that is away or full, and of a message that goes back, without tracebacks, and nothing in the
+    same words within ten seconds.
 
     Else Celery and kombu write a hundred lines a second for as long as it lasts.
     """
@@ -35,7 +37,7 @@ class OutageFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         fault = record.exc_info[1] if record.exc_info else None
-        if isinstance(fault, RestartFreqExceeded) or (isinstance(fault, RedisError) and passes(fault)):
+        if isinstance(fault, RestartFreqExceeded | Reject) or (isinstance(fault, RedisError) and passes(fault)):
             record.exc_info = record.exc_text = None
         if record.levelno < logging.WARNING:
             return True

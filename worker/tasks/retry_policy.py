@@ -12,6 +12,8 @@ _RETRIED = (ErrorCode.MEDIA_UNREACHABLE, ErrorCode.OUT_OF_MEMORY)
 
 FIRST_PAUSE_SECONDS = 4.0
 MAX_PAUSE_SECONDS = 120.0
+# Of one job in one place, the first beside others.
+MAX_HOST_FAULTS = 3
 # However long a store asks to be left alone: it may be back sooner, and callers wait.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
@@ -70,6 +72,15 @@ def decide_retry(
     # Of text alone nothing can be left out.
     max_visual_tokens = num_visual_tokens // 2
     return RetryDecision(pause, max_visual_tokens) if max_visual_tokens else None
+
+
+def is_to_blame(lease: Claimed, place: str) -> bool:
+    """Whether the job itself causes the fault of the host that it met in this place, which is fit for others.
+
+    It ran alone, so no neighbour did; and it met one in another place before, or here so often.
+    """
+    before = dict(lease.host_faults)
+    return lease.is_alone and (before.pop(place, 0) >= MAX_HOST_FAULTS or bool(before))
 
 
 def seconds_unreachable(lease: Claimed, seconds: float) -> float:

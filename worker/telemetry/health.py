@@ -32,6 +32,7 @@ class Health(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    SICK = "sick"
     DRAINING = "draining"
     HUNG = "hung"
     WAITING = "waiting"

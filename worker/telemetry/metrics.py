@@ -35,6 +35,7 @@ def _gauge(name: str, what: str, *labels: str) -> Gauge:
 JOBS = _counter("jobs", "Jobs that a worker ended, by outcome and error code", "outcome", "code")
 RETRIES = _counter("retries", "Attempts that failed and are followed by another, by their code", "code")
 OUTCOMES_LOST = _counter("outcomes_lost", "Outcomes that neither Redis nor the disk took before their process ended")
+HOST_FAULTS = _counter("host_faults", "Jobs that met a fault of a worker's host, such as a full disk")
 REAPED = _counter("reaped", "Jobs taken from workers that died under them")
 LATE_RENEWALS = _counter("late_renewals", "Renewals of leases that came more than two thirds of a lease after the last")
 PREEMPTIONS = _counter("preemptions", "Generations that gave their KV blocks up to others, to begin again")

@@ -1,6 +1,7 @@
 """A real Celery worker, server, engine and decoders, with a model of random weights."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench, load_sampling
 from keye.worker.tasks.celery_app import build_app
+from keye.worker.tasks.fitness import Fitness
+from keye.worker.tasks.probe import probe
 from keye.worker.tasks.work_clock import WorkClock
 from tests.integration.analyze.plant import (
     CHECKPOINT,
@@ -67,7 +70,9 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
     )
     app = build_app(settings)
     outbox = Outbox(settlement, Spool(tmp_path_factory.mktemp("spool")), leases.patience)
-    app.analyst = Analyst(bench, leases, renewal, settlement, outbox, WorkClock(redis, CONCURRENCY))
+    fitness = Fitness(partial(probe, bench), app.admission, print)
+    fitness.start()
+    app.analyst = Analyst(bench, leases, renewal, settlement, outbox, WorkClock(redis, CONCURRENCY), fitness)
     with (
         start_worker(
             app, pool="threads", concurrency=CONCURRENCY, perform_ping_check=False, loglevel="warning"

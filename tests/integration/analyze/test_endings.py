@@ -73,7 +73,8 @@ def limits(plant: Plant) -> Iterator[Callable[..., Analyst]]:
     def limit(**seconds: float) -> Analyst:
         bench = replace(plant.bench, **seconds)
         work = WorkClock(plant.redis, concurrency=1)
-        plant.app.analyst = Analyst(bench, plant.leases, plant.renewal, plant.settlement, plant.outbox, work)
+        parts = (plant.leases, plant.renewal, plant.settlement, plant.outbox, work, usual.fitness)
+        plant.app.analyst = Analyst(bench, *parts)
         return plant.app.analyst
 
     yield limit

@@ -14,13 +14,7 @@ from keye.config.outcome import FailedAttempt
 from keye.config.topology import message, message_list
 from keye.config.wire import open_sealed
 from keye.producer import Client
-from keye.worker.leases.claims import (
-    Claimed,
-    HeldElsewhere,
-    QueuedJob,
-    Requeued,
-    TakenOver,
-)
+from keye.worker.leases.claims import Claimed, HeldElsewhere, QueuedJob, Requeued, Suspect, TakenOver
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
@@ -99,6 +93,23 @@ def test_job_given_back_is_due_at_once_and_the_attempt_does_not_count(
     second = claim(store, sealed, "worker-2")
     assert second.attempt == 2
     assert second.max_attempts == first.max_attempts + 1
+
+
+def test_job_that_met_a_fault_of_a_fit_host_runs_alone_from_then_on(store: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    met = json.dumps({"stage": "fetch", "message": "the disk is full"})
+    assert store.requeue([claim(store, sealed)], met) == ["queued"]
+    assert store.requeue([claim(store, sealed)], met, "host-1:gpu0") == ["queued"]
+    assert isinstance(store.claim(QueuedJob.of(sealed), "worker-2"), Suspect)
+
+    third = claim(store, sealed, "worker-2", is_alone=True)
+    assert (third.attempt, third.host_faults, third.is_alone) == (3, {"host-1:gpu0": 1}, True)
+    assert store.requeue([third], met, "host-2:gpu0") == ["queued"]
+    assert claim(store, sealed, is_alone=True).host_faults == {"host-1:gpu0": 1, "host-2:gpu0": 1}
+    noted = [json.loads(record(redis, sealed.job_id)[f"attempt:{n}"]) for n in (1, 2, 3)]
+    assert [(each["code"], each["stage"], each["message"]) for each in noted] == [
+        ("HOST_FAULT", "fetch", "the disk is full")
+    ] * 3
 
 
 def test_jobs_given_back_are_the_next_to_be_taken_in_their_old_order(store: LeaseStore, redis: Redis) -> None:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from keye.config.faults import Fault
 from keye.worker.engine.graph_capture import CudaRecorder, DecodeGraphs, Replay
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.host_fault import HostFault
 from keye.worker.model.image_processing import Image
 from keye.worker.model.load import load_model
 from keye.worker.model.paged_attention import GatheredForm
@@ -185,7 +185,7 @@ def test_fault_of_capturing_leaves_every_step_uncaptured_and_the_engine_alive(
 def test_device_lost_while_capturing_ends_the_engine(start_capturing: Callable[..., Engine]) -> None:
     fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     engine = start_capturing(FaultyRecorder(3, fault))
-    with pytest.raises(Fault, match="has to be restarted"):
+    with pytest.raises(HostFault, match="the engine died of AcceleratorError"):
         engine.warm_up()
     assert not engine.is_alive
 

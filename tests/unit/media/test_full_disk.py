@@ -65,6 +65,10 @@ def is_full() -> "pytest.RaisesExc[OSError]":
     "docs/operations.md#what-lies-in-the-cache-folder-and-may-i-delete-it",
     "Where the disk is full, the cache gives up what it keeps: as much as is needed, then all.",
 )
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-says-that-it-is-sick-what-must-i-do",
+    "A full disk is met with the cache's own files first.",
+)
 def test_as_many_are_given_up_as_take_what_is_needed_the_eldest_first(disk: Path, store: Store) -> None:
     cache = MediaCache(disk / "cache", 100 * MIB)
     for name in ("first", "second", "third"):

@@ -1,6 +1,7 @@
 """Which failures get another attempt, when, and with how much of the media."""
 
 import time
+from dataclasses import replace
 from math import inf
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from keye.worker.tasks.retry_policy import (
     MAX_RETRY_AFTER_SECONDS,
     RetryDecision,
     decide_retry,
+    is_to_blame,
     window_of,
 )
 
@@ -212,3 +214,26 @@ def test_retry_after_may_be_a_date_in_any_of_the_forms_of_http(form: str, monkey
 def test_whatever_a_store_writes_as_retry_after_is_no_fault_of_ours(header: str) -> None:
     seconds = read_retry_after(header)
     assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("met_before", "is_alone", "is_blamed"),
+    [
+        ({}, False, False),
+        ({"here": 1}, False, False),
+        ({"there": 1}, False, False),
+        ({"here": 1}, True, False),
+        ({"here": 2}, True, False),
+        ({"here": 3}, True, True),
+        ({"there": 1}, True, True),
+    ],
+)
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-says-that-it-is-sick-what-must-i-do",
+    "One that meets its fault three times more on that worker, or on a second one, ends as `HOST_FAULT`",
+)
+def test_a_job_is_to_blame_for_its_hosts_only_alone_and_again(
+    met_before: dict[str, int], is_alone: bool, is_blamed: bool
+) -> None:
+    lease = replace(a_lease(), host_faults=met_before, is_alone=is_alone)
+    assert is_to_blame(lease, "here") is is_blamed
