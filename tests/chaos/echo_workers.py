@@ -126,7 +126,9 @@ class EchoWorkers:
         self._lease_seconds = lease_seconds
         self.started: list[EchoWorker] = []
 
-    def start(self, *, drain_seconds: float = 60, url: str | None = None, within: Sequence[str] = ()) -> EchoWorker:
+    def start(
+        self, *, drain_seconds: float = 60, url: str | None = None, within: Sequence[str] = (), **settings: str
+    ) -> EchoWorker:
         number = len(self.started)
         environ = {
             "KEYE_REDIS_URL": url or self._url,
@@ -136,6 +138,7 @@ class EchoWorkers:
             "KEYE_CACHE_FOLDER": str(self._folder / "cache"),
             "KEYE_SPOOL_FOLDER": str(self._folder / "spool"),
             **self._settings,
+            **settings,
         }
         log_file = self._folder / f"worker{number}.log"
         log_file.touch()
