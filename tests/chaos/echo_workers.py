@@ -145,8 +145,8 @@ class EchoWorkers:
         self.started.append(EchoWorker(number, environ, log_file, self._redis, within))
         return self.started[-1]
 
-    def start_ready(self, num_workers: int = 1) -> list[EchoWorker]:
-        workers = [self.start() for _ in range(num_workers)]
+    def start_ready(self, num_workers: int = 1, **settings: str) -> list[EchoWorker]:
+        workers = [self.start(**settings) for _ in range(num_workers)]
         for worker in workers:
             worker.wait_until_ready()
         return workers

@@ -67,7 +67,9 @@ def test_no_job_is_lost_or_doubled_when_workers_are_killed_all_the_time(
     for job in given_up:
         outcome = outcome_of(broker.redis, job)
         assert isinstance(outcome, JobFailure)
-        assert (outcome.code, outcome.attempts) == (ErrorCode.WORKER_LOST, MAX_ATTEMPTS)
+        assert outcome.code is ErrorCode.WORKER_LOST
+        # A death while it waited is not among them.
+        assert outcome.attempts >= MAX_ATTEMPTS
     assert len(given_up) <= SCALE.num_kills / MAX_ATTEMPTS
     assert_all_is_well([job for job in jobs if job not in given_up])
 

@@ -46,6 +46,7 @@ from keye.worker.leases.claims import (
 )
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
+from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox, Spool, Verdict
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.stragglers import dead_letter, expire
@@ -57,7 +58,7 @@ LEASE_SECONDS = 30
 class Jobs(RuleBasedStateMachine):
     """`seen` is what was last read of each job, `claims` counts what was granted of it, `settlers` has who ended it.
 
-    `given_back` are the attempts that ended with a drain.
+    `given_back` are the attempts that ended with a drain, `waiting` those that wait for their turn.
     """
 
     jobs: Bundle[Job] = Bundle("jobs")
@@ -83,6 +84,7 @@ class Jobs(RuleBasedStateMachine):
         self.claims: dict[str, int] = {}
         self.settlers: dict[str, Claimed] = {}
         self.given_back: set[tuple[str, int]] = set()
+        self.waiting: set[tuple[str, int]] = set()
 
     # Few jobs with much happening to each.
     @precondition(lambda self: len(self.claims) < 3)
@@ -149,6 +151,32 @@ class Jobs(RuleBasedStateMachine):
     def renew(self, lease: Claimed) -> None:
         is_holder = self.holds(lease)
         assert (self.store.renew([lease]) == ["lost"]) == (not is_holder)
+
+    @rule(lease=leases, waits=st.booleans())
+    def wait_for_its_turn(self, lease: Claimed, waits: bool) -> None:
+        before, is_holder = self.record(lease.job_id), self.holds(lease)
+        EventWriter(self.redis).write_waits(lease, waits)
+        if not is_holder:
+            assert self.record(lease.job_id) == before, "who lost the lease writes nothing"
+        elif waits:
+            self.waiting.add((lease.job_id, lease.attempt))
+        else:
+            self.waiting.discard((lease.job_id, lease.attempt))
+
+    @rule(lease=leases)
+    def die(self, lease: Claimed) -> None:
+        """Its death is the job's where it did not wait."""
+        if not self.holds(lease):
+            return
+        before = self.record(lease.job_id)
+        self.time_passes_over_a_lease_or_a_pause(Job(lease.job_id, self.transport))
+        self.reaper.look_around()
+        waited = (lease.job_id, lease.attempt) in self.waiting and "cancel_requested" not in before
+        is_spared = waited and int(before.get("spared", 0)) < 10
+        after = self.record(lease.job_id)
+        for field, is_counted in (("spared", is_spared), ("deaths", not is_spared)):
+            assert int(after.get(field, 0)) == int(before.get(field, 0)) + is_counted
+        assert int(after["max_attempts"]) == int(before["max_attempts"]) + is_spared
 
     @rule(lease=leases, code=st.sampled_from([ErrorCode.INTERNAL, ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED]))
     def settle(self, lease: Claimed, code: ErrorCode) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from keye.worker.daemon.loading import ServedModel
 
 CONTEXT_TOKENS = 8192
+# Generations that run at once; the others wait in the engine.
+MAX_RUNNING = int(os.environ.get("ECHO_MAX_RUNNING", "1000"))
 STEP_SECONDS = 0.01
 # What the worker's metrics read of an engine; the class that has it brings torch.
 COUNTED = ("steps", "step_seconds", "preemptions", "out_of_memory", "running", "waiting", "max_step_tokens")
@@ -92,22 +94,27 @@ class EchoEngine:
 
     def _run(self) -> None:
         running: list[PendingGeneration] = []
+        waiting: list[PendingGeneration] = []
         while not self._is_stopping:
-            if running:
+            if running or waiting:
                 time.sleep(STEP_SECONDS)
             else:
                 self.inbox.wait()
-            arrived = self.inbox.drain()
+            waiting += self.inbox.drain()
             if os.path.exists(os.environ.get("ECHO_DEVICE_LOST", "")):
                 self.is_alive = False
                 lost = HostFault("the device is lost", is_final=True)
-                for pending in (*running, *arrived, *self.inbox.close(lost)):
+                for pending in (*running, *waiting, *self.inbox.close(lost)):
                     pending.end(lost)
                 return
-            for pending in arrived:
+            num_free = MAX_RUNNING - len(running)
+            admitted = [p for place, p in enumerate(waiting) if place < num_free or p.is_abandoned]
+            waiting = [p for p in waiting if p not in admitted]
+            for pending in admitted:
+                pending.begin()
                 if beginning := _beginning(pending):
                     pending.deliver(beginning, 1)
-            running += arrived
+            running += admitted
             running = [pending for pending in running if not _step(pending)]
 
 

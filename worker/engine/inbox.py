@@ -76,6 +76,7 @@ class PendingGeneration:
         self.deadline = deadline
         self.submitted_at = time.monotonic()
         self.is_abandoned = False
+        self._has_begun = False
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
@@ -88,9 +89,8 @@ class PendingGeneration:
         Raises `Fault` when the generation failed, `HostFault` when its host did.
         """
         while True:
-            left = min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
             with self._changed:
-                if not self.wait(left):
+                if not self.wait(self._seconds_left):
                     self.abandon()
                     return
                 delta = TextDelta("".join(self._unread), self._num_unread_tokens)
@@ -112,6 +112,17 @@ class PendingGeneration:
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._num_unread_tokens) or self.has_ended, seconds)
 
+    def wait_to_begin(self, seconds: float = inf) -> bool:
+        """Whether within so many seconds the engine takes it in among those it runs, or it ends."""
+        with self._changed:
+            seconds = min(seconds, self._seconds_left)
+            return self._changed.wait_for(lambda: self._has_begun or self.has_ended, seconds)
+
+    @property
+    def _seconds_left(self) -> float:
+        """Until nobody waits for the engine any more."""
+        return min(self.deadline + OVERRUN_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
+
     def abandon(self) -> None:
         """Stop at the next step, from any thread; what was generated so far is kept in `generated`."""
         self.is_abandoned = True
@@ -129,9 +140,16 @@ class PendingGeneration:
             raise RuntimeError("the generation has not ended yet: read deltas() to the end first")
         return self._outcome
 
+    def begin(self) -> None:
+        """For the engine: its first step is next, there is room for it."""
+        with self._changed:
+            self._has_begun = True
+            self._changed.notify_all()
+
     def deliver(self, text: str, num_tokens: int) -> None:
         """For the engine: new text, and how many tokens it took."""
         with self._changed:
+            self._has_begun = True
             if text:
                 self._unread.append(text)
             if not self._num_unread_tokens:

@@ -179,6 +179,7 @@ class Engine:
             self._runner.forget_media(sequence)
         for sequence in plan.admitted:
             sequence.started_at = sequence.started_at or started_at
+            sequence.pending.begin()
         unseen = [chunk for chunk in plan.chunks if self._runner.needs_encoding(chunk)]
         if unseen:
             self._isolated(self._runner.encode, unseen, can_shorten=False)

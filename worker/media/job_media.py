@@ -65,14 +65,15 @@ def decode(
     check: Callable[[], None] = lambda: None,
     on_wait: Callable[[], None] = lambda: None,
     on_begin: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> list[Decoded]:
     """Turn what `fetch` opened into pixels of the sizes that `sizing` asks for, side by side, in order, and close it.
 
     `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
     medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time, after
     each frame of a video: (media_index, frames done, frames in all). What it raises ends the decoding too.
-    `on_wait` and `on_begin` are called by each medium's own thread: where it has to wait for a decoder or for room, and
-    right before a decoder gets it.
+    `on_wait`, `on_begin` and `on_end` are called by each medium's own thread: where it has to wait for a decoder or for
+    room, right before a decoder gets it, and once it has left it for good.
     """
     telling = Lock()
 
@@ -85,7 +86,10 @@ def decode(
         order = DecodingOrder(part, file, limits, sizing, partial(tell, media_index), go_on, on_wait, on_begin)
         # Closed at once: pixels take a handle too, and a job may have 64 media.
         with file, named(name_medium(part.uri)):
-            return decoders.decode(order, share)
+            try:
+                return decoders.decode(order, share)
+            finally:
+                on_end()
 
     try:
         with decoders.share() as share:

@@ -1,4 +1,6 @@
-"""Tells a job's stream how far its attempt is. The first event is claim's, the last ones settle's."""
+"""Tells a job's stream how far its attempt is, and its record that it waits. The first event is claim's, the last ones
+settle's.
+"""
 
 import logging
 import time
@@ -12,6 +14,7 @@ from keye.config import keys
 from keye.config.connection import LOWEST_LIMIT_BYTES, ArgumentTooLarge, check_arguments
 from keye.config.contract import Report
 from keye.config.event import Channel, TextGenerated
+from keye.config.scripts import load_script
 from keye.worker.leases.claims import Claimed
 from keye.worker.results.thinking import Piece, ThinkingSplitter
 
@@ -30,6 +33,7 @@ class EventWriter:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._write_waits = load_script(redis, "waits")
         self._silent_until = 0.0
 
     def write(self, lease: Claimed, events: list[str]) -> bool:
@@ -51,11 +55,23 @@ class EventWriter:
                     writing.xadd(stream, {"event": event}, maxlen=MAX_EVENTS, nomkstream=True)
                 writing.execute()
         except RedisError as fault:
-            # Every job would wait out the same timeouts, ten times a second.
-            self._silent_until = time.monotonic() + SILENCE_SECONDS
-            log.warning("job %s: events not written: %s", lease.job_id, fault)
+            self._fall_silent(lease, fault)
             return False
         return True
+
+    def write_waits(self, lease: Claimed, waits: bool) -> None:
+        """Note in the record whether the attempt waits for its turn."""
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self._write_waits([keys.record(lease.job_id)], [lease.token, int(waits)])
+        except RedisError as fault:
+            self._fall_silent(lease, fault)
+
+    def _fall_silent(self, lease: Claimed, fault: RedisError) -> None:
+        """Every job would wait out the same timeouts, ten times a second."""
+        self._silent_until = time.monotonic() + SILENCE_SECONDS
+        log.warning("job %s: events not written: %s", lease.job_id, fault)
 
 
 def without_oversized(redis: Redis, lease: Claimed, events: Sequence[str]) -> list[str]:

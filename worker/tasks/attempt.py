@@ -24,6 +24,7 @@ from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
 from keye.worker.tasks.moves import log_stage
+from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn
 from keye.worker.tasks.visual_inputs import thinning_warnings, visual_inputs
 from keye.worker.telemetry.log import about
 
@@ -86,6 +87,7 @@ class Attempt:
         self.stage = Stage.OPEN
         self.num_visual_tokens = 0
         self.events = AttemptEvents(bench.events, lease)
+        self._turn = Turn(bench.events, lease)
         self._bench = bench
         self.job = job
         self.lease = lease
@@ -233,8 +235,15 @@ class Attempt:
                 for file in fetched:
                     opened.callback(file.close)
             with self._in_stage(Stage.DECODE):
-                watching = (self._on_frame, self._stop_if_over)
-                return decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
+                turn = self._turn
+                watching = (self._on_frame, self._watch_decoding, turn.wait, turn.begin, turn.wait)
+                decoded = decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
+                turn.begin()
+                return decoded
+
+    def _watch_decoding(self) -> None:
+        self._stop_if_over()
+        self._turn.tell()
 
     def _on_frame(self, media_index: int, done: int, total: int) -> None:
         self._stop_if_over()
@@ -266,6 +275,7 @@ class Attempt:
         try:
             if not self._pending.wait(BRIEFLY_SECONDS):
                 self.events.flush()
+                self._await_turn(self._pending)
             text = Coalescer(self.events)
             for delta in self._pending.deltas():
                 text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
@@ -279,6 +289,14 @@ class Attempt:
         if generated.finish_reason in ("abandoned", "deadline"):
             raise RuntimeError(f"the engine gave the generation up ({generated.finish_reason}), nobody asked it to")
         return generated
+
+    def _await_turn(self, pending: PendingGeneration) -> None:
+        """Until the engine has room for it, or it is over."""
+        self._turn.wait()
+        if not pending.wait_to_begin(BRIEF_WAIT_SECONDS):
+            self._turn.tell(after_seconds=0)
+            pending.wait_to_begin()
+        self._turn.begin()
 
 
 def _messages(job: AnalysisJob) -> list[dict[str, Any]]:

@@ -185,7 +185,7 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     brief: LeaseStore, client: Redis, redis: Redis
 ) -> None:
     sealed = a_job(max_attempts=3)
-    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).tell(StageStarted, stage=Stage.FETCH)
+    AttemptEvents(EventWriter(client), claim(brief, sealed, "dies")).tell(StageStarted, stage=Stage.DECODE)
     eventually(lambda: brief.due(keys.LEASES, 10))
     brief.reap(sealed.job_id, "reaper")
     second = claim(brief, sealed, "fails")
@@ -197,7 +197,7 @@ def test_every_failed_attempt_is_kept_with_its_worker_stage_and_reason(
     fields = record(redis, sealed.job_id)
     attempts = [FailedAttempt.model_validate_json(fields[f"attempt:{number}"]) for number in (1, 2, 3)]
     assert [(a.attempt, a.worker, a.stage, a.code) for a in attempts] == [
-        (1, "dies", Stage.FETCH, ErrorCode.WORKER_LOST),
+        (1, "dies", Stage.DECODE, ErrorCode.WORKER_LOST),
         (2, "fails", Stage.DECODE, ErrorCode.INTERNAL),
         (3, "dies too", Stage.OPEN, ErrorCode.WORKER_LOST),
     ]

@@ -16,7 +16,7 @@ from keye.config.event import FramesDecoded, StageStarted, TextGenerated
 from keye.config.job import Priority
 from keye.config.outcome import FailedAttempt
 from keye.config.topology import QUEUE, SHARED_UNACKED, SHARED_UNACKED_INDEX, message, message_list
-from keye.worker.leases.claims import Requeued, TakenOver
+from keye.worker.leases.claims import Claimed, QueuedJob, Requeued, TakenOver
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.event_writer import AttemptEvents, EventWriter
 from keye.worker.results.settlement import Settlement
@@ -175,6 +175,102 @@ def test_the_stage_a_worker_died_in_is_known_from_its_last_words(
     taken = brief.reap(lease.job_id, "reaper")
     assert isinstance(taken, TakenOver)
     assert taken.stage is stage
+
+
+def die(brief: LeaseStore, lease: Claimed, waits: bool, *told: tuple[type[Report], dict[str, Any]]) -> None:
+    """Its worker says so much, and then nothing any more."""
+    writer = EventWriter(brief.redis)
+    for kind, facts in told:
+        assert AttemptEvents(writer, lease).tell(kind, **facts)
+    if waits:
+        writer.write_waits(lease, True)
+    eventually(lambda: lease.job_id in brief.due(keys.LEASES, 10))
+
+
+FETCH = (StageStarted, {"stage": Stage.FETCH})
+DECODE = (StageStarted, {"stage": Stage.DECODE})
+FRAMES = (FramesDecoded, {"media_index": 0, "done": 1, "total": 9})
+PREPARE = (StageStarted, {"stage": Stage.PREPARE})
+GENERATE = (StageStarted, {"stage": Stage.GENERATE})
+TEXT = (TextGenerated, {"channel": "answer", "text": "a", "offset": 0, "num_tokens": 1})
+
+
+@pytest.mark.holds("docs/reliability.md#promises", "A death counts for jobs that")
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "It does not count for a job that was",
+)
+@pytest.mark.parametrize(
+    ("told", "waits", "counts"),
+    [
+        ([], False, True),
+        ([FETCH], False, False),
+        ([FETCH, DECODE], False, True),
+        ([FETCH, DECODE], True, False),
+        ([FETCH, DECODE, FRAMES], False, True),
+        ([FETCH, DECODE, FRAMES], True, False),
+        ([FETCH, DECODE, PREPARE], False, True),
+        ([GENERATE], False, True),
+        ([GENERATE], True, False),
+        # It could not be noted that it waits no longer.
+        ([GENERATE, TEXT], True, True),
+    ],
+)
+def test_a_death_counts_for_what_was_in_a_decoder_or_in_the_engine(
+    brief: LeaseStore, redis: Redis, told: list[tuple[type[Report], dict[str, Any]]], waits: bool, counts: bool
+) -> None:
+    lease = claim(brief, a_job(max_attempts=1), "dead")
+    die(brief, lease, waits, *told)
+    reaped = brief.reap(lease.job_id, "reaper")
+    assert isinstance(reaped, TakenOver if counts else Requeued)
+    found = record(redis, lease.job_id)
+    assert (found.get("deaths"), found.get("spared")) == (("1", None) if counts else (None, "1"))
+    # Either way it is told.
+    assert FailedAttempt.model_validate_json(found["attempt:1"]).code is ErrorCode.WORKER_LOST
+    if not counts:
+        again = brief.claim(QueuedJob(lease.job_id, {}), "next")
+        assert isinstance(again, Claimed), "it need not run alone"
+        assert (again.attempt, again.max_attempts) == (2, 2)
+
+
+def test_a_wait_that_is_over_or_of_another_attempt_spares_nothing(brief: LeaseStore, redis: Redis) -> None:
+    writer, first = EventWriter(brief.redis), claim(brief, a_job(max_attempts=3))
+    writer.write_waits(first, True)
+    writer.write_waits(first, False)
+    die(brief, first, False, GENERATE)
+    assert isinstance(brief.reap(first.job_id, "reaper"), Requeued)
+    assert record(redis, first.job_id)["deaths"] == "1"
+    second = claim(brief, a_job(max_attempts=3))
+    die(brief, second, True, GENERATE)
+    brief.reap(second.job_id, "reaper")
+    again = brief.claim(QueuedJob(second.job_id, {}), "next")
+    assert isinstance(again, Claimed)
+    # It wakes up, and is not asked any more.
+    writer.write_waits(second, True)
+    die(brief, again, False, GENERATE)
+    brief.reap(second.job_id, "reaper")
+    assert record(redis, second.job_id)["deaths"] == "1"
+
+
+@pytest.mark.holds("docs/reliability.md#promises", "up to ten times")
+def test_a_job_whose_workers_die_while_it_waits_comes_to_an_end(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job(max_attempts=1)
+    for _ in range(10):
+        die(brief, claim(brief, sealed), True, GENERATE)
+        assert isinstance(brief.reap(sealed.job_id, "reaper"), Requeued)
+    die(brief, claim(brief, sealed), True, GENERATE)
+    taken = brief.reap(sealed.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert (taken.lease.attempt, taken.lease.max_attempts) == (11, 11)
+
+
+def test_a_cancelled_job_that_waited_when_its_worker_died_is_ended(brief: LeaseStore, redis: Redis) -> None:
+    lease = claim(brief, a_job(max_attempts=3))
+    redis.hset(keys.record(lease.job_id), "cancel_requested", "1")
+    die(brief, lease, True, GENERATE)
+    taken = brief.reap(lease.job_id, "reaper")
+    assert isinstance(taken, TakenOver)
+    assert taken.cancel_requested
 
 
 @pytest.mark.holds("docs/design.md#decisions", "is noticed because jobs published after it were taken")

@@ -1,0 +1,76 @@
+"""A job that waits for a decoder or for room in the engine says so in its record, and no longer once it has begun."""
+
+import os
+import signal
+
+import pytest
+
+from keye.producer import Job
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.results.event_writer import EventWriter
+from keye.worker.tasks import attempt, turn
+from tests.integration.analyze.plant import Plant, briefly, endlessly, generating
+from tests.support.conditions import eventually
+from tests.support.decoder_children import children_of
+
+
+def waits(plant: Plant, job: Job) -> bool:
+    record = plant.record(job.id)
+    return "waits" in record and record["waits"] == record["attempts"]
+
+
+def test_a_job_without_room_in_the_engine_waits_until_there_is(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plant.engine._limits, "now", StepLimits(max_running=1))
+    first = plant.client.submit(prompt="what?", generation=endlessly())
+    eventually(lambda: generating(plant, first.id))
+    second = plant.client.submit(prompt="what?", generation=endlessly())
+    eventually(lambda: waits(plant, second))
+    assert not waits(plant, first)
+    first.cancel()
+    eventually(lambda: not waits(plant, second))
+    assert second.progress.state == "RUNNING"
+    second.cancel()
+
+
+def test_a_job_that_is_over_while_it_waits_ends(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plant.engine._limits, "now", StepLimits(max_running=1))
+    first = plant.client.submit(prompt="what?", generation=endlessly())
+    eventually(lambda: generating(plant, first.id))
+    cancelled, late = (plant.client.submit(prompt="?", deadline_seconds=seconds) for seconds in (600, 2))
+    eventually(lambda: waits(plant, cancelled))
+    cancelled.cancel()
+    assert [plant.fail(job).code for job in (cancelled, late)] == ["CANCELLED", "DEADLINE_EXCEEDED"]
+    first.cancel()
+
+
+def test_a_job_waits_while_none_of_its_media_is_in_a_decoder(plant: Plant, picture: str) -> None:
+    decoders = children_of(os.getpid())
+    for decoder in decoders:
+        os.kill(decoder, signal.SIGSTOP)
+    try:
+        jobs = [
+            plant.client.submit(prompt="what?", media=[picture] * num_media, generation=briefly())
+            for num_media in (2, 1, 3)
+        ]
+        eventually(lambda: [job for job in jobs if waits(plant, job)])
+        # Whoever got the decoders waits for nothing but them.
+        assert not all(waits(plant, job) for job in jobs)
+    finally:
+        for decoder in decoders:
+            os.kill(decoder, signal.SIGCONT)
+    for job in jobs:
+        plant.finish(job)
+        assert not waits(plant, job)
+
+
+def test_a_job_that_finds_room_at_once_writes_nothing_of_it(
+    plant: Plant, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    for module in (attempt, turn):
+        # However busy this machine is.
+        monkeypatch.setattr(module, "BRIEF_WAIT_SECONDS", 20)
+    monkeypatch.setattr(EventWriter, "write_waits", lambda *_: written.append(_))
+    for media in ([], [picture]):
+        plant.finish(plant.client.submit(prompt="what?", media=media, generation=briefly(max_new_tokens=200)))
+    assert written == []

@@ -1,0 +1,53 @@
+"""Whether an attempt waits for its turn, for a decoder or for room in the engine: a worker that dies meanwhile did not
+die of it.
+"""
+
+import threading
+import time
+
+from keye.worker.leases.claims import Claimed
+from keye.worker.results.event_writer import EventWriter
+
+# A shorter wait is not worth two round trips.
+BRIEF_WAIT_SECONDS = 0.1
+
+
+class Turn:
+    """It waits once a thread has called `wait`, until one calls `begin`; with several threads, while all of them wait.
+
+    The job's record says so where the wait is not brief.
+    """
+
+    def __init__(self, events: EventWriter, lease: Claimed) -> None:
+        self._events = events
+        self._lease = lease
+        # Held while it is written: nobody begins before the record says so.
+        self._lock = threading.Lock()
+        self._have_begun: set[int] = set()
+        self._waits_since: float | None = None
+        self._is_told = False
+
+    def wait(self) -> None:
+        """What this thread sees to waits, or has ended."""
+        with self._lock:
+            self._have_begun.discard(threading.get_ident())
+            if not self._have_begun and self._waits_since is None:
+                self._waits_since = time.monotonic()
+
+    def begin(self) -> None:
+        """What this thread sees to begins, once this returns."""
+        with self._lock:
+            self._have_begun.add(threading.get_ident())
+            self._waits_since = None
+            if self._is_told:
+                self._is_told = False
+                self._events.write_waits(self._lease, False)
+
+    def tell(self, after_seconds: float = BRIEF_WAIT_SECONDS) -> None:
+        """To be called while it may wait, several times a second: that it has waited for so long is written once."""
+        with self._lock:
+            if self._is_told or self._waits_since is None:
+                return
+            if time.monotonic() - self._waits_since >= after_seconds:
+                self._is_told = True
+                self._events.write_waits(self._lease, True)
