@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from keye.worker.media.fetch.lack import is_lack
+
 # How often who waits for another is asked whether to go on.
 _TICK_SECONDS = 0.1
 
@@ -63,6 +65,27 @@ def is_at(path: Path, handle: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(handle))
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def measure_held(path: Path) -> tuple[int, int]:
+    """How many bytes a file has that is locked, and how many one had whose holder is dead, which is removed."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as fault:
+        if is_lack(fault):
+            raise
+        return 0, 0
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            return 0, 0
+        if not try_lock(handle):
+            return found.st_size, 0
+        if is_at(path, handle):
+            path.unlink(missing_ok=True)
+        return 0, found.st_size
+    finally:
+        close_unlocked(handle)
 
 
 def remove(path: Path) -> None:

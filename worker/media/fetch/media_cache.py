@@ -15,7 +15,7 @@ from stat import S_ISREG
 from typing import BinaryIO, TypeVar
 
 from keye.worker.media.fetch.digests import Digests, digest_of
-from keye.worker.media.fetch.file_lock import close_unlocked, is_at, lock, open_file, remove, try_lock, unlock
+from keye.worker.media.fetch.file_lock import close_unlocked, is_at, lock, measure_held, open_file, remove, unlock
 from keye.worker.media.fetch.lack import is_lack
 from keye.worker.media.fetch.ledger import Ledger, read_promised, write_promised
 from keye.worker.telemetry import metrics
@@ -105,7 +105,7 @@ class MediaCache:
         `num_bytes` is its size, where that is known.
         """
         with self._make_nameless(num_bytes) as file:
-            self._with_room(num_bytes, partial(download, file.fileno()))
+            self._with_room(0, partial(download, file.fileno()))
             _count_miss(file.fileno())
             return _reopen(file.fileno())
 
@@ -122,7 +122,7 @@ class MediaCache:
             os.fdatasync(handle)
 
         with self._make_nameless(num_bytes) as file:
-            self._with_room(num_bytes, partial(write, file.fileno()))
+            self._with_room(0, partial(write, file.fileno()))
 
     @property
     def num_bytes(self) -> int:
@@ -181,7 +181,7 @@ class MediaCache:
                 return self.open_unkept(download, num_bytes)
             num_promised = num_bytes
             self._with_room(num_bytes, partial(_allocate, handle, num_bytes))
-            self._with_room(num_bytes, partial(download, handle))
+            self._with_room(0, partial(download, handle))
             # The name must not outlast a power failure without the bytes.
             os.fdatasync(handle)
             digest = digest_of(handle, check)
@@ -242,7 +242,7 @@ class MediaCache:
     def _evict(self, max_bytes: int) -> int:
         """Remove whole media until all take at most `max_bytes`, if that can be; returns what they take."""
         # Before the whole ones: what is finished meanwhile is counted twice, not overlooked.
-        under_way = {entry.name: _measure_partial(Path(entry))[0] for entry in os.scandir(self._partial)}
+        under_way = {entry.name: measure_held(Path(entry))[0] for entry in os.scandir(self._partial)}
         kept = self._list_whole()
         num_bytes = sum(under_way.values()) + sum(size for _, size, _ in kept)
         self._digests.keep_only({*under_way, *(path.name for _, _, path in kept)})
@@ -254,13 +254,19 @@ class MediaCache:
                 num_bytes -= size
         return num_bytes
 
-    def _give_up(self, num_bytes: int) -> bool:
-        """Remove whole media, so many bytes or all there are, for a disk that is full; whether there were any."""
+    def _give_up(self, num_bytes: int, num_needed: int) -> bool:
+        """Remove whole media, so many bytes or all there are, for a disk that is full; whether there were any.
+
+        None where all of them would not make room for `num_needed`.
+        """
 
         def remove_media() -> int:
             # What dead workers left is of no use to anybody.
-            num_given_up = sum(_measure_partial(Path(entry))[1] for entry in os.scandir(self._partial))
-            for _, size, path in sorted(self._list_whole()):
+            num_given_up = sum(measure_held(Path(entry))[1] for entry in os.scandir(self._partial))
+            media, disk = sorted(self._list_whole()), os.statvfs(self._whole)
+            if disk.f_bavail * disk.f_frsize + sum(size for _, size, _ in media) < num_needed:
+                return num_given_up
+            for _, size, path in media:
                 if num_given_up >= num_bytes:
                     break
                 with suppress(OSError):
@@ -321,7 +327,7 @@ class MediaCache:
     def _with_room(self, num_bytes: int, act: Callable[[], Made]) -> Made:
         """What `act` returns, which is called again where the disk is full, once media are given up for it.
 
-        At first as many as take `num_bytes`, then all.
+        At first as many as take `num_bytes`, or a usual medium with 0, then all.
         """
         num_wanted, num_in_vain = num_bytes or _USUAL_BYTES, 0
         while True:
@@ -330,7 +336,7 @@ class MediaCache:
             except OSError as fault:
                 if fault.errno not in _FULL:
                     raise
-                num_in_vain = 0 if self._give_up(num_wanted) else num_in_vain + 1
+                num_in_vain = 0 if self._give_up(num_wanted, num_bytes) else num_in_vain + 1
                 # Once more in any case: another may just have given them up, or have taken that room.
                 if num_in_vain > 1:
                     raise
@@ -362,6 +368,10 @@ def _allocate(handle: int, num_bytes: int) -> None:
     while num_bytes and libc.fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(num_bytes)):
         number = ctypes.get_errno()
         if number in _FULL:
+            # What it had got by then.
+            size = os.fstat(handle).st_size
+            os.truncate(handle, 0)
+            os.truncate(handle, size)
             raise OSError(number, os.strerror(number))
         if number != errno.EINTR:
             return
@@ -375,24 +385,3 @@ def _count_miss(handle: int) -> None:
 def _reopen(handle: int) -> BinaryIO:
     """The file from its start, for reading only: decoders are handed it."""
     return open(f"/proc/self/fd/{handle}", "rb")
-
-
-def _measure_partial(path: Path) -> tuple[int, int]:
-    """How many bytes a download under way takes, and how many one took that was abandoned and is removed."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as fault:
-        if is_lack(fault):
-            raise
-        return 0, 0
-    try:
-        found = os.fstat(handle)
-        if not S_ISREG(found.st_mode):
-            return 0, 0
-        if not try_lock(handle):
-            return found.st_size, 0
-        if is_at(path, handle):
-            path.unlink(missing_ok=True)
-        return 0, found.st_size
-    finally:
-        close_unlocked(handle)
