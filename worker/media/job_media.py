@@ -13,7 +13,7 @@ from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
 from keye.worker.media.faults import forbidden, name_medium, named
 from keye.worker.media.fetch.https import fetch_web
-from keye.worker.media.fetch.local import open_inline, open_local
+from keye.worker.media.fetch.local import open_inline, open_local, path_of
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.s3 import fetch_object
 from keye.worker.media.fetch.transfer import Transfer
@@ -129,5 +129,5 @@ def _open_below(roots: MediaRoots, uri: str, max_bytes: int) -> BinaryIO:
     try:
         return open_local(uri, roots.paths, max_bytes)
     except Fault:
-        roots.check()
+        roots.check_way(path_of(uri))
         raise

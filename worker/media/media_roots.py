@@ -3,6 +3,7 @@ file: that is `fetch.local`.
 """
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,11 +18,29 @@ class MediaRoots:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._roots = [_Root(path) for path in paths]
+        below = [Path(os.path.realpath(path)) for path in paths]
+        mounts = _mount_points() if below else []
+        self._mounts = [mount for mount in mounts if any(root in mount.parents for root in below)]
 
     def check(self) -> None:
         """Raises `HostFault` where a root is away or is another folder than at first; takes microseconds."""
         for root in self._roots:
             root.check()
+
+    def check_way(self, path: str) -> None:
+        """As `check`, and of what was mounted below a root, on the way to a file that is not to be had."""
+        self.check()
+        try:
+            place = Path(os.path.realpath(path))
+        except ValueError:  # no path at all, such as one with a zero in it
+            return
+        on_the_way = [mount for mount in self._mounts if mount == place or mount in place.parents]
+        # By what the kernel lists, here as at first: to look at a mount that hangs would hold up the worker's start.
+        if away := set(on_the_way).difference(_mount_points() if on_the_way else ()):
+            raise HostFault(
+                f"{min(away)}, below a media root, was mounted at start and is not. "
+                "Mount it again, or restart the worker if that is meant."
+            )
 
 
 class _Root:
@@ -75,5 +94,15 @@ class _Root:
 def _renumbers(device: int) -> bool:
     """Whether inodes of this device get other numbers while it is mounted, as those of many FUSE file systems do."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return any(mount[2] == number and mount[mount.index("-") + 1].startswith("fuse") for mount in mounts)
+    return any(mount[2] == number and mount[mount.index("-") + 1].startswith("fuse") for mount in _mounts())
+
+
+def _mount_points() -> list[Path]:
+    # Spaces and the like are written in octal.
+    return [Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), mount[4])) for mount in _mounts()]
+
+
+def _mounts() -> list[list[str]]:
+    """Fields as of proc(5), of /proc/self/mountinfo."""
+    text = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    return [line.split(" ") for line in text.splitlines()]

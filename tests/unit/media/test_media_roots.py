@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -15,7 +16,7 @@ from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 from keye.worker.media.media_roots import MediaRoots
 from tests.support.mounts import mounted
 
-Read = Callable[[str], bytes]
+Read = Callable[[str | Path], bytes]
 
 
 @pytest.fixture
@@ -86,6 +87,27 @@ def test_root_within_a_file_system_goes_and_comes_with_it(root: Path) -> None:
         (folder / "clip.mp4").write_bytes(b"again")
         assert folder.stat().st_ino == inode
         assert read(folder / "clip.mp4") == b"again"
+
+
+@pytest.mark.parametrize("name", ["clips", "of my own", "größe"])
+def test_what_was_mounted_below_a_root_is_missed_only_by_who_wants_it(root: Path, name: str) -> None:
+    (root / "clip.mp4").write_bytes(b"inside")
+    below = root / name
+    with mounted(below):
+        (below / "clip.mp4").write_bytes(b"below")
+        read = reader(root)
+        assert read(below / "clip.mp4") == b"below"
+    for uri in (f"{below}/clip.mp4", f"file://{quote(str(below))}/of/absent.mp4"):
+        with pytest.raises(HostFault, match=f"{name}, below a media root, was mounted at start and is not"):
+            read(uri)
+    assert read(root / "clip.mp4") == b"inside"
+    with pytest.raises(Fault):
+        read(root / "absent.mp4")
+    with mounted(below), pytest.raises(Fault):
+        read(below / "clip.mp4")
+    for uri in (f"file://{quote(str(below))}/%00", f"file://{quote(str(below))}/%ff", "file://[/x"):
+        with pytest.raises((Fault, HostFault)):
+            read(uri)
 
 
 def test_remount_that_nobody_saw_is_no_fault(root: Path) -> None:

@@ -27,7 +27,7 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
     A hard link leaves no trace of where the file's other names lie, only how many it has. So a file of more than one
     name is refused: one of them may be outside.
     """
-    path = _path_of(uri)
+    path = path_of(uri)
     if not roots:
         raise forbidden("this worker reads no local files. Set KEYE_MEDIA_ROOTS.")
     if ".." in path.split("/"):
@@ -61,7 +61,8 @@ def open_local(uri: str, roots: Sequence[Path], max_bytes: int) -> BinaryIO:
         os.close(handle)
 
 
-def _path_of(uri: str) -> str:
+def path_of(uri: str) -> str:
+    """Raises the `MediumFault` of a URI that names no file of this host."""
     if uri.startswith("/"):
         return uri
     try:
