@@ -1,4 +1,4 @@
-"""What this host has for a process, cores and memory as its control group bounds them, and a worker's share of both."""
+"""What this host has for a process, as its control group bounds it, and a worker's share of cores and memory."""
 
 import math
 import os
@@ -28,6 +28,14 @@ def memory_bytes(root: Path = _ROOT) -> int:
         *_told_by_groups(root, "memory", "memory.limit_in_bytes"),
     ]
     return min([memory, *(int(limit) for limit in limits if limit != "max")])
+
+
+def thread_limits(root: Path = _ROOT) -> dict[str, int]:
+    """How many threads of all processes there may be, by the name of what bounds them."""
+    kernel = {name: root / "proc/sys/kernel" / name for name in ("threads-max", "pid_max")}
+    limits = {f"kernel.{name}": int(file.read_text()) for name, file in kernel.items() if file.is_file()}
+    groups = [int(limit) for limit in _told_by_groups(root, "pids", "pids.max") if limit != "max"]
+    return limits | ({"pids.max of the control group": min(groups)} if groups else {})
 
 
 def share_of_cores(num_workers: int) -> int:

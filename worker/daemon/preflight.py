@@ -33,6 +33,7 @@ from keye.config.redis_url import HOW_TO_WRITE_URL, RedisUrl
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
+from keye.worker.daemon.host_limits import check_host_limits, nearest_place
 from keye.worker.media.decode.sandbox import can_refuse_sockets
 from keye.worker.model.checkpoint import check_checkpoint
 
@@ -71,6 +72,7 @@ def check_before_start(settings: Settings, gpus: Sequence[str]) -> list[Finding]
         check_media_cache(settings.cache_folder, settings.cache_bytes),
         check_spool(settings.spool_folder),
         check_run_folder(settings.run_folder),
+        *check_host_limits(settings),
         *check_metrics_address(settings.metrics_host, settings.metrics_port),
     ]
 
@@ -199,7 +201,7 @@ def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     for place in (folder, folder / "whole", folder / "partial", folder / "digest"):
         if reason := _try_to_write(place):
             return fault("media cache", f"{place} cannot be written: {reason}", cure)
-    there = _nearest_place(folder)
+    there = nearest_place(folder)
     if there == folder and folder.stat().st_uid != os.geteuid():
         return fault("media cache", f"{folder} belongs to another user", cure)
     room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
@@ -228,7 +230,7 @@ def _try_to_write(folder: Path) -> str | None:
 
     Tried beside it: a worker that starts meanwhile must not have its folder taken away. Nothing of the trial stays.
     """
-    there = _nearest_place(folder)
+    there = nearest_place(folder)
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".keye-") as trial:
             like_it = Path(trial, folder.relative_to(there))
@@ -238,11 +240,6 @@ def _try_to_write(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror
     return None
-
-
-def _nearest_place(folder: Path) -> Path:
-    """The folder, or what is to be made into the way to it; a link that leads nowhere counts as there."""
-    return next(place for place in (folder, *folder.parents) if os.path.lexists(place))
 
 
 def check_metrics_address(host: str, port: int | None) -> Iterator[Finding]:

@@ -56,6 +56,24 @@ def test_a_quota_of_half_a_core_is_one(tmp_path: Path) -> None:
     assert host.num_cores(tmp_path) == 1
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "proc/self/cgroup": "0::/a/b",
+            "sys/fs/cgroup/a/pids.max": "100",
+            "sys/fs/cgroup/a/b/pids.max": "max",
+        },
+        {"proc/self/cgroup": "3:pids:/c", "sys/fs/cgroup/pids/c/pids.max": "100"},
+    ],
+    ids=["group above", "version 1"],
+)
+def test_threads_are_bounded_by_the_kernel_and_by_groups(tmp_path: Path, files: dict[str, str]) -> None:
+    write(tmp_path, files | {"proc/sys/kernel/threads-max": "9000", "proc/sys/kernel/pid_max": "8000"})
+    told = {"kernel.threads-max": 9000, "kernel.pid_max": 8000, "pids.max of the control group": 100}
+    assert host.thread_limits(tmp_path) == told
+
+
 @pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "The workers of one host divide it")
 def test_workers_of_a_host_divide_its_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "num_cores", lambda: 24)
