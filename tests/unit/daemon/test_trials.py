@@ -1,6 +1,7 @@
 """What the doctor tries for real."""
 
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def test_a_clip_is_made_and_read_back() -> None:
     finding = check_decoders("pyav")
     assert finding.severity is Severity.OK
     assert finding.found.startswith("8 frames of H.264 read back")
+
+
+def test_decoders_that_cannot_be_started_are_a_fault_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/gone")
+    finding = check_decoders("pyav")
+    assert finding.severity is Severity.FAULT
+    assert "No decoder can be started: [Errno 2] No such file" in finding.found
 
 
 @pytest.mark.holds("docs/operations.md#it-does-not-start-why", "S3 credentials")
