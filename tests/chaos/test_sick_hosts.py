@@ -118,8 +118,11 @@ def test_the_jobs_of_a_sick_worker_are_answered_by_another_or_wait_until_it_is_w
     def start_the_one() -> EchoWorker:
         return workers.start(within=host.within, **{**shared, **host.settings})
 
-    def submit(num_jobs: int) -> list[Job]:
-        return [client.submit(media=[next(pictures)], prompt="wait 0.02") for _ in range(num_jobs)]
+    def submit(media: list[ImagePart]) -> list[Job]:
+        return [client.submit(media=[medium], prompt="wait 0.02") for medium in media]
+
+    def some(num_jobs: int) -> list[ImagePart]:
+        return list(itertools.islice(pictures, num_jobs))
 
     def all_succeed(jobs: list[Job], within_seconds: float = 60) -> None:
         wait_for_all(broker.redis, jobs, within_seconds)
@@ -127,8 +130,9 @@ def test_the_jobs_of_a_sick_worker_are_answered_by_another_or_wait_until_it_is_w
         assert [outcome for outcome in outcomes if outcome.state is not JobState.SUCCEEDED] == []
 
     def fall_sick(num_jobs: int) -> tuple[list[Job], float]:
+        media = some(num_jobs)
         host.sicken(one)
-        began, jobs = time.monotonic(), submit(num_jobs)
+        began, jobs = time.monotonic(), submit(media)
         if host.restarts:
             assert one.exit_code(NAMED_WITHIN_SECONDS) == ExitCode.ENGINE_DIED
         else:
@@ -145,7 +149,7 @@ def test_the_jobs_of_a_sick_worker_are_answered_by_another_or_wait_until_it_is_w
     one, other = start_the_one(), workers.start(**shared)
     one.wait_until_ready()
     other.wait_until_ready()
-    all_succeed(submit(20))
+    all_succeed(submit(some(20)))
 
     jobs, named_seconds = fall_sick(NUM_JOBS)
     all_succeed(jobs)
@@ -154,13 +158,18 @@ def test_the_jobs_of_a_sick_worker_are_answered_by_another_or_wait_until_it_is_w
 
     other.terminate()
     assert other.exit_code(30) == 0
-    all_succeed(submit(20))
+    all_succeed(submit(some(20)))
 
     jobs, _ = fall_sick(20)
     began = time.monotonic()
     one = be_cured()
     gate(f"{type(host).__name__}, alone: 20 jobs", f"well after {time.monotonic() - began:.1f} s", "none lost, 30 s")
     all_succeed(jobs)
+
+    if not host.restarts:
+        fall_sick(5)
+        one.terminate()
+        assert one.exit_code(30) == 0
 
 
 @pytest.mark.timeout(180)

@@ -98,7 +98,8 @@ class Fitness(PeriodicThread):
         except Exception as error:
             self._fall_sick(host_fault_of(error) or HostFault(f"the probe failed with {type(error).__name__}: {error}"))
         else:
-            self._next_move_at = time.monotonic() + (REST_SECONDS if self._sickness is None else self._pause())
+            stays_sick = self._sickness is not None and not self._is_proven
+            self._next_move_at = time.monotonic() + (self._pause() if stays_sick else REST_SECONDS)
 
     def _probe_in_time(self) -> bool:
         """In a thread of its own: a disk may never answer, and the job that waits for this is not to hang with it."""
