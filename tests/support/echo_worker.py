@@ -77,7 +77,7 @@ class EchoEngine:
     seconds_in_step = 0.0
 
     def __init__(self) -> None:
-        self.inbox = Inbox(max_tokens=CONTEXT_TOKENS)
+        self.inbox = Inbox(max_tokens=CONTEXT_TOKENS, is_queue=True)
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
 

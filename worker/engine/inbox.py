@@ -76,7 +76,8 @@ class PendingGeneration:
         self.deadline = deadline
         self.submitted_at = time.monotonic()
         self.is_abandoned = False
-        self._has_begun = False
+        self.has_begun = True
+        """Cleared by an inbox whose engine lets generations wait for room, and set as it takes this one in."""
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
@@ -116,7 +117,7 @@ class PendingGeneration:
         """Whether within so many seconds the engine takes it in among those it runs, or it ends."""
         with self._changed:
             seconds = min(seconds, self._seconds_left)
-            return self._changed.wait_for(lambda: self._has_begun or self.has_ended, seconds)
+            return self._changed.wait_for(lambda: self.has_begun or self.has_ended, seconds)
 
     @property
     def _seconds_left(self) -> float:
@@ -143,13 +144,12 @@ class PendingGeneration:
     def begin(self) -> None:
         """For the engine: its first step is next, there is room for it."""
         with self._changed:
-            self._has_begun = True
+            self.has_begun = True
             self._changed.notify_all()
 
     def deliver(self, text: str, num_tokens: int) -> None:
         """For the engine: new text, and how many tokens it took."""
         with self._changed:
-            self._has_begun = True
             if text:
                 self._unread.append(text)
             if not self._num_unread_tokens:
@@ -166,8 +166,10 @@ class PendingGeneration:
 class Inbox:
     """Where generations wait until the step thread takes them in."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, *, is_queue: bool = False) -> None:
+        """`is_queue` where the engine lets what is handed in wait for room, and tells when it begins with it."""
         self.max_tokens = max_tokens
+        self._is_queue = is_queue
         self._changed = threading.Condition()
         self._arrived: list[PendingGeneration] = []
         self._closed_by: Fault | HostFault | None = None
@@ -188,6 +190,7 @@ class Inbox:
                 "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps.",
             )
         pending = PendingGeneration(prompt, sampling, priority, deadline)
+        pending.has_begun = not self._is_queue
         with self._changed:
             if self._closed_by is not None:
                 raise self._closed_by.with_traceback(None)

@@ -80,7 +80,7 @@ class Engine:
         num_blocks = count_blocks(kv_cache_bytes, each, context, block_size, limits.max_running)
         if num_blocks < 1:
             raise ValueError(f"{kv_cache_bytes} bytes are not enough for one block of {block_size} tokens")
-        self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size))
+        self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size), is_queue=True)
         self._processor = processor
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._limits = MemoryLimits(limits)

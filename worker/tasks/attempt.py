@@ -141,7 +141,7 @@ class Attempt:
 
     @property
     def is_in_engine(self) -> bool:
-        return self._pending is not None
+        return self._pending is not None and self._pending.has_begun
 
     @property
     def seconds(self) -> float:
