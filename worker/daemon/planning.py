@@ -1,6 +1,5 @@
 """`keye-worker plan`: what a job's media would become, told without a model. Decodes a frame a video."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from keye.worker.media.decode.image import decode_image
 from keye.worker.media.faults import named
 from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.video_plan import plan_video, tell_thinning
-from keye.worker.model.checkpoint import VARIANTS
+from keye.worker.model.checkpoint_files import VARIANTS, read_config
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.sizing import Size, Sizing
 
@@ -36,12 +35,10 @@ class CheckpointFacts:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises `OSError`, `KeyError` or `ValueError` for a folder that is no checkpoint."""
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if (variant := VARIANTS.get(config["model_type"])) is None:
-            raise ValueError(f"{path} holds a model of type {config['model_type']}, not one of {', '.join(VARIANTS)}")
+        """Raises `KeyError` or `ValueError` for a folder that is no checkpoint."""
+        config = read_config(path)
         return cls(
-            sizing=ImageProcessor.from_checkpoint(path).sizing(variant.splits_video_into_frames),
+            sizing=ImageProcessor.from_checkpoint(path).sizing(VARIANTS[config["model_type"]].splits_video_into_frames),
             context=config["max_position_embeddings"],
             cache_bytes=2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"],
         )

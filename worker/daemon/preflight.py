@@ -35,7 +35,7 @@ from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
 from keye.worker.daemon.host_limits import check_host_limits, nearest_place
 from keye.worker.media.decode.sandbox import can_refuse_sockets
-from keye.worker.model.checkpoint import check_checkpoint
+from keye.worker.model.checkpoint import check_checkpoint, in_short
 
 # Leases go by the server's clock, deadlines by the producer's, logs by the host's.
 WARN_SKEW_SECONDS = 2.0
@@ -134,7 +134,7 @@ def check_model_files(path: Path | None) -> Finding:
     except OSError as error:
         faults = [f"{error.filename} cannot be read: {error.strerror}"]
     if faults:
-        return fault("checkpoint", "; ".join(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
+        return fault("checkpoint", in_short(faults), "Correct KEYE_MODEL_PATH, or fetch it again.")
     return ok("checkpoint", str(path))
 
 

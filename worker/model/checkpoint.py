@@ -4,11 +4,25 @@ No torch: a worker's parent process asks too, and it must not load it. Of the we
 """
 
 import json
+import operator
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from keye.worker.model.checkpoint_files import (
+    HEAD_DIM,
+    INDEX_BYTES,
+    KEY_VALUE_HEADS,
+    VARIANTS,
+    check_size,
+    read_config,
+    read_generation,
+    read_object,
+    read_preprocessor,
+    read_text,
+)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -17,19 +31,12 @@ IMAGE_PAD = "<|image_pad|>"
 # Leftovers of the encoder the tower was made from; in every released checkpoint, read by nobody.
 UNUSED_TENSORS = r"^visual\.vision_model\.(head\.|embeddings\.packing_position_embedding\.)"
 
+# Of the released ones they are of 11 MB and of 100 kB.
+MAX_VOCABULARY_BYTES, MAX_HEADER_BYTES = 100 * 2**20, 16 * 2**20
+
+MOST_TOLD = 20
+
 Shapes = dict[str, tuple[int, ...]]
-
-
-class Variant(NamedTuple):
-    """Preview has neither: a video is one item of attention and one block of positions with a clock, and the projector
-    normalises each patch. In 1.5 each frame is an item and a block of its own, and merged patches are normalised.
-    """
-
-    splits_video_into_frames: bool
-    normalises_merged_patches: bool
-
-
-VARIANTS = {"Keye": Variant(False, False), "KeyeVL1_5": Variant(True, True)}
 
 
 def check_checkpoint(path: Path | str) -> list[str]:
@@ -37,26 +44,39 @@ def check_checkpoint(path: Path | str) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return [f"{folder} is not a directory. Point to a folder that holds config.json and the weights."]
-    faults = [
-        f"{name} is missing in {folder}"
-        for name in ("config.json", "preprocessor_config.json", "generation_config.json", "tokenizer_config.json")
-        if not (folder / name).is_file()
-    ]
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        faults.append(f"no tokenizer.json and no vocab.json with merges.txt in {folder}")
+    faults = []
+    config: dict[str, Any] = {}
     try:
-        load_chat_template(folder)
+        config = read_config(folder)
     except ValueError as error:
         faults.append(str(error))
     tensors, weight_faults = _read_headers(folder)
-    faults += weight_faults
-    if (folder / "config.json").is_file():
+    for read in (read_preprocessor, read_generation, _check_tokenizer, load_chat_template):
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            faults += _compare(config, tensors if not weight_faults else None)
-        except (ValueError, KeyError, TypeError) as error:
-            faults.append(f"config.json in {folder} cannot be read as a Keye-VL config: {error!r}")
-    return faults
+            read(folder)
+        except ValueError as error:
+            faults.append(str(error))
+    faults += weight_faults
+    if config and not weight_faults:
+        faults += _compare(config, tensors)
+    # Two may have read the same file.
+    return list(dict.fromkeys(faults))
+
+
+def in_short(faults: Sequence[str]) -> str:
+    """The first of them; a folder may have a thousand."""
+    rest = [f"and {len(faults) - MOST_TOLD} more"] if len(faults) > MOST_TOLD else []
+    return "; ".join([*faults[:MOST_TOLD], *rest])
+
+
+def _check_tokenizer(folder: Path) -> None:
+    read_object(folder / "tokenizer_config.json")
+    vocabularies = [folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+    if not any(file.is_file() for file in vocabularies[:2]):
+        raise ValueError(f"no tokenizer.json and no vocab.json with merges.txt in {folder}")
+    for file in vocabularies:
+        if file.exists():
+            check_size(file, MAX_VOCABULARY_BYTES)
 
 
 def load_chat_template(path: Path | str) -> str:
@@ -69,8 +89,7 @@ def load_chat_template(path: Path | str) -> str:
         file = folder / name
         if not file.is_file():
             continue
-        text = file.read_text(encoding="utf-8")
-        template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+        template = read_text(file) if file.suffix == ".jinja" else read_object(file).get("chat_template")
         if isinstance(template, str) and IMAGE_PAD in template:
             return template
     raise ValueError(
@@ -78,12 +97,8 @@ def load_chat_template(path: Path | str) -> str:
     )
 
 
-def _compare(config: dict[str, Any], tensors: Shapes | None) -> list[str]:
-    if (model_type := config.get("model_type")) not in VARIANTS:
-        return [f"config.json names the model type {model_type!r}, a worker runs {' or '.join(VARIANTS)}"]
+def _compare(config: dict[str, Any], tensors: Shapes) -> list[str]:
     expected = tensor_shapes(config)
-    if tensors is None:
-        return []
     faults = []
     for name, shape in expected.items():
         if name not in tensors:
@@ -102,9 +117,11 @@ def _read_headers(folder: Path) -> tuple[Shapes, list[str]]:
     faults: list[str] = []
     if (folder / INDEX_FILE).is_file():
         try:
-            listed = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            return {}, [f"{INDEX_FILE} cannot be read: {error!r}"]
+            listed = read_object(folder / INDEX_FILE, INDEX_BYTES).get("weight_map")
+        except ValueError as error:
+            return {}, [str(error)]
+        if not isinstance(listed, dict) or not all(map(_is_file_name, listed.values())):
+            return {}, [f"{INDEX_FILE} in {folder} has no weight_map of tensors and the names of their files"]
         shards: list[str] = sorted(set(listed.values()))
     elif (folder / SINGLE_FILE).is_file():
         shards = [SINGLE_FILE]
@@ -122,6 +139,10 @@ def _read_headers(folder: Path) -> tuple[Shapes, list[str]]:
     return tensors, faults
 
 
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
 def _read_header(file: Path) -> Shapes:
     """A safetensors file starts with the length of a JSON header (8 bytes, little endian), then the header."""
     size = file.stat().st_size
@@ -130,12 +151,19 @@ def _read_header(file: Path) -> Shapes:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
             raise ValueError(f"not a safetensors file, or cut off inside its header at {size} bytes")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {length:,} bytes, the limit is {MAX_HEADER_BYTES:,}")
+        text = stream.read(length)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: tuple(map(operator.index, entry["shape"])) for name, entry in header.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a safetensors file: its header names no tensors ({type(error).__name__})") from None
     if size < needed:
         raise ValueError(f"cut off at {size} of {needed} bytes; fetch it again")
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Shapes:
@@ -160,8 +188,8 @@ def _layer_norm(name: str, width: int) -> Shapes:
 
 
 def _text_shapes(config: Mapping[str, Any]) -> Shapes:
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config.get("head_dim", 128)
-    queries, keys = config["num_attention_heads"] * head, config.get("num_key_value_heads", 8) * head
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config.get("head_dim", HEAD_DIM)
+    queries, keys = config["num_attention_heads"] * head, config.get("num_key_value_heads", KEY_VALUE_HEADS) * head
     has_bias = config.get("attention_bias", False)
     shapes: Shapes = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),

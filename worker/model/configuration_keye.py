@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from keye.worker.model.checkpoint import VARIANTS
+from keye.worker.model.checkpoint_files import VARIANTS, rope_parameters
 
 
 class KeyeVisionConfig(PreTrainedConfig):
@@ -66,7 +66,7 @@ class KeyeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.vision_config, dict):
             self.vision_config = KeyeVisionConfig(**self.vision_config)
-        self.rope_parameters = _rope_parameters(
+        self.rope_parameters = rope_parameters(
             self.rope_parameters or kwargs.pop("rope_scaling", None) or {},
             kwargs.pop("rope_theta", None),
             self.head_dim,
@@ -85,21 +85,6 @@ class KeyeVL1_5Config(KeyeConfig):
     splits_video_into_frames, normalises_merged_patches = VARIANTS[model_type]
 
     max_position_embeddings: int = 131072
-
-
-def _rope_parameters(saved: dict[str, Any], rope_theta: float | None, head_dim: int) -> dict[str, Any]:
-    """One form for what official files, files saved again by transformers 4 and by transformers 5 write differently.
-
-    Raises `ValueError` for a rotary type the model was not trained with and for sections that do not fill the head.
-    """
-    rope_type = saved.get("rope_type", saved.get("type", "default"))
-    if rope_type not in ("default", "mrope"):
-        raise ValueError(f"rope type {rope_type!r} is not one Keye-VL has: expected 'mrope' or 'default'")
-    section = list(saved.get("mrope_section", (16, 24, 24)))
-    if len(section) != 3 or sum(section) * 2 != head_dim:
-        raise ValueError(f"mrope_section {section} must be three numbers with the sum head_dim / 2 = {head_dim // 2}")
-    theta = saved.get("rope_theta", rope_theta)
-    return {"rope_type": "default", "rope_theta": float(theta or 1_000_000), "mrope_section": section}
 
 
 AutoConfig.register(KeyeConfig.model_type, KeyeConfig)

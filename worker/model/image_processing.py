@@ -1,6 +1,5 @@
 """Pixels to patches: resizing, telling slow frames from fast ones, normalising, cutting. Knows nothing of prompts."""
 
-import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,7 @@ import PIL.Image
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.worker.model.checkpoint_files import read_preprocessor
 from keye.worker.sizing import MIN_FRAME_TOKENS, Size, Sizing, fit_size, resize
 
 # Of an image, where a checkpoint does not say otherwise.
@@ -73,7 +73,7 @@ class ImageProcessor:
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "ImageProcessor":
-        config = json.loads((Path(path) / "preprocessor_config.json").read_text(encoding="utf-8"))
+        config = read_preprocessor(Path(path))
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if config.get(step) is False:
                 raise ValueError(

@@ -1,17 +1,18 @@
 """A checkpoint folder to a model in memory. The folder is checked whole before a weight is read."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
-from keye.worker.model.checkpoint import check_checkpoint
+from keye.worker.model.checkpoint import check_checkpoint, in_short
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import Quantization
+from keye.worker.model.processor import KeyeProcessor
 
 # Of glibc's malloc.h, and its own bound.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -23,9 +24,8 @@ class CheckpointFault(Exception):
 
     def __init__(self, path: Path, faults: list[str]) -> None:
         self.faults = faults
-        shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
         super().__init__(
-            f"{path} has {len(faults)} faults: {'; '.join(shown)}" if len(faults) > 1 else f"{path}: {shown[0]}"
+            f"{path} has {len(faults)} faults: {in_short(faults)}" if len(faults) > 1 else f"{path}: {faults[0]}"
         )
 
 
@@ -40,12 +40,11 @@ def load_model(
 
     `quantization` shrinks weights as they are read, so that the device never holds the whole at full size.
 
-    Raises `CheckpointFault` with all faults at once: files and shards that are missing or cut off, tensors that are
-    missing, left over or of another shape than the config asks for.
+    Raises `CheckpointFault` with all faults at once: files and shards that are missing, cut off or say what cannot be,
+    tensors that are missing, left over or of another shape than the config asks for.
     """
     folder = Path(path)
-    if faults := check_checkpoint(folder):
-        raise CheckpointFault(folder, faults)
+    require_whole(folder)
     disable_progress_bar()  # a daemon's log is no terminal
     with _freed_tensors_given_back() if quantization else nullcontext():
         model = AutoModelForImageTextToText.from_pretrained(
@@ -58,6 +57,23 @@ def load_model(
         )
     assert isinstance(model, KeyeForConditionalGeneration)
     return model
+
+
+def require_whole(folder: Path) -> None:
+    """Raises `CheckpointFault` where the folder has faults, read by us or by transformers; no weight is looked at."""
+    if faults := check_checkpoint(folder):
+        raise CheckpointFault(folder, faults)
+    reads: dict[str, Callable[[Path], object]] = {
+        "config.json": AutoConfig.from_pretrained,
+        "its tokenizer and processor": KeyeProcessor.from_checkpoint,
+    }
+    for files, read in reads.items():
+        try:
+            read(folder)
+        except Exception as error:
+            # What libraries raise for a file that makes no sense to them may be anything.
+            told = " ".join(str(error).split())
+            raise CheckpointFault(folder, [f"{files} cannot be read: {type(error).__name__}: {told:.500}"]) from error
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A conversation with its images and videos to the tensors a model or an engine takes. Fetches and decodes nothing."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import AutoConfig, Qwen2Tokenizer
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.model.checkpoint import IMAGE_PAD
+from keye.worker.model.checkpoint_files import read_generation
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.image_processing import Image, ImageProcessor, Patches, Video, frame_types
 from keye.worker.model.positions import position_ids
@@ -66,8 +66,7 @@ class KeyeProcessor:
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "KeyeProcessor":
         config = AutoConfig.from_pretrained(path)
-        generation = json.loads((Path(path) / "generation_config.json").read_text(encoding="utf-8"))
-        eos = generation.get("eos_token_id", config.eos_token_id)
+        eos = read_generation(Path(path)).get("eos_token_id", config.eos_token_id)
         return cls(
             config,
             PromptFormat.from_checkpoint(path),

@@ -1,6 +1,5 @@
 """One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import Interruption
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.model.checkpoint_files import read_generation
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
@@ -46,7 +46,7 @@ class Drained(Exception):
 
 def load_sampling(folder: Path) -> dict[str, Any]:
     """How the checkpoint samples where a job does not say, as `SamplingOptions` has it; what it leaves out is off."""
-    written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    written = read_generation(folder)
     sampling = {name: written[name] for name in ("top_p", "top_k", "repetition_penalty") if name in written}
     return sampling | {"temperature": written.get("temperature", 1.0) if written.get("do_sample") else 0.0}
 
