@@ -137,7 +137,7 @@ def peaks_of_children() -> dict[int, int]:
     peaks = {}
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():
-            if b"decoder_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"keye.worker.media.decode.child" in Path(f"/proc/{child}/cmdline").read_bytes():
                 status = Path(f"/proc/{child}/status").read_text()
                 peaks[int(child)] = 1024 * int(status.split("VmHWM:")[1].split()[0])
     return peaks

@@ -20,6 +20,17 @@ SMALL_KEYE = Path(__file__).with_name("checkpoint")
 QUIET_SECONDS = 60.0
 
 
+# `keye-worker run`, by the names that the release before has, too: PYTHONPATH may lead to that.
+PROGRAM = """
+import sys
+from keye.worker.daemon.child import die_with_parent
+from keye.worker.daemon.cli import main
+die_with_parent(int(sys.argv.pop()))
+sys.argv.append("run")
+main()
+"""
+
+
 class LocalWorker:
     """Started on entering and ready when that returns; drained and gone on leaving, at once where that is by an error.
 
@@ -48,7 +59,7 @@ class LocalWorker:
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as output:
-            command = [sys.executable, "-P", "-m", "keye.worker.demo.local_worker", str(os.getpid())]
+            command = [sys.executable, "-P", "-c", PROGRAM, str(os.getpid())]
             self.process = subprocess.Popen(
                 command, env=self._environment, cwd=self._folder, stdout=output, stderr=subprocess.STDOUT
             )
@@ -85,12 +96,3 @@ class LocalWorker:
                 time.sleep(0.05)
         how = "showed nothing" if self.process.poll() is None else "ended"
         raise RuntimeError(f"The worker {how} before it was ready. Its log:\n{self.log.read_text()}")
-
-
-if __name__ == "__main__":
-    from keye.worker.daemon.child import die_with_parent
-    from keye.worker.daemon.cli import main
-
-    die_with_parent(int(sys.argv.pop()))
-    sys.argv.append("run")
-    main()
