@@ -19,6 +19,7 @@ from redis import Redis, RedisError
 from keye.config.presence import WorkerState
 from keye.producer.status import FleetStatus, read_status
 from keye.worker.telemetry.health import NAME_VARIABLE, Health, HostFolder, judge
+from keye.worker.telemetry.log import dropped_lines
 
 # Of several Prometheus servers one asks Redis.
 FRESH_SECONDS = 5.0
@@ -68,6 +69,11 @@ class HostCollector(Collector):
         for name, (_, num_restarts) in workers.items():
             restarts.add_metric([name], num_restarts)
         yield restarts
+        dropped = CounterMetricFamily(
+            "keye_supervisor_log_lines_dropped", "Lines of the supervisor's own log that were lost"
+        )
+        dropped.add_metric([], dropped_lines())
+        yield dropped
         status = self._fresh_status()
         yield _gauge("redis_up", "1 where Redis answers this host", (), {(): float(status is not None)})
         if status is None:
