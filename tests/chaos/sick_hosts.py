@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
 from tests.chaos.echo_workers import EchoWorker
+from tests.support.mounts import mounted
 
 # No user of this machine; limits on processes do not hold for root.
 SOMEBODY = 4321
@@ -30,6 +32,7 @@ class SickHost(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.mounts = ExitStack()
         self.root = folder / "media"
         self.root.mkdir()
         self.cache = folder / "cache"
@@ -41,15 +44,15 @@ class SickHost(ABC):
     @abstractmethod
     def cure(self, worker: EchoWorker) -> None: ...
 
-    def leave(self) -> None:  # noqa: B027
+    def leave(self) -> None:
         """Nothing of it stays behind."""
+        self.mounts.close()
 
 
 class FullDisk(SickHost):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.cache.mkdir()
-        mount(self.cache, megabytes=16)
+        self.mounts.enter_context(mounted(self.cache, 2**24))
 
     def sicken(self, worker: EchoWorker) -> None:
         # It has none of its own to give up, which would do for a while.
@@ -64,9 +67,6 @@ class FullDisk(SickHost):
 
     def cure(self, worker: EchoWorker) -> None:
         (self.cache / "filler").unlink()
-
-    def leave(self) -> None:
-        subprocess.run(["umount", "-l", self.cache], check=True)
 
 
 class NoFiles(SickHost):
@@ -125,9 +125,9 @@ class RootUnmounted(SickHost):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._lent = folder / "lent"
-        self._lent.mkdir()
-        mount(self._lent)
+        self.mounts.enter_context(mounted(self._lent))
         subprocess.run(["mount", "--bind", self._lent, self.root], check=True)
+        self.mounts.callback(subprocess.run, ["umount", "-l", self.root], check=True)
 
     def sicken(self, worker: EchoWorker) -> None:
         subprocess.run(["nsenter", f"--mount=/proc/{worker.pid}/ns/mnt", "umount", "-l", self.root], check=True)
@@ -135,9 +135,6 @@ class RootUnmounted(SickHost):
     def cure(self, worker: EchoWorker) -> None:
         bind = ["mount", "--bind", self._lent, self.root]
         subprocess.run(["nsenter", f"--mount=/proc/{worker.pid}/ns/mnt", *bind], check=True)
-
-    def leave(self) -> None:
-        subprocess.run(["umount", "-l", self.root, self._lent], check=True)
 
 
 class DeviceLost(SickHost):
@@ -173,7 +170,3 @@ class NoDecoders(SickHost):
 
 
 WAYS = (FullDisk, NoFiles, NoProcesses, CacheGone, RootUnmounted, DeviceLost, NoDecoders)
-
-
-def mount(folder: Path, megabytes: int = 16) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "tmpfs", folder], check=True)
