@@ -142,7 +142,11 @@ class _Leaving(AbstractConnection):
     _was_heard = False
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except OSError as error:
+            # It reads a file of its own package, which takes one that may be opened, as a socket does.
+            raise ConnectionError(f"no connection can be made: {error}") from error
         self._primary = primary
         self._joined = 0
 

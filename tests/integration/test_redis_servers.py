@@ -1,6 +1,8 @@
 """Clients at servers that allow them little, are written of in odd URLs, or take nothing more."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,24 @@ class TestServersThatTakeNothing:
             job.cancel()
         first, *others = client.watch(after="0", timeout=0)
         assert [each.id for each in client.watch(after=first.id, timeout=0)] == [each.id for each in others]
+
+
+def test_a_process_that_may_open_no_more_files_finds_redis_away(redis_url: str) -> None:
+    """Not in this process, in which other threads open files."""
+    said = subprocess.run([sys.executable, "-c", NO_FILES, redis_url], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["ConnectionError", "True"]
+
+
+NO_FILES = """
+import resource, sys
+from keye.config.connection import connect
+assert connect(sys.argv[1]).ping()
+redis = connect(sys.argv[1], retries=0)
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+try:
+    redis.ping()
+except Exception as error:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print(type(error).__name__, redis.ping())
+"""
