@@ -2,13 +2,14 @@
 -- or its caller cancelled it), the lease goes to the reaper, who settles it. Either way the old token is worth nothing.
 -- The job stays among the leases until its message is published or it is settled: a reaper may die here too.
 -- A death under a job that was being fetched, or that waited for its turn, is no death of the job's: the attempt does not
--- count, and it may have one more. Ten times: should it be to blame all the same, it comes to an end.
+-- count, and it may have one more. Ten times: should it be to blame all the same, it comes to an end. Who asks for fewer than
+-- the usual three attempts gets no other for a fetch that was cut off.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token, 5 the latest end of a lease that is over, whatever the clock shows
 -- Returns {"requeued", dead worker or "", sealed, priority, token, stage or "", attempts}, {"taken_over", worker, sealed,
 -- cancel_requested, stage, attempts, max_attempts, now, submitted_at, deadline_at, "", "", "", ""} or {"kept"}
-local MOST_SPARED = 10
+local MOST_SPARED, USUAL_ATTEMPTS = 10, 3
 local now = clock()
 local ends_at = redis.call("ZSCORE", KEYS[3], ARGV[1])
 if not ends_at or tonumber(ends_at) > math.min(now, tonumber(ARGV[5])) then
@@ -37,7 +38,7 @@ local event = newest[1] and cjson.decode(newest[1][2][2]) or {}
 local stage = event.stage or stages[event.type] or "open"
 
 -- Whoever writes text has begun, even if that could not be noted.
-local was_waiting = stage == "fetch" or waits and waits == attempts and event.type ~= "text"
+local was_waiting = stage == "fetch" and tonumber(max_attempts or 1) >= USUAL_ATTEMPTS or waits and waits == attempts and event.type ~= "text"
 -- A reaper that took the job over and died too is no attempt of its own.
 attempts, max_attempts = tonumber(attempts or 0), tonumber(max_attempts or 1)
 local message = "The worker died under the job."

@@ -93,7 +93,7 @@ def analyze(delivery: Task, sealed: Any = None, written: str | None = None) -> N
     """
     analyst: Analyst = delivery.app.analyst
     if not analyst.fitness.takes_jobs:
-        raise Reject("this worker is sick, or was a moment ago", requeue=True)
+        raise Reject("this worker takes no jobs now", requeue=True)
     asked = NOTHING_ASKED
     if written is not None:
         arguments = json.loads(written)
@@ -332,7 +332,7 @@ class Analyst:
         log.warning("job %s: met a fault of this host in stage %s: %s", lease.job_id, stage, host_fault)
         is_fit = self.fitness.suffered(host_fault, lease.job_id)
         is_suspected = attempt.is_in_engine if host_fault.is_final else is_fit
-        failure = failure_of(fault_met(host_fault, lease), stage, lease, attempt.job.metadata)
+        failure = failure_of(fault_met(host_fault, lease, self._place), stage, lease, attempt.job.metadata)
         if is_suspected and is_to_blame(lease, self._place):
             return self._settle(lease, failure, attempt.events.unwritten)
         attempt.events.flush()

@@ -26,13 +26,13 @@ def explain(error: BaseException) -> Fault:
     )
 
 
-def fault_met(host_fault: HostFault, lease: Claimed) -> Fault:
-    """What its caller is told of a job that met this fault of a host where other work passed."""
-    num_before = sum(lease.host_faults.values())
+def fault_met(host_fault: HostFault, lease: Claimed, place: str) -> Fault:
+    """What its caller is told of a job that met this fault in a place where other work passed."""
+    num_times, num_places = 1 + sum(lease.host_faults.values()), len({*lease.host_faults, place})
     return Fault(
         ErrorCode.HOST_FAULT,
-        f"The job met a fault of the worker's host, {host_fault.kind}, {num_before + 1} times on "
-        f"{max(1, len(lease.host_faults))} workers, the last time with nothing beside it; other work passes there. "
+        f"The job met a fault of the worker's host, {host_fault.kind}, {num_times} times on {num_places} "
+        f"{'worker' if num_places == 1 else 'workers'}, the last time with nothing beside it; other work passes there. "
         "Send less in one job, or media that are smaller.",
     )
 

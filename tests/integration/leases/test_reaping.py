@@ -204,7 +204,8 @@ TEXT = (TextGenerated, {"channel": "answer", "text": "a", "offset": 0, "num_toke
     ("told", "waits", "counts"),
     [
         ([], False, True),
-        ([FETCH], False, False),
+        # Of who asks for fewer attempts than usual.
+        ([FETCH], False, True),
         ([FETCH, DECODE], False, True),
         ([FETCH, DECODE], True, False),
         ([FETCH, DECODE, FRAMES], False, True),
@@ -231,6 +232,18 @@ def test_a_death_counts_for_what_was_in_a_decoder_or_in_the_engine(
         again = brief.claim(QueuedJob(lease.job_id, {}), "next")
         assert isinstance(again, Claimed), "it need not run alone"
         assert (again.attempt, again.max_attempts) == (2, 2)
+
+
+@pytest.mark.holds("docs/reliability.md#promises", "where its `max_attempts` is 1 or 2, a fetch counts")
+@pytest.mark.parametrize(("max_attempts", "counts"), [(1, True), (2, True), (3, False), (None, False)])
+def test_a_death_while_media_are_fetched_counts_for_who_asked_for_fewer_attempts_than_usual(
+    brief: LeaseStore, redis: Redis, max_attempts: int | None, counts: bool
+) -> None:
+    lease = claim(brief, a_job(max_attempts=max_attempts), "dead")
+    die(brief, lease, False, FETCH)
+    brief.reap(lease.job_id, "reaper")
+    found = record(redis, lease.job_id)
+    assert (found.get("deaths"), found.get("spared")) == (("1", None) if counts else (None, "1"))
 
 
 def test_a_wait_that_is_over_or_of_another_attempt_spares_nothing(brief: LeaseStore, redis: Redis) -> None:
