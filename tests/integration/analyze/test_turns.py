@@ -24,12 +24,13 @@ def test_a_job_without_room_in_the_engine_waits_until_there_is(plant: Plant, mon
     first = plant.client.submit(prompt="what?", generation=endlessly())
     eventually(lambda: generating(plant, first.id))
     second = plant.client.submit(prompt="what?", generation=endlessly())
-    eventually(lambda: waits(plant, second))
-    assert not waits(plant, first)
+    eventually(lambda: waits(plant, second) and not waits(plant, first))
     first.cancel()
     eventually(lambda: not waits(plant, second))
     assert second.progress.state == "RUNNING"
     second.cancel()
+    # The engine has room again for whoever comes next.
+    assert [plant.fail(job).code for job in (first, second)] == ["CANCELLED", "CANCELLED"]
 
 
 def test_a_job_that_is_over_while_it_waits_ends(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +42,7 @@ def test_a_job_that_is_over_while_it_waits_ends(plant: Plant, monkeypatch: pytes
     cancelled.cancel()
     assert [plant.fail(job).code for job in (cancelled, late)] == ["CANCELLED", "DEADLINE_EXCEEDED"]
     first.cancel()
+    assert plant.fail(first).code == "CANCELLED"
 
 
 def test_a_job_waits_while_none_of_its_media_is_in_a_decoder(plant: Plant, picture: str) -> None:
