@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keye.worker.daemon.loading import ServedModel
 
 CONTEXT_TOKENS = 8192
+DEVICE_LOST = os.environ.get("ECHO_DEVICE_LOST")
 # Generations that run at once; the others wait in the engine.
 MAX_RUNNING = int(os.environ.get("ECHO_MAX_RUNNING", "1000"))
 STEP_SECONDS = 0.01
@@ -101,7 +102,7 @@ class EchoEngine:
             else:
                 self.inbox.wait()
             waiting += self.inbox.drain()
-            if os.path.exists(os.environ.get("ECHO_DEVICE_LOST", "")):
+            if DEVICE_LOST and os.path.exists(DEVICE_LOST):
                 self.is_alive = False
                 lost = HostFault("the device is lost", is_final=True)
                 for pending in (*running, *waiting, *self.inbox.close(lost)):

@@ -78,6 +78,7 @@ class PendingGeneration:
         self.is_abandoned = False
         self.has_begun = True
         """Cleared by an inbox whose engine lets generations wait for room, and set as it takes this one in."""
+        self._is_awaited = False
         self._changed = threading.Condition()
         self._unread: list[str] = []
         self._num_unread_tokens = 0
@@ -116,6 +117,7 @@ class PendingGeneration:
     def wait_to_begin(self, seconds: float = inf) -> bool:
         """Whether within so many seconds the engine takes it in among those it runs, or it ends."""
         with self._changed:
+            self._is_awaited = True
             seconds = min(seconds, self._seconds_left)
             return self._changed.wait_for(lambda: self.has_begun or self.has_ended, seconds)
 
@@ -143,9 +145,11 @@ class PendingGeneration:
 
     def begin(self) -> None:
         """For the engine: its first step is next, there is room for it."""
-        with self._changed:
-            self.has_begun = True
-            self._changed.notify_all()
+        self.has_begun = True
+        # Whoever waits for text is not woken for nothing.
+        if self._is_awaited:
+            with self._changed:
+                self._changed.notify_all()
 
     def deliver(self, text: str, num_tokens: int) -> None:
         """For the engine: new text, and how many tokens it took."""
