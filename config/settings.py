@@ -266,6 +266,9 @@ class Settings(ProducerSettings):
     max_image_pixels: int = Field(
         default=100_000_000, ge=1, le=10**12, description="width x height, from the header, before decoding"
     )
+    max_image_cpu_seconds: int = Field(
+        default=10, ge=1, le=1800, description="most CPU time to decode one image; a video may take 1800 s"
+    )
     video_decoder: VideoDecoder = Field(
         default="pyav", description="what decodes videos; pyav steps in for clips that the others read wrongly"
     )

@@ -29,7 +29,7 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.media import job_media
-from keye.worker.media.decode import pool, sandbox
+from keye.worker.media.decode import allowance, pool
 from keye.worker.results.outbox import Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks import moves, retry_policy, stragglers
@@ -274,7 +274,7 @@ def test_numbers_are_those_of_the_code(redis: Redis) -> None:
         f"fewer than {redaction.MIN_SECRET_CHARS} characters",
         f"every child after {pool.MAX_MEDIA_A_CHILD} media",
         f"plus {preflight.DECODER_BYTES // 10**6} MB a child",
-        f"at most {sandbox.WORKING_BYTES // 2**30} GiB besides the pixels",
+        f"at most {allowance.WORKING_BYTES // 2**30} GiB besides the pixels",
         f"the newest {quarantine.MAX_MESSAGES:,}, of each the first {quarantine.MAX_KEPT_BYTES // 1024} KiB",
         f"{preflight.WARN_SKEW_SECONDS:g} seconds are a warning",
         f"0 to {retry_policy.FIRST_PAUSE_SECONDS:g}, 8, 16 .. {retry_policy.MAX_PAUSE_SECONDS:g} seconds",

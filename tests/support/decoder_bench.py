@@ -1,9 +1,10 @@
 """A pool of decoder children with media for it, as tests of what ails them need it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -71,14 +72,16 @@ class Bench:
         share: PixelShare | None = None,
         on_frame: Callable[[int, int], None] = lambda done, total: None,
         check: Callable[[], None] = lambda: None,
+        limits: Mapping[str, int] = MappingProxyType({}),
         **others: Any,
     ) -> DecodedImage | DecodedVideo:
         part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
+        limited = {"max_image_pixels": 10**6, "max_decoded_bytes": 2**24, "video_decoder": "pyav", **limits}
         with path.open("rb") as file, named(path.name):
             order = DecodingOrder(
                 part=part,
                 file=file,
-                limits=MediaLimits.of(Settings(max_image_pixels=10**6, max_decoded_bytes=2**24, video_decoder="pyav")),
+                limits=MediaLimits.of(Settings(**limited)),
                 on_frame=on_frame,
                 check=check,
                 **{"sizing": SIZING, **others},

@@ -22,6 +22,7 @@ class MediaLimits:
     fetch_timeout_seconds: float
     max_image_bytes: int
     max_image_pixels: int
+    max_image_cpu_seconds: int
     max_video_bytes: int
     max_decoded_bytes: int
     max_fetch_seconds: float

@@ -23,9 +23,9 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.worker.host_fault import HostFault
+from keye.worker.media.decode.allowance import MAX_CPU_SECONDS, Allowance
 from keye.worker.media.decode.channel import Channel, Message
 from keye.worker.media.decode.printed import Printed
-from keye.worker.media.decode.sandbox import least_cpu_seconds
 from keye.worker.media.decoded import Decoded, DecodedVideo
 from keye.worker.media.faults import corrupt, name_medium, too_large
 from keye.worker.media.frames.video_plan import is_of_rule
@@ -121,6 +121,7 @@ class Decoder:
                     os.close(self._printed.theirs)
             undoing.pop_all()
         self._channel = Channel(ours)
+        self._allowance = Allowance(self._process.pid)
         self._silence_seconds = silence_seconds
         # A field, since the traceback of an error would keep alive what is in a frame.
         self._memory: mmap | None = None
@@ -132,6 +133,11 @@ class Decoder:
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it waits for its next medium, and may take as much for it as any."""
+        return self.is_free and self._allowance.suffices_for_another()
 
     def fileno(self) -> int:
         """Readable once `has_started` has news."""
@@ -178,6 +184,8 @@ class Decoder:
             ) from None
         finally:
             self._memory = None
+            if self.is_free:
+                self._allowance.end()
             self._tell_printed()
 
     def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
@@ -193,6 +201,9 @@ class Decoder:
             "num_threads": num_threads,
         }
         order.on_begin()
+        is_image = isinstance(order.part, ImagePart)
+        cpu_seconds = order.limits.max_image_cpu_seconds if is_image else MAX_CPU_SECONDS
+        self._allowance.grant(order.limits.max_decoded_bytes, cpu_seconds)
         self._channel.send(request, order.file.fileno())
         give_up_at = time.monotonic() + self._silence_seconds
         while True:
@@ -230,6 +241,8 @@ class Decoder:
         while not wait([self.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
             self._printed.keep()
             order.check()
+            if self._allowance.is_overdrawn:
+                raise self._tell_cpu_time(order)
             if time.monotonic() >= give_up_at:
                 raise TimeoutError
         return self._channel.receive()
@@ -266,14 +279,22 @@ class Decoder:
             return partial(RuntimeError, f"a decoder child ended with status {status}; {told}")
         match -status:
             case signal.SIGXCPU:
-                least = least_cpu_seconds()
-                return partial(too_large, f"takes more than {least} s of CPU time to decode. Send a shorter stretch.")
+                return partial(self._tell_cpu_time, order)
             case signal.SIGKILL:
                 reason = "its decoder was killed, most likely for want of memory. Send a smaller one."
                 return partial(too_large, reason)
             case number:
                 name = signal.Signals(number).name
                 return partial(corrupt, f"its decoder crashed on it ({name}). Send an undamaged file.")
+
+    def _tell_cpu_time(self, order: DecodingOrder) -> Fault:
+        is_image = isinstance(order.part, ImagePart)
+        way = (
+            " (KEYE_MAX_IMAGE_CPU_SECONDS). Send it as a plain PNG or JPEG."
+            if is_image
+            else ". Send a shorter stretch."
+        )
+        return too_large(f"takes more than {self._allowance.cpu_seconds} s of CPU time to decode{way}")
 
     def _await_end(self, check: Callable[[], None]) -> None:
         """Of one that has hung up: how it ends tells why, and a kill would hide that."""

@@ -133,7 +133,7 @@ class DecoderPool:
             decoder = self._take(order)
             yield decoder
         finally:
-            is_good = decoder is not None and decoder.is_free and decoder.num_decoded < MAX_MEDIA_A_CHILD
+            is_good = decoder is not None and decoder.can_go_on and decoder.num_decoded < MAX_MEDIA_A_CHILD
             if decoder is not None and not is_good:
                 decoder.kill()
             with self._changed:

@@ -1,6 +1,6 @@
-"""What a decoder child may not do: outlive its worker, reach the network, write files, take all memory or time.
+"""What a decoder child may not do: outlive its worker, reach the network, write files. Linux only.
 
-Limits are against files that break decoders. Linux only.
+What it may take for one medium: `allowance`.
 """
 
 import ctypes
@@ -12,9 +12,6 @@ import signal
 import struct
 from contextlib import suppress
 
-# Code, stacks and buffers of the largest video the pixel limit allows (8K HEVC holds some thirty frames).
-WORKING_BYTES = 4 * 2**30
-MAX_CPU_SECONDS = 1800
 NICENESS = 5
 
 _PR_SET_PDEATHSIG = 1
@@ -82,34 +79,3 @@ def _refuse_sockets() -> None:
     program = _FilterProgram(len(steps), b"".join(struct.pack("HBBI", *step) for step in steps))
     if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the kernel takes no filter")
-
-
-def allow(pixel_bytes: int) -> None:
-    """What the next medium may take: memory besides its pixels, and a new measure of CPU time."""
-    _limit(resource.RLIMIT_AS, WORKING_BYTES + pixel_bytes)
-    # The kernel ends the process at the soft limit, with SIGXCPU; at the hard one with SIGKILL, as for want of memory.
-    _limit(resource.RLIMIT_CPU, _cpu_seconds_used() + MAX_CPU_SECONDS, below_hard=1)
-
-
-def _limit(which: int, soft: int, below_hard: int = 0) -> None:
-    """The host may have set a hard limit that is lower."""
-    _, hard = resource.getrlimit(which)
-    resource.setrlimit(which, (soft if hard == resource.RLIM_INFINITY else min(soft, max(0, hard - below_hard)), hard))
-
-
-def has_cpu_time_left() -> bool:
-    """Whether the next medium may have the least there is for one. The host may have set a hard limit, and what the
-    media before took counts towards it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    return hard == resource.RLIM_INFINITY or hard - _cpu_seconds_used() > least_cpu_seconds()
-
-
-def least_cpu_seconds() -> int:
-    """What each medium may take, whatever those before it took."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    return MAX_CPU_SECONDS if hard == resource.RLIM_INFINITY else min(MAX_CPU_SECONDS, hard // 2)
-
-
-def _cpu_seconds_used() -> int:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return int(usage.ru_utime + usage.ru_stime)
