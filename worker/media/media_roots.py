@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from keye.worker.host_fault import HostFault
+from keye.worker.media.place import place_of
 
 
 class MediaRoots:
@@ -30,10 +31,7 @@ class MediaRoots:
     def check_way(self, path: str) -> None:
         """As `check`, and of what was mounted below a root, on the way to a file that is not to be had."""
         self.check()
-        try:
-            place = Path(os.path.realpath(path))
-        except ValueError:  # no path at all, such as one with a zero in it
-            return
+        place = Path(place_of(path))
         on_the_way = [mount for mount in self._mounts if mount == place or mount in place.parents]
         # By what the kernel lists, here as at first: to look at a mount that hangs would hold up the worker's start.
         if away := set(on_the_way).difference(_mount_points() if on_the_way else ()):
