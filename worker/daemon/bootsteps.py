@@ -116,7 +116,9 @@ class EngineStep(bootsteps.StartStopStep):
         self._heartbeat.beat()
         leases = LeaseStore(redis, settings.lease_seconds)
         settlement = Settlement(redis, settings.result_ttl_seconds, settings.dead_letter_ttl_seconds)
-        self._outbox = outbox = Outbox(settlement, Spool.of(redis, settings.spool_folder), leases.patience)
+        spool = Spool.of(redis, settings.spool_folder)
+        spool.make()
+        self._outbox = outbox = Outbox(settlement, spool, leases.patience)
         # Before the model: what the process before this one could not write should not wait until it is read.
         waiting = (outbox.deliver, worker.app.quarantine.deliver)
         self._reaper = Reaper(

@@ -35,7 +35,8 @@ def environment_of(worker: str, folder: Path) -> dict[str, str]:
     multiprocess.mark_process_dead(worker, str(folder))
     try:
         for kind in FILES:
-            file = os.open(folder / f"{kind}_{worker}.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(folder / f"{kind}_{worker}.db", flags, 0o600)
             try:
                 os.posix_fallocate(file, 0, FILE_BYTES)
             finally:

@@ -36,6 +36,7 @@ from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, wa
 from keye.worker.daemon.host_limits import check_host_limits, nearest_place
 from keye.worker.media.decode.sandbox import can_refuse_sockets
 from keye.worker.model.checkpoint import check_checkpoint, in_short
+from keye.worker.private_folder import PrivateFolder
 
 # Leases go by the server's clock, deadlines by the producer's, logs by the host's.
 WARN_SKEW_SECONDS = 2.0
@@ -197,32 +198,49 @@ def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:
 
 def check_media_cache(folder: Path, max_bytes: int) -> Finding:
     """A folder of our own that can be written, or made, with as much room as may be used."""
-    cure = "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make."
-    for place in (folder, folder / "whole", folder / "partial", folder / "digest"):
-        if reason := _try_to_write(place):
-            return fault("media cache", f"{place} cannot be written: {reason}", cure)
-    there = nearest_place(folder)
-    if there == folder and folder.stat().st_uid != os.geteuid():
-        return fault("media cache", f"{folder} belongs to another user", cure)
-    room = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("whole/*"))
+    private = PrivateFolder(folder, "KEYE_CACHE_FOLDER")
+    if reason := _lacking(private, "whole", "partial", "digest"):
+        found, _, cure = reason.partition(". ")
+        return fault("media cache", found, cure or "Set KEYE_CACHE_FOLDER to a folder that this user owns or can make.")
+    room = shutil.disk_usage(nearest_place(folder)).free
+    room += sum(file.lstat().st_size for file in private.place.glob("whole/*"))
     if room < max_bytes:
         found = f"{folder} has room for {room / 2**30:.1f} GiB and may take {max_bytes / 2**30:.1f}"
         return warning("media cache", found, "Lower KEYE_CACHE_BYTES or use another disk.")
-    return ok("media cache", f"{folder}, up to {max_bytes / 2**30:.1f} GiB")
+    return _unless_at_risk("media cache", private, f"{private.place}, up to {max_bytes / 2**30:.1f} GiB")
 
 
 def check_spool(folder: Path) -> Finding:
-    if not (reason := _try_to_write(folder)):
-        return ok("spool", str(folder))
-    found = f"{folder} cannot be written ({reason}): a worker that ends while Redis is away loses its outcomes"
-    return warning("spool", found, "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make.")
+    private = PrivateFolder(folder, "KEYE_SPOOL_FOLDER")
+    if not (reason := _lacking(private)):
+        return _unless_at_risk("spool", private, str(folder))
+    found, _, cure = reason.partition(". ")
+    found += ": a worker that ends while Redis is away loses its outcomes"
+    return warning("spool", found, cure or "Set KEYE_SPOOL_FOLDER to a folder that this user can write or make.")
 
 
 def check_run_folder(folder: Path) -> Finding:
-    if not (reason := _try_to_write(folder)):
-        return ok("run folder", str(folder))
-    found = f"{folder} cannot be written ({reason}): nobody could tell whether the workers live"
-    return fault("run folder", found, "Set KEYE_RUN_FOLDER to a folder that this user can write or make.")
+    private = PrivateFolder(folder, "KEYE_RUN_FOLDER")
+    if not (reason := _lacking(private)):
+        return _unless_at_risk("run folder", private, str(private.place))
+    found, _, cure = reason.partition(". ")
+    found += ": nobody could tell whether the workers live"
+    return fault("run folder", found, cure or "Set KEYE_RUN_FOLDER to a folder that this user can write or make.")
+
+
+def _lacking(private: PrivateFolder, *parts: str) -> str:
+    """Why the folder, or a part of it, cannot be had for this user alone, with the cure if it has one; "" if it can."""
+    try:
+        private.examine()
+    except OSError as error:
+        return f"{error.filename} cannot be used: {error.strerror}" if error.filename else str(error)
+    places = (private.place, *(private.place / part for part in parts))
+    return next((f"{place} cannot be written: {reason}" for place in places if (reason := _try_to_write(place))), "")
+
+
+def _unless_at_risk(subject: str, private: PrivateFolder, found: str) -> Finding:
+    risk, _, cure = private.examine().partition(". ")
+    return warning(subject, risk, cure) if risk else ok(subject, found)
 
 
 def _try_to_write(folder: Path) -> str | None:

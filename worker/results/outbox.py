@@ -6,14 +6,13 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from stat import S_ISREG
 from typing import Self
 
 from pydantic import ValidationError
@@ -26,6 +25,7 @@ from keye.config.key_prefix import prefix_of
 from keye.config.outcome import JobFailure, Outcome
 from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import new_token
+from keye.worker.private_folder import PrivateFolder, is_own_file
 from keye.worker.results.settlement import OutcomeTooLarge, Settlement
 from keye.worker.telemetry import metrics
 
@@ -42,22 +42,28 @@ class Verdict(Report):
 
 # How long after its last byte a file under way is one of a dead process: those of 0.2 are not locked while written.
 _LEFT_SECONDS = 10.0
+# As `new_token` draws them. A file of any other name is not ours to remove.
+_TOKEN = re.compile("[0-9a-f]{16}")
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
 class Spool:
     """A file for each outcome, named by its claim's token, shared by all workers of a host that have the same Redis.
 
     It is bounded, and its disk may fail: what it does not take stays in memory, and the log says so. What is in there
-    and cannot be read is told of once and passed over.
+    and cannot be read is told of once and passed over. Whoever else is on the host, it reads and removes no files but
+    its own: in a folder of this user alone, by its descriptor.
     """
 
-    folder: Path
-    max_files: int = 10_000
-    max_bytes: int = 2**28
-    _told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    # Delivered, and not to be removed.
-    _delivered: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    def __init__(self, folder: Path, max_files: int = 10_000, max_bytes: int = 2**28) -> None:
+        """Nothing is made yet."""
+        self.folder = folder
+        self.max_files = max_files
+        self.max_bytes = max_bytes
+        self._private = PrivateFolder(folder, "KEYE_SPOOL_FOLDER")
+        self._told: set[str] = set()
+        # Delivered, and not to be removed.
+        self._delivered: set[str] = set()
 
     @classmethod
     def of(cls, redis: Redis, folder: Path) -> Self:
@@ -65,6 +71,13 @@ class Spool:
         options = redis.connection_pool.connection_kwargs
         address = repr([options.get(name) for name in ("host", "port", "path", "db")]) + prefix_of(redis)
         return cls(folder / hashlib.sha256(address.encode()).hexdigest()[:16])
+
+    def make(self) -> None:
+        """At the start, before another user can be first. A fault is told of, and ends no worker."""
+        try:
+            os.close(self._private.open(make=True))
+        except OSError as fault:
+            log.warning("outcomes that Redis does not take are kept in memory only: %s", fault)
 
     def keep(self, verdict: Verdict) -> bool:
         """In one step: a process that dies in the middle leaves nothing that is read. Says whether it is kept."""
@@ -82,89 +95,104 @@ class Spool:
 
     def waiting(self) -> Iterator[Verdict]:
         """All that is kept. What is no outcome is told of and dropped, and its job runs again."""
-        try:
-            entries = list(os.scandir(self.folder))
-        except FileNotFoundError:
-            return
-        except OSError as fault:
-            self._tell("", logging.WARNING, "what is kept for Redis cannot be looked at: %s", fault)
-            return
-        # Whatever is gone, or right again, is told of anew when it comes back.
-        self._told.intersection_update(entry.name for entry in entries)
-        self._delivered.intersection_update(Path(entry).stem for entry in entries)
-        for entry in entries:
-            path = Path(entry)
-            if path.suffix == ".partial":
-                _remove_if_left(path)
-            elif path.suffix != ".json":
-                continue
-            elif path.stem in self._delivered:
-                self.drop(path.stem)
-            else:
-                try:
-                    yield Verdict.model_validate_json(self._read(path))
-                except FileNotFoundError:
-                    # Delivered by another worker meanwhile.
+        with ExitStack() as opened:
+            try:
+                folder = opened.enter_context(self._opened(make=False))
+                # Before the first is handed out: a scan takes a descriptor of its own.
+                with os.scandir(folder) as scan:
+                    names = [entry.name for entry in scan]
+            except FileNotFoundError:
+                return
+            except OSError as fault:
+                self._tell("", logging.WARNING, "what is kept for Redis cannot be looked at: %s", fault)
+                return
+            # Whatever is gone, or right again, is told of anew when it comes back.
+            self._told.intersection_update(names)
+            self._delivered.intersection_update(Path(name).stem for name in names)
+            for name in names:
+                token, suffix = os.path.splitext(name)
+                if suffix == ".partial":
+                    _remove_if_left(folder, name)
+                elif suffix != ".json":
                     continue
-                except OSError as fault:
-                    self._tell(path.name, logging.ERROR, "%s cannot be read, passed over: %s", path, fault)
-                except ValidationError as fault:
-                    self._tell(path.name, logging.ERROR, "%s is no outcome of this release, dropped: %s", path, fault)
-                    self.drop(path.stem)
+                elif token in self._delivered:
+                    self.drop(token)
+                elif (verdict := self._read(folder, name)) is not None:
+                    yield verdict
 
     def drop(self, token: str) -> None:
         try:
-            self._path(token).unlink()
-        except (FileNotFoundError, NotADirectoryError):
+            with self._opened(make=False) as folder:
+                os.unlink(f"{token}.json", dir_fd=folder)
+        except (FileNotFoundError, FileExistsError):
             return
         except OSError as fault:
             self._delivered.add(token)
             self._tell(f"{token}.json", logging.WARNING, "an outcome stays on disk, where it does no harm: %s", fault)
 
-    def _write(self, token: str, content: bytes) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder.stat().st_uid != os.geteuid():
-            raise PermissionError(f"{self.folder} belongs to another user, set KEYE_SPOOL_FOLDER")
-        sizes = [size for entry in os.scandir(self.folder) if (size := _size_of(entry)) is not None]
-        if len(sizes) >= self.max_files or sum(sizes) + len(content) > self.max_bytes:
-            raise OSError(
-                f"{self.folder} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
-                f"{self.max_files} and {self.max_bytes}"
-            )
-        under_way = self._path(token).with_suffix(".partial")
+    @contextmanager
+    def _opened(self, *, make: bool) -> Iterator[int]:
+        folder = self._private.open(make=make)
         try:
-            with under_way.open("wb") as file:
-                # Nobody takes it for a dead process' own. Some network disks know no locks.
-                with suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                under_way.rename(self._path(token))
-        except BaseException:
-            with suppress(OSError):
-                under_way.unlink()
-            raise
-
-    def _read(self, path: Path) -> bytes:
-        # A pipe would be waited for; a link is no outcome of ours.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(handle)
-            if not S_ISREG(found.st_mode) or found.st_size > self.max_bytes:
-                raise OSError(f"it is no file, or has more than {self.max_bytes} bytes")
-            with open(handle, "rb", closefd=False) as file:
-                return file.read()
+            yield folder
         finally:
-            os.close(handle)
+            os.close(folder)
+
+    def _write(self, token: str, content: bytes) -> None:
+        with self._opened(make=True) as folder:
+            with os.scandir(folder) as scan:
+                sizes = [size for entry in scan if (size := _size_of(entry)) is not None]
+            if len(sizes) >= self.max_files or sum(sizes) + len(content) > self.max_bytes:
+                raise OSError(
+                    f"{self._private.place} holds {len(sizes)} outcomes in {sum(sizes)} bytes, the limits are "
+                    f"{self.max_files} and {self.max_bytes}"
+                )
+            under_way = f"{token}.partial"
+            # What an earlier try of ours has left.
+            with suppress(FileNotFoundError):
+                os.unlink(under_way, dir_fd=folder)
+            handle = os.open(under_way, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=folder)
+            try:
+                with open(handle, "wb") as file:
+                    # Nobody takes it for a dead process' own. Some network disks know no locks.
+                    with suppress(OSError):
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.rename(under_way, f"{token}.json", src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(under_way, dir_fd=folder)
+                raise
+
+    def _read(self, folder: int, name: str) -> Verdict | None:
+        path = self._private.place / name
+        try:
+            # A pipe would be waited for; a link is no outcome of ours.
+            with open(os.open(name, os.O_RDONLY | _FLAGS, dir_fd=folder), "rb") as file:
+                found = os.fstat(file.fileno())
+                if not is_own_file(found) or found.st_size > self.max_bytes:
+                    raise OSError(f"it is no file of this user's alone, or has more than {self.max_bytes} bytes")
+                return Verdict.model_validate_json(file.read(self.max_bytes))
+        except FileNotFoundError:
+            # Delivered by another worker meanwhile.
+            return None
+        except OSError as fault:
+            self._tell(name, logging.ERROR, "%s cannot be read, passed over: %s", path, fault)
+        except ValidationError as fault:
+            token = name.removesuffix(".json")
+            if _TOKEN.fullmatch(token):
+                self._tell(name, logging.ERROR, "%s is no outcome of this release, dropped: %s", path, fault)
+                self.drop(token)
+            else:
+                self._tell(name, logging.ERROR, "%s is no outcome and not named as one, it stays where it is", path)
+        return None
 
     def _tell(self, name: str, level: int, text: str, *facts: object) -> None:
         if name not in self._told:
             self._told.add(name)
             log.log(level, text, *facts)
-
-    def _path(self, token: str) -> Path:
-        return self.folder / f"{token}.json"
 
 
 def _size_of(entry: "os.DirEntry[str]") -> int | None:
@@ -175,13 +203,13 @@ def _size_of(entry: "os.DirEntry[str]") -> int | None:
         return None
 
 
-def _remove_if_left(path: Path) -> None:
+def _remove_if_left(folder: int, name: str) -> None:
     """A file that a process began to write and died over."""
-    with suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with suppress(OSError), open(os.open(name, os.O_RDWR | _FLAGS, dir_fd=folder), "rb") as file:
         found = os.fstat(file.fileno())
-        if S_ISREG(found.st_mode) and time.time() - found.st_mtime > _LEFT_SECONDS:
+        if is_own_file(found) and time.time() - found.st_mtime > _LEFT_SECONDS:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            os.unlink(name, dir_fd=folder)
 
 
 class Outbox:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,11 +16,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from keye.worker.private_folder import PrivateFolder
+
 # A worker beats twice a second from the thread that watches over it; a full collection or native code that keeps
 # Python's lock may take some seconds.
 HUNG_AFTER_SECONDS = 30.0
 # The supervisor says five times a second how its workers are. Nothing of its may take long.
 SILENT_AFTER_SECONDS = 15.0
+
+_MAX_SAID_BYTES = 2**20
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # Names the file that a supervised worker beats in.
 HEARTBEAT_VARIABLE = "KEYE_HEARTBEAT"
@@ -45,7 +51,8 @@ class Heartbeat:
 
     def __init__(self, file: str | None) -> None:
         self.state = Health.LOADING
-        self._descriptor = None if file is None else os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = None if file is None else os.open(file, flags, 0o600)
 
     def beat(self) -> None:
         if self._descriptor is not None:
@@ -56,23 +63,23 @@ class Heartbeat:
 class HostFolder:
     """The supervisor's folder below `run_folder`: a file of what its workers are, the heartbeats and their metrics.
 
-    A lock that ends with its holder tells the living from the dead. Raises `OSError` where the folder cannot be had.
+    A lock that ends with its holder tells the living from the dead. Raises `OSError` where the folder cannot be had,
+    or would not be this user's alone.
     """
 
     def __init__(self, run_folder: Path) -> None:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        turn = os.open(run_folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # One that is being made is not locked yet, and looks dead to the next supervisor.
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            for dead in (folder for folder, is_held in _folders(run_folder) if not is_held):
-                shutil.rmtree(dead, ignore_errors=True)
-            self.path = run_folder / str(os.getpid())
-            self.path.mkdir(mode=0o700)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        finally:
-            os.close(turn)
+        private = PrivateFolder(run_folder, "KEYE_RUN_FOLDER")
+        os.close(private.open(make=True))
+        for dead in (folder for folder, is_held in _folders(private.place) if not is_held):
+            shutil.rmtree(dead, ignore_errors=True)
+        self.path = private.place / str(os.getpid())
+        # Nobody looks for it by this name: until it is locked it would look dead to the next supervisor.
+        made = private.place / f"new-{os.getpid()}"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(mode=0o700)
+        self._lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        made.rename(self.path)
         self.metrics = self.path / "metrics"
         self.metrics.mkdir()
         self.tell({}, is_draining=False)
@@ -118,7 +125,8 @@ class Verdict(NamedTuple):
 def judge(folder: Path) -> Verdict:
     """What a supervisor's folder says."""
     try:
-        said = json.loads((folder / "workers.json").read_text())
+        with open(os.open(folder / "workers.json", os.O_RDONLY | _FLAGS), "rb") as file:
+            said = json.loads(file.read(_MAX_SAID_BYTES))
     except (OSError, ValueError) as error:
         return Verdict(False, False, f"the supervisor has not said how its workers are: {error}")
     workers = ", ".join(f"{worker} {health}" for worker, health in said["workers"].items()) or "no worker yet"
@@ -132,24 +140,22 @@ def judge(folder: Path) -> Verdict:
 
 
 def judge_host(run_folder: Path) -> Verdict:
-    """All supervisors of this run folder together."""
-    verdicts = [judge(folder) for folder, is_held in _folders(run_folder) if is_held]
+    """All supervisors of this user below this run folder together; of all users for root."""
+    places = (run_folder, *filter(_is_ours, run_folder.glob("keye-[0-9]*")))
+    verdicts = [judge(folder) for place in places for folder, is_held in _folders(place) if is_held]
     if not verdicts:
-        return Verdict(False, False, f"no `keye-worker run` is alive in {run_folder} (KEYE_RUN_FOLDER)")
+        return Verdict(False, False, f"no `keye-worker run` of this user is alive in {run_folder} (KEYE_RUN_FOLDER)")
     are_live, are_ready, reasons = zip(*verdicts, strict=True)
     return Verdict(all(are_live), all(are_ready), "; ".join(reasons))
 
 
-def _folders(run_folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Supervisors' folders, and whether each is still held."""
-    for folder in run_folder.glob("[0-9]*"):
+def _folders(place: Path) -> Iterator[tuple[Path, bool]]:
+    """Supervisors' folders, and whether each is still held. What another user has put beside them says nothing."""
+    for folder in filter(_is_ours, place.glob("[0-9]*")):
         try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # it is being made, or removed
+            lock = os.open(folder / "lock", os.O_RDWR | _FLAGS)
         except OSError:
-            yield folder, True  # another user's: only its holder may say more
-            continue
+            continue  # it is being removed
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             yield folder, False
@@ -157,3 +163,11 @@ def _folders(run_folder: Path) -> Iterator[tuple[Path, bool]]:
             yield folder, True
         finally:
             os.close(lock)
+
+
+def _is_ours(folder: Path) -> bool:
+    """A folder, not a link to one."""
+    with suppress(OSError):
+        found = folder.lstat()
+        return stat.S_ISDIR(found.st_mode) and os.geteuid() in (found.st_uid, 0)
+    return False

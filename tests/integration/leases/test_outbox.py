@@ -190,7 +190,7 @@ def test_file_that_holds_no_outcome_is_told_of_and_dropped(
     verdict = Verdict(lease=lease, outcome=a_failure(lease))
     spool.keep(verdict)
     (folder,) = tmp_path.iterdir()
-    (folder / "cut-off.json").write_bytes(verdict.model_dump_json().encode()[:100])
+    (folder / "0123456789abcdef.json").write_bytes(verdict.model_dump_json().encode()[:100])
     assert list(spool.waiting()) == [verdict]
     assert "is no outcome" in caplog.text
     assert [path.stem for path in folder.iterdir()] == [lease.token]

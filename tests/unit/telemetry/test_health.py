@@ -1,5 +1,6 @@
 """What a probe makes of the files of a host's workers."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,8 +12,12 @@ import pytest
 
 from keye.config.settings import Settings
 from keye.worker.daemon import entry
+from keye.worker.daemon.findings import Severity
+from keye.worker.daemon.preflight import check_run_folder
 from keye.worker.telemetry import health
 from keye.worker.telemetry.health import Health, Heartbeat, HostFolder, judge_host
+from tests.support import neighbour
+from tests.support.neighbour import needs_root
 
 
 @pytest.fixture
@@ -116,3 +121,89 @@ def test_a_probe_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     assert not [
         name for name in ("pydantic", "typer", "redis", "celery", "prometheus_client") if f" {name}\n" in imported
     ]
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    with neighbour.shared_folder() as shared:
+        yield shared
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "script",
+    ["mkdir -m 777 $1", "ln -s $2 $1", "mkdir $1; mkdir $1/1; ln -s $2/file $1/1/lock", "mkdir $1; mkfifo $1/1"],
+)
+def test_a_run_folder_that_another_user_made_first_is_refused(shared: Path, script: str) -> None:
+    (shared / "ours").mkdir()
+    (shared / "ours" / "file").touch()
+    neighbour.does(script, shared / "run", shared / "ours")
+    finding = check_run_folder(shared / "run")
+    assert finding.severity is Severity.FAULT
+    assert "KEYE_RUN_FOLDER" in finding.cure
+    with pytest.raises(OSError, match=str(shared / "run")):
+        HostFolder(shared / "run")
+    assert [path.name for path in (shared / "ours").iterdir()] == ["file"]
+
+
+@needs_root
+def test_a_start_does_not_wait_for_another_user_who_holds_what_they_may_open(shared: Path) -> None:
+    with closing(HostFolder(shared / "run")):
+        pass
+    # As 0.2 made it, for all to look into.
+    (shared / "run").chmod(0o755)
+    holding = "flock --nonblock $1 sh -c 'echo held; exec cat'"
+    command = ["setpriv", f"--reuid={neighbour.UID}", "--clear-groups", "sh", "-c", holding, "-", str(shared / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/") as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        begun = subprocess.run([sys.executable, "-c", BEGIN, str(shared / "run")], timeout=60, check=True)
+        holder.stdin.close()
+    assert begun.returncode == 0
+
+
+BEGIN = """
+import pathlib, sys
+from keye.worker.telemetry.health import HostFolder
+HostFolder(pathlib.Path(sys.argv[1])).close()
+"""
+
+
+@needs_root
+def test_what_another_user_says_beside_us_is_not_believed(shared: Path) -> None:
+    """In a folder that all may write to: a probe that believed it would have a worker ended."""
+    imports = "from pathlib import Path\nfrom keye.worker.telemetry.health import HostFolder, judge_host"
+    code = """
+shared = Path(sys.argv[1])
+ours = HostFolder(shared)
+ours.tell({"cpu": "ready"}, is_draining=False)
+print("made", flush=True)
+sys.stdin.readline()
+print(*judge_host(shared), flush=True)
+"""
+    said = f"""
+mkdir $1/1 $1/2 $1/keye-{neighbour.UID}; ln -s $1/1 $1/keye-{neighbour.UID}/3
+echo '{{"at": 0, "is_draining": true, "workers": {{"gpu0": "hung"}}}}' > $1/1/workers.json
+ln -s /dev/zero $1/2/workers.json; touch $1/1/lock $1/2/lock; mkfifo $1/4
+"""
+    neighbour.does(said, shared)
+    ids = "os.setgroups([]); os.setresgid(999, 999, 999); os.setresuid(999, 999, 999)"
+    command = [sys.executable, "-c", f"import os, sys\n{imports}\n{ids}\n{code}", str(shared)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "made\n"
+        locks = [os.open(shared / name / "lock", os.O_RDWR) for name in ("1", "2")]
+        for lock in locks:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        assert worker.communicate("\n", timeout=60)[0] == "True True cpu ready\n"
+        for lock in locks:
+            os.close(lock)
+
+
+@needs_root
+def test_a_heartbeat_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "cpu.beat").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="Too many levels"):
+        Heartbeat(str(tmp_path / "cpu.beat"))
+    assert (tmp_path / "precious").read_bytes() == b"precious"

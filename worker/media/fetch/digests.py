@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Container
 from pathlib import Path
-from stat import S_ISREG
 
 from keye.worker.media.fetch.file_lock import remove
 from keye.worker.media.fetch.lack import is_lack
+from keye.worker.private_folder import is_own_file
 
 _CHUNK_BYTES = 2**18
 
@@ -48,7 +48,7 @@ class Digests:
         if noted is None:
             return False
         try:
-            is_right = S_ISREG(found.st_mode) and found.st_size == num_bytes and digest_of(handle, check) == noted
+            is_right = is_own_file(found) and found.st_size == num_bytes and digest_of(handle, check) == noted
         except OSError as fault:
             if fault.errno not in (errno.EIO, errno.ESTALE):
                 raise
@@ -73,7 +73,7 @@ class Digests:
                 raise
             return None
         try:
-            return os.read(handle, hashlib.sha256().digest_size + 1)
+            return os.read(handle, hashlib.sha256().digest_size + 1) if is_own_file(os.fstat(handle)) else None
         except OSError:
             return None
         finally:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keye.worker.media.fetch.lack import is_lack
+from keye.worker.private_folder import is_own_file
 
 # How often who waits for another is asked whether to go on.
 _TICK_SECONDS = 0.1
@@ -28,7 +29,7 @@ def locked(path: Path) -> Iterator[int]:
 
 
 def open_file(path: Path) -> int:
-    """A handle of `path`, made where it is missing; what is no file makes way for one."""
+    """A handle of `path`, made where it is missing; what is no file of ours makes way for one."""
     with suppress(_NotAFile):
         return _open_if_file(path)
     remove(path)
@@ -77,7 +78,7 @@ def measure_held(path: Path) -> tuple[int, int]:
         return 0, 0
     try:
         found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        if not is_own_file(found):
             return 0, 0
         if not try_lock(handle):
             return found.st_size, 0
@@ -86,6 +87,20 @@ def measure_held(path: Path) -> tuple[int, int]:
         return 0, found.st_size
     finally:
         close_unlocked(handle)
+
+
+def make_private(folder: Path) -> None:
+    """In a folder that is this user's alone. What is in the way, or was made by another while that was open, goes."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        found = os.lstat(folder)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            if found.st_mode & 0o077:
+                os.chmod(folder, 0o700)
+        else:
+            remove(folder)
+            os.mkdir(folder, 0o700)
 
 
 def remove(path: Path) -> None:
@@ -107,11 +122,11 @@ def _open_if_file(path: Path) -> int:
         # A link may lead out of the folder, and a pipe would be waited for.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as fault:
-        # A folder, a link, a socket.
-        if fault.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+        # A folder, a link, a socket, another user's file.
+        if fault.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES):
             raise _NotAFile(fault.errno, fault.strerror, str(path)) from None
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    if not is_own_file(os.fstat(handle)):
         os.close(handle)
-        raise _NotAFile(errno.ENXIO, "is no file", str(path))
+        raise _NotAFile(errno.ENXIO, "is no file of ours", str(path))
     return handle

@@ -15,9 +15,19 @@ from stat import S_ISREG
 from typing import BinaryIO, TypeVar
 
 from keye.worker.media.fetch.digests import Digests, digest_of
-from keye.worker.media.fetch.file_lock import close_unlocked, is_at, lock, measure_held, open_file, remove, unlock
+from keye.worker.media.fetch.file_lock import (
+    close_unlocked,
+    is_at,
+    lock,
+    make_private,
+    measure_held,
+    open_file,
+    remove,
+    unlock,
+)
 from keye.worker.media.fetch.lack import is_lack
 from keye.worker.media.fetch.ledger import Ledger, read_promised, write_promised
+from keye.worker.private_folder import PrivateFolder
 from keye.worker.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -48,17 +58,18 @@ class MediaCache:
     `whole` and `partial`.
 
     All of it may be deleted at any moment: a medium that is open stays readable, and on the disk. What lies in there
-    and is not of the cache is passed over, or removed where it is in the way.
+    and is not of the cache, or is another user's, is passed over, or removed where it is in the way.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Raises `OSError` when the folder cannot be had, `PermissionError` when it belongs to another user."""
-        self._folder = folder
-        self._whole = folder / "whole"
-        self._partial = folder / "partial"
-        self._digest = folder / "digest"
+        """Raises `OSError` when the folder cannot be had, `PermissionError` when it would not be this user's alone."""
+        self._private = PrivateFolder(folder, "KEYE_CACHE_FOLDER")
+        held = self._private.hold()
+        self._whole = held / "whole"
+        self._partial = held / "partial"
+        self._digest = held / "digest"
         self._digests = Digests(self._digest)
-        self._ledger = Ledger(folder / "ledger")
+        self._ledger = Ledger(held / "ledger")
         self._max_bytes = max_bytes
 
         def count() -> None:
@@ -111,7 +122,7 @@ class MediaCache:
 
     def prove(self) -> None:
         """That a medium of usual size can be written to the folder, for real. Raises `OSError` where it cannot."""
-        disk = self._in_folder(0, partial(os.statvfs, self._folder))
+        disk = self._in_folder(0, partial(os.statvfs, self._whole))
         num_bytes = min(_USUAL_BYTES, disk.f_blocks * disk.f_frsize // 20) or _USUAL_BYTES
 
         def write(handle: int) -> None:
@@ -133,7 +144,8 @@ class MediaCache:
         """The whole medium as it was downloaded. What is in its place, and is something else, makes way."""
         path = self._whole / name
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with self._private.named():
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as fault:
@@ -216,7 +228,7 @@ class MediaCache:
         path = self._partial / name
         self._digests.note(name, handle, digest)
         if not is_at(path, handle):
-            raise OSError(f"{path} was deleted meanwhile")
+            raise OSError("it was deleted meanwhile")
         path.rename(self._whole / name)
 
     def _release(self, path: Path, handle: int, num_bytes: int) -> None:
@@ -315,8 +327,9 @@ class MediaCache:
             num_deletions = 0
             while True:
                 try:
-                    self._make_folders()
-                    return act()
+                    with self._private.named():
+                        self._make_folders()
+                        return act()
                 except (FileNotFoundError, NotADirectoryError):
                     num_deletions += 1
                     if num_deletions > _MAX_DELETIONS:
@@ -343,17 +356,9 @@ class MediaCache:
                 num_wanted = _ALL_BYTES
 
     def _make_folders(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_uid != os.geteuid():
-            raise PermissionError(
-                f"{self._folder} belongs to another user. Set KEYE_CACHE_FOLDER to a folder of your own."
-            )
+        self._private.hold()
         for folder in (self._whole, self._partial, self._digest):
-            try:
-                folder.mkdir(exist_ok=True)
-            except FileExistsError:
-                remove(folder)
-                folder.mkdir()
+            make_private(folder)
 
 
 def _withdraw(ledger: int, num_bytes: int) -> None:
