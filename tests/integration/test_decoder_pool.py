@@ -47,9 +47,9 @@ def bench(tmp_path: Path, silence_seconds: float) -> Iterator[Bench]:
 
 
 def test_a_child_cannot_invent_a_code_for_callers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    invented = {"fault": "INVENTED", "message": "what a hostile file made a decoder say"}
+    invented = {"fault": "INVENTED", "sentence": "what a hostile file made a decoder say", "is_doubtful": False}
     monkeypatch.setattr(Decoder, "_next_message", lambda *_: invented)
-    with pytest.raises(RuntimeError, match="says what none should"):
+    with pytest.raises(Fault, match="says what none should"):
         bench.decode_clip()
 
 
@@ -77,7 +77,7 @@ def test_a_child_cannot_invent_sizes_or_numbers_of_frames(
         return message
 
     monkeypatch.setattr(Decoder, "_next_message", tampered)
-    with pytest.raises(RuntimeError, match="says what none should"):
+    with pytest.raises(Fault, match="says what none should"):
         bench.decode_clip()
     monkeypatch.undo()
     bench.assert_works()
@@ -95,7 +95,10 @@ def test_pixels_and_facts_are_those_of_the_file(bench: Bench) -> None:
     assert photo.original_size == (64, 96)
 
 
-@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "One that crashes (`MEDIA_CORRUPT`)")
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "One that crashes or says what none should (`MEDIA_CORRUPT`)",
+)
 @pytest.mark.holds("docs/operations.md#how-long-may-a-job-take", "`KEYE_DECODE_TIMEOUT_SECONDS` | `MEDIA_TOO_LARGE`")
 @pytest.mark.parametrize(
     ("number", "silence_seconds", "code", "reason"),
@@ -117,6 +120,7 @@ def test_child_that_ends_or_hangs_each_time_costs_its_job_an_error_and_is_replac
             time.sleep(silence_seconds / 2)
 
     struck: list[int] = []
+    bench.assert_works()
     bench.pool.before_allocating = strike
     give_up_at = time.monotonic() + 1.4 * silence_seconds
     fault = bench.blame()

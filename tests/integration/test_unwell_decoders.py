@@ -162,7 +162,7 @@ def test_a_child_that_fails_on_a_medium_each_time_tells_why_in_the_log(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     impossible = Sizing(factor=0, min_pixels=4, max_pixels=96 * 160)
-    with pytest.raises(RuntimeError, match="ended with status 1"):
+    with pytest.raises(Fault, match=r"clip\.mp4: its decoder ended with status 1"):
         bench.decode_clip(sizing=impossible)
     printed = [record.getMessage() for record in caplog.records if "printed:" in record.getMessage()]
     assert len(printed) == 2

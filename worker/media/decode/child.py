@@ -34,8 +34,6 @@ _PIXELS = {"pixels", "frames"}
 
 Done = TypeVar("Done")
 
-_NO_HANDLE = "a handle did not reach its decoder. Raise the limit on open files (ulimit -n)."
-
 _PART: TypeAdapter[ImagePart | VideoPart] = TypeAdapter(AnyMedia)
 
 
@@ -44,17 +42,17 @@ class Refused(BaseException):
     """The worker wants no more of this medium, for now or at all."""
 
 
-class Unwell(BaseException):
-    """The host keeps this process from decoding; its text is for the operator."""
+class NoHandle(BaseException):
+    """This process may hold no more files."""
 
 
 class MediumFile(FileIO):
-    """An open file is read without fault, but for its disk or its server: `sickness` is what that said.
+    """An open file is read without fault, but for its disk or its server: `failed_at` is where that had one.
 
     Noted here, since libraries take it for the end of the file, or say something else.
     """
 
-    sickness: OSError | None = None
+    failed_at: int | None = None
 
     def readinto(self, buffer: Any) -> int | None:
         return self._noting(super().readinto, buffer)
@@ -68,8 +66,8 @@ class MediumFile(FileIO):
     def _noting(self, act: Callable[..., Done], *on: Any) -> Done:
         try:
             return act(*on)
-        except OSError as error:
-            self.sickness = error
+        except OSError:
+            self.failed_at = os.lseek(self.fileno(), 0, os.SEEK_CUR)
             raise
 
 
@@ -81,11 +79,11 @@ def new_pixels(channel: Channel, max_bytes: int, shape: tuple[int, ...]) -> npt.
     if not answer["granted"]:
         raise Refused
     if handle is None:
-        raise Unwell(_NO_HANDLE)
+        raise NoHandle
     try:
         memory = mmap(handle, prod(shape))
     except OSError as error:
-        raise (MemoryError if error.errno == errno.ENOMEM else Unwell(f"no memory for its pixels: {error}")) from None
+        raise (NoHandle if error.errno == errno.EMFILE else MemoryError) from None
     finally:
         os.close(handle)
     return np.frombuffer(memory, np.uint8).reshape(shape)
@@ -104,14 +102,19 @@ def serve(channel: Channel) -> None:
         except EOFError:
             return
         if handle is None:
-            channel.send({"host_fault": _NO_HANDLE})
+            channel.send({"has_no_handle": True})
             continue
         channel.send({"begun": True})
         medium = MediumFile(handle)
         with BufferedReader(medium) as file:
-            answer = _answer(request, file, channel)
-        if answer is not None and medium.sickness is not None:
-            answer = {"host_fault": f"cannot be read: {medium.sickness}. Look at its disk or its server."}
+            try:
+                answer = _answer(request, file, channel)
+            except OSError:
+                if medium.failed_at is None:
+                    raise
+                answer = {}
+        if answer is not None and medium.failed_at is not None:
+            answer = {"unreadable_at": medium.failed_at}
         if answer is not None:
             channel.send(answer)
 
@@ -123,14 +126,14 @@ def _answer(request: Message, file: BinaryIO, channel: Channel) -> Message | Non
         with named(request["name"]):
             return _decode(request, file, channel)
     except Fault as fault:
-        return {"fault": fault.code, "message": fault.message, "is_doubtful": _is_of_memory(fault)}
+        return {"fault": fault.code, "sentence": fault.message, "is_doubtful": _is_of_memory(fault)}
     except MemoryError:
-        message = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."
-        return {"fault": ErrorCode.MEDIA_TOO_LARGE, "message": message, "is_doubtful": True}
+        told = f"{request['name']}: takes more memory to decode than a decoder may have. Send a smaller one."
+        return {"fault": ErrorCode.MEDIA_TOO_LARGE, "sentence": told, "is_doubtful": True}
     except Refused:
         return None
-    except (Unwell, OSError) as reason:
-        return {"host_fault": str(reason)}
+    except NoHandle:
+        return {"has_no_handle": True}
 
 
 def _is_of_memory(error: BaseException | None) -> bool:

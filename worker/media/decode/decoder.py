@@ -2,6 +2,8 @@
 
 import logging
 import os
+import reprlib
+import resource
 import signal
 import socket
 import subprocess
@@ -12,23 +14,18 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from mmap import mmap
-from multiprocessing.connection import wait
+from traceback import clear_frames
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import TypeAdapter
-
-from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.allowance import MAX_CPU_SECONDS, Allowance
-from keye.worker.media.decode.channel import Channel, Message
+from keye.worker.media.decode.channel import Message, Nonsense, WorkerChannel
 from keye.worker.media.decode.printed import Printed
-from keye.worker.media.decoded import Decoded, DecodedVideo
+from keye.worker.media.decode.replies import Progress, read_fault, read_image, read_video
+from keye.worker.media.decoded import Decoded
 from keye.worker.media.faults import corrupt, name_medium, too_large
-from keye.worker.media.frames.video_plan import is_of_rule
 from keye.worker.media.limits import MediaLimits
 from keye.worker.sizing import Sizing
 
@@ -38,6 +35,8 @@ _START_SECONDS = 120.0
 # To print a traceback and end, once it has hung up.
 _END_SECONDS = 5.0
 _MAX_REASON = 200
+# A child holds a handful of files, its medium and its pixels. Only for one that may hold fewer there can be no room.
+_FEW_HANDLES = 32
 
 _CHILD = "keye.worker.media.decode.child"
 
@@ -45,9 +44,6 @@ _CHILD = "keye.worker.media.decode.child"
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 # A pool of threads for linear algebra would keep the sandbox from being entered; arenas waste the address space.
 _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-
-# What a child says, as its fields' types have it: it is not believed to send the right ones.
-_DECODED: TypeAdapter[Decoded] = TypeAdapter(Decoded, config={"arbitrary_types_allowed": True})
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +101,6 @@ class Decoder:
             ours, theirs = socket.socketpair()
             undoing.callback(ours.close)
             with theirs:
-                ours.settimeout(silence_seconds)
                 self._printed = Printed()
                 undoing.callback(self._printed.close)
                 try:
@@ -120,7 +115,7 @@ class Decoder:
                 finally:
                     os.close(self._printed.theirs)
             undoing.pop_all()
-        self._channel = Channel(ours)
+        self._channel = WorkerChannel(ours)
         self._allowance = Allowance(self._process.pid)
         self._silence_seconds = silence_seconds
         # A field, since the traceback of an error would keep alive what is in a frame.
@@ -146,13 +141,12 @@ class Decoder:
     def has_started(self) -> bool:
         """Asked until it says so. Raises `OSError` where it never will."""
         self._printed.keep()
-        if not wait([self.fileno()], 0):
-            if time.monotonic() > self.started_at + _START_SECONDS:
+        with suppress(EOFError, Nonsense):
+            message = self._channel.receive(0)
+            if message is None and time.monotonic() > self.started_at + _START_SECONDS:
                 raise OSError(f"one has not come up within {_START_SECONDS:g} s")
-            return False
-        with suppress(EOFError):
-            if self._channel.receive() == {"started": True}:
-                return True
+            if message in (None, {"started": True}):
+                return message is not None
         self._await_end(lambda: None)
         printed = self._printed.take().strip()
         last_line = printed.rpartition("\n")[2].strip()[:_MAX_REASON]
@@ -177,6 +171,11 @@ class Decoder:
             verdict = self._verdict_on_death(order)
             # Time is the medium's alone, whoever was decoded beside it.
             raise verdict() if self._process.returncode == -signal.SIGXCPU else Doubtful(verdict) from None
+        except Nonsense as nonsense:
+            name = name_medium(order.part.uri)
+            logger.warning("Decoder %d says what none should of %s: %s", self._process.pid, name, nonsense)
+            clear_frames(nonsense.__traceback__)  # they would hold the pixels until a search for cycles
+            raise Doubtful(partial(_failed, "says what none should")) from None
         except TimeoutError:
             raise too_large(
                 f"its decoder made no progress for {self._silence_seconds:g} s "
@@ -189,6 +188,8 @@ class Decoder:
             self._tell_printed()
 
     def _decode(self, order: DecodingOrder, allocate: Allocate, num_threads: int) -> Decoded:
+        if not self._channel.is_silent():
+            raise NotBegun  # what it says now is of no medium
         name = name_medium(order.part.uri)
         request = {
             # Where it came from is not the child's business, and may be a secret.
@@ -205,49 +206,63 @@ class Decoder:
         cpu_seconds = order.limits.max_image_cpu_seconds if is_image else MAX_CPU_SECONDS
         self._allowance.grant(order.limits.max_decoded_bytes, cpu_seconds)
         self._channel.send(request, order.file.fileno())
-        give_up_at = time.monotonic() + self._silence_seconds
+        given_at = time.monotonic()
+        self._look_at = given_at + _TICK_SECONDS
+        give_up_at = given_at + self._silence_seconds
+        progress = Progress(order.part)
+        part, rule = order.part, (order.sizing, order.limits)
         while True:
             match self._next_message(order, give_up_at):
-                case {"begun": True}:
+                case {"begun": True} if not self._has_begun:
                     self._has_begun = True
-                case {"frame": [done, total]}:
+                case {"frame": [int(done), int(total)]}:
+                    progress.tell(done, total)
                     order.on_frame(done, total)
                     give_up_at = time.monotonic() + self._silence_seconds
                 case {"allocate": int(num_bytes)} if 0 < num_bytes <= order.limits.max_decoded_bytes:
                     self._grant(num_bytes, allocate)
-                case {"fault": str(code), "message": str(message), "is_doubtful": bool(is_doubtful)} if code in set(
-                    ErrorCode
-                ):
+                case {"fault": str(code), "sentence": str(sentence), "is_doubtful": bool(is_doubtful)}:
+                    fault = read_fault(code, sentence)
                     # Where it had no memory, what it has left of it is no measure for the second try.
                     self.is_free = not is_doubtful
-                    verdict = partial(Fault, ErrorCode(code), message)
-                    raise Doubtful(verdict) if is_doubtful else verdict()
-                case {"host_fault": str(reason)}:
+                    raise Doubtful(partial(Fault, fault.code, fault.message)) if is_doubtful else fault
+                case {"unreadable_at": int(offset)} if (reason := _why_unreadable(order.file, offset)) is not None:
                     self.is_free = True
-                    raise HostFault(f"{name}: {reason[:_MAX_REASON]}")
-                case {"image": facts, "shape": shape} if isinstance(order.part, ImagePart):
+                    raise HostFault(f"{name}: cannot be read: {reason}. Look at its disk or its server.")
+                case {"has_no_handle": True} if self._may_hold_few_files():
                     self.is_free = True
-                    return _DECODED.validate_python({**facts, "pixels": self._pixels(shape)})
-                case {"video": facts, "shape": shape} if isinstance(order.part, VideoPart):
-                    video = _DECODED.validate_python({**facts, "frames": self._pixels(shape)})
-                    assert isinstance(video, DecodedVideo)
-                    _require_rule(video, order.part, order.sizing)
+                    told = "a handle did not reach its decoder. Raise the limit on open files (ulimit -n)."
+                    raise HostFault(f"{name}: {told}")
+                case {"image": dict(facts), "shape": list(shape)} if isinstance(part, ImagePart):
+                    image = read_image(facts, shape, self._memory, part, *rule)
+                    self.is_free = True
+                    return image
+                case {"video": dict(facts), "shape": list(shape)} if isinstance(part, VideoPart):
+                    video = read_video(facts, shape, self._memory, part, *rule)
                     self.is_free = True
                     return video
                 case message:
-                    raise RuntimeError(f"a decoder child says what none should: {message!r:.200}")
+                    raise Nonsense(reprlib.repr(message))
 
     def _next_message(self, order: DecodingOrder, give_up_at: float) -> Message:
-        while not wait([self.fileno()], min(_TICK_SECONDS, max(0.0, give_up_at - time.monotonic()))):
-            self._printed.keep()
-            order.check()
-            if self._allowance.is_overdrawn:
-                raise self._tell_cpu_time(order)
-            if time.monotonic() >= give_up_at:
+        """However it comes, in drops or in floods: the job is asked after as often."""
+        while True:
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + _TICK_SECONDS
+                self._printed.keep()
+                order.check()
+                if self._allowance.is_overdrawn:
+                    raise self._tell_cpu_time(order)
+            if now >= give_up_at:
                 raise TimeoutError
-        return self._channel.receive()
+            message = self._channel.receive(min(_TICK_SECONDS, give_up_at - now))
+            if message is not None:
+                return message
 
     def _grant(self, num_bytes: int, allocate: Allocate) -> None:
+        if self._memory is not None:
+            raise Nonsense("that it wants memory again")
         try:
             if (allocated := allocate(num_bytes)) is None:
                 raise NoRoom(num_bytes)
@@ -263,20 +278,14 @@ class Decoder:
         finally:
             os.close(handle)
 
-    def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
-        if self._memory is None:
-            raise RuntimeError("a decoder child says it is done, but never asked for memory")
-        return np.frombuffer(self._memory, np.uint8).reshape(shape)
-
     def _verdict_on_death(self, order: DecodingOrder) -> Callable[[], Exception]:
         """What the medium is told if it was to blame."""
         self._await_end(order.check)
         status = self._process.poll()
         if status is None:
-            return partial(RuntimeError, f"a decoder child hung up, and had not ended {_END_SECONDS:g} s later")
+            return partial(_failed, f"hung up, and had not ended {_END_SECONDS:g} s later")
         if status >= 0:
-            told = "what it printed is in the worker's log"
-            return partial(RuntimeError, f"a decoder child ended with status {status}; {told}")
+            return partial(_failed, f"ended with status {status}")
         match -status:
             case signal.SIGXCPU:
                 return partial(self._tell_cpu_time, order)
@@ -284,17 +293,18 @@ class Decoder:
                 reason = "its decoder was killed, most likely for want of memory. Send a smaller one."
                 return partial(too_large, reason)
             case number:
-                name = signal.Signals(number).name
+                name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
                 return partial(corrupt, f"its decoder crashed on it ({name}). Send an undamaged file.")
 
     def _tell_cpu_time(self, order: DecodingOrder) -> Fault:
         is_image = isinstance(order.part, ImagePart)
-        way = (
-            " (KEYE_MAX_IMAGE_CPU_SECONDS). Send it as a plain PNG or JPEG."
-            if is_image
-            else ". Send a shorter stretch."
-        )
-        return too_large(f"takes more than {self._allowance.cpu_seconds} s of CPU time to decode{way}")
+        setting = " (KEYE_MAX_IMAGE_CPU_SECONDS)" if is_image else ""
+        way = "Send it as a plain PNG or JPEG." if is_image else "Send a shorter stretch."
+        return too_large(f"takes more than {self._allowance.cpu_seconds} s of CPU time to decode{setting}. {way}")
+
+    def _may_hold_few_files(self) -> bool:
+        soft, _ = resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE)
+        return soft != resource.RLIM_INFINITY and soft < _FEW_HANDLES
 
     def _await_end(self, check: Callable[[], None]) -> None:
         """Of one that has hung up: how it ends tells why, and a kill would hide that."""
@@ -308,11 +318,16 @@ class Decoder:
             logger.warning("Decoder %d printed:\n%s", self._process.pid, printed)
 
 
-def _require_rule(video: DecodedVideo, part: VideoPart, sizing: Sizing) -> None:
-    """A child is not believed to keep to sizes either: all memory and tokens from here on follow from them."""
-    plan = video.plan
-    is_whole = video.frames.shape == (len(plan.wanted), *plan.size, 3)
-    if not is_whole or not is_of_rule(plan, part, sizing.fit_video, video.original_size):
-        raise RuntimeError(
-            f"a decoder child says what none should: {video.frames.shape} of {video.original_size} by {plan!r:.200}"
-        )
+def _failed(how: str) -> Fault:
+    """What says or does what no decoder should fails on this medium alone: no fault of ours ends a neighbour's."""
+    return corrupt(f"its decoder {how}. Send an undamaged file, or convert it.")
+
+
+def _why_unreadable(file: BinaryIO, offset: int) -> str | None:
+    """None where it can be read there. A child's word for it does not have jobs given back, or make a host sick."""
+    try:
+        if 0 <= offset <= os.fstat(file.fileno()).st_size:
+            os.pread(file.fileno(), 1, offset)
+    except OSError as error:
+        return str(error)
+    return None
