@@ -9,9 +9,16 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from keye.config.codes import DeviceSetting, PrecisionSetting
+from keye.config.env_file import env_file
 from keye.config.faults import InvalidSettings
 from keye.config.host import share_of_cores, share_of_memory
 from keye.config.job import Lifetime
@@ -46,20 +53,16 @@ def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
 
-_ENV_FILE = ".env"
-
 
 def read_env_file() -> Mapping[str, str | None]:
     """All that the working directory's `.env` has, settings or not, its names as they are written."""
-    return DotEnvSettingsSource(BaseSettings, env_file=_ENV_FILE, case_sensitive=True).env_vars
+    return DotEnvSettingsSource(BaseSettings, env_file=env_file(), case_sensitive=True).env_vars
 
 
 class ProducerSettings(BaseSettings):
     """What the asking side needs: whatever is wrong with a worker's own settings, a producer beside it runs."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="KEYE_", env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="KEYE_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: jobs and results"
@@ -88,6 +91,18 @@ class ProducerSettings(BaseSettings):
         pattern=r"^s3://[^/]+(/.*)?$",
         description="s3://bucket/prefix that `Client.submit` uploads large files and pictures to; unset refuses them",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """By itself the library would read whosever `.env` lies there."""
+        return init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=env_file())
 
     @model_validator(mode="before")
     @classmethod

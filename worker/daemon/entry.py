@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 RUN_FOLDER = "/var/tmp/keye-run"
@@ -33,10 +34,15 @@ def probe(options: list[str]) -> int:
 def _run_folder() -> str:
     """As `keye.config.settings` finds it, which takes too long to import."""
     written = os.environ.get("KEYE_RUN_FOLDER")
-    if not written and os.path.exists(".env"):
-        from dotenv import dotenv_values
+    if not written:
+        from keye.config.env_file import env_file
 
-        written = dotenv_values(".env").get("KEYE_RUN_FOLDER")
+        # One that cannot be read has kept the worker from starting.
+        with suppress(OSError):
+            if file := env_file():
+                from dotenv import dotenv_values
+
+                written = dotenv_values(file).get("KEYE_RUN_FOLDER")
     return os.path.expanduser(written if written and written.strip() else RUN_FOLDER)
 
 
