@@ -42,7 +42,7 @@ class PrivateFolder:
 
     def __init__(self, path: Path, setting: str) -> None:
         """`setting` names it to who may choose another."""
-        self.path = path
+        self.path = path.absolute()
         self._setting = setting
         self._is_within = False
         self._is_told = False
@@ -129,7 +129,7 @@ class PrivateFolder:
 
     def _walk(self, make: bool, risks: list[str]) -> _Step:
         here, is_within = _begin(), False
-        waiting, num_links = [*reversed(self.path.absolute().parts[1:])], 0
+        waiting, num_links = [*reversed(self.path.parts[1:])], 0
         try:
             while waiting or not self._is_ours_alone(here, is_within):
                 if not waiting:

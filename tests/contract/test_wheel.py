@@ -74,9 +74,15 @@ def environment(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         }
 
 
+DRIVER = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
+"""
+
+
 @pytest.fixture(scope="module")
 def hostile(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a picture, a `.env`, and a module of every name there is, each of which says that it was run."""
+    """A folder with a picture, a `.env`, a driver, and a module of every name there is, which all say that they ran."""
     folder = tmp_path_factory.mktemp("hostile")
     names = {*sys.stdlib_module_names, *packages_distributions(), *NAMESAKES, "keye", "sitecustomize"}
     for name in filter(str.isidentifier, names):
@@ -84,6 +90,8 @@ def hostile(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMESAKES:
         (folder / name).mkdir()
         _write_enemy(folder / name / "__init__.py")
+    build = ["gcc", "-shared", "-fPIC", "-x", "c", "-o", folder / "libcuda.so.1", "-"]
+    subprocess.run(build, input=DRIVER % (folder / "libcuda.so.1.was-run"), text=True, check=True)
     SCENE.image.save(folder / "picture.png")
     (folder / ".env").write_text(
         f"DATABASE_URL=postgres://elsewhere\nKEYE_MODEL_PATH={packages}/keye/worker/demo/checkpoint\n"

@@ -25,6 +25,7 @@ from keye.config.primary import ServerUnusable
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
+from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.broker_watch import BrokerWatch
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, fault, select
@@ -194,6 +195,7 @@ class EngineStep(bootsteps.StartStopStep):
 
     def load(self, settings: Settings) -> "ServedModel":
         """Raises `SystemExit` where there is nothing to serve."""
+        secure_torch(settings.cache_folder)
         # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
         from keye.worker.daemon.loading import load_served_model
         from keye.worker.model.load import CheckpointFault

@@ -27,6 +27,7 @@ from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.producer.shell import command_line
+from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
@@ -148,12 +149,14 @@ def _examine(gpus: str | None) -> Iterator[Finding]:
 @app.command()
 def bench() -> None:
     """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
+    settings = read_settings()
+    secure_torch(settings.cache_folder)
     from keye.worker.daemon.bench import Disagreement, run_bench
     from keye.worker.model.load import CheckpointFault
     from keye.worker.model.precision import PrecisionUnavailable
 
     try:
-        for line in run_bench(read_settings()):
+        for line in run_bench(settings):
             print(line, flush=True)
     except (ValueError, CheckpointFault, PrecisionUnavailable, Disagreement) as error:
         logger.critical("%s", error)
@@ -184,9 +187,10 @@ def plan(
 
     Runs nothing and reads no weights. The GPU is the one told, else the first here, else the CPU.
     """
+    settings = read_settings()
+    secure_torch(settings.cache_folder)
     from keye.worker.daemon import capacity, planning
 
-    settings = read_settings()
     try:
         if settings.model_path is None:
             raise ValueError("KEYE_MODEL_PATH is not set. Set it to a Keye-VL checkpoint folder.")

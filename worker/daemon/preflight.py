@@ -32,6 +32,7 @@ from keye.config.primary import ServerUnusable, refusal_of
 from keye.config.redis_url import HOW_TO_WRITE_URL, RedisUrl
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
+from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
 from keye.worker.daemon.host_limits import check_host_limits, nearest_place
 from keye.worker.media.decode.sandbox import can_refuse_sockets
@@ -86,6 +87,7 @@ def examine(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
     faults = select(findings, Severity.FAULT)
     # Without a package the trials could not even be imported.
     if not any(finding.subject == "packages" for finding in faults):
+        secure_torch(settings.cache_folder)
         from keye.worker.daemon.trials import try_answer, try_parts
 
         for finding in try_parts(settings, gpus):
