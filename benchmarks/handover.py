@@ -53,7 +53,7 @@ def _hand_over(pool: DecoderPool, clip: Path) -> tuple[float, float]:
         order = DecodingOrder(
             part=VideoPart(uri="file:", fps=30),
             file=file,
-            limits=MediaLimits.of(Settings(max_image_pixels=10**8, max_decoded_bytes=2**30, video_decoder="pyav")),
+            limits=MediaLimits.of(Settings(max_image_pixels=10**8, max_decoded_bytes=2**30)),
             sizing=Sizing(factor=28, min_pixels=1, max_pixels=HEIGHT * WIDTH),
             on_frame=note,
             check=lambda: None,

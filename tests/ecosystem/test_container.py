@@ -1,5 +1,6 @@
 """The worker in a container as docker-compose.yml describes one: what it may not do, it does not need."""
 
+import json
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.demo.errands import Errand, draw_errands
 from tests.ecosystem.container import UID, Container
 from tests.support.checkout import ROOT
+from tests.support.compromised_decoder import PROGRAM, assert_harmless
 from tests.support.conditions import eventually
 from tests.support.debian import need
 
@@ -76,6 +78,10 @@ def ending(job: Job) -> str:
 
 
 @pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do",
+    "let no other process of their user read or trace them",
+)
+@pytest.mark.holds(
     "docs/deploy.md#docker-compose",
     "They run the worker under `runc` with the rights, mounts and health check of the compose file",
 )
@@ -90,6 +96,12 @@ def test_the_worker_answers_the_demonstration_in_a_container(
     # Decoders have no sockets inside Docker's profile, too, and what could be left undone is told.
     assert "refuse" not in container.log
     assert "preflight" not in container.log
+
+    # Of the processes of its user, whose environment that user can read.
+    script = "for one in /proc/[0-9]*; do head -c 1 $one/environ >/dev/null 2>&1 && cat $one/cmdline; echo; done"
+    readable = container.run("/bin/sh", "-c", script).stdout
+    assert "keye.worker.media.decode.child" in readable
+    assert "keye.worker.daemon" not in readable
 
     # It is as tight as it is meant to be, or all this proves nothing.
     told = container.run("/usr/bin/cat", "/proc/1/status").stdout
@@ -107,3 +119,16 @@ def test_the_worker_answers_the_demonstration_in_a_container(
     assert container.process.wait(60) == ExitCode.OK, container.log
     grace_seconds = float(SERVICE["stop_grace_period"].removesuffix("s"))
     assert time.monotonic() - began < grace_seconds
+
+
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do", "and in a container with Docker's default"
+)
+def test_code_that_takes_a_decoder_over_is_confined_in_a_container_too(tmp_path: Path) -> None:
+    runc = need("runc")
+    if os.geteuid():
+        pytest.skip("containers want root")
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    with Container(runc, tmp_path, [*PROGRAM], environ, SERVICE["tmpfs"]) as container:
+        assert container.process.wait(60) == 0, container.log
+        assert_harmless(json.loads(container.log.splitlines()[-1]))

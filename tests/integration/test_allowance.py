@@ -31,7 +31,9 @@ def child() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.holds("docs/design.md#decisions", "with bounds on memory and time")
-@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "holds at most 4 GiB besides the pixels")
+@pytest.mark.holds(
+    "docs/operations.md#what-can-a-broken-or-hostile-file-do", "holds at most 4 GiB besides its code and the pixels"
+)
 def test_memory_of_a_child_ends_at_its_limit(child: "subprocess.Popen[str]") -> None:
     Allowance(child.pid).grant(pixel_bytes=0, cpu_seconds=10)
     code = f"try: bytearray({WORKING_BYTES})\nexcept MemoryError: print('refused')"

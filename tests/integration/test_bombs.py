@@ -149,7 +149,7 @@ def decode(pool: DecoderPool, path: Path) -> None:
         order = DecodingOrder(
             part=part,
             file=file,
-            limits=MediaLimits.of(Settings(max_image_pixels=MAX_PIXELS, max_decoded_bytes=2**30, video_decoder="pyav")),
+            limits=MediaLimits.of(Settings(max_image_pixels=MAX_PIXELS, max_decoded_bytes=2**30)),
             sizing=Sizing(factor=1, min_pixels=1, max_pixels=MAX_PIXELS),
             on_frame=lambda done, total: None,
             check=lambda: None,

@@ -207,7 +207,7 @@ def customized(code: str) -> Callable[[pytest.MonkeyPatch, Path], None]:
 
     def customize(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         (folder / "sitecustomize.py").write_text(f"import os\n{code}")
-        monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.syspath_prepend(folder)
 
     return customize
 

@@ -76,7 +76,7 @@ class Bench:
         **others: Any,
     ) -> DecodedImage | DecodedVideo:
         part = VideoPart(uri=str(path), fps=30) if path.suffix == ".mp4" else ImagePart(uri=str(path))
-        limited = {"max_image_pixels": 10**6, "max_decoded_bytes": 2**24, "video_decoder": "pyav", **limits}
+        limited = {"max_image_pixels": 10**6, "max_decoded_bytes": 2**24, **limits}
         with path.open("rb") as file, named(path.name):
             order = DecodingOrder(
                 part=part,

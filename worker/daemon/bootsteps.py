@@ -36,6 +36,7 @@ from keye.worker.daemon.watch import Watch
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import CancelListener, LeaseRenewal
+from keye.worker.media.decode.sandbox import hide_memory
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox, Spool
@@ -97,6 +98,7 @@ class EngineStep(bootsteps.StartStopStep):
         # Celery's own line about an ended task holds the whole answer, which is not for logs; `tasks` has one without.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
         raise_open_files()
+        hide_memory()
         settings = Settings()
         redis = connect(settings.full_redis_url(), key_prefix=settings.key_prefix)
         try:
@@ -130,6 +132,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._decoders = DecoderPool(
             *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
             share_of_cores(settings.host_workers),
+            settings.video_decoder,
         )
         self._decoders.start()
         # A network disk may never answer, and what waits for it can hold Python's lock.

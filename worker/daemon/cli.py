@@ -61,11 +61,13 @@ def run(gpus: Gpus = None) -> None:
     from keye.worker.daemon.host_limits import raise_open_files
     from keye.worker.daemon.preflight import check_before_start
     from keye.worker.daemon.supervisor import Supervisor
+    from keye.worker.media.decode.sandbox import hide_memory
     from keye.worker.telemetry.log import set_up_log
 
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
     raise_open_files()
+    hide_memory()
     try:
         settings, chosen = _divided(settings, gpus)
     except WrongGpus as error:

@@ -35,7 +35,7 @@ from keye.worker.broker.transport import SCHEME
 from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
 from keye.worker.daemon.host_limits import check_host_limits, nearest_place
-from keye.worker.media.decode.sandbox import can_refuse_sockets
+from keye.worker.media.decode.sandbox import missing_layers
 from keye.worker.model.checkpoint import check_checkpoint, in_short
 from keye.worker.private_folder import PrivateFolder
 
@@ -180,11 +180,11 @@ def check_video_decoder(chosen: VideoDecoder) -> Finding:
 
 
 def check_sandbox() -> Finding:
-    if can_refuse_sockets():
-        return ok("decoder sandbox", "the kernel keeps decoders off the network")
-    found = "decoders are not kept off the network: this kernel has no seccomp filters, or is of another machine"
-    cure = "Run it on Linux on x86_64 or aarch64, or give the worker only the network it needs."
-    return warning("decoder sandbox", found, cure)
+    missing = [*missing_layers()]
+    if not missing:
+        return ok("decoder sandbox", "seccomp and Landlock")
+    cure = "Run it on Linux 5.13 or later on x86_64 or aarch64, and see that its list of lsm= holds landlock."
+    return warning("decoder sandbox", f"decoders are less confined here: this kernel has {' and '.join(missing)}", cure)
 
 
 def check_media_roots(roots: Sequence[Path]) -> Iterator[Finding]:

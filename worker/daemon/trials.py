@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import boto3
-import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,6 +19,7 @@ from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
 from keye.worker.daemon.loading import load_served_model
 from keye.worker.daemon.preflight import check_model_files
 from keye.worker.host_fault import HostFault
+from keye.worker.media.frames.sample_clip import NUM_FRAMES, encode_sample_clip
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES
 from keye.worker.model.device import TorchFacts, choose_device, name_device, torch_facts
@@ -27,8 +27,6 @@ from keye.worker.model.precision import choose_precision
 from keye.worker.proof.golden_case import GENERATIONS
 from keye.worker.proof.numbers import prove_numbers
 from keye.worker.sizing import Sizing
-
-CLIP_FRAMES = 8
 
 
 def try_parts(settings: Settings, gpus: list[str]) -> Iterator[Finding]:
@@ -89,12 +87,12 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
     """A clip made here and now goes through the same door as a job's media."""
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        limits = MediaLimits.of(Settings(media_roots=(Path(folder),), video_decoder=chosen))
-        part = VideoPart(uri=str(clip), fps=CLIP_FRAMES)
+        limits = MediaLimits.of(Settings(media_roots=(Path(folder),)))
+        part = VideoPart(uri=str(clip), fps=NUM_FRAMES)
         try:
-            _encode_clip(clip)
+            clip.write_bytes(encode_sample_clip().getvalue())
             fetched = fetch([part], limits, MediaCache(Path(folder), max_bytes=0))
-            with DecoderPool(1, silence_seconds=30, max_decoded_bytes=limits.max_decoded_bytes) as decoders:
+            with DecoderPool(1, 30, limits.max_decoded_bytes, video_decoder=chosen) as decoders:
                 (video,) = decode([part], fetched, limits, Sizing(28, 28**2, 1280 * 28**2), decoders)
         except (Fault, RuntimeError, av.FFmpegError) as error:
             cure = "Install av and pillow again: pip install --force-reinstall av pillow"
@@ -109,15 +107,6 @@ def check_decoders(chosen: VideoDecoder) -> Finding:
         return fault("decoders", f"{chosen} cannot read a clip made here, PyAV stepped in", cure)
     library = ".".join(map(str, av.library_versions["libavcodec"]))
     return ok("decoders", f"{len(video.frames)} frames of H.264 read back, libavcodec {library}")
-
-
-def _encode_clip(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=CLIP_FRAMES, width=64, height=64, pix_fmt="yuv420p")
-        for number in range(CLIP_FRAMES):
-            picture = np.full((64, 64, 3), 255 * number // CLIP_FRAMES, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode())
 
 
 def check_s3(endpoint_url: str | None) -> Finding:

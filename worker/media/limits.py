@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Self
 
-from keye.config.settings import Settings, VideoDecoder
+from keye.config.settings import Settings
 from keye.worker.media.faults import corrupt, too_large
 from keye.worker.media.media_roots import MediaRoots
 
@@ -29,7 +29,6 @@ class MediaLimits:
     s3_buckets: tuple[str, ...]
     allow_https: bool
     min_frames_per_second: float
-    video_decoder: VideoDecoder
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -6,6 +6,7 @@ The child itself has no say in it. What it may never take, whatever is set here:
 import math
 import resource
 import time
+from pathlib import Path
 
 # Code, stacks and buffers of the largest video the pixel limit allows (8K HEVC holds some thirty frames).
 WORKING_BYTES = 4 * 2**30
@@ -20,7 +21,7 @@ _GRACE_SECONDS = 2
 class Allowance:
     """Of the child `pid`, which its worker has not waited for yet. Each call takes microseconds.
 
-    A hard limit that is lower counts: each medium may then take half of it, whatever those before it took.
+    A medium may take half of the hard limit on CPU time, which may be the host's, whatever those before it took.
     """
 
     def __init__(self, pid: int) -> None:
@@ -28,14 +29,28 @@ class Allowance:
         # What clock_getcpuclockid(3) returns, which Python lacks: the kernel's clock of all threads of a process.
         self._clock = ~pid << 3 | 2
         self._ends_at = math.inf
+        self._own_bytes = 0
         self.cpu_seconds = 0
+
+    def set_ceiling(self, pixel_bytes: int) -> None:
+        """Once it has come up: the hard limits, which no child can raise. Its code, of which torch is gigabytes, counts
+        as its own."""
+        num_pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[0])
+        self._own_bytes = num_pages * resource.getpagesize()
+        for which, most in (
+            (resource.RLIMIT_AS, self._own_bytes + WORKING_BYTES + pixel_bytes),
+            (resource.RLIMIT_CPU, math.ceil(self._cpu_seconds_used()) + 2 * MAX_CPU_SECONDS),
+        ):
+            soft, hard = self._limits(which)
+            if hard == resource.RLIM_INFINITY or hard > most:
+                resource.prlimit(self._pid, which, (most if soft == resource.RLIM_INFINITY else min(soft, most), most))
 
     def grant(self, pixel_bytes: int, cpu_seconds: int) -> None:
         """For the next medium: memory besides its pixels, and CPU time from now on. Raises `OSError` where it ended.
 
         `cpu_seconds` says afterwards how much that is.
         """
-        self._limit(resource.RLIMIT_AS, WORKING_BYTES + pixel_bytes)
+        self._limit(resource.RLIMIT_AS, self._own_bytes + WORKING_BYTES + pixel_bytes)
         self.cpu_seconds = min(cpu_seconds, self._most_cpu_seconds())
         self._let_run_for(self.cpu_seconds)
 

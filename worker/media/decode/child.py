@@ -1,9 +1,9 @@
 """The process that decodes. It opens nothing: it is handed open files, and memory for the pixels."""
 
+import ctypes
 import errno
 import gc
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from io import BufferedReader, FileIO
@@ -20,14 +20,17 @@ from pydantic_core import to_jsonable_python
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.config.job import AnyMedia, ImagePart, VideoPart
+from keye.config.settings import VideoDecoder
 from keye.worker.media.decode.channel import Channel, Message
-from keye.worker.media.decode.image import decode_image
+from keye.worker.media.decode.image import decode_image, load_readers
 from keye.worker.media.decode.sandbox import confine
 from keye.worker.media.faults import named
-from keye.worker.media.frames.video import decode_video
+from keye.worker.media.frames.video import decode_video, load_decoder
 from keye.worker.media.limits import check_decoded_bytes
 from keye.worker.sizing import Sizing
 from keye.worker.telemetry import tell_warnings
+
+_M_ARENA_MAX = -8  # malloc.h
 
 # What no message holds: the worker has it.
 _PIXELS = {"pixels", "frames"}
@@ -89,7 +92,7 @@ def new_pixels(channel: Channel, max_bytes: int, shape: tuple[int, ...]) -> npt.
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
-def serve(channel: Channel) -> None:
+def serve(channel: Channel, decoder: VideoDecoder) -> None:
     """Decode what comes until the worker closes its end."""
     gc.freeze()  # what is imported is never garbage
     channel.send({"started": True})
@@ -108,7 +111,7 @@ def serve(channel: Channel) -> None:
         medium = MediumFile(handle)
         with BufferedReader(medium) as file:
             try:
-                answer = _answer(request, file, channel)
+                answer = _answer(request, file, channel, decoder)
             except OSError:
                 if medium.failed_at is None:
                     raise
@@ -119,12 +122,12 @@ def serve(channel: Channel) -> None:
             channel.send(answer)
 
 
-def _answer(request: Message, file: BinaryIO, channel: Channel) -> Message | None:
+def _answer(request: Message, file: BinaryIO, channel: Channel, decoder: VideoDecoder) -> Message | None:
     """None where the worker wants none."""
     try:
         file.seek(0)  # a child that was refused room before may have read from it
         with named(request["name"]):
-            return _decode(request, file, channel)
+            return _decode(request, file, channel, decoder)
     except Fault as fault:
         return {"fault": fault.code, "sentence": fault.message, "is_doubtful": _is_of_memory(fault)}
     except MemoryError:
@@ -141,7 +144,7 @@ def _is_of_memory(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, MemoryError) or _is_of_memory(error.__context__))
 
 
-def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
+def _decode(request: Message, file: BinaryIO, channel: Channel, decoder: VideoDecoder) -> Message:
     part = _PART.validate_json(request["part"])
     max_pixels, allocate = request["max_pixels"], partial(new_pixels, channel, request["max_bytes"])
     sizing = Sizing(**request["sizing"])
@@ -153,12 +156,17 @@ def _decode(request: Message, file: BinaryIO, channel: Channel) -> Message:
     def on_frame(done: int, total: int) -> None:
         channel.send({"frame": [done, total]})
 
-    fit_video, decoder, num_threads = sizing.fit_video, request["video_decoder"], request["num_threads"]
+    fit_video, num_threads = sizing.fit_video, request["num_threads"]
     video = decode_video(file, part, fit_video, max_pixels, on_frame, allocate, decoder, num_threads)
     return {"video": to_jsonable_python(video, exclude=_PIXELS), "shape": video.frames.shape}
 
 
-if __name__ == "__main__":
-    _, end, parent = sys.argv
-    confine(int(parent))
-    serve(Channel(socket(fileno=int(end))))
+def main(end: int, parent_pid: int, decoder: VideoDecoder) -> None:
+    """`end` is the handle of its socket."""
+    # Arenas, of which the C library would make eight a core, waste the address space.
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    channel = Channel(socket(fileno=end))
+    load_readers()
+    load_decoder(decoder)
+    confine(parent_pid)
+    serve(channel, decoder)

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
+from keye.config.settings import VideoDecoder
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.allowance import MAX_CPU_SECONDS, Allowance
 from keye.worker.media.decode.channel import Message, Nonsense, WorkerChannel
@@ -39,11 +40,17 @@ _MAX_REASON = 200
 _FEW_HANDLES = 32
 
 _CHILD = "keye.worker.media.decode.child"
-
-# All a child needs of the environment. The rest holds passwords and keys.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
-# A pool of threads for linear algebra would keep the sandbox from being entered; arenas waste the address space.
-_FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+# It imports what we would, whatever a host has each Python run first included. A pool of threads for linear algebra
+# would take memory for nothing; decord wants a PATH.
+_PROGRAM = """
+import importlib, os, site, sys
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PATH": os.defpath}
+_, child, end, parent_pid, decoder, *sys.path = sys.argv
+site.execsitecustomize()
+importlib.import_module(child).main(int(end), int(parent_pid), decoder)
+"""
+# Of the environment, which holds passwords and keys, it gets nothing but where a host keeps Python's own libraries.
+_ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 logger = logging.getLogger(__name__)
 
@@ -96,17 +103,20 @@ class Decoder:
     `is_free` once it waits for its next medium. `started_at` is of time.monotonic().
     """
 
-    def __init__(self, silence_seconds: float) -> None:
+    def __init__(self, silence_seconds: float, video_decoder: VideoDecoder, max_pixel_bytes: int) -> None:
         with ExitStack() as undoing:
             ours, theirs = socket.socketpair()
             undoing.callback(ours.close)
             with theirs:
+                told = (_CHILD, theirs.fileno(), os.getpid(), video_decoder)
+                # As of any Python that is started here, and what we added to ours.
+                folders = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
                 self._printed = Printed()
                 undoing.callback(self._printed.close)
                 try:
                     self._process = subprocess.Popen(
-                        [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(os.getpid())],
-                        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _FRUGAL,
+                        [sys.executable, "-I", "-c", _PROGRAM, *map(str, told), *filter(None, folders)],
+                        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                         stdin=subprocess.DEVNULL,
                         stdout=self._printed.theirs,
                         stderr=self._printed.theirs,
@@ -117,6 +127,7 @@ class Decoder:
             undoing.pop_all()
         self._channel = WorkerChannel(ours)
         self._allowance = Allowance(self._process.pid)
+        self._max_pixel_bytes = max_pixel_bytes
         self._silence_seconds = silence_seconds
         # A field, since the traceback of an error would keep alive what is in a frame.
         self._memory: mmap | None = None
@@ -145,8 +156,11 @@ class Decoder:
             message = self._channel.receive(0)
             if message is None and time.monotonic() > self.started_at + _START_SECONDS:
                 raise OSError(f"one has not come up within {_START_SECONDS:g} s")
-            if message in (None, {"started": True}):
-                return message is not None
+            if message is None:
+                return False
+            if message == {"started": True}:
+                self._allowance.set_ceiling(self._max_pixel_bytes)
+                return True
         self._await_end(lambda: None)
         printed = self._printed.take().strip()
         last_line = printed.rpartition("\n")[2].strip()[:_MAX_REASON]
@@ -198,7 +212,6 @@ class Decoder:
             "max_pixels": order.limits.max_image_pixels,
             "max_bytes": order.limits.max_decoded_bytes,
             "sizing": asdict(order.sizing),
-            "video_decoder": order.limits.video_decoder,
             "num_threads": num_threads,
         }
         order.on_begin()

@@ -92,6 +92,11 @@ def decode_image(
     return DecodedImage(pixels, original_size)
 
 
+def load_readers() -> None:
+    """Import what Pillow would import when it meets a format for the first time."""
+    Image.init()
+
+
 def _turn(size: Size, orientation: int) -> Size:
     return (size[1], size[0]) if orientation in _ON_ITS_SIDE else size
 

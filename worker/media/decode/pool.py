@@ -11,6 +11,7 @@ from threading import Condition, Lock, Thread
 from typing import Self
 
 from keye.config.host import share_of_cores
+from keye.config.settings import VideoDecoder
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
 from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
@@ -33,7 +34,12 @@ class DecoderPool:
     """A context manager; or `start` it and, once no job decodes any more, `stop` it. Threads may share it."""
 
     def __init__(
-        self, num_decoders: int, silence_seconds: float, max_decoded_bytes: int, num_cores: int | None = None
+        self,
+        num_decoders: int,
+        silence_seconds: float,
+        max_decoded_bytes: int,
+        num_cores: int | None = None,
+        video_decoder: VideoDecoder = "pyav",
     ) -> None:
         """`silence_seconds` is how long a child may go without news, such as another frame of its video.
 
@@ -42,6 +48,8 @@ class DecoderPool:
         self.num_decoders = num_decoders
         self._num_cores = num_cores or share_of_cores(num_workers=1)
         self._silence_seconds = silence_seconds
+        self._video_decoder = video_decoder
+        self._max_decoded_bytes = max_decoded_bytes
         self._budget = PixelBudget(max_decoded_bytes)
         self._allocating = Lock()
         # Guards all that follows.
@@ -208,7 +216,7 @@ class DecoderPool:
 
     def _start(self, num_wanted: int) -> None:
         for _ in range(num_wanted):
-            decoder = Decoder(self._silence_seconds)
+            decoder = Decoder(self._silence_seconds, self._video_decoder, self._max_decoded_bytes)
             with self._changed:
                 self._starting.append(decoder)
 

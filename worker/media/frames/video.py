@@ -1,7 +1,8 @@
 """One video file to the frames the model reads, at the size it reads them: examined, planned, then read."""
 
+import importlib
 import os
-import tempfile
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import BinaryIO
@@ -16,7 +17,9 @@ from keye.config.settings import VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, NewPixels, VideoPlan, own_pixels
 from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
+from keye.worker.media.frames.sample_clip import encode_sample_clip
 from keye.worker.media.frames.video_plan import FitVideo, plan_video
+from keye.worker.sizing import VideoFit
 
 # Called with the frames done and the frames in all.
 OnFrame = Callable[[int, int], None]
@@ -30,6 +33,9 @@ _BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FU
 # decord gives wrong frames of MPEG-TS and HEVC while their times look right, and cannot open AV1.
 _DECORD_WRONG_CONTAINERS = ("mpegts", "mpeg")
 _DECORD_WRONG_CODECS = ("hevc", "av1", "libdav1d")
+
+# Which it holds about three times.
+_DECORD_MAX_BYTES = 2**29
 
 # Frames that decord and torchcodec decode in one call; between two calls there is news of how far it got.
 _BATCH = 16
@@ -105,16 +111,20 @@ def _read_by_pyav(reader: FrameReader, clip: Clip, plan: VideoPlan) -> Iterator[
 
 
 def _read_by_decord(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
-    """Ends early on clips that decord fails on or is known to read wrongly: it knows no edit lists, no open groups."""
+    """Ends early on clips that decord fails on or is known to read wrongly: it knows no edit lists, no open groups.
+
+    It reads by a path, which a decoder child may not open, or all of a file into memory, so it gets no large ones.
+    """
     is_known_wrong = clip.demuxer in _DECORD_WRONG_CONTAINERS or clip.codec in _DECORD_WRONG_CODECS
-    if is_known_wrong or clip.index.hides_frames or clip.index.has_open_groups:
+    is_large = file.seek(0, os.SEEK_END) > _DECORD_MAX_BYTES
+    if is_known_wrong or is_large or clip.index.hides_frames or clip.index.has_open_groups:
         return
     from decord import DECORDError, VideoReader
 
     height, width = plan.size
+    file.seek(0)
     try:
-        # By its handle: given a file object, decord reads all of it into memory first.
-        reader = VideoReader(f"/proc/self/fd/{file.fileno()}", width=width, height=height, num_threads=1)
+        reader = VideoReader(file, width=width, height=height, num_threads=1)
         if len(reader) != len(clip.index.pts):
             return
         for start in range(0, len(plan.wanted), _BATCH):
@@ -128,8 +138,6 @@ def _read_by_torchcodec(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator
     """Exact mode. Ends early where torchcodec fails, finds no FFmpeg, or gives frames of another size or others than
     those wanted, as it does for MPEG-TS.
     """
-    # Importing torch asks for a folder for temporary files, and Python looks for one by writing, which no child may.
-    tempfile.tempdir = tempfile.tempdir or os.sep
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
@@ -146,6 +154,16 @@ def _read_by_torchcodec(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator
             yield wanted, batch.data.numpy()
     except (RuntimeError, ValueError, IndexError):
         return
+
+
+def load_decoder(decoder: VideoDecoder) -> None:
+    """Have it and PyAV import now what they would when they meet a kind of stream for the first time."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    if decoder in _OTHERS:
+        fit = VideoFit(num_frames=2, size=(30, 46), ample_size=(30, 46))  # resized, as most are
+        decode_video(encode_sample_clip(), VideoPart(uri="file:"), lambda *_: fit, 64 * 64, decoder=decoder)
 
 
 _OTHERS = {"torchcodec": _read_by_torchcodec, "decord": _read_by_decord}
