@@ -24,8 +24,9 @@ MAX_MEDIA_A_CHILD = 500
 
 _TICK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
-# How long jobs wait where all there is are children that are being started. It takes a second.
+# How long jobs wait where all there is are children that are being started. It takes a second, and some to read torch.
 _PATIENCE_SECONDS = 20.0
+_TORCH_SECONDS = 40.0
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class DecoderPool:
         if not self._starting:
             return self._refusal
         seconds = time.monotonic() - min(decoder.started_at for decoder in self._starting)
-        if seconds < _PATIENCE_SECONDS:
+        if seconds < _PATIENCE_SECONDS + _TORCH_SECONDS * (self._video_decoder == "torchcodec"):
             return None
         return f"No decoder has come up within {seconds:.0f} s. Look at the host's load, disks and memory."
 
