@@ -278,7 +278,9 @@ def test_numbers_are_those_of_the_code(redis: Redis) -> None:
         f"more than {redaction.MAX_CHARS:,} characters",
         f"fewer than {redaction.MIN_SECRET_CHARS} characters",
         f"every child after {pool.MAX_MEDIA_A_CHILD} media",
-        f"plus {preflight.DECODER_BYTES // 10**6} MB a child",
+        "plus {pyav:.0f} MB a child ({torchcodec:.0f} with".format_map(
+            {decoder: num_bytes / 10**6 for decoder, num_bytes in preflight.DECODER_BYTES.items()}
+        ),
         f"at most {allowance.WORKING_BYTES // 2**30} GiB besides its code and the pixels",
         f"PyAV decode videos of more than {video._DECORD_MAX_BYTES // 2**20} MiB",
         f"the newest {quarantine.MAX_MESSAGES:,}, of each the first {quarantine.MAX_KEPT_BYTES // 1024} KiB",

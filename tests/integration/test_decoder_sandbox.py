@@ -54,6 +54,11 @@ def test_seccomp_alone_suffices() -> None:
     assert_harmless(take_over("_refuse_paths"))
 
 
+def test_where_the_workers_own_filter_knows_no_seccomp_call_children_are_confined_all_the_same() -> None:
+    """As under systemd's @system-service."""
+    assert_harmless(take_over("_SECCOMP"))
+
+
 def test_landlock_alone_keeps_a_decoder_from_files_and_from_other_processes() -> None:
     if sandbox._landlock_version() < 6:
         pytest.skip("this kernel's Landlock knows no scopes: signals of a child would arrive")

@@ -2,7 +2,7 @@
 
 The worker holds secrets, a connection, files of its user and another child; the child is the product's own, up to the
 moment when it would wait for its first medium. It says what each act came to, then decodes as if nothing was. Named
-layers of the sandbox are left out.
+layers of the sandbox are left out, or with `_SECCOMP` the call for one.
 """
 
 import ctypes
@@ -134,7 +134,7 @@ _HOSTILE = """
 from keye.worker.media.decode import child as taken, sandbox
 from tests.support.compromised_decoder import take_over
 for layer in {left_out!r}:
-    setattr(sandbox, layer, lambda *_: None)
+    setattr(sandbox, layer, (-1, -1) if layer == "_SECCOMP" else lambda *_: None)
 taken.serve = take_over({state!r}, taken.serve)
 """
 

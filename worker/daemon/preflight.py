@@ -43,8 +43,8 @@ from keye.worker.private_folder import PrivateFolder
 WARN_SKEW_SECONDS = 2.0
 CLOCK_READINGS = 3
 
-# What a decoder takes besides pixels, which are there twice: decoded, and as the model's inputs.
-DECODER_BYTES = 100 * 10**6
+# What a decoder takes besides pixels, which are there twice: decoded, and as the model's inputs. One brings torch.
+DECODER_BYTES = {"pyav": 100 * 10**6, "decord": 100 * 10**6, "torchcodec": 450 * 10**6}
 
 PICKLE = "application/x-python-serialize"
 # Celery takes these over an app's own options.
@@ -165,7 +165,7 @@ def check_shares(settings: Settings, cores: int, memory: int) -> Finding:
     workers, decoders, pixels = settings.host_workers, settings.decoders, settings.max_decoded_bytes
     each = f"{decoders} decoders and {pixels / 2**30:.1f} GiB for pixels"
     has = f"{cores} cores and {memory / 2**30:.1f} GiB"
-    taken = workers * (2 * pixels + decoders * DECODER_BYTES)
+    taken = workers * (2 * pixels + decoders * DECODER_BYTES[settings.video_decoder])
     if taken > memory:
         found = f"{workers} workers with {each} each may take {taken / 2**30:.1f} GiB, and the host has {has}"
         return warning("host", found, "Lower or unset KEYE_MAX_DECODED_BYTES and KEYE_DECODERS.")

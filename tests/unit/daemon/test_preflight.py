@@ -89,7 +89,7 @@ def test_a_media_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do",
     "`keye-worker doctor` says what each one gets, and warns",
-    "Allow for that memory twice, plus 100 MB a child.",
+    "Allow for that memory twice, plus 100 MB a child (450 with torchcodec).",
 )
 def test_shares_that_the_hosts_memory_does_not_hold_are_warned_about() -> None:
     finding = check_shares(Settings(host_workers=4, decoders=8, max_decoded_bytes=4 * 2**30), 16, 32 * 2**30)

@@ -129,11 +129,12 @@ def confine(parent_pid: int) -> None:
     with suppress(OSError):
         os.nice(NICENESS)
     os.environ.clear()
+    num_threads = len(os.listdir("/proc/self/task"))
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if version := _landlock_version():
         _refuse_paths(version)
     if _has_filters():
-        _refuse_calls()
+        _refuse_calls(num_threads)
 
 
 def missing_layers() -> Iterator[str]:
@@ -168,8 +169,8 @@ def _refuse_paths(version: int) -> None:
     os.close(handle)
 
 
-def _refuse_calls() -> None:
-    """All but those allowed fail with EPERM from now on, in every thread there is."""
+def _refuse_calls(num_threads: int) -> None:
+    """All but those allowed fail with EPERM from now on, in every thread there is. Raises `OSError`."""
     machine, column = _MACHINES[platform.machine()]
     load, jump_if_equal, jump_if_any, end = 0x20, 0x15, 0x45, 0x06
     allow, refuse, lacks = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
@@ -197,6 +198,9 @@ def _refuse_calls() -> None:
         (end, 0, 0, refuse),
     ]
     program = _FilterProgram(len(steps), b"".join(struct.pack("HBBI", *step) for step in steps))
-    asked = (_SECCOMP[column], _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(program))
-    if _libc.syscall(*asked) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel takes no filter")
+    at_it = ctypes.byref(program)
+    if _libc.syscall(_SECCOMP[column], _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, at_it) == 0:
+        return
+    # What systemd calls @system-service has no seccomp(2), but this, which is for the thread that calls it.
+    if num_threads > 1 or _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, at_it, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"the kernel takes no filter for {num_threads} threads")
