@@ -16,10 +16,11 @@ from keye.config.contract import escaped
 from keye.config.event import EventsMissing, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
 from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.job import Priority, Thinking
+from keye.config.terminal import visible
 from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.job import Cancellation, Job
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected
+from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, tell
 
 app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
 app.add_typer(dead_cli.app, name="dead")
@@ -75,7 +76,7 @@ def submit(
         if wait:
             print_result(job, timeout, as_json)
         else:
-            typer.echo(json.dumps({"job_id": job.id}) if as_json else job.id)
+            tell(json.dumps({"job_id": job.id}) if as_json else escaped(job.id))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -91,8 +92,8 @@ def submit_many(
         for number, answer in enumerate(client.submit_many(map(read_job, jobs), retry_failed), 1):
             if isinstance(answer, Refusal):
                 refusals.append(answer)
-                typer.echo(f"line {number}: {answer}", err=True)
-            typer.echo(json.dumps({"line": number, "job_id": answer.id}) if as_json else answer.id or "")
+                tell(escaped(f"line {number}: {answer}"), err=True)
+            tell(json.dumps({"line": number, "job_id": answer.id}) if as_json else escaped(answer.id or ""))
     if refusals:
         raise typer.Exit(ExitCode.of(refusals[0]))
 
@@ -111,10 +112,13 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
         job = client.find(job_id)
         transcript = Transcript()
         for event in job.events(timeout):
-            typer.echo(event.model_dump_json() if as_json else transcript.show(event), nl=as_json)
+            if as_json:
+                tell(event.model_dump_json())
+            else:
+                tell(transcript.show(event), end="", is_styled=True)
         result = job.result(timeout)
         if not as_json:
-            typer.echo(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
+            tell(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -122,7 +126,7 @@ def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -
     """Cancel a queued job, or ask the worker of a running one to stop."""
     with connected(redis_url) as client:
         cancellation = client.find(job_id).cancel()
-        typer.echo(json.dumps({"job_id": job_id, "cancellation": cancellation}) if as_json else cancellation)
+        tell(json.dumps({"job_id": job_id, "cancellation": cancellation}) if as_json else cancellation)
         if cancellation is Cancellation.ALREADY_ENDED:
             raise typer.Exit(ExitCode.TOO_LATE)
 
@@ -138,7 +142,7 @@ def show_status(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Print the queues, the workers, what runs, and how long all of it will take."""
     with connected(redis_url) as client:
         status = client.status()
-    typer.echo(status.model_dump_json() if as_json else "\n".join(status.lines()))
+    tell(status.model_dump_json() if as_json else "\n".join(status.lines()))
 
 
 @app.command("verify", epilog=EXIT_CODES)
@@ -147,11 +151,11 @@ def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     with connected(redis_url) as client:
         ledger, irregularities = client.verify()
     for found in irregularities:
-        typer.echo(json.dumps(found._asdict()) if as_json else escaped("  ".join(found)))
+        tell(json.dumps(found._asdict()) if as_json else escaped("  ".join(found)))
     counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
     summary = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
     summary += f", {ledger.num_quarantined} messages in quarantine"
-    typer.echo(summary + (" (keye dead list --messages)" if ledger.num_quarantined else ""), err=True)
+    tell(escaped(summary) + (" (keye dead list --messages)" if ledger.num_quarantined else ""), err=True)
     if irregularities:
         raise typer.Exit(ExitCode.IRREGULAR)
 
@@ -162,7 +166,7 @@ def schema(
 ) -> None:
     """Print the JSON Schemas of jobs, outcomes and events, for producers in other languages."""
     if folder is None:
-        typer.echo(json.dumps(schemas(), indent=2))
+        tell(json.dumps(schemas(), indent=2))
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in schemas().items():
@@ -175,9 +179,9 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
     except JobFailed as failed:
         if not as_json:
             raise
-        typer.echo(failed.failure.model_dump_json(indent=2))
+        tell(failed.failure.model_dump_json(indent=2))
         raise typer.Exit(ExitCode.JOB_FAILED) from None
-    typer.echo(answer.model_dump_json(indent=2) if as_json else answer.answer)
+    tell(answer.model_dump_json(indent=2) if as_json else answer.answer)
 
 
 def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
@@ -190,7 +194,7 @@ def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
 
 
 class Transcript:
-    """One job's events, in order, to text for a terminal. Reasoning is dim."""
+    """One job's events, in order, to text whose only control characters are its styles. Reasoning is dim."""
 
     def __init__(self) -> None:
         self._channel: str | None = None
@@ -212,7 +216,7 @@ class Transcript:
         end_of_text = "" if self._channel is None else "\n\n"
         # Text behind a stage is another attempt's.
         self._channel, self._shown = None, {}
-        return f"{end_of_text}{datetime.fromtimestamp(event.at):%H:%M:%S}  {what}\n"
+        return f"{end_of_text}{datetime.fromtimestamp(event.at):%H:%M:%S}  {escaped(what)}\n"
 
     def _show_text(self, event: TextGenerated) -> str:
         border = "\n" if self._channel is None else "" if self._channel == event.channel else "\n\n"
@@ -221,4 +225,4 @@ class Transcript:
         text = gap + event.text[max(0, shown - event.offset) :]
         self._channel = event.channel
         self._shown[event.channel] = event.offset + len(event.text)
-        return border + typer.style(text, dim=event.channel == "reasoning")
+        return border + typer.style(visible(text), dim=event.channel == "reasoning")

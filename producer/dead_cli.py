@@ -26,10 +26,10 @@ from keye.config.faults import (
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, connected
+from keye.producer.shell import EXIT_CODES, AsJson, CommandLine, ExitCode, RedisUrl, connected, tell
 from keye.producer.transport import is_refusal
 
-app = typer.Typer(
+app = CommandLine(
     no_args_is_help=True,
     help="Look through the jobs that failed for good, and send them again; or through messages that nobody could read.",
 )
@@ -69,7 +69,7 @@ def list_letters(
     faults: list[KeyeError] = []
     with connected(redis_url) as client:
         for found in select(client, code, since, messages):
-            typer.echo(json.dumps(as_dict(found, faults)) if as_json else escaped(in_a_line(found, faults)))
+            tell(json.dumps(as_dict(found, faults)) if as_json else escaped(in_a_line(found, faults)))
     exit_if_any(faults)
 
 
@@ -86,9 +86,9 @@ def show(
         found = find(client, job_or_message_id, messages)
     if as_json:
         content = content_of(found) if isinstance(found, QuarantinedMessage) else {}
-        typer.echo(json.dumps(as_dict(found, faults) | content, indent=2))
+        tell(json.dumps(as_dict(found, faults) | content, indent=2))
     else:
-        typer.echo("\n".join(map(escaped, (in_a_line(found, faults), *details_of(found, faults)))))
+        tell("\n".join(map(escaped, (in_a_line(found, faults), *details_of(found, faults)))))
     exit_if_any(faults)
 
 
@@ -115,9 +115,9 @@ def requeue(
             with sparing_the_others(letter.job_id, faults):
                 told["requeued_as"] = letters.requeue(letter, max_pixels, fps).id
             if as_json:
-                typer.echo(json.dumps(told if told["requeued_as"] else told | {"error": str(faults[-1])}))
+                tell(json.dumps(told if told["requeued_as"] else told | {"error": str(faults[-1])}))
             elif told["requeued_as"]:
-                typer.echo(f"{letter.job_id} -> {told['requeued_as']}")
+                tell(escaped(f"{letter.job_id} -> {told['requeued_as']}"))
     exit_if_any(faults)
 
 
@@ -138,11 +138,11 @@ def purge(
         for each in chosen:
             if isinstance(each, QuarantinedMessage):
                 client.quarantine.purge([each.message_id])
-                typer.echo(each.message_id)
+                tell(escaped(each.message_id))
             else:
                 with sparing_the_others(each.job_id, faults):
                     client.dead_letters.purge(each)
-                    typer.echo(each.job_id)
+                    tell(escaped(each.job_id))
     exit_if_any(faults)
 
 
@@ -154,7 +154,7 @@ def sparing_the_others(job_id: str, faults: list[KeyeError]) -> Iterator[None]:
     except KeyeError as fault:
         if isinstance(fault, QueueFull) or (isinstance(fault, QueueUnavailable) and not is_refusal(fault)):
             raise
-        typer.echo(escaped(f"{job_id}: {fault}"), err=True)
+        tell(escaped(f"{job_id}: {fault}"), err=True)
         faults.append(fault)
 
 

@@ -1,14 +1,19 @@
-"""What every `keye` command shares: its options, the connection, each error's exit code."""
+"""What every `keye` command shares: its options, what it prints by, the connection, each error's exit code."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandFunctionType
 
 import keye
 from keye.config import faults
+from keye.config.contract import escaped
+from keye.config.terminal import guard_terminal, let_styles_pass, unguarded, visible, without_styles
 from keye.producer.client import Client
 
 
@@ -45,9 +50,72 @@ RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, fro
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def command_line(what: str, epilog: str | None = None) -> typer.Typer:
+def tell(text: str, err: bool = False, end: str = "\n", is_styled: bool = False) -> None:
+    """All that a command prints, JSON too, to standard output or error: nothing in it that a terminal obeys.
+
+    Of a text that `is_styled` styles are left, for terminals; what others wrote in it has to be `visible` already.
+    """
+    stream = sys.stderr if err else sys.stdout
+    if is_styled and stream.isatty():
+        print(text, file=unguarded(stream), end=end, flush=True)
+    else:
+        print(visible(without_styles(text) if is_styled else text), file=stream, end=end, flush=True)
+
+
+# What typer tells of before it exits: click's ClickException, wherever typer's release has it from.
+_TOLD = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+
+class _Command(TyperCommand):
+    """A command of ours, which prints in no colours but by `tell` and `OurConsole`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        let_styles_pass(False)
+        with _telling_visibly():
+            return super().invoke(ctx)
+
+
+class _Commands(TyperGroup):
+    """Also what typer and Python print, of wrong arguments say, is nothing that a terminal obeys but typer's styles."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        guard_terminal()
+        let_styles_pass(True)
+        return super().main(*args, **options)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _telling_visibly():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _telling_visibly():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _telling_visibly() -> Iterator[None]:
+    try:
+        yield
+    except _TOLD as fault:
+        told: Any = fault
+        told.message = visible(told.message)
+        let_styles_pass(True)
+        raise
+
+
+class CommandLine(typer.Typer):
+    """Commands of which nothing that others wrote reaches a terminal as it is, however they print it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=_Commands, **options)
+
+    def command(self, *args: Any, **options: Any) -> "Callable[[CommandFunctionType], CommandFunctionType]":
+        return super().command(*args, cls=_Command, **options)
+
+
+def command_line(what: str, epilog: str | None = None) -> CommandLine:
     """A command of commands, which tells its version and, by -h too, its use."""
-    return typer.Typer(
+    return CommandLine(
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -60,7 +128,7 @@ def command_line(what: str, epilog: str | None = None) -> typer.Typer:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"keye-worker {keye.__version__}")
+        tell(f"keye-worker {keye.__version__}")
         raise typer.Exit
 
 
@@ -80,5 +148,5 @@ def connected(redis_url: str | None) -> Iterator[Client]:
             yield client
     # ValueError: a record that somebody else has written into.
     except (faults.KeyeError, ValueError) as error:
-        typer.echo(str(error), err=True)
+        tell(escaped(str(error)), err=True)
         raise typer.Exit(ExitCode.of(error)) from None

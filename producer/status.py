@@ -51,7 +51,7 @@ class FleetStatus(Report):
             yield f"{'unread':<8}{self.quarantined_messages} messages (keye dead list --messages)"
         for present in self.workers:
             model = "" if present.model is None else f", {present.model.name} in {present.model.precision}"
-            yield f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}"
+            yield escaped(f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}")
             if present.sickness:
                 yield f"{'':<8}{escaped(present.sickness)}"
             yield from (f"{'':<8}{escaped(warning)}" for warning in present.warnings)

@@ -17,16 +17,17 @@ from typing import Annotated
 
 import typer
 from pydantic import ByteSize, TypeAdapter
-from rich.console import Console
 from rich.markup import escape
 
 from keye.config.codes import PrecisionSetting
 from keye.config.connection import connect
+from keye.config.contract import escaped
 from keye.config.faults import Fault, InvalidJob, InvalidSettings, QueueUnavailable, install_command
 from keye.config.job import Content, GenerationOptions, Sampling
 from keye.config.settings import Settings
 from keye.producer.client import Client
-from keye.producer.shell import command_line
+from keye.producer.console import OurConsole
+from keye.producer.shell import command_line, tell
 from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
@@ -112,9 +113,9 @@ def status(
         logger.critical("this host: %s; %s", here.reason, error)
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
     if as_json:
-        print(json.dumps({"host": here._asdict(), "fleet": fleet.model_dump(mode="json")}))
+        tell(json.dumps({"host": here._asdict(), "fleet": fleet.model_dump(mode="json")}))
     else:
-        print("\n".join([f"{'host':<8}{here.reason}", *fleet.lines()]))
+        tell("\n".join([escaped(f"{'host':<8}{here.reason}"), *fleet.lines()]))
 
 
 @app.command()
@@ -130,9 +131,9 @@ def doctor(
     for finding in _examine(gpus):
         findings.append(finding)
         if as_json:
-            print(json.dumps(asdict(finding)))
+            tell(json.dumps(asdict(finding)))
         else:
-            Console().print(as_rows(finding))
+            OurConsole().print(as_rows(finding))
     if select(findings, Severity.FAULT):
         raise typer.Exit(ExitCode.PREFLIGHT_FAILED)
 
@@ -159,7 +160,7 @@ def bench() -> None:
 
     try:
         for line in run_bench(settings):
-            print(line, flush=True)
+            tell(line)
     except (ValueError, CheckpointFault, PrecisionUnavailable, Disagreement) as error:
         logger.critical("%s", error)
         raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
@@ -221,14 +222,14 @@ def plan(
     advice = list(capacity.advise(fitting, shape, settings.concurrency, lower if planned else lambda _: None))
     if as_json:
         memory = fitting.as_dict() | {"jobs": fitting.num_jobs(shape.num_tokens), "lower": advice}
-        print(json.dumps({"media": [asdict(medium) for medium in planned], **totals, "memory": memory}))
+        tell(json.dumps({"media": [asdict(medium) for medium in planned], **totals, "memory": memory}))
         return
-    console = Console()
+    console = OurConsole()
     if planned:
         console.print(planning.as_table(planned, totals))
     console.print(capacity.as_table(fitting, shape, settings.concurrency))
     for line in advice:
-        console.print(f"- {line}", highlight=False, soft_wrap=True)
+        console.print(f"- {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -263,7 +264,7 @@ def main() -> None:
     except ModuleNotFoundError as missing:
         if (missing.name or "keye").startswith("keye"):
             raise
-        typer.echo(f"keye-worker: {missing.name} is not installed. {install_command('worker')}", err=True)
+        tell(f"keye-worker: {missing.name} is not installed. {install_command('worker')}", err=True)
         sys.exit(ExitCode.PREFLIGHT_FAILED)
 
 

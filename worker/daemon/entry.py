@@ -5,6 +5,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from keye.config.terminal import guard_terminal
+
 RUN_FOLDER = "/var/tmp/keye-run"
 
 
@@ -22,6 +24,7 @@ def probe(options: list[str]) -> int:
     """`--live` (without options, too) or `--ready`: 0 or 1, and why; 2 for a wrong option."""
     from keye.worker.telemetry.health import judge_host
 
+    guard_terminal()
     if len(options) > 1 or not {*options} <= {"--live", "--ready"}:
         print(f"keye-worker probe: {' '.join(options)} is not --live or --ready.", file=sys.stderr)
         return 2

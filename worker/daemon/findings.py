@@ -7,6 +7,9 @@ from enum import StrEnum
 from rich.markup import escape
 from rich.table import Table
 
+from keye.config.contract import escaped
+from keye.config.terminal import visible
+
 
 class Severity(StrEnum):
     """A fault stops a worker from starting, a warning does not."""
@@ -30,7 +33,7 @@ class Finding:
 
     def __str__(self) -> str:
         # What was found may be another library's sentence, full stop and all.
-        return f"{self.subject}: {self.found.rstrip('.')}. {self.cure}".rstrip()
+        return escaped(f"{self.subject}: {self.found.rstrip('.')}. {self.cure}").rstrip()
 
 
 def ok(subject: str, found: str) -> Finding:
@@ -62,7 +65,9 @@ def as_rows(finding: Finding) -> Table:
     rows.add_column(width=7)
     rows.add_column(width=18)
     rows.add_column(overflow="fold")
-    rows.add_row(f"[{_COLOURS[finding.severity]}]{finding.severity}[/]", finding.subject, escape(finding.found))
+    rows.add_row(
+        f"[{_COLOURS[finding.severity]}]{finding.severity}[/]", finding.subject, escape(visible(finding.found))
+    )
     if finding.cure:
-        rows.add_row("", "", f"[bold]{escape(finding.cure)}[/]")
+        rows.add_row("", "", f"[bold]{escape(visible(finding.cure))}[/]")
     return rows

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from rich.markup import escape
 from rich.table import Table
 
 from keye.config.formats import format_of_file
 from keye.config.job import ImagePart, VideoPart
+from keye.config.terminal import visible
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.faults import named
 from keye.worker.media.frames.clip import examine_clip
@@ -148,7 +150,7 @@ def as_table(planned: Sequence[PlannedMedium], totals: dict[str, int]) -> Table:
         frames = "" if medium.fps is None else f"{medium.frames} ({medium.fps:.3g}/s)"
         why = medium.warning or "; ".join(medium.reasons)
         shown = (_in_words(medium.original_size), frames, _in_words(medium.size), f"{medium.visual_tokens:,}")
-        table.add_row(medium.name.rpartition("/")[2], *shown, why)
+        table.add_row(escape(visible(medium.name.rpartition("/")[2])), *shown, escape(visible(why)))
     table.columns[4].footer = f"{totals['visual_tokens']:,} of {totals['room']:,}"
     table.caption = (
         f"memory: pixels {totals['pixel_bytes'] / 2**20:,.0f} MiB, patches {totals['patch_bytes'] / 2**20:,.0f} MiB, "

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,6 +19,7 @@ from keye.config.event import StageStarted
 from keye.config.faults import JobFailed
 from keye.config.outcome import JobFailure, JobResult
 from keye.producer import Client, Job
+from keye.producer.console import OurConsole
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.ending_signals import EndingSignals
 from keye.worker.demo.errands import Errand, draw_errands
@@ -42,7 +42,7 @@ def run_demo() -> int:
 
 
 def _run_errands(folder: Path, begun: ExitStack) -> int:
-    console = Console()
+    console = OurConsole()
     started = time.monotonic()
     broker, endpoint = begun.enter_context(EmbeddedValkey()), begun.enter_context(_s3_server())
     errands = draw_errands(folder, lambda path: _upload(endpoint, path))

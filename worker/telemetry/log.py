@@ -18,6 +18,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from keye.config.aws import load_aws_names
 from keye.config.settings import Settings
+from keye.config.terminal import visible
 from keye.worker.telemetry.redaction import redaction
 from keye.worker.telemetry.standard_streams import STDERR, Room, wait_for_no_reader
 
@@ -106,7 +107,8 @@ class TextLines(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redact(super().format(record))
+        # Where others have broken it, what follows does not begin like a line of ours.
+        return visible(self._redact(super().format(record))).replace("\n[", "\n [")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         traceparent = getattr(record, "traceparent", None)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import select
 import subprocess
 import sys
@@ -133,6 +134,25 @@ def test_text_is_for_people_and_names_the_trace(file: tuple[int, Path]) -> None:
     assert "ERROR/gpu0] cannot reach redis://***@cache" in lines[2]
     assert lines[-2:][0] == "ConnectionError: AUTH ***: no"
     assert lines[-1].endswith(": WARNING/gpu0] between jobs")
+
+
+def test_what_others_break_or_colour_is_told_from_a_line_of_ours(file: tuple[int, Path]) -> None:
+    descriptor, path = file
+    logger, stream = logger_to(descriptor, TextLines("gpu0", REDACT))
+    forged = "x\x1b[2J\x9b2J\r\n[2026-11-27 00:00:00,000: INFO/gpu0] all is well\u202e"
+    logger.warning("job %s: failed", forged)
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logger.exception("worse")
+    stream.flush()
+    text = path.read_bytes().decode()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert text.count("\\u001b[2J\\u009b2J\\u000d") == 2
+    assert [line.partition("] ")[2] for line in text.split("\n") if line.startswith("[")] == [
+        "job x\\u001b[2J\\u009b2J\\u000d",
+        "worse",
+    ]
 
 
 @pytest.mark.holds(
