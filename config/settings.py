@@ -53,6 +53,9 @@ def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
 
+# Of S3's first years too.
+BUCKET = r"[A-Za-z0-9._-]{3,255}"
+
 
 def read_env_file() -> Mapping[str, str | None]:
     """All that the working directory's `.env` has, settings or not, its names as they are written."""
@@ -337,7 +340,7 @@ class Settings(ProducerSettings):
     def _are_buckets(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         buckets = tuple(re.sub(r"^s3://([^/]*)/?$", r"\1", bucket, flags=re.IGNORECASE) for bucket in given)
         for bucket in buckets:
-            if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
+            if not re.fullmatch(BUCKET, bucket):
                 raise ValueError(f"{bucket!r} is no bucket. Write names of whole buckets: photos,scans.")
         return buckets
 

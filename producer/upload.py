@@ -77,6 +77,9 @@ class Media:
         for place, file, mime, bucket, key in self._uploads:
             try:
                 from botocore.exceptions import BotoCoreError, ClientError
+                from botocore.parsers import ResponseParserError
+
+                from keye.config.bounded_s3 import code_of
 
                 with _making_client:
                     client = _client(os.getpid(), self._endpoint_url)
@@ -86,7 +89,7 @@ class Media:
             except ImportError:
                 fault = f"boto3 is not installed: {install_command('upload')}"
             except ClientError as error:
-                fault = error.response.get("Error", {}).get("Code", "unknown")
+                fault = code_of(error)
             except (BotoCoreError, NoMedium) as error:
                 # What reading it raises comes out as either.
                 if file.has_changed:
@@ -94,6 +97,9 @@ class Media:
                 fault = str(error) if isinstance(error, NoMedium) else type(error).__name__
             except ValueError:
                 fault = "the endpoint is no URL"
+            except (LookupError, TypeError, ResponseParserError) as error:
+                # botocore takes what a server says for what S3 would say.
+                fault = f"it answered as no S3 does: {type(error).__name__}"
             else:
                 continue
             raise UploadFailed(
@@ -203,9 +209,11 @@ def _client(pid: int, endpoint_url: str | None) -> "S3Client":
     import boto3
     from botocore.config import Config
 
+    from keye.config.bounded_s3 import bound
+
     options = Config(
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
     load_aws_names()
-    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=options)
+    return bound(boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=options))

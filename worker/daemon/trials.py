@@ -11,6 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from keye.config.aws import load_aws_names
+from keye.config.bounded_s3 import bound, code_of
 from keye.config.faults import Fault
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
@@ -120,14 +121,17 @@ def check_s3(endpoint_url: str | None) -> Finding:
             return warning("S3", "no credentials", cure)
         shown = f"credentials from {credentials.method}, {shown}"
         config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
-        session.client("s3", endpoint_url=endpoint_url, config=config).list_buckets()
+        bound(session.client("s3", endpoint_url=endpoint_url, config=config)).list_buckets()
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown")
+        code = code_of(error)
         if code in ("AccessDenied", "403"):
             return ok("S3", f"{shown} (may not list buckets)")
         return warning("S3", f"{shown}: {code}", "Correct the AWS credentials.")
     except (BotoCoreError, ValueError) as error:
         return warning("S3", f"{shown}: {error}", "Correct KEYE_S3_ENDPOINT_URL, the AWS_* settings or the network.")
+    except Exception as error:  # botocore takes what a server says for what S3 would say
+        found = f"{shown}: it answered as no S3 does ({type(error).__name__})"
+        return warning("S3", found, "Check that KEYE_S3_ENDPOINT_URL is an S3.")
     return ok("S3", shown)
 
 
