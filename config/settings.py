@@ -21,6 +21,7 @@ from keye.config.codes import DeviceSetting, PrecisionSetting
 from keye.config.env_file import env_file
 from keye.config.faults import InvalidSettings
 from keye.config.host import share_of_cores, share_of_memory
+from keye.config.host_names import listed_host
 from keye.config.job import Lifetime
 from keye.config.redis_url import RedisUrl, with_password
 
@@ -262,6 +263,11 @@ class Settings(ProducerSettings):
         default=(), description="buckets that s3:// media may be in, joined by ','; none means any the credentials open"
     )
     allow_https: bool = Field(default=False, description="whether https:// media are fetched, from public hosts only")
+    https_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="hosts that https:// media may be on, joined by ',', `*.example.com` for all below it; none means "
+        "any public one",
+    )
     fetch_timeout_seconds: Limit = Field(default=30, description="longest silence of a media store")
     max_fetch_seconds: Limit = Field(default=600, description="longest download of one medium")
     cache_folder: Folder = Field(
@@ -330,7 +336,7 @@ class Settings(ProducerSettings):
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("s3_buckets", "celery_canvas", mode="before")
+    @field_validator("s3_buckets", "https_hosts", "celery_canvas", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -343,6 +349,11 @@ class Settings(ProducerSettings):
             if not re.fullmatch(BUCKET, bucket):
                 raise ValueError(f"{bucket!r} is no bucket. Write names of whole buckets: photos,scans.")
         return buckets
+
+    @field_validator("https_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(listed_host, hosts))
 
     @field_validator("celery_canvas")
     @classmethod

@@ -54,6 +54,14 @@ def values(name: str, field: FieldInfo, url: str, folder: Path) -> Iterator[str]
             yield from ("http://127.0.0.1:1", "http://my_minio", "minio:9000", "http://[::1", "http://a:b")
         case "s3_buckets":
             yield from ("photos,scans", "s3://photos", "s3://photos/2026", "a b")
+        case "https_hosts":
+            yield from (
+                "media.example.com,*.cdn.example.com",
+                "93.184.215.14",
+                "https://media.example.com/a",
+                "*",
+                "a b",
+            )
         case "key_prefix":
             yield from ("blue:", "blue", "*", f"{'n' * 64}:")
         case "celery_canvas":

@@ -117,7 +117,7 @@ def _open(
             case "data":
                 return open_inline(part.uri, max_bytes)
             case "https" if limits.allow_https:
-                return fetch_web(part.uri, transfer, media_cache)
+                return fetch_web(part.uri, transfer, media_cache, limits.https_hosts)
             case _:
                 what = f"{scheme}: is off on this worker (KEYE_ALLOW_HTTPS). Put the file on S3 or below a media root."
                 raise forbidden(what)

@@ -13,8 +13,8 @@ class MediaLimits:
     """`max_image_pixels` also bounds one frame of a video; `max_decoded_bytes` bounds all pixels of one job.
 
     `fetch_timeout_seconds` bounds each silence of a store or server, `max_fetch_seconds` one whole download. No
-    `s3_buckets` means any bucket that the credentials open. Videos read at less than `min_frames_per_second` are
-    told of.
+    `s3_buckets` means any bucket that the credentials open, no `https_hosts` any public host. Videos read at less than
+    `min_frames_per_second` are told of.
     """
 
     media_roots: MediaRoots
@@ -28,6 +28,7 @@ class MediaLimits:
     max_fetch_seconds: float
     s3_buckets: tuple[str, ...]
     allow_https: bool
+    https_hosts: tuple[str, ...]
     min_frames_per_second: float
 
     @classmethod

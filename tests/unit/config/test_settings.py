@@ -141,3 +141,20 @@ def test_names_are_those_of_the_environment_and_of_the_file(folder: Path, monkey
     monkeypatch.setenv("KEYE_LEASE_SECOND", "3")
     assert {"KEYE_MODELPATH", "KEYE_DEVICE", "KEYE_LEASE_SECOND"} <= set(Settings.names_given())
     assert all(name.startswith("KEYE_") for name in Settings.names_given())
+
+
+def test_hosts_of_https_have_one_spelling(read: Any) -> None:
+    written = (
+        "Media.Example.com., https://cdn.example.com/,*.CDN.example.org,bücher.example, 93.184.215.14,[2606:4700::11]"
+    )
+    names = ("media.example.com", "cdn.example.com", "*.cdn.example.org", "xn--bcher-kva.example")
+    assert read("https_hosts", written) == (*names, "93.184.215.14", "2606:4700::11")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["*", "*.", "a b", "https://a/b", "http://a", "a:443", "user@a", "*.1", "a.*", "1.2.3.999", "a..b", "x" * 64],
+)
+def test_what_is_no_host_is_refused(read: Any, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"KEYE_HTTPS_HOSTS: .* is no host. Write names without port or path"):
+        read("https_hosts", f"media.example.com,{value}")

@@ -2,9 +2,12 @@
 
 import ipaddress
 import socket
+from functools import partial
 
 from keye.worker.media.faults import forbidden, not_found, unreachable
 from keye.worker.media.fetch.lack import raise_lack
+from keye.worker.media.fetch.transfer import Transfer
+from keye.worker.media.side_by_side import do_side_by_side
 
 # Python's own `is_global` differs between its releases, so the IANA special-purpose registries are written out here.
 _NOT_PUBLIC = tuple(
@@ -36,14 +39,16 @@ _NOT_PUBLIC = tuple(
 _UNICAST_6 = ipaddress.ip_network("2000::/3")
 
 
-def resolve_public(host: str, port: int) -> list[str]:
+def resolve_public(host: str, port: int, transfer: Transfer) -> list[str]:
     """The IP addresses of `host`, in the resolver's order; connect to one of these, never to the name.
 
-    One address that is not public spoils the answer: nobody who means well mixes them.
+    A resolver that hangs holds up nobody beyond the transfer's end: it is left to its thread. One address that is not
+    public spoils the answer: nobody who means well mixes them.
     """
     try:
         # The resolver reads every spelling that a connection would: 127.1, 0x7f000001, 017700000001, 2130706433.
-        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        (answers,) = do_side_by_side([lambda _: look_up()], 1, transfer.go_on, lambda _: None)
     except socket.gaierror as error:
         raise_lack(error)
         if error.errno == socket.EAI_AGAIN:

@@ -5,14 +5,15 @@ import http.client
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
-from threading import Timer
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
+from keye.config.bounded_socket import BoundedSocket
+from keye.config.host_names import is_listed, plain_host
 from keye.worker.host_fault import HostFault
 from keye.worker.media.faults import forbidden, not_found, unreachable
 from keye.worker.media.fetch.address import resolve_public
@@ -32,15 +33,18 @@ _NOT_FOUND = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
+def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache, hosts: Sequence[str] = ()) -> BinaryIO:
     """Open an `https:` address, after up to three redirects, each of them checked as the first address was.
 
+    Where there are `hosts`, as `is_listed` knows them, no other is asked.
     The file is kept where the server gives it a length and an ETag: with the address, they are its identity.
     """
     base = uri
     for _ in range(_MAX_REDIRECTS + 1):
         target = _parse(base, uri)
-        addresses = resolve_public(target.host, target.port)
+        if hosts and not is_listed(target.host, hosts):
+            raise forbidden("its host is none of those that this worker may ask (KEYE_HTTPS_HOSTS).")
+        addresses = resolve_public(target.host, target.port, transfer)
         with _connect(target, addresses, transfer) as connection:
             with _told_as_faults(transfer):
                 connection.request("GET", target.path, headers=_HEADERS)
@@ -68,7 +72,7 @@ def _parse(base: str, uri: str) -> _Target:
     try:
         whole = urljoin(base, uri)
         url = urlsplit(whole)
-        host = (url.hostname or "").encode("idna").decode()
+        host = plain_host(url.hostname or "")
         port = url.port or 443
         if url.scheme != "https" or "@" in url.netloc:
             raise forbidden("leads to a scheme other than https, or names a user; neither is read.")
@@ -85,39 +89,35 @@ def _parse(base: str, uri: str) -> _Target:
 def _connect(target: _Target, addresses: list[str], transfer: Transfer) -> Iterator[http.client.HTTPSConnection]:
     """To one of `addresses`, whatever the name means by now; asks for the name, and verifies it, all the same.
 
-    It breaks off when the transfer's time is over: a timeout alone never ends an answer that comes byte by byte.
+    All of it ends with the transfer's time: a timeout alone ends neither a list of silent addresses nor an answer that
+    comes byte by byte.
     """
     with closing(http.client.HTTPSConnection(target.host, target.port, context=_tls())) as connection:
         with _told_as_faults(transfer):
-            connection.sock = wire = _tls().wrap_socket(
-                _dial(addresses, target.port, transfer.timeout_seconds),
+            # A handshake takes no longer than the timeout that is left to it, however many pieces it comes in.
+            wire = _tls().wrap_socket(
+                _dial(addresses, target.port, transfer),
                 server_hostname=target.host,
-                do_handshake_on_connect=False,  # but below, where the alarm covers it
                 suppress_ragged_eofs=False,  # what is cut off would pass for complete
             )
-        alarm = Timer(transfer.seconds_left, _break_off, [wire])
-        alarm.daemon = True
-        alarm.start()
-        try:
-            with _told_as_faults(transfer):
-                wire.do_handshake()
-            yield connection
-        finally:
-            alarm.cancel()
+            wire.settimeout(transfer.patience_seconds)
+            connection.sock = BoundedSocket(wire, lambda: transfer.go_on)
+        yield connection
 
 
-def _dial(addresses: list[str], port: int, timeout_seconds: float) -> socket.socket:
+def _dial(addresses: list[str], port: int, transfer: Transfer) -> socket.socket:
     *others, last = addresses
     for address in others:
         with suppress(OSError):
-            return socket.create_connection((address, port), timeout_seconds)
-    return socket.create_connection((last, port), timeout_seconds)
+            return _dial_one(address, port, transfer)
+    return _dial_one(last, port, transfer)
 
 
-def _break_off(wire: ssl.SSLSocket) -> None:
-    with suppress(OSError):
-        # Of the socket, not of TLS, whose state belongs to the reading thread.
-        socket.socket.shutdown(wire, socket.SHUT_RDWR)
+def _dial_one(address: str, port: int, transfer: Transfer) -> socket.socket:
+    transfer.go_on()
+    wire = socket.create_connection((address, port), transfer.patience_seconds)
+    wire.settimeout(transfer.patience_seconds)
+    return wire
 
 
 @cache

@@ -23,6 +23,11 @@ class Transfer:
     def seconds_left(self) -> float:
         return max(0.0, self.began_at + self.max_seconds - time.monotonic())
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long to wait for one thing that nothing else ends."""
+        return max(0.001, min(self.timeout_seconds, self.seconds_left))
+
     def go_on(self) -> None:
         """Called with every piece that comes."""
         self.check()
