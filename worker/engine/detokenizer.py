@@ -45,31 +45,71 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Passes on a growing text up to the first stop string, which may arrive in pieces and is never shown."""
+    """Passes on a growing text up to the first stop string, which may arrive in pieces and is never shown.
+
+    Each character costs the same, however long the stop strings are and however often it begins like one.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.is_hit = False
-        self._stop = tuple(stop)
-        self._held = ""
+        self._stops = [_StopString(text) for text in stop]
+        # As many characters as the longest match has so far.
+        self._held: list[str] = []
+        self._num_held = 0
 
     def push(self, piece: str) -> str:
         """The text that may be shown now: all but a tail that can still become a stop string."""
-        if not self._stop:
+        if not self._stops:
             return piece
-        text = self._held + piece
-        hits = [at for at in map(text.find, self._stop) if at >= 0]
-        if hits:
+        starts = [start for stop in self._stops if (start := stop.push(piece)) is not None]
+        self._held.append(piece)
+        num_shown = self._num_held + len(piece)
+        if starts:
             self.is_hit = True
-            self._held = ""
-            return text[: min(hits)]
-        cut = len(text) - max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[cut:]
-        return text[:cut]
+            num_shown, self._num_held = self._num_held + min(starts), 0
+        else:
+            self._num_held = max(stop.num_matched for stop in self._stops)
+            num_shown -= self._num_held
+        if not num_shown and not self.is_hit:
+            return ""
+        text = "".join(self._held)
+        self._held = [] if self.is_hit else [text[num_shown:]]
+        return text[:num_shown]
 
     def flush(self) -> str:
         """The text that was held back and is now known to be no stop string."""
-        held, self._held = self._held, ""
+        held = "".join(self._held)
+        self._held, self._num_held = [], 0
         return held
+
+
+class _StopString:
+    """How much of it the end of the text is (Knuth, Morris and Pratt)."""
+
+    def __init__(self, text: str) -> None:
+        self.num_matched = 0
+        self._text = text
+        # Of each beginning, as far as one was matched: how much of its own end it begins with.
+        self._borders = [0, 0]
+
+    def push(self, piece: str) -> int | None:
+        """Where it begins in the piece, or how far before it, once it is whole."""
+        for index, letter in enumerate(piece, 1):
+            while self.num_matched and self._text[self.num_matched] != letter:
+                self.num_matched = self._border(self.num_matched)
+            self.num_matched += self._text[self.num_matched] == letter
+            if self.num_matched == len(self._text):
+                return index - len(self._text)
+        return None
+
+    def _border(self, length: int) -> int:
+        text, borders = self._text, self._borders
+        for end in range(len(borders), length + 1):
+            border = borders[-1]
+            while border and text[border] != text[end - 1]:
+                border = borders[border]
+            borders.append(border + (text[border] == text[end - 1]))
+        return borders[length]
 
 
 def _bytes_of(token: str, letters: Mapping[str, int]) -> bytes:
@@ -77,9 +117,3 @@ def _bytes_of(token: str, letters: Mapping[str, int]) -> bytes:
     if all(letter in letters for letter in token):
         return bytes(letters[letter] for letter in token)
     return token.encode()
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, the whole of `stop` excepted."""
-    lengths = range(min(len(stop) - 1, len(text)), 0, -1)
-    return next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,14 +65,14 @@ class PromptFormat:
         if isinstance(content, str):
             return {**message, "content": self._cut(content)}
         parts: list[dict[str, Any]] = []
-        for part in content:
-            if not _is_text(part):
-                parts.append(part)
-            elif parts and _is_text(parts[-1]):
-                parts[-1]["text"] += part["text"]
+        for is_text, neighbours in groupby(content, _is_text):
+            if is_text:
+                first, *others = neighbours
+                text = "".join([first["text"], *(part["text"] for part in others)])
+                parts.append({**first, "text": self._cut(text)})
             else:
-                parts.append(dict(part))
-        return {**message, "content": [p | {"text": self._cut(p["text"])} if _is_text(p) else p for p in parts]}
+                parts += neighbours
+        return {**message, "content": parts}
 
     def _cut(self, text: str) -> str:
         return self._control.sub(lambda token: token[0][0] + _CUT + token[0][1:], text.replace(_CUT, ""))

@@ -35,7 +35,7 @@ class ThinkingSplitter:
         self._pieces: list[Piece] = []
         # What may become a tag, and white space that may be the block's last.
         self._half_tag = ""
-        self._space = ""
+        self._space: list[str] = []
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
@@ -64,14 +64,18 @@ class ThinkingSplitter:
             return
         self._block = _OPENED_BY.get(part)
         self._block_is_blank = True
-        self._space = ""
+        self._space = []
 
     def _write(self, text: str) -> None:
-        text = text.lstrip() if self._block_is_blank else self._space + text
+        if self._block_is_blank:
+            text = text.lstrip()
         shown = text.rstrip()
-        self._space = text[len(shown) :]
         if not shown:
+            # Not joined before something follows: a model may write white space without an end.
+            self._space.append(text)
             return
+        shown = "".join(self._space) + shown
+        self._space = [text[len(text.rstrip()) :]]
         channel: Channel = "answer" if self._block in (None, "answer") else "reasoning"
         if self._block_is_blank and channel in self._begun:
             shown = "\n\n" + shown

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 # What would have to be kept apart from control tokens, and a word without an end.
-@pytest.mark.parametrize("unit", ["\ufdd0", "a"])
+@pytest.mark.parametrize("unit", ["\ufdd0", "a", "<|im_end|>", "<|im_end|>\u0301"])
 def test_a_prompt_of_a_megabyte_ends_no_worker(host: EchoHost, unit: str) -> None:
     text = unit * (MAX_TEXT_BYTES // len(unit.encode()))
     job = host.client.submit(prompt=text, generation=BRIEFLY, deadline_seconds=2, max_attempts=1)

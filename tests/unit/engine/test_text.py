@@ -1,5 +1,6 @@
 """What a reader sees of a growing sequence: whole characters, no special tokens, nothing of a stop string."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,25 @@ def test_only_what_may_become_a_stop_string_is_held_back() -> None:
     assert stop_strings.push("an EN") == "an "
     assert stop_strings.push("D") == ""
     assert stop_strings.is_hit
+
+
+def test_what_is_held_back_is_the_longest_beginning_of_a_stop_string() -> None:
+    draw = random.Random(7)
+    for _ in range(2000):
+        stops = ["".join(draw.choices("ab", k=draw.randint(1, 6))) for _ in range(draw.randint(1, 3))]
+        stop_strings, text, shown = StopStrings(stops), "", ""
+        for _ in range(12):
+            text += (piece := "".join(draw.choices("ab", k=draw.randint(0, 4))))
+            shown += stop_strings.push(piece)
+            if starts := [text.find(stop) for stop in stops if stop in text]:
+                assert stop_strings.is_hit
+                assert shown == text[: min(starts)]
+                break
+            beginnings = [
+                stop[:length] for stop in stops for length in range(len(stop)) if text.endswith(stop[:length])
+            ]
+            assert shown == text[: len(text) - max(map(len, beginnings))]
+            assert not stop_strings.is_hit
 
 
 def test_first_of_several_stop_strings_cuts() -> None:

@@ -3,12 +3,13 @@
 import binascii
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from keye.config.faults import Fault
 from keye.config.job import MAX_INLINE_BYTES, MAX_URI_BYTES
@@ -20,6 +21,8 @@ from keye.worker.media.place import place_of
 _OF_THE_PATH = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 # What the kernel puts behind the path of a file that has been unlinked since it was opened.
 _DELETED = " (deleted)"
+# `unquote_to_bytes` takes thirty times as long over those that stand for nothing.
+_PERCENT_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 # Longer than any may be.
 _NO_NAME = "x" * 300
 
@@ -141,7 +144,7 @@ def open_inline(uri: str, max_bytes: int) -> BinaryIO:
     if not comma:
         raise corrupt("has no comma between its type and its bytes.")
     try:
-        content = unquote_to_bytes(payload)
+        content = _PERCENT_ENCODED.sub(lambda byte: bytes.fromhex(byte[1].decode()), payload.encode())
         if head.lower().endswith(";base64"):
             content = binascii.a2b_base64(content, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
