@@ -1,6 +1,7 @@
 """A store that tells lies, or never ends, costs its job a code, and the worker neither memory nor time nor a thread."""
 
 import resource
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from keye.config.faults import Fault
 from keye.config.job import ImagePart
 from keye.config.settings import Settings
 from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
+from tests.support.certificates import Authority
 from tests.support.fetching import fault_of, fetch_one
 from tests.support.liar import Answer, Liar, answer, endlessly, lying
 
@@ -191,6 +193,37 @@ def test_answer_without_end_is_read_no_longer_than_a_download_may_take(
         assert_nothing_is_left(tmp_path / "cache")
     assert fault.code is UNREACHABLE
     assert "(KEYE_MAX_FETCH_SECONDS)" in fault.message
+
+
+def test_store_of_tls_is_read_as_it_was_and_bounded_as_well(
+    limits_of: Callable[[Liar], MediaLimits], media_cache: MediaCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "authority")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(authority.issue("127.0.0.1"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.path))
+    with lying(tls, HEAD=always(HEAD), GET=always(WHOLE)) as honest:
+        url = honest.url.replace("http:", "https:")
+        assert fetch_one("s3://media/k", replace(limits_of(honest), s3_endpoint_url=url), media_cache) == CONTENT
+    head, get = SLOW["an object"]
+    hello = endlessly(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x00", 0.05)
+    for liar in (lying(tls, HEAD=head, GET=get), lying(greeting=hello)):
+        with liar as dripping:
+            url = dripping.url.replace("http:", "https:")
+            limits = replace(limits_of(dripping), s3_endpoint_url=url, max_fetch_seconds=0.7)
+            began_at = time.monotonic()
+            assert "(KEYE_MAX_FETCH_SECONDS)" in fault_of("s3://media/k", limits, media_cache).message
+            assert time.monotonic() - began_at < 6
+
+
+def test_store_behind_a_proxy_is_read(
+    limits_of: Callable[[Liar], MediaLimits], media_cache: MediaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lying(HEAD=always(HEAD), GET=always(WHOLE)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        limits = replace(limits_of(proxy), s3_endpoint_url="http://store.example:9000")
+        assert fetch_one("s3://media/k", limits, media_cache) == CONTENT
+        assert proxy.requests[0] == "HEAD http://store.example:9000/media/k HTTP/1.1"
 
 
 def test_store_that_is_busy_is_tried_again_no_longer_than_a_download_may_take(

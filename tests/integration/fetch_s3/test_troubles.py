@@ -228,3 +228,19 @@ def test_store_that_is_down_is_unreachable(limits: MediaLimits, media_cache: Med
         reserved.bind(("127.0.0.1", 0))
         down = replace(limits, s3_endpoint_url=f"http://127.0.0.1:{reserved.getsockname()[1]}")
         assert fault_of(PHOTO, down, media_cache).code is ErrorCode.MEDIA_UNREACHABLE
+
+
+def test_credentials_that_do_not_come_count_against_the_time_of_a_download(
+    limits: MediaLimits, media_cache: MediaCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "never")
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {tmp_path}/never\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    try:
+        fault = fault_of(PHOTO, replace(limits, max_fetch_seconds=0.5), media_cache)
+    finally:
+        (tmp_path / "never").write_bytes(b"")
+    assert fault.code is ErrorCode.MEDIA_UNREACHABLE
+    assert "(KEYE_MAX_FETCH_SECONDS)" in fault.message

@@ -82,7 +82,7 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
     if limits.s3_buckets and asked["Bucket"] not in limits.s3_buckets:
         raise forbidden("is in a bucket this worker may not read (KEYE_S3_BUCKETS).")
     try:
-        client = _client(limits.s3_endpoint_url, transfer.timeout_seconds)
+        client = partial(_client, limits.s3_endpoint_url, transfer.timeout_seconds)
         for _ in range(_MAX_TRIES):
             found = _find_version(client, asked, transfer.go_on)
             check_size(found.num_bytes, transfer.max_bytes)
@@ -121,18 +121,18 @@ def _leads_elsewhere(key: str) -> bool:
     return not {".", ".."}.isdisjoint(step.partition(";")[0] for step in key.split("/"))
 
 
-def _find_version(client: "S3Client", asked: _Asked, go_on: Callable[[], None]) -> "_ObjectVersion":
+def _find_version(client: "Callable[[], S3Client]", asked: _Asked, go_on: Callable[[], None]) -> "_ObjectVersion":
     try:
-        head = _ask(lambda: client.head_object(**asked), go_on)
+        head = _ask(lambda: client().head_object(**asked), go_on)
     except ClientError as error:
         if status_of(error) in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
             # An answer to HEAD has no body, and so no reason. Whoever asks for a byte is told.
-            _ask(lambda: client.get_object(Range="bytes=0-0", **asked), go_on)["Body"].close()
+            _ask(lambda: client().get_object(Range="bytes=0-0", **asked), go_on)["Body"].close()
         raise
     etag, num_bytes = head.get("ETag", ""), head.get("ContentLength", -1)
     if not _ETAG.fullmatch(etag) or num_bytes < 0:
         raise _no_answer("without a usable ETag" if num_bytes >= 0 else "without a length of 0 or more")
-    return _ObjectVersion(client, asked, etag, num_bytes)
+    return _ObjectVersion(client(), asked, etag, num_bytes)
 
 
 def _ask(call: Callable[[], Answer], go_on: Callable[[], None]) -> Answer:
@@ -145,7 +145,7 @@ def _ask(call: Callable[[], Answer], go_on: Callable[[], None]) -> Answer:
     def ask(_: object) -> Answer:
         try:
             return call()
-        except (ClientError, BotoCoreError, OSError):
+        except (ClientError, BotoCoreError, MediumFault, OSError):
             raise
         except Exception as error:
             go_on()
