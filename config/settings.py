@@ -53,6 +53,7 @@ def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
 
 
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
+DecoderIsolation = Literal["worker", "job"]
 
 # Of S3's first years too.
 BUCKET = r"[A-Za-z0-9._-]{3,255}"
@@ -309,6 +310,10 @@ class Settings(ProducerSettings):
         le=64,
         description="processes that decode media for one worker; unset: one for each core of its share, 8 at most",
     )
+    decoder_isolation: DecoderIsolation = Field(
+        default="worker",
+        description="job: a process that has decoded media of one job meets those of no other, and twice as many run",
+    )
     decode_timeout_seconds: Limit = Field(
         default=120,
         description="longest a decoder may take for an image, or to the next frame read of a video (the next 16 where "
@@ -325,6 +330,11 @@ class Settings(ProducerSettings):
         description="most memory for the pixels of all jobs of one worker, and of any one job; unset: an eighth of the "
         "host's, divided by its workers, 4 GiB at most",
     )
+
+    @property
+    def num_decoder_processes(self) -> int:
+        """At most, with those that wait and have seen no job."""
+        return self.decoders * (2 if self.decoder_isolation == "job" else 1)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -147,6 +147,7 @@ def test_child_that_died_in_its_sleep_is_blamed_on_nobody(bench: Bench) -> None:
     bench.assert_works()
 
 
+@pytest.mark.holds("docs/operations.md#what-can-a-broken-or-hostile-file-do", "A child serves one job after another")
 def test_fault_of_a_file_or_of_its_size_leaves_the_child_at_work(bench: Bench, tmp_path: Path) -> None:
     bench.assert_works()
     child = bench.child

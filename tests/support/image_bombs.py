@@ -120,12 +120,10 @@ def gif_frame(width: int = 1, height: int = 1) -> bytes:
 IMAGE_BOMBS: dict[str, Callable[[], bytes]] = {
     "400_megapixels.png": lambda: png(20_000, 20_000, (b"IDAT", zeros(100 * 2**20))),
     "2_gigapixels_wide.png": lambda: png(2**31 - 1, 1, (b"IDAT", zeros(2**20)), interlaced=1),
-    "pixels_for_another_size.png": lambda: png(16, 16, (b"IDAT", zeros(400 * 2**20))),
-    "endless_text.png": lambda: png(16, 16, *[(b"zTXt", b"note\0\0" + zeros(60 * 2**20))] * 8, (b"IDAT", zeros(1000))),
-    "endless_words.png": lambda: png(
-        16, 16, *[(b"iTXt", b"n\0\1\0\0\0" + zeros(60 * 2**20))] * 8, (b"IDAT", zeros(784))
-    ),
-    "huge_profile.png": lambda: png(16, 16, (b"iCCP", b"icc\0\0" + zeros(400 * 2**20)), (b"IDAT", zeros(784))),
+    "pixels_for_another_size.png": lambda: png(16, 16, (b"IDAT", zeros(128 * 2**20))),
+    "endless_text.png": lambda: png(16, 16, *[(b"zTXt", b"note\0\0" + zeros(2**25))] * 8, (b"IDAT", zeros(1000))),
+    "endless_words.png": lambda: png(16, 16, *[(b"iTXt", b"n\0\1\0\0\0" + zeros(2**25))] * 8, (b"IDAT", zeros(784))),
+    "huge_profile.png": lambda: png(16, 16, (b"iCCP", b"icc\0\0" + zeros(128 * 2**20)), (b"IDAT", zeros(784))),
     "70000_chunks.png": lambda: png(16, 16, *[(b"tEXt", b"k\0")] * 70_000, (b"IDAT", zeros(784))),
     "chunk_of_4_gigabytes.png": lambda: GOOD_PNG + b"\xff\xff\xff\xffIHDR" + bytes(100),
     "million_frames.png": lambda: apng(10**6),
@@ -144,7 +142,7 @@ IMAGE_BOMBS: dict[str, Callable[[], bytes]] = {
     "3_gigapixels.tiff": lambda: tiff({256: (4, 1, 60_000), 257: (4, 1, 60_000)}),
     "strip_of_4_gigabytes.tiff": lambda: tiff({279: (4, 1, 0xFFFFFFF0), 259: (3, 1, 8)}),
     "strips.tiff": lambda: tiff_of_strips(140_000),
-    "deflated.tiff": lambda: tiff({259: (3, 1, 8), 279: (4, 1, 900_000)}, zeros(800 * 2**20)),
+    "deflated.tiff": lambda: tiff({259: (3, 1, 8), 279: (4, 1, 900_000)}, zeros(128 * 2**20)),
     "packed.tiff": lambda: tiff(
         {259: (3, 1, 32773), 256: (4, 1, 9999), 257: (4, 1, 9999), 278: (4, 1, 9999), 279: (4, 1, 10**6)},
         b"\x81\0" * 500_000,

@@ -133,6 +133,7 @@ class EngineStep(bootsteps.StartStopStep):
             *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
             share_of_cores(settings.host_workers),
             settings.video_decoder,
+            settings.decoder_isolation,
         )
         self._decoders.start()
         # A network disk may never answer, and what waits for it can hold Python's lock.

@@ -54,7 +54,7 @@ def _number(limit: int) -> int:
 def check_host_limits(settings: Settings) -> Iterator[Finding]:
     """A warning where jobs would be given back once all that may be under way are; a fault where none could run."""
     jobs, workers = settings.concurrency, settings.host_workers
-    at_rest = FILES_AT_REST + settings.decoders * FILES_A_DECODER
+    at_rest = FILES_AT_REST + settings.num_decoder_processes * FILES_A_DECODER
     cure = "Raise it (ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile of docker)"
     yield _count("open files", "the hard limit", max_open_files(), at_rest, FILES_A_JOB, jobs, cure)
 
@@ -63,7 +63,7 @@ def check_host_limits(settings: Settings) -> Iterator[Finding]:
     if os.geteuid() != 0:
         limits["ulimit -u"] = _number(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     name, limit = min(limits.items(), key=lambda each: each[1], default=("no limit", sys.maxsize))
-    at_rest = workers * (THREADS_AT_REST + settings.decoders)
+    at_rest = workers * (THREADS_AT_REST + settings.num_decoder_processes)
     cure = "Raise it (ulimit -u, TasksMax= of systemd, --pids-limit of docker, sysctl)"
     yield _count("threads", name, limit, at_rest, workers * THREADS_A_JOB, jobs, cure)
 

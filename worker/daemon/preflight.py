@@ -165,7 +165,7 @@ def check_shares(settings: Settings, cores: int, memory: int) -> Finding:
     workers, decoders, pixels = settings.host_workers, settings.decoders, settings.max_decoded_bytes
     each = f"{decoders} decoders and {pixels / 2**30:.1f} GiB for pixels"
     has = f"{cores} cores and {memory / 2**30:.1f} GiB"
-    taken = workers * (2 * pixels + decoders * DECODER_BYTES[settings.video_decoder])
+    taken = workers * (2 * pixels + settings.num_decoder_processes * DECODER_BYTES[settings.video_decoder])
     if taken > memory:
         found = f"{workers} workers with {each} each may take {taken / 2**30:.1f} GiB, and the host has {has}"
         return warning("host", found, "Lower or unset KEYE_MAX_DECODED_BYTES and KEYE_DECODERS.")

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from mmap import mmap
 from multiprocessing.connection import wait
@@ -11,7 +11,7 @@ from threading import Condition, Lock, Thread
 from typing import Self
 
 from keye.config.host import share_of_cores
-from keye.config.settings import VideoDecoder
+from keye.config.settings import DecoderIsolation, VideoDecoder
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
 from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
@@ -41,16 +41,19 @@ class DecoderPool:
         max_decoded_bytes: int,
         num_cores: int | None = None,
         video_decoder: VideoDecoder = "pyav",
+        isolation: DecoderIsolation = "worker",
     ) -> None:
         """`silence_seconds` is how long a child may go without news, such as another frame of its video.
 
-        `num_cores` are those of all children together, by default all that this process may use.
+        `num_cores` are those of all children together, by default all that this process may use. Where `isolation` is
+        "job" a child ends with the job that it has decoded for, and up to `num_decoders` more wait that have seen none.
         """
         self.num_decoders = num_decoders
         self._num_cores = num_cores or share_of_cores(num_workers=1)
         self._silence_seconds = silence_seconds
         self._video_decoder = video_decoder
         self._max_decoded_bytes = max_decoded_bytes
+        self._is_by_job = isolation == "job"
         self._budget = PixelBudget(max_decoded_bytes)
         self._allocating = Lock()
         # Guards all that follows.
@@ -58,6 +61,8 @@ class DecoderPool:
         self._starting: list[Decoder] = []
         self._idle: list[Decoder] = []
         self._num_taken = 0
+        # Idle ones that no other job may have.
+        self._kept: list[tuple[PixelShare, Decoder]] = []
         # Of the media that are to be decoded alone, the first is, or will be once nothing else is.
         self._suspects: list[DecodingOrder] = []
         # Why no child can be started, and when that was found.
@@ -82,12 +87,17 @@ class DecoderPool:
             self._is_stopping = True
             self._changed.notify_all()
         self._keeper.join()
-        for decoder in (*self._starting, *self._idle):
+        for decoder in (*self._starting, *self._idle, *(decoder for _, decoder in self._kept)):
             decoder.kill()
 
-    def share(self) -> AbstractContextManager[PixelShare]:
-        """A job's share of the memory for pixels; see `PixelBudget`."""
-        return self._budget.share()
+    @contextmanager
+    def share(self) -> Iterator[PixelShare]:
+        """A job's share of the memory for pixels, see `PixelBudget`, and of the children, see `isolation`."""
+        with self._budget.share() as share:
+            try:
+                yield share
+            finally:
+                self._end_kept(share)
 
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
         """Waits for a child and for room. Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise.
@@ -98,7 +108,7 @@ class DecoderPool:
         is_suspect = False
         while True:
             try:
-                with self._child(order, is_suspect) as decoder:
+                with self._child(order, share, is_suspect) as decoder:
                     return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
             except NotBegun:
                 continue
@@ -118,8 +128,8 @@ class DecoderPool:
 
     @property
     def num_busy(self) -> int:
-        """Children that decode, or that are being started."""
-        return self.num_decoders - len(self._idle)
+        """Children that decode, or that are being started, where a job has to wait for those."""
+        return self._num_taken if self._is_by_job else self.num_decoders - len(self._idle)
 
     def _num_threads(self) -> int:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
@@ -132,14 +142,14 @@ class DecoderPool:
             return self._budget.allocate(share, num_bytes)
 
     @contextmanager
-    def _child(self, order: DecodingOrder, is_suspect: bool) -> Iterator[Decoder]:
+    def _child(self, order: DecodingOrder, share: PixelShare, is_suspect: bool) -> Iterator[Decoder]:
         """One that has started; a suspect's is the only one that decodes meanwhile."""
         if is_suspect:
             with self._changed:
                 self._suspects.append(order)
         decoder = None
         try:
-            decoder = self._take(order)
+            decoder = self._take(order, share)
             yield decoder
         finally:
             is_good = decoder is not None and decoder.can_go_on and decoder.num_decoded < MAX_MEDIA_A_CHILD
@@ -149,17 +159,37 @@ class DecoderPool:
                 self._suspects = [suspect for suspect in self._suspects if suspect is not order]
                 if decoder is not None:
                     self._num_taken -= 1
-                    self._idle += [decoder] if is_good else []
+                if decoder is not None and is_good:
+                    self._put_back(decoder, share)
                 self._changed.notify_all()
 
-    def _take(self, order: DecodingOrder) -> Decoder:
+    def _put_back(self, decoder: Decoder, share: PixelShare) -> None:
+        if not self._is_by_job:
+            self._idle.append(decoder)
+        elif self._num_taken + len(self._kept) < self.num_decoders:
+            self._kept.append((share, decoder))
+        else:
+            decoder.kill()
+
+    def _end_kept(self, share: PixelShare) -> None:
+        with self._changed:
+            ended = [decoder for owner, decoder in self._kept if owner is share]
+            self._kept = [(owner, decoder) for owner, decoder in self._kept if owner is not share]
+        for decoder in ended:
+            decoder.kill()
+
+    def _take(self, order: DecodingOrder, share: PixelShare) -> Decoder:
         """Suspects go first, or they never would: nothing else begins while one waits."""
         has_waited = False
         while True:
             order.check()
             with self._changed:
-                if (decoder := self._next_free(order)) is not None:
+                if (decoder := self._next_free(order, share)) is not None:
                     self._num_taken += 1
+                    if self._num_taken + len(self._kept) > self.num_decoders:
+                        self._kept.pop(0)[1].kill()
+                    if self._is_by_job:
+                        self._changed.notify_all()  # another is started in its place
                     return decoder
                 if (refusal := self._why_none_comes()) is not None:
                     raise HostFault(refusal)
@@ -169,11 +199,14 @@ class DecoderPool:
                 has_waited = True
                 order.on_wait()
 
-    def _next_free(self, order: DecodingOrder) -> Decoder | None:
-        if self._suspects and (self._suspects[0] is not order or self._num_taken):
+    def _next_free(self, order: DecodingOrder, share: PixelShare) -> Decoder | None:
+        is_anothers_turn = self._suspects and (self._suspects[0] is not order or self._num_taken)
+        if is_anothers_turn or self._num_taken == self.num_decoders:
             return None
-        while self._idle:
-            decoder = self._idle.pop(0)
+        while (kept := next((each for each in self._kept if each[0] is share), None)) or self._idle:
+            if kept:
+                self._kept.remove(kept)
+            decoder = kept[1] if kept else self._idle.pop(0)
             if decoder.is_alive:
                 return decoder
             # It died in its sleep, which is no fault of this medium.
@@ -194,7 +227,8 @@ class DecoderPool:
 
     @property
     def _num_missing(self) -> int:
-        return self.num_decoders - len(self._starting) - len(self._idle) - self._num_taken
+        num_used = 0 if self._is_by_job else self._num_taken
+        return self.num_decoders - len(self._starting) - len(self._idle) - num_used
 
     def _keep(self) -> None:
         """All children are started by one thread, since the kernel ends them with the thread that started them."""
