@@ -23,6 +23,7 @@ from tests.acceptance.celery_clients import ask, printed, send
 from tests.acceptance.conftest import ECHO, Start, Started
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
+from tests.support.redis_login import log_in
 
 INSPECT = ("celery", "-A", "keye.worker.tasks.celery_app", "inspect", "ping")
 ONLY_BLUE = "~blue:* &blue:* &blue:/0.celery.pidbox"
@@ -33,7 +34,7 @@ def blue_url(redis: Redis, redis_url: str) -> Iterator[str]:
     """The URL of a user who reaches nothing but what begins with `blue:`; all that it was refused fails the test."""
     redis.execute_command("ACL", "LOG", "RESET")
     redis.execute_command("ACL", "SETUSER", "blue", *f"reset on >secret {ONLY_BLUE} +@all".split())
-    yield redis_url.replace("redis://", "redis://blue:secret@")
+    yield log_in(redis_url, "blue:secret")
     refused = redis.execute_command("ACL", "LOG")
     redis.execute_command("ACL", "DELUSER", "blue")
     assert refused == []

@@ -11,6 +11,7 @@ from keye.config.settings import ProducerSettings
 from keye.producer import Client, QueueUnavailable
 from keye.worker.daemon.exit_codes import ExitCode
 from tests.acceptance.conftest import Start
+from tests.support.redis_login import log_in
 
 RUN = ("keye.worker.daemon.cli", "run")
 
@@ -21,7 +22,7 @@ PASSWORD = "p@s:s/w#o%41r?d &é"
 def settings(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Of a user with that password; this process has them, too."""
     redis.execute_command("ACL", "SETUSER", "keeper", "on", f">{PASSWORD}", "~*", "&*", "+@all")
-    settings = {"KEYE_REDIS_URL": redis_url.replace("redis://", "redis://keeper@"), "KEYE_REDIS_PASSWORD": PASSWORD}
+    settings = {"KEYE_REDIS_URL": log_in(redis_url, "keeper"), "KEYE_REDIS_PASSWORD": PASSWORD}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     yield settings

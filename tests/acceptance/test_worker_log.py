@@ -26,6 +26,7 @@ from tests.acceptance.conftest import ECHO, PICTURE, Start, Started
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
 from tests.support.ports import free_port
+from tests.support.redis_login import log_in
 
 QUIET_ECHO = (ECHO[0], "--quiet", *ECHO[1:])
 # Celery warns of root before it sets up any log; `keye-worker run` has it say nothing.
@@ -121,7 +122,7 @@ def test_a_job_that_kills_its_workers_is_told_of_by_who_takes_it_up(start: Start
 def test_a_wrong_password_of_redis_is_told_by_supervisor_and_worker_without_it(
     start: Start, redis_url: str, form: str
 ) -> None:
-    url = redis_url.replace("redis://", f"redis://nobody:{SECRET}@")
+    url = log_in(redis_url, f"nobody:{SECRET}")
     settings = {"KEYE_REDIS_URL": url, "KEYE_LOG_FORMAT": form}
     supervisor, worker = start(*RUN, **settings), start(*QUIET_ECHO, **settings, **QUIETLY)
     assert supervisor.exit_code(60) == ExitCode.PREFLIGHT_FAILED

@@ -36,6 +36,7 @@ from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.fault import explain, failure_of
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import DEAD_LETTER_TTL, TTL, a_failure, a_job, an_answer, claim, events, record
+from tests.support.redis_login import log_in
 
 SETTINGS = ("proto-max-bulk-len", "client-query-buffer-limit")
 ANSWER = {"channel": "answer", "num_tokens": 1}
@@ -146,7 +147,7 @@ class TestSubmit:
     def test_server_that_may_not_be_asked_is_taken_to_be_as_it_comes(self, redis: Redis, redis_url: str) -> None:
         redis.execute_command("ACL", "SETUSER", "shy", "on", ">pw", "~*", "&*", "+@all", "-config")
         try:
-            with Client(redis_url.replace("redis://", "redis://shy:pw@")) as shy:
+            with Client(log_in(redis_url, "shy:pw")) as shy:
                 assert shy.submit(prompt="?", media=[PICTURE]).state is JobState.QUEUED
         finally:
             redis.execute_command("ACL", "DELUSER", "shy")

@@ -8,15 +8,21 @@ from redis import Redis
 from keye.config import keys
 from keye.worker.leases import renewal
 from keye.worker.leases.renewal import CancelListener
+from tests.support.redis_login import at_port
 from tests.support.silent_proxy import SilentProxy
 
 
-def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_replaced_and_a_quiet_one_is_not(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A tenth of a worker's times.
     monkeypatch.setattr(renewal, "LISTEN_SECONDS", 0.1)
     port = redis.connection_pool.connection_kwargs["port"]
     heard: SimpleQueue[str | None] = SimpleQueue()
-    with SilentProxy(port) as proxy, Redis(port=proxy.port, decode_responses=True, health_check_interval=1) as client:
+    with (
+        SilentProxy(port) as proxy,
+        Redis.from_url(at_port(redis_url, proxy.port), decode_responses=True, health_check_interval=1) as client,
+    ):
         listener = CancelListener(client, heard.put)
         listener.start()
         assert heard.get(timeout=30) is None  # it has begun to listen

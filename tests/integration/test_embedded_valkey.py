@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
+from tests.support import neighbour
 from tests.support.conditions import eventually
+from tests.support.neighbour import needs_root
 from tests.support.started_processes import living
 
 OWNER = """
@@ -52,6 +55,31 @@ def test_server_keeps_jobs_on_disk_and_never_evicts() -> None:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     eventually(lambda: is_gone(server.url))
+
+
+@needs_root
+def test_another_user_of_the_host_does_not_get_in(tmp_path: Path) -> None:
+    with guardian(tmp_path) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip()
+        port, password = urlsplit(url).port, urlsplit(url).password
+        knock = f"""
+import socket, sys
+peer = socket.create_connection(("127.0.0.1", {port}))
+for words in ("PING", "CONFIG SET dir /tmp", "AUTH wrong", "HELLO 3"):
+    peer.sendall(words.encode() + b"\\r\\n")
+    print(peer.recv(200).split()[0].decode())
+"""
+        answers = neighbour.python_as(neighbour.UID, "import encodings.idna, socket", knock).split()
+        assert answers == ["-NOAUTH", "-NOAUTH", "-WRONGPASS", "-NOAUTH"]
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        command_lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert password not in command_lines
+        with Redis.from_url(url, decode_responses=True) as client:
+            assert set(client.config_get("enable-*").values()) == {"no"}
+            assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        process.communicate()
 
 
 GUARDIAN = """

@@ -47,7 +47,8 @@ function parse(text, at) {
   return [items, next];
 }
 
-const socket = connect(Number(process.argv[2]), "127.0.0.1").setEncoding("latin1");
+const place = new URL(process.env.KEYE_REDIS_URL);
+const socket = connect(Number(place.port), place.hostname).setEncoding("latin1");
 const redis = {
   sendCommand: (words) => new Promise((resolve, reject) => {
     let text = "";
@@ -58,6 +59,7 @@ const redis = {
     socket.write(`*${words.length}\r\n` + words.map((w) => `$${Buffer.byteLength(w)}\r\n${w}\r\n`).join(""));
   }),
 };
+await redis.sendCommand(["AUTH", place.password]);
 """
 
 
@@ -107,14 +109,13 @@ def test_a_job_sent_from_node_reaches_a_worker_and_its_outcome_comes_back(
         received.append(sealed)
         arrived.set()
 
-    environ = os.environ | {"KEYE_KEY_PREFIX": prefix}
-    port = redis.connection_pool.connection_kwargs["port"]
+    environ = os.environ | {"KEYE_KEY_PREFIX": prefix, "KEYE_REDIS_URL": redis_url}
     with (
         start_worker(
             app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20, loglevel="warning"
         ),
         Client(redis_url, key_prefix=prefix) as client,
-        subprocess.Popen(["node", program, str(port)], stdout=subprocess.PIPE, text=True, env=environ) as node,
+        subprocess.Popen(["node", program], stdout=subprocess.PIPE, text=True, env=environ) as node,
     ):
         assert node.stdout is not None
         job = client.find(node.stdout.readline().strip())

@@ -19,6 +19,7 @@ from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import claim
 from tests.support.pages import printed
+from tests.support.redis_login import log_in
 from tests.support.sides import RedisWorker
 from tests.support.worker_side import JOB, answer, failure, settle
 
@@ -33,7 +34,7 @@ def allowed(redis: Redis, redis_url: str) -> Iterator[Callable[[str], str]]:
 
     def allow(rules: str) -> str:
         redis.execute_command("ACL", "SETUSER", "producer", "reset", "on", ">secret", *rules.split())
-        return redis_url.replace("redis://", "redis://producer:secret@")
+        return log_in(redis_url, "producer:secret")
 
     yield allow
     redis.execute_command("ACL", "DELUSER", "producer")

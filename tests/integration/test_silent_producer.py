@@ -13,6 +13,7 @@ from keye.config.codes import ErrorCode, JobState
 from keye.config.connection import SOCKET_TIMEOUT_SECONDS
 from keye.producer import Client, JobFailed, QueueUnavailable
 from tests.support.conditions import eventually
+from tests.support.redis_login import at_port
 from tests.support.silent_proxy import SilentProxy
 from tests.support.worker_side import JOB
 
@@ -51,7 +52,7 @@ def test_waiting_and_submitting_go_on_over_new_connections(redis: Redis, redis_u
     port = redis.connection_pool.connection_kwargs["port"]
     with (
         SilentProxy(port) as proxy,
-        Client(f"redis://127.0.0.1:{proxy.port}/0") as client,
+        Client(at_port(redis_url, proxy.port)) as client,
         Client(redis_url) as other,
         ThreadPoolExecutor() as threads,
     ):

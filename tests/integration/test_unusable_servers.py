@@ -18,6 +18,7 @@ from keye.worker.daemon.preflight import check_broker
 from tests.chaos.echo_workers import EchoWorkers
 from tests.support.conditions import eventually
 from tests.support.ports import free_port
+from tests.support.redis_login import log_in
 from tests.support.redis_server import RedisServer
 
 
@@ -148,7 +149,7 @@ def test_a_client_asks_once(redis: Redis, redis_url: str, protocol: str) -> None
 def test_who_may_not_ask_is_served_all_the_same(redis: Redis, redis_url: str) -> None:
     redis.execute_command("ACL", "SETUSER", "shy", "reset", "on", ">secret", "~*", "&*", "+@all", "-hello")
     try:
-        with Client(redis_url.replace("redis://", "redis://shy:secret@") + "?protocol=2") as client:
+        with Client(log_in(redis_url, "shy:secret") + "?protocol=2") as client:
             assert client.submit(prompt="?").state == "QUEUED"
     finally:
         redis.execute_command("ACL", "DELUSER", "shy")

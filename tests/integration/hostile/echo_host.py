@@ -26,6 +26,7 @@ from keye.config.topology import QUEUE, UNACKED, UNACKED_INDEX, message_list
 from keye.producer import Client, Job
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
+from tests.support.redis_login import log_in
 
 LEASE_SECONDS = 3
 ECHO = "tests.support.echo_worker"
@@ -171,4 +172,4 @@ class EchoHost:
     def _user(self, name: str, *rules: str) -> Redis:
         """A connection of somebody who may do what the ACL rules say and nothing else."""
         self.redis.execute_command("ACL", "SETUSER", name, "on", ">password", "resetchannels", *rules)
-        return Redis.from_url(self.url.replace("redis://", f"redis://{name}:password@"), socket_timeout=60)
+        return Redis.from_url(log_in(self.url, f"{name}:password"), socket_timeout=60)

@@ -32,6 +32,7 @@ from tests.support.leased_jobs import (
     publish,
     record,
 )
+from tests.support.redis_login import log_in
 
 
 def test_reaper_leaves_a_lease_that_was_renewed_after_it_looked(brief: LeaseStore, redis: Redis) -> None:
@@ -387,7 +388,7 @@ def test_a_reaper_that_may_not_see_what_all_celery_apps_share_does_the_rest(redi
     ours = ("~keye:*", "~keye.jobs*", "~_kombu.binding.*")
     redis.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", *ours, "+@all")
     try:
-        with connect(redis_url.replace("redis://", "redis://worker:secret@")) as allowed:
+        with connect(log_in(redis_url, "worker:secret")) as allowed:
             store = LeaseStore(allowed, BRIEF_LEASE_SECONDS)
             sealed = a_job()
             claim(store, sealed, "dead")
