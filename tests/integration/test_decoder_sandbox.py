@@ -36,7 +36,7 @@ def take_over(*left_out: str, user: Sequence[str] = ()) -> dict[str, Any]:
     return came_of_it
 
 
-@pytest.mark.holds("docs/design.md#decisions", "meets a decoder in a process without network")
+@pytest.mark.holds("docs/design.md#decisions", "meets a decoder in a process that the kernel leaves nothing but")
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do",
     "could do nothing but decode wrongly",
