@@ -55,7 +55,7 @@ def test_who_keeps_a_worker_is_answered(folder: Path, shell: dict[str, str]) -> 
         assert served.stdout is not None
         found = re.search(r"redis://\S+", served.stdout.readline())
         assert found is not None
-        before = export.replace("redis://127.0.0.1:...", found[0])
+        before = export.replace("redis://:...@...", found[0])
         command = f"{before}; {run.replace('keye-worker run', 'exec keye-worker run')}"
         with (folder / "log").open("wb") as log, Redis.from_url(found[0], decode_responses=True) as redis:
             worker = subprocess.Popen([bash, "-c", command], cwd=folder, env=shell, stdout=log, stderr=log)

@@ -346,4 +346,6 @@ def test_a_decoder_has_no_environment_and_is_ended_before_its_worker() -> None:
         child = eventually(confined)
         environ = (child / "environ").read_text().strip("\0").split("\0")
         assert {each.partition("=")[0] for each in environ} <= {"", "LD_LIBRARY_PATH"}
+        # Where libraries would be looked for by some.
+        assert (child / "cwd").readlink() == Path("/")
         assert re.search(r"^Max file size +0 +0 ", (child / "limits").read_text(), re.MULTILINE)

@@ -110,12 +110,14 @@ class Decoder:
             with theirs:
                 told = (_CHILD, theirs.fileno(), os.getpid(), video_decoder)
                 # As of any Python that is started here, and what we added to ours.
-                folders = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+                folders = filter(None, [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path])
                 self._printed = Printed()
                 undoing.callback(self._printed.close)
                 try:
                     self._process = subprocess.Popen(
-                        [sys.executable, "-I", "-c", _PROGRAM, *map(str, told), *filter(None, folders)],
+                        [sys.executable, "-I", "-c", _PROGRAM, *map(str, told), *map(os.path.abspath, folders)],
+                        # Libraries are looked for in the working directory by some, cuSPARSELt's for one.
+                        cwd="/",
                         env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                         stdin=subprocess.DEVNULL,
                         stdout=self._printed.theirs,
