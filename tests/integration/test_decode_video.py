@@ -226,8 +226,8 @@ def test_frames_larger_than_the_limit_are_refused_by_the_header(tmp_path: Path) 
 def test_more_pixels_than_a_job_may_hold_are_refused_before_they_are_made(tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", steady_times(30))
     asked = VideoPart(uri=str(path), fps=30)
-    with closing(Channel(socket())) as worker, path.open("rb") as file:
-        allocate = partial(new_pixels, worker, 300 * 2**20)
+    with socket() as end, path.open("rb") as file:
+        allocate = partial(new_pixels, Channel(end), 300 * 2**20)
         with pytest.raises(Fault, match="max_frames") as caught:
             decode_video(file, asked, all_at((2000, 2000)), 10**6, new_pixels=allocate)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
