@@ -1,7 +1,6 @@
-"""What torch would take from folders that are not ours, unless it is seen to before torch is first imported."""
+"""Torch is first imported here: it would take code from folders that are not ours."""
 
-import ctypes
-import importlib.util
+import importlib
 import os
 import tempfile
 from contextlib import chdir, suppress
@@ -13,23 +12,19 @@ _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def secure_torch(cache_folder: Path) -> None:
-    """`cache_folder` is where to keep compiled code that has no other place."""
-    _load_libraries()
+    """Imports it. `cache_folder` is where to keep compiled code that has no other place."""
     _choose_compiled_folder(cache_folder)
+    _import_torch()
 
 
-def _load_libraries() -> None:
+def _import_torch() -> None:
     """NVIDIA's cuSPARSELt looks for the driver by an RUNPATH with an empty part, which is the working directory.
 
     Whoever can put a libcuda.so.1 there, as an upload, would run code in the worker. A process loads a library once.
     """
-    nvidia = importlib.util.find_spec("nvidia")
-    folders = nvidia.submodule_search_locations if nvidia else None
     # No user of the host but root writes to the root of all.
     with chdir("/"):
-        for library in (file for folder in folders or () for file in Path(folder).glob("cusparselt/lib/*.so*")):
-            with suppress(OSError):
-                ctypes.CDLL(str(library))
+        importlib.import_module("torch")
 
 
 def _choose_compiled_folder(cache_folder: Path) -> None:
