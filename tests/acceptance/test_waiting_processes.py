@@ -173,6 +173,10 @@ eventually(lambda: len(client._transport.reader._followings) == 1)
 threading.Timer(0.5, settle, (redis, job, answer(job))).start()
 """
 TOLD_TO_STOP = """
+import signal
+
+# Where tests run in the background of a shell, a process begins deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 client = Client(url)
 daemon(client.submit(JOB).result)
 eventually(lambda: client._transport.reader._is_reading)
