@@ -1,8 +1,5 @@
 """Turns the process the supervisor started into a Celery worker that cannot outlive it. Knows no model, no queue."""
 
-import ctypes
-import os
-import signal
 import sys
 import warnings
 from importlib import import_module
@@ -10,21 +7,11 @@ from importlib import import_module
 from celery.__main__ import main as celery
 from celery.exceptions import SecurityWarning
 
-
-def die_with_parent(parent_pid: int) -> None:
-    """However the supervisor ends, by SIGKILL too, this process ends at once and frees its GPU.
-
-    The kernel sees to it, even while native code holds Python's lock.
-    """
-    pr_set_pdeathsig = 1
-    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
-
+from keye.worker.media.decode.sandbox import die_with_parent
 
 if __name__ == "__main__":
     _, parent, *options = sys.argv
+    # However the supervisor ends, by SIGKILL too: the GPU is free for the next.
     die_with_parent(int(parent))
     # Celery warns root of pickles, which no worker of ours takes.
     warnings.simplefilter("ignore", SecurityWarning)

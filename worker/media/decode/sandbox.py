@@ -114,11 +114,18 @@ def hide_memory() -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def confine(parent_pid: int) -> None:
-    """Confine this process for good: it ends with the thread that started it, and imports nothing from now on."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(parent_pid: int) -> None:
+    """However the thread that started this process ends, this ends at once, even while native code holds Python's lock:
+    the kernel sees to it."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:  # it died before the line above
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def confine(parent_pid: int) -> None:
+    """Confine this process for good: it ends with the thread that started it, and imports nothing from now on."""
+    die_with_parent(parent_pid)
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
