@@ -48,6 +48,8 @@ class MediaSeen(Report):
     """What the model was shown of one medium: sizes are (height, width) in pixels.
 
     `..._asked` is what the job, or the model's own way with videos, asked for; `reasons` says why less was shown.
+    `format` is what the file is (of a video: its container), `rows_corrupt` counts an image's rows that could not be
+    read. `warnings` are for a person, and stand among the result's too.
     """
 
     type: Literal["image", "video"] | str
@@ -63,6 +65,10 @@ class MediaSeen(Report):
     size_asked: tuple[int, int] | None = None
     reasons: tuple[str, ...] = ()
     decoder: str | None = None
+    format: str | None = None
+    codec: str | None = None
+    rows_corrupt: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class ModelIdentity(Report):

@@ -44,7 +44,8 @@ PLAN = (
 )
 VIDEO = (
     f"{{'plan': {PLAN}, 'timestamps_seconds': [0.0] * 30, 'original_size': [96, 160], 'duration_seconds': 1,"
-    " 'frames_corrupt': 0, 'decoder': 'pyav'}"
+    " 'frames_corrupt': 0, 'decoder': 'pyav', 'format': 'MP4',"
+    " 'codec': 'h264'}"
 )
 
 

@@ -39,11 +39,15 @@ class VideoPlan:
 class DecodedImage:
     """`pixels` is uint8 [H, W, 3], upright, its transparent parts white.
 
-    `original_size` is that of the upright file; `pixels` have the size that the model reads.
+    `original_size` is that of the upright file; `pixels` have the size that the model reads. `format` is what the file
+    is, `rows_corrupt` how many of the file's rows could not be read, `warnings` are sentences for a person.
     """
 
     pixels: npt.NDArray[np.uint8]
     original_size: Size
+    format: str
+    rows_corrupt: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class DecodedVideo:
 
     `timestamps_seconds` are the frames' own times from the start of the clip, `original_size` (height, width) of an
     upright frame, `duration_seconds` that of the whole clip. `frames_corrupt` counts packets and frames found damaged
-    on the way; `decoder` is what decoded the clip.
+    on the way; `decoder` is what decoded the clip, `format` its container; `warnings` are sentences for a person.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -62,6 +66,9 @@ class DecodedVideo:
     duration_seconds: float
     frames_corrupt: int
     decoder: str
+    format: str
+    codec: str
+    warnings: tuple[str, ...] = ()
 
 
 Decoded = DecodedImage | DecodedVideo

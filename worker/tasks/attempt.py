@@ -25,7 +25,7 @@ from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
 from keye.worker.tasks.moves import log_stage
 from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn
-from keye.worker.tasks.visual_inputs import thinning_warnings, visual_inputs
+from keye.worker.tasks.visual_inputs import media_warnings, visual_inputs
 from keye.worker.telemetry.log import about
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Attempt:
             prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
             self._require_room(prompt)
             self.num_visual_tokens = prompt.num_visual_tokens
-        warnings = thinning_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
+        warnings = media_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded, images, videos  # their memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE, is_brief=True):
             generated = self._generate(prompt)

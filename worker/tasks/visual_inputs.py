@@ -25,18 +25,28 @@ def visual_inputs(
             area = size[0] * size[1]
             images.append(Image(medium.pixels, min_pixels=area, max_pixels=area, size=size))
             tokens = sizing.num_tokens(size)
-            entry = MediaSeen(type="image", original_size=medium.original_size, resized_size=size, visual_tokens=tokens)
+            entry = MediaSeen(
+                type="image",
+                original_size=medium.original_size,
+                resized_size=size,
+                visual_tokens=tokens,
+                format=medium.format,
+                rows_corrupt=medium.rows_corrupt,
+                warnings=medium.warnings,
+            )
         seen.append(entry)
     return images, videos, tuple(seen)
 
 
-def thinning_warnings(decoded: Sequence[Decoded], min_frames_per_second: float) -> tuple[str, ...]:
-    """A sentence for each video that was read too thinly; see `tell_thinning`."""
-    return tuple(
-        f"Medium {media_index}: {warning}"
-        for media_index, medium in enumerate(decoded)
-        if isinstance(medium, DecodedVideo) and (warning := tell_thinning(medium.plan, min_frames_per_second))
-    )
+def media_warnings(decoded: Sequence[Decoded], min_frames_per_second: float) -> tuple[str, ...]:
+    """What each medium's decoder warns of, and a sentence for each video read too thinly; see `tell_thinning`."""
+    warnings = []
+    for media_index, medium in enumerate(decoded):
+        told = [*medium.warnings]
+        if isinstance(medium, DecodedVideo) and (thinning := tell_thinning(medium.plan, min_frames_per_second)):
+            told.append(thinning)
+        warnings += [f"Medium {media_index}: {warning}" for warning in told]
+    return tuple(warnings)
 
 
 def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple[Video, MediaSeen]:
@@ -66,5 +76,8 @@ def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple
         size_asked=plan.size_asked,
         reasons=plan.reasons,
         decoder=medium.decoder,
+        format=medium.format,
+        codec=medium.codec,
+        warnings=medium.warnings,
     )
     return video, seen

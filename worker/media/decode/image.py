@@ -89,7 +89,7 @@ def decode_image(
         rgb = rgb.transpose(_UPRIGHT[orientation])
     height, width = size
     pixels[:] = np.asarray(resize(rgb, width, height))
-    return DecodedImage(pixels, original_size)
+    return DecodedImage(pixels, original_size, file_format.name)
 
 
 def load_readers() -> None:

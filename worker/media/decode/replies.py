@@ -28,7 +28,7 @@ from keye.worker.sizing import Size, Sizing
 # What a file can be to blame for. Others would have the job tried again, or say that it was cancelled.
 _CODES = (ErrorCode.MEDIA_CORRUPT, ErrorCode.MEDIA_TOO_LARGE, ErrorCode.MEDIA_UNSUPPORTED, ErrorCode.INVALID_JOB)
 _MAX_SENTENCE = 1000
-_MAX_REASONS = 10
+_MAX_SENTENCES = 10
 # What callers' columns hold.
 _MAX_COUNT = 2**63
 
@@ -70,7 +70,10 @@ def read_image(
         size = sizing.fit_image(part, *image.original_size) if sizing.is_bicubic else image.original_size
         if image.pixels.shape != (*size, 3):
             raise Nonsense(f"{image.pixels.shape} of {image.original_size}")
-    return image
+        if not 0 <= image.rows_corrupt <= image.original_size[0] + image.original_size[1]:
+            raise Nonsense(f"{image.rows_corrupt} corrupt rows of {image.original_size}")
+        warnings, file_format = _in_lines(image.warnings), _in_one_line(image.format)
+    return replace(image, warnings=warnings, format=file_format)
 
 
 def read_video(
@@ -86,12 +89,14 @@ def read_video(
         is_timed = len(video.timestamps_seconds) == len(plan.wanted)
         counts = (video.frames_corrupt, plan.frames_there, plan.frames_asked, video.duration_seconds)
         is_counted = all(0 <= count < _MAX_COUNT for count in counts) and plan.fps > 0 and plan.fps_asked > 0
-        if not (is_whole and is_timed and is_counted and len(plan.reasons) <= _MAX_REASONS):
+        if not (is_whole and is_timed and is_counted):
             raise Nonsense(f"{video.frames.shape} by {reprlib.repr(facts)}")
         if not is_of_rule(plan, part, sizing.fit_video, video.original_size):
             raise Nonsense(f"{video.frames.shape} of {video.original_size}")
-        reasons = tuple(map(_in_one_line, plan.reasons))
-    return replace(video, plan=replace(plan, reasons=reasons))
+        plan = replace(plan, reasons=_in_lines(plan.reasons))
+        file_format, codec = _in_one_line(video.format), _in_one_line(video.codec)
+        warnings = _in_lines(video.warnings)
+    return replace(video, plan=plan, format=file_format, codec=codec, warnings=warnings)
 
 
 @contextmanager
@@ -112,6 +117,12 @@ def _pixels(memory: mmap | None, shape: list[int]) -> npt.NDArray[np.uint8]:
 def _require_possible(size: Size, limits: MediaLimits) -> None:
     if not (min(size) > 0 and prod(size) <= limits.max_image_pixels):
         raise Nonsense(f"a size of {reprlib.repr(size)}")
+
+
+def _in_lines(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    if len(sentences) > _MAX_SENTENCES:
+        raise Nonsense(f"{len(sentences)} sentences")
+    return tuple(map(_in_one_line, sentences))
 
 
 def _in_one_line(text: str) -> str:

@@ -86,6 +86,8 @@ def decode_video(
         duration_seconds=clip.index.duration_seconds,
         frames_corrupt=num_damaged,
         decoder=decoder,
+        format=clip.format_name,
+        codec=clip.codec,
     )
 
 
