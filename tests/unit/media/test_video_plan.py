@@ -24,7 +24,13 @@ def plan(
     """Of a clip of 30 frames a second."""
     pts = np.arange(round(seconds * rate), dtype=np.int64)
     index = PacketIndex(
-        pts, pts[::keyframe_every], len(pts), Fraction(1, rate), hides_frames=False, has_open_groups=False
+        pts=pts,
+        sizes=np.ones(len(pts), np.int64),
+        keyframe_pts=pts[::keyframe_every],
+        end=len(pts),
+        time_base=Fraction(1, rate),
+        hides_frames=False,
+        has_open_groups=False,
     )
     return plan_video(index, VideoPart.model_validate({"uri": "/clip", **asked}), fit_video, HD)
 

@@ -28,13 +28,15 @@ DEMUX_FAULTS = (av.FFmpegError, IndexError)
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
-    """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends.
+    """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends,
+    `sizes` how many bytes each frame's packet has.
 
     `hides_frames` when an edit list cuts frames away that are in the file, `has_open_groups` when some frames are shown
     before the keyframe that they follow in the file.
     """
 
     pts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
     keyframe_pts: npt.NDArray[np.int64]
     end: int
     time_base: Fraction
@@ -66,6 +68,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
     Headers are not asked: their frame counts and rates are wrong for variable rates, edit lists and cut-off files.
     """
     durations: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     keyframes: list[int] = []
     hides_frames = has_open_groups = False
     try:
@@ -76,6 +79,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
             if pts is None or packet.size == 0 or packet.is_discard:
                 continue
             durations[pts] = packet.duration or 0
+            sizes[pts] = packet.size
             if packet.is_keyframe:
                 keyframes.append(pts)
             has_open_groups |= bool(keyframes) and pts < keyframes[-1]
@@ -88,6 +92,7 @@ def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction)
     usual_step = int(np.median(np.diff(pts_of_frames))) if len(durations) > 1 else 1
     return PacketIndex(
         pts=pts_of_frames,
+        sizes=np.array([sizes[pts] for pts in pts_of_frames.tolist()], np.int64),
         keyframe_pts=np.array(sorted(keyframes), np.int64),
         end=last + (durations[last] or usual_step),
         time_base=time_base,
