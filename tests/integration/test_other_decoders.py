@@ -9,6 +9,7 @@ import pytest
 from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.media.decoded import DecodedVideo
+from keye.worker.media.frames.clip import examine_clip
 from keye.worker.media.frames.video import OnFrame, decode_video
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.sizing import Size, Sizing, VideoFit
@@ -21,6 +22,7 @@ from tests.support.zoo import (
     shown_by_plain_decoding,
     upright_numbers,
 )
+from tests.support.zoo_of_looks import ODD, PLAIN
 
 SMALL = [name for name in CLIPS if "4k" not in name]
 
@@ -70,6 +72,17 @@ def test_chosen_decoder_reads_an_ordinary_clip_itself(decoder: VideoDecoder, zoo
     decoded = decode_directly(zoo["h264.mp4"], decoder, CLIP_SIZE)
     assert decoded.decoder == decoder
     assert abs(decoded.frames.astype(int) - decode_directly(zoo["h264.mp4"], "pyav", CLIP_SIZE).frames).mean() < 2
+
+
+@pytest.mark.holds("docs/model.md#how-frames-look", "torchcodec and decord are only given clips that need none of this")
+@pytest.mark.parametrize("look", [*ODD, *PLAIN])
+def test_chosen_decoder_shows_no_clip_otherwise_than_pyav(decoder: VideoDecoder, tmp_path: Path, look: str) -> None:
+    path = (ODD | PLAIN)[look](tmp_path / "clip")
+    with path.open("rb") as file:
+        size = examine_clip(file, 10**8).upright_size
+    decoded = decode_directly(path, decoder, size)
+    assert decoded.decoder == (decoder if look in PLAIN else "pyav")
+    assert abs(decoded.frames.astype(int) - decode_directly(path, "pyav", size).frames).mean() < 3
 
 
 def test_chosen_decoder_works_within_the_bounds_of_a_decoder_child(decoder: VideoDecoder, zoo: Zoo) -> None:

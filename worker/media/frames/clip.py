@@ -17,10 +17,16 @@ from av.video.stream import VideoStream
 
 from keye.config.formats import format_of_file
 from keye.worker.media.faults import MediumFault, corrupt, forbidden, too_large, unsupported
+from keye.worker.media.frames.picture import Colours, Look, look_of
 from keye.worker.media.limits import check_pixels
 from keye.worker.sizing import Size
 
 _BUFFER_BYTES = 256 * 2**10
+
+_PICTURES_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails
+_FOR_FEW = (
+    Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.still_image | Disposition.non_diegetic
+)
 
 # What demuxing a damaged file may raise. IndexError: PyAV meets a stream that the damage makes appear midway.
 DEMUX_FAULTS = (av.FFmpegError, IndexError)
@@ -108,21 +114,23 @@ def presentation_time(timed: "Packet[VideoStream] | VideoFrame") -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`stored_size` is (height, width) as encoded; `num_turns` quarters counterclockwise make it upright."""
+    """`has_one_track` where no other of its video streams could be meant."""
 
     format_name: str
     demuxer: str
     codec: str
     index: PacketIndex
-    stored_size: Size
-    num_turns: int
+    look: Look
+    has_one_track: bool
 
     @property
     def upright_size(self) -> Size:
-        return self.turn(self.stored_size)
+        return self.look.upright_size
 
-    def turn(self, size: Size) -> Size:
-        return size if self.num_turns % 2 == 0 else (size[1], size[0])
+    @property
+    def is_plain(self) -> bool:
+        """Whether any decoder would find its pictures and show them right."""
+        return self.has_one_track and self.look.is_plain
 
 
 def examine_clip(file: BinaryIO, max_frame_pixels: int) -> Clip:
@@ -134,20 +142,20 @@ def examine_clip(file: BinaryIO, max_frame_pixels: int) -> Clip:
         with open_container(file, file_format.demuxer) as container:
             stream = find_video_stream(container)
             check_pixels(stream.width, stream.height, max_frame_pixels)
+            colours = Colours.of(stream)
             first = _FirstFrame(stream, max_frame_pixels)
             time_base = stream.time_base or Fraction(1, av.time_base)
             index = index_packets(first.watch(container.demux(stream)), time_base)
-            codec, size = stream.codec_context.name, (stream.height, stream.width)
+            codec, look = stream.codec_context.name, look_of(stream, colours, first.frame)
+            has_one_track = len(container.streams.video) == 1
     except av.FFmpegError as error:
         raise damaged(file_format.name, error) from None
     if index is None:
         raise corrupt("holds no frame.")
-    num_turns = 0
-    if first.frame is not None:
-        size, num_turns = (first.frame.height, first.frame.width), round(first.frame.rotation / 90) % 4
-    if 0 in size:
+    if 0 in look.square_size:
         raise corrupt("tells no size that can be, and none of its frames is whole.")
-    return Clip(file_format.name, file_format.demuxer, codec, index, size, num_turns)
+    check_pixels(*look.square_size[::-1], max_frame_pixels)
+    return Clip(file_format.name, file_format.demuxer, codec, index, look, has_one_track)
 
 
 def damaged(format_name: str, error: av.FFmpegError) -> MediumFault:
@@ -157,21 +165,25 @@ def damaged(format_name: str, error: av.FFmpegError) -> MediumFault:
 
 
 class _FirstFrame:
-    """Decodes the first keyframe that can be: only a frame tells how it is cropped and turned."""
+    """Decodes the first frame that can be: only a frame tells how it is cropped and turned, and its colours."""
 
     def __init__(self, stream: VideoStream, max_pixels: int) -> None:
         self.frame: VideoFrame | None = None
         self._codec = stream.codec_context
         self._codec.options = {"max_pixels": str(max_pixels)}
         self._codec.thread_count = 1
+        self._has_begun = False
 
     def watch(self, packets: "Iterator[Packet[VideoStream]]") -> "Iterator[Packet[VideoStream]]":
         for packet in packets:
-            if self.frame is None and packet.is_keyframe and packet.size:
+            self._has_begun |= packet.is_keyframe
+            # Where the keyframe is damaged, those that follow it may be whole.
+            if self.frame is None and self._has_begun and packet.size:
                 with suppress(av.FFmpegError):
-                    frames = [*self._codec.decode(packet), *self._codec.decode(None)]
+                    frames = self._codec.decode(packet) + (self._codec.decode(None) if packet.is_keyframe else [])
                     self.frame = next(iter(frames), None)
-                self._codec.flush_buffers()
+                if packet.is_keyframe:
+                    self._codec.flush_buffers()
             yield packet
 
 
@@ -187,11 +199,20 @@ def open_container(file: BinaryIO, demuxer: str) -> InputContainer:
 
 
 def find_video_stream(container: InputContainer) -> VideoStream:
-    """The first stream of moving pictures that can be decoded; the cover of a song is none."""
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    """The stream that a player plays, of those that can be decoded: see `_rank`. The cover of a song is none."""
+    moving = [s for s in container.streams.video if not s.disposition & _PICTURES_BESIDE]
     if not moving:
         raise unsupported("has no video stream. Send a file with moving pictures.")
-    stream = next((s for s in moving if s.codec_context is not None), None)
-    if stream is None:
+    decodable = [s for s in moving if s.codec_context is not None]
+    if not decodable:
         raise unsupported("its codec is not decoded here. Send H.264, VP9 or AV1.")
-    return stream
+    return max(decodable, key=_rank)
+
+
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool]:
+    """As FFmpeg's players choose: made for everybody, marked as default (in MP4: enabled), more than one picture.
+
+    The first of equals.
+    """
+    disposition = stream.disposition
+    return not disposition & _FOR_FEW, bool(disposition & Disposition.default), stream.frames != 1

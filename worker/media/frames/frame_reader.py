@@ -5,12 +5,14 @@ from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 import av
+from av.codec.context import ThreadType
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from keye.worker.media.faults import corrupt
 from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
+from keye.worker.media.frames.picture import decoder_of
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
 _MIN_FRAMES_SKIPPED = 16
@@ -79,14 +81,15 @@ class FrameReader:
     def _start(self) -> None:
         self._container = open_container(self._file, self._clip.demuxer)
         self._stream = find_video_stream(self._container)
-        self._stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = self._num_threads
+        self._codec = decoder_of(self._stream)
+        self._codec.options = {"max_pixels": str(self._max_pixels)}
+        self._codec.thread_type = ThreadType.AUTO
+        self._codec.thread_count = self._num_threads
         try:
-            self._stream.codec_context.open(strict=False)
+            self._codec.open(strict=False)
         except av.FFmpegError:
             # It gets no threads where the host has no more of them. Other reasons show again at the first packet.
-            self._stream.codec_context.thread_count = 1
+            self._codec.thread_count = 1
         self._position = int(self._index.pts[0]) - 1
         self._frames = self._decode(self._packets())
 
@@ -115,7 +118,7 @@ class FrameReader:
             yield None  # hands out what the decoder still holds, as the end of a whole file does
 
     def _decode(self, packets: "Iterable[Packet[VideoStream] | None]") -> Iterator[TimedFrame]:
-        codec = self._stream.codec_context
+        codec = self._codec
         can_leave_out = self._clip.demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
         for packet in packets:
             is_wanted = packet is None or not packet.size or presentation_time(packet) in self._wanted
@@ -124,10 +127,10 @@ class FrameReader:
             if can_leave_out:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             try:
-                frames = self._stream.decode(packet)
+                frames = codec.decode(packet)
                 if self._reads_keyframes_only and packet and packet.size:
                     # Without the frames between them, one keyframe may hold the next one back.
-                    frames += self._stream.decode(None)
+                    frames += codec.decode(None)
                     codec.flush_buffers()
             except av.FFmpegError:
                 self.damaged.add(packet.pts if packet else None)

@@ -10,13 +10,13 @@ from typing import BinaryIO
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from keye.config.job import VideoPart
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, NewPixels, VideoPlan, own_pixels
 from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
+from keye.worker.media.frames.picture import Screen
 from keye.worker.media.frames.sample_clip import encode_sample_clip
 from keye.worker.media.frames.video_plan import FitVideo, plan_video
 from keye.worker.sizing import VideoFit
@@ -26,9 +26,6 @@ OnFrame = Callable[[int, int], None]
 
 # The pts that frames really have, in ticks, and the frames: uint8 [T, H, W, 3], upright, of the plan's size.
 _Batch = tuple[Sequence[int], npt.NDArray[np.generic]]
-
-# As the model's own tools resize; where it shrinks, swscale widens the kernel, so nothing aliases.
-_BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 # decord gives wrong frames of MPEG-TS and HEVC while their times look right, and cannot open AV1.
 _DECORD_WRONG_CONTAINERS = ("mpegts", "mpeg")
@@ -67,7 +64,8 @@ def decode_video(
     clip = examine_clip(file, max_frame_pixels)
     plan = plan_video(clip.index, part, fit_video, clip.upright_size)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
-    pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if decoder in _OTHERS else ()
+    is_for_other = decoder in _OTHERS and clip.is_plain
+    pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if is_for_other else ()
     num_damaged = 0
     if len(pts_read) < len(pixels):
         decoder = "pyav"
@@ -103,13 +101,10 @@ def _fill(pixels: npt.NDArray[np.uint8], batches: Iterator[_Batch], on_frame: On
 
 def _read_by_pyav(reader: FrameReader, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
     """Right on every kind of clip; a damaged frame is replaced by its neighbour."""
-    height, width = clip.turn(plan.size)
-    reformatter = VideoReformatter()
+    screen = Screen(clip.look, plan.size)
     for pts in plan.wanted:
         shown = reader.read(pts)
-        # One thread: the cores belong to the jobs beside this one.
-        resized = reformatter.reformat(shown.frame, width, height, "rgb24", interpolation=_BICUBIC, threads=1)
-        yield [shown.pts], np.rot90(resized.to_ndarray(), clip.num_turns)[np.newaxis]
+        yield [shown.pts], screen.show(shown.frame)[np.newaxis]
 
 
 def _read_by_decord(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
