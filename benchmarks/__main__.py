@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    auto_content,
     decode,
     device_operations,
     drain,
@@ -20,6 +21,7 @@ from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
     "decode": decode.run,
+    "auto_content": auto_content.run,
     "photos": photos.run,
     "handover": handover.run,
     "isolation": isolation.run,

@@ -91,12 +91,21 @@ class Thinking(StrEnum):
 
 
 class Content(StrEnum):
-    """What a video shows decides how many frames a second are worth reading."""
+    """What a video shows decides how many frames a second are worth reading.
+
+    `auto` finds out: of the model's own 2 a second, those in which something has moved, and the first of each scene.
+    """
 
     ACTION = "action"
     STATIC = "static"
     DIALOGUE = "dialogue"
     HD = "hd"
+    AUTO = "auto"
+
+    @property
+    def added_in(self) -> int:
+        """See `version_needed`."""
+        return 2 if self is Content.AUTO else 1
 
 
 class Sampling(StrEnum):

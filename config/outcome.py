@@ -49,7 +49,8 @@ class MediaSeen(Report):
 
     `..._asked` is what the job, or the model's own way with videos, asked for; `reasons` says why less was shown.
     `format` is what the file is (of a video: its container), `rows_corrupt` counts an image's rows that could not be
-    read. `warnings` are for a person, and stand among the result's too.
+    read. `warnings` are for a person, and stand among the result's too. Where the job's `content` is auto, `cuts` were
+    found, and `frames_still` left out since nothing had moved.
     """
 
     type: Literal["image", "video"] | str
@@ -69,6 +70,8 @@ class MediaSeen(Report):
     codec: str | None = None
     rows_corrupt: int = 0
     warnings: tuple[str, ...] = ()
+    frames_still: int = 0
+    cuts: int | None = None
 
 
 class ModelIdentity(Report):

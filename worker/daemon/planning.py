@@ -92,6 +92,7 @@ def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_sec
             return PlannedMedium(part.uri, part.type, original_size, size, sizing.num_tokens(size))
         clip = examine_clip(file, _MAX_PIXELS)
         plan = plan_video(clip.index, part, sizing.fit_video, clip.upright_size)
+        at_most = ("at most: frames in which nothing has moved are left out",) if part.content == "auto" else ()
     return PlannedMedium(
         name=part.uri,
         type=part.type,
@@ -102,7 +103,7 @@ def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_sec
         frames=len(plan.wanted),
         fps=plan.fps,
         duration_seconds=clip.index.duration_seconds,
-        reasons=plan.reasons,
+        reasons=plan.reasons + at_most,
         warning=tell_thinning(plan, min_frames_per_second),
     )
 

@@ -23,6 +23,8 @@ class VideoPlan:
 
     `wanted` are the frames' pts, in order, `fps` is how many of them a second are read of the stretch asked for,
     `frames_there` how many that has to choose from; `reasons` says in sentences why this is not what was asked.
+    Where `content` is auto, the plan is what came of it: `frames_still` were left out since nothing had moved, and
+    `cuts` were found.
     """
 
     wanted: tuple[int, ...]
@@ -33,6 +35,8 @@ class VideoPlan:
     fps_asked: float
     size_asked: Size
     reasons: tuple[str, ...]
+    frames_still: int = 0
+    cuts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

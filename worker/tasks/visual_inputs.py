@@ -79,5 +79,7 @@ def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple
         format=medium.format,
         codec=medium.codec,
         warnings=medium.warnings,
+        frames_still=plan.frames_still,
+        cuts=plan.cuts,
     )
     return video, seen

@@ -87,8 +87,9 @@ def read_video(
         _require_possible(video.original_size, limits)
         is_whole = video.frames.shape == (len(plan.wanted), *plan.size, 3) and video.decoder in get_args(VideoDecoder)
         is_timed = len(video.timestamps_seconds) == len(plan.wanted)
-        counts = (video.frames_corrupt, plan.frames_there, plan.frames_asked, video.duration_seconds)
-        is_counted = all(0 <= count < _MAX_COUNT for count in counts) and plan.fps > 0 and plan.fps_asked > 0
+        counts = (video.frames_corrupt, plan.frames_there, plan.frames_asked, plan.frames_still, plan.cuts or 0)
+        is_counted = all(0 <= count < _MAX_COUNT for count in (*counts, video.duration_seconds))
+        is_counted &= plan.fps > 0 and plan.fps_asked > 0
         if not (is_whole and is_timed and is_counted):
             raise Nonsense(f"{video.frames.shape} by {reprlib.repr(facts)}")
         if not is_of_rule(plan, part, sizing.fit_video, video.original_size):
@@ -111,7 +112,8 @@ def _no_other_errors() -> Iterator[None]:
 def _pixels(memory: mmap | None, shape: list[int]) -> npt.NDArray[np.uint8]:
     if memory is None:
         raise Nonsense("that it is done, without having asked for memory")
-    return np.frombuffer(memory, np.uint8).reshape(shape)
+    # Of a video, some of it may have turned out to stand still.
+    return np.frombuffer(memory, np.uint8, prod(shape)).reshape(shape)
 
 
 def _require_possible(size: Size, limits: MediaLimits) -> None:

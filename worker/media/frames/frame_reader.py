@@ -1,6 +1,6 @@
 """Reads chosen frames of a video in order: decodes forward, and seeks where that skips enough decoding."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
@@ -34,7 +34,8 @@ class TimedFrame(NamedTuple):
 class FrameReader:
     """Reads the frames at `wanted` pts and no others; `close` it.
 
-    `damaged` holds the pts of the packets and frames found damaged so far; `num_threads` 0 is a thread a core.
+    `damaged` holds the pts of the packets and frames found damaged so far; `num_threads` 0 is a thread a core;
+    `on_decoded` is called with each frame decoded, also those on the way to a wanted one, in order.
     """
 
     _frames: Iterator[TimedFrame]
@@ -42,7 +43,13 @@ class FrameReader:
     _position: int
 
     def __init__(
-        self, file: BinaryIO, clip: Clip, wanted: Sequence[int], max_pixels: int, num_threads: int = 0
+        self,
+        file: BinaryIO,
+        clip: Clip,
+        wanted: Sequence[int],
+        max_pixels: int,
+        num_threads: int = 0,
+        on_decoded: Callable[[TimedFrame], None] | None = None,
     ) -> None:
         self.damaged: set[int | None] = set()
         self._wanted = frozenset(wanted)
@@ -50,6 +57,7 @@ class FrameReader:
         self._reads_keyframes_only = self._wanted <= frozenset(clip.index.keyframe_pts.tolist())
         self._file, self._clip, self._index = file, clip, clip.index
         self._max_pixels, self._num_threads = max_pixels, num_threads
+        self._on_decoded = on_decoded
         self._before: TimedFrame | None = None
         self._newest: TimedFrame | None = None
         self._start()
@@ -68,6 +76,8 @@ class FrameReader:
         while self._position < pts and (decoded := next(self._frames, None)):
             self._before, self._newest = self._newest, decoded
             self._position = decoded.pts
+            if self._on_decoded:
+                self._on_decoded(decoded)
         shown = self._newest if self._position <= pts or self._before is None else self._before
         if shown is None and self._reads_keyframes_only:
             self._reads_keyframes_only = False

@@ -11,14 +11,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from keye.config.job import VideoPart
+from keye.config.job import Content, VideoPart
 from keye.config.settings import VideoDecoder
 from keye.worker.media.decoded import DecodedVideo, NewPixels, VideoPlan, own_pixels
+from keye.worker.media.frames.auto_selection import AutoSelection
 from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.picture import Screen
 from keye.worker.media.frames.sample_clip import encode_sample_clip
-from keye.worker.media.frames.video_plan import FitVideo, plan_video
+from keye.worker.media.frames.video_plan import FitVideo, places_to_look, plan_video
 from keye.worker.sizing import VideoFit
 
 # Called with the frames done and the frames in all.
@@ -64,20 +65,31 @@ def decode_video(
     clip = examine_clip(file, max_frame_pixels)
     plan = plan_video(clip.index, part, fit_video, clip.upright_size)
     pixels = new_pixels((len(plan.wanted), *plan.size, 3))
-    is_for_other = decoder in _OTHERS and clip.is_plain
+    is_auto = part.content is Content.AUTO
+    is_for_other = decoder in _OTHERS and clip.is_plain and not is_auto
     pts_read = _fill(pixels, _OTHERS[decoder](file, clip, plan), tell) if is_for_other else ()
     num_damaged = 0
     if len(pts_read) < len(pixels):
         decoder = "pyav"
+        selection = None
+        if is_auto:
+            show = Screen(clip.look, plan.size).show
+            selection = AutoSelection(pixels, show, clip.index.time_base, plan.wanted[0])
+        places = plan.wanted if selection is None else places_to_look(clip.index, part, plan.wanted)
+        watch = None if selection is None else selection.watch
         try:
-            with closing(FrameReader(file, clip, plan.wanted, max_frame_pixels, num_threads)) as reader:
-                pts_read = _fill(pixels, _read_by_pyav(reader, clip, plan), tell)
+            with closing(FrameReader(file, clip, places, max_frame_pixels, num_threads, watch)) as reader:
+                if selection is None:
+                    pts_read = _fill(pixels, _read_by_pyav(reader, clip, plan), tell)
+                else:
+                    plan = selection.fill(reader, places, plan, tell)
+                    pts_read = plan.wanted
                 num_damaged = len(reader.damaged)
         except av.FFmpegError as error:
             raise damaged(clip.format_name, error) from None
     start, tick = int(clip.index.pts[0]), float(clip.index.time_base)
     return DecodedVideo(
-        frames=pixels,
+        frames=pixels[: len(pts_read)],
         timestamps_seconds=tuple((pts - start) * tick for pts in pts_read),
         plan=plan,
         original_size=clip.upright_size,

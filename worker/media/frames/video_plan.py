@@ -1,6 +1,6 @@
 """Which frames of a video are read, solved before anything is decoded. Pure: knows when they are shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from keye.config.job import Content, Sampling, VideoPart
 from keye.worker.media.decoded import VideoPlan
 from keye.worker.media.faults import MediumFault
 from keye.worker.media.frames.clip import PacketIndex
+from keye.worker.media.frames.scene_cuts import guess_cuts
 from keye.worker.sizing import Size, VideoFit
 
 # What the model was trained with: 2 frames a second, from the first frame to the last, at least 4, at most 768.
@@ -55,11 +56,7 @@ class Stretch(NamedTuple):
 
 def plan_video(index: PacketIndex, part: VideoPart, fit_video: FitVideo, original_size: Size) -> VideoPlan:
     """As many frames as `part` asks for, unless the clip has fewer or the model takes fewer."""
-    shown_at, pts = index.shown_at, index.pts
-    if part.sampling is Sampling.KEYFRAMES and len(index.keyframe_pts):
-        are_keyframes = np.isin(pts, index.keyframe_pts)
-        shown_at, pts = shown_at[are_keyframes], pts[are_keyframes]
-    stretch = find_stretch(shown_at, index.duration_seconds, part)
+    shown_at, pts, stretch = _sampled(index, part)
     asked = num_asked(part, stretch.seconds)
     allowed = _num_allowed(part, asked)
     offered = min(allowed, stretch.num_frames)
@@ -87,21 +84,39 @@ def plan_video(index: PacketIndex, part: VideoPart, fit_video: FitVideo, origina
     )
 
 
+def places_to_look(index: PacketIndex, part: VideoPart, wanted: Sequence[int]) -> list[int]:
+    """For `content="auto"`: pts at which the clip is looked at, besides `wanted`. They are as many as would be read of
+    it were there no `max_frames` and all of the context, so that no small budget makes cuts hard to find."""
+    shown_at, pts, stretch = _sampled(index, part)
+    num_places = min(num_asked(part, stretch.seconds), MAX_FRAMES, stretch.num_frames)
+    places = {*wanted, *(int(pts[i]) for i in spread_frames(shown_at, stretch, num_places))}
+    if part.sampling is not Sampling.KEYFRAMES:
+        # What lies between places that are near to each other is mostly decoded anyway.
+        most = num_places if stretch.seconds > num_places else num_places // 4
+        places |= {int(pts[i]) for i in guess_cuts(index, stretch.first, stretch.last, most)}
+    return sorted(places)
+
+
 def is_of_rule(plan: VideoPlan, part: VideoPart, fit_video: FitVideo, original_size: Size) -> bool:
     """Whether `plan` takes as many frames, and as large ones, as `plan_video` would of a clip that is what it says."""
     offered = max(min(_num_allowed(part, plan.frames_asked), plan.frames_there), 1)
-    return fit_video(part, offered, *original_size) == (len(plan.wanted), plan.size, plan.size_asked)
+    fit = fit_video(part, offered, *original_size)
+    least = 1 if part.content is Content.AUTO else fit.num_frames
+    return least <= len(plan.wanted) <= fit.num_frames and fit[1:] == (plan.size, plan.size_asked)
 
 
 def tell_thinning(plan: VideoPlan, min_frames_per_second: float) -> str | None:
     """A sentence where frames are left out, and fewer a second are read than were asked for and than the floor."""
     floor = min(min_frames_per_second, plan.fps_asked)
+    # One in which nothing has moved is as good as read.
+    num_covered = len(plan.wanted) + plan.frames_still
+    fps = plan.fps * num_covered / len(plan.wanted)
     # Short clips round down to whole frames; what a clip does not have is not left out.
-    if plan.fps >= floor or len(plan.wanted) >= min(plan.frames_asked, plan.frames_there):
+    if fps >= floor or num_covered >= min(plan.frames_asked, plan.frames_there):
         return None
     return (
-        f"{plan.fps:.3g} frames a second are read, one every {1 / plan.fps:.3g} s; {plan.fps_asked:.3g} were asked for "
-        f"and {floor:.3g} should be the least, so {plan.fps / floor:.0%} of the video is covered "
+        f"{fps:.3g} frames a second are read, one every {1 / fps:.3g} s; {plan.fps_asked:.3g} were asked for "
+        f"and {floor:.3g} should be the least, so {fps / floor:.0%} of the video is covered "
         f"({'; '.join(plan.reasons)}). Send it in stretches with start_seconds and end_seconds."
     )
 
@@ -123,7 +138,7 @@ def rate_asked(part: VideoPart, stretch_seconds: float) -> float:
     """Frames a second that the part asks for: by itself, by what it shows, or as the model was trained."""
     if part.fps is not None:
         return part.fps
-    if part.content is not None:
+    if part.content in CONTENT_FPS:
         lowest, highest = CONTENT_FPS[part.content]
         return min(max(ENOUGH_FRAMES / stretch_seconds, lowest), highest)
     return DEFAULT_FPS
@@ -131,7 +146,7 @@ def rate_asked(part: VideoPart, stretch_seconds: float) -> float:
 
 def num_asked(part: VideoPart, stretch_seconds: float) -> int:
     """Frames that the part asks for, before any limit."""
-    least = MIN_FRAMES if part.fps is None and part.content is None else 1
+    least = MIN_FRAMES if part.fps is None and part.content not in CONTENT_FPS else 1
     return max(round(stretch_seconds * rate_asked(part, stretch_seconds)), least)
 
 
@@ -149,6 +164,15 @@ def spread_frames(shown_at: npt.NDArray[np.float64], stretch: Stretch, num_frame
 
 def _on_screen(shown_at: npt.NDArray[np.float64], time: float) -> int:
     return max(int(np.searchsorted(shown_at, time + _TICK_SECONDS, side="right")) - 1, 0)
+
+
+def _sampled(index: PacketIndex, part: VideoPart) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], Stretch]:
+    """The seconds and the pts of the frames that may be read, and the stretch of them that was asked for."""
+    shown_at, pts = index.shown_at, index.pts
+    if part.sampling is Sampling.KEYFRAMES and len(index.keyframe_pts):
+        are_keyframes = np.isin(pts, index.keyframe_pts)
+        shown_at, pts = shown_at[are_keyframes], pts[are_keyframes]
+    return shown_at, pts, find_stretch(shown_at, index.duration_seconds, part)
 
 
 def _num_allowed(part: VideoPart, asked: int) -> int:
