@@ -6,11 +6,11 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from keye.worker.media.frames.clip import PacketIndex
 
-Cells = npt.NDArray[np.float32]  # [3, rows, columns]: brightness and two colours, 0 to 255
+Cells = npt.NDArray[np.float32]  # [3, rows, columns]: brightness and two colours, 0 to 255, of a frame as it is stored
 
 _COLUMNS, _ROWS = 32, 18
 
@@ -18,8 +18,9 @@ _COLUMNS, _ROWS = 32, 18
 _MIN_CHANGE, _MAX_LIKENESS = 12.0, 0.85
 # Unless nothing is alike, it changes them so many times as much as the frames before it do, which may move fast.
 _MIN_TIMES_USUAL, _NO_LIKENESS = 3.0, 0.5
-# Below so many levels of contrast there is nothing to lie anywhere: only suddenness tells a cut from a fade.
-_FLAT = 2.0
+# Below so many levels of contrast there is nothing to lie anywhere: only how sudden a change is, and by how much, tells
+# a cut from a fade.
+_FLAT, _MIN_FLAT_CHANGE = 2.0, 24.0
 # What is usual is the median of so many: no cut among them changes that.
 _NUM_USUAL = 5
 
@@ -42,9 +43,7 @@ class CutDetector:
 
     def clearness(self, frame: VideoFrame) -> float:
         """Of the cut before `frame`, the greater the clearer; 0 where there is none."""
-        way = Interpolation.AREA
-        averages = self._shrinking.reformat(frame, _COLUMNS, _ROWS, "yuv444p", interpolation=way, threads=1)
-        cells = averages.to_ndarray().astype(np.float32)
+        cells = average_cells(self._shrinking, frame, _COLUMNS, _ROWS)
         before, self._before = self._before, cells
         if before is None:
             return 0.0
@@ -54,13 +53,32 @@ class CutDetector:
         if change < _MIN_CHANGE:
             return 0.0
         likeness = _likeness(before[0], cells[0])
+        if likeness is None:
+            return change if is_sudden and change >= _MIN_FLAT_CHANGE else 0.0
         return change * (1 - likeness) if likeness <= (_MAX_LIKENESS if is_sudden else _NO_LIKENESS) else 0.0
 
 
-def _likeness(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> float:
+def average_cells(reformatter: VideoReformatter, frame: VideoFrame, columns: int, rows: int) -> Cells:
+    """The frame as so many cells, in which the grain of a film and a camera's noise are gone."""
+    # One that keeps its colours as they are, of those that swscale knows.
+    kept = Colorspace.ITU601
+    small = reformatter.reformat(
+        frame,
+        columns,
+        rows,
+        "yuv444p",
+        src_colorspace=kept,
+        dst_colorspace=kept,
+        interpolation=Interpolation.AREA,
+        threads=1,
+    )
+    return small.to_ndarray().astype(np.float32)
+
+
+def _likeness(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> float | None:
     before, after = before - before.mean(), after - after.mean()
     contrast = float(np.sqrt((before**2).mean() * (after**2).mean()))
-    return float((before * after).mean()) / contrast if contrast > _FLAT else _MAX_LIKENESS
+    return float((before * after).mean()) / contrast if contrast > _FLAT else None
 
 
 def guess_cuts(index: PacketIndex, first: int, last: int, most: int) -> list[int]:
