@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tests.support.zoo import keeping_priority
+
 Picture = npt.NDArray[np.float64]
 
 WAYS = ("pan", "object", "still", "noise", "flicker", "still")
@@ -47,7 +49,7 @@ CODINGS = (
     Coding("libvpx", "webm", 128, {"deadline": "realtime", "cpu-used": "8"}),
     Coding("libvpx-vp9", "webm", 128, {"deadline": "good", "cpu-used": "5"}),
     Coding("libvpx-vp9", "webm", 9999, {"deadline": "realtime", "cpu-used": "8"}),
-    Coding("libsvtav1", "mp4", 160, {"preset": "10", "crf": "35"}),
+    Coding("libsvtav1", "mp4", 160, {"preset": "8", "crf": "35"}),
     Coding("mpeg4", "avi", 12, {"b": "2M", "bf": "0"}),
     Coding("mpeg4", "mp4", 50, {"b": "2M", "bf": "2"}),
     Coding("mpeg2video", "ts", 15, {"b": "3M", "bf": "2"}),
@@ -69,7 +71,7 @@ def make_cut_clip(
     path = folder / f"cuts_{number:02d}_{coding.codec}.{coding.container}"
     begins: list[int] = []
     still: list[tuple[float, float]] = []
-    with av.open(path, "w") as container:
+    with keeping_priority(), av.open(path, "w") as container:
         stream = container.add_stream(coding.codec, rate=rate, options=dict(coding.options))
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if coding.codec == "mjpeg" else "yuv420p"

@@ -1,7 +1,8 @@
 """Real encoded files, made when a test needs them. Every frame of a clip has its number drawn in, to be read back."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -73,8 +74,7 @@ def encode_clip(
     `grain` is how much brighter each pixel may be by chance, which makes frames large.
     """
     chance = np.random.default_rng(0)
-    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
-    with av.open(path, "w", options=dict(container_options or {})) as container:
+    with keeping_priority(), av.open(path, "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=30, options={**_QUIET_AND_QUICK[codec], **(codec_options or {})})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
@@ -93,10 +93,16 @@ def encode_clip(
             frame.pts = round(time / frame.time_base)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    # As root, the AV1 encoder makes its caller a real-time thread. All that is started later would be one too: it would
-    # leave its cores to nobody, and no container's control group would take it.
-    os.sched_setscheduler(0, policy, priority)
     return path
+
+
+@contextmanager
+def keeping_priority() -> Iterator[None]:
+    """As root, the AV1 encoder makes its caller a real-time thread. All that is started later would be one too: it
+    would leave its cores to nobody, and no container's control group would take it."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    os.sched_setscheduler(0, policy, priority)
 
 
 def cut_without_encoding(source: Path, path: Path, start_seconds: float) -> Path:
