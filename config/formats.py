@@ -12,7 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 MediaType = Literal["image", "video"]
 
 # Enough for every pattern below.
-HEAD_BYTES = 768
+HEAD_BYTES = 2048
 
 
 class Format(NamedTuple):
@@ -43,7 +43,7 @@ FORMATS = (
     Format("HEIF", rb".{4}ftyp(he[iv][cxms]|mif[12]|msf1|miaf)", "image", "image/heic", (".heic", ".heif", ".hif")),
     Format(
         "MP4",
-        rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide|pnot)",
+        rb".{4}(ftyp|styp|moov|moof|mdat|free|skip|wide|pnot)|\0[\0-\x0f]..(sidx|ssix|emsg|prft|pdin|uuid|meta|udta|mfra)",
         "video",
         "video/mp4",
         (".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
@@ -51,10 +51,10 @@ FORMATS = (
     ),
     Format("Matroska or WebM", rb"\x1aE\xdf\xa3", "video", "video/webm", (".webm", ".mkv"), "matroska"),
     Format("AVI", rb"RIFF....AVI ", "video", "video/x-msvideo", (".avi",), "avi"),
-    # Its packets have 188 bytes, on disks and cameras (M2TS) four more before each.
+    # Its packets have 188 bytes, on disks and cameras (M2TS) four more before each, in some recordings 16 after it.
     Format(
         "MPEG-TS",
-        rb"\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
+        rb"\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47|\x47.{203}\x47.{203}\x47",
         "video",
         "video/mp2t",
         (".ts", ".mts", ".m2ts", ".m2t"),
@@ -64,12 +64,50 @@ FORMATS = (
     Format("FLV", rb"FLV\x01", "video", "video/x-flv", (".flv",), "flv"),
     # An .ogg is mostly a song, so that suffix tells nothing.
     Format("Ogg", rb"OggS", "video", "video/ogg", (".ogv",), "ogg"),
+    Format("MXF", rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "video", "application/mxf", (".mxf",), "mxf"),
+    Format("IVF", rb"DKIF\0\0", "video", "video/x-ivf", (".ivf",), "ivf"),
+    # Streams without a container. They begin with what a decoder needs first, or with a mark of where pictures begin.
+    Format(
+        "H.264",
+        rb"\0{2,8}\x01(\x09[\x10\x30\x50\x70\x90\xb0\xd0\xf0]\0{2,8}\x01)?(\x06.{1,1000}?\0\0\x01)?"
+        rb"[\x27\x47\x67][\x2c\x42\x4d\x53\x56\x58\x64\x6e\x76\x7a\x80\xf4]",
+        "video",
+        "video/h264",
+        (".h264", ".264", ".avc"),
+        "h264",
+    ),
+    Format(
+        "HEVC",
+        rb"\0{2,8}\x01[\x40\x42\x46\x4e]\x01",
+        "video",
+        "video/h265",
+        (".hevc", ".h265", ".265"),
+        "hevc",
+    ),
+    Format("MPEG video", rb"\0{2,8}\x01\xb3", "video", "video/mpeg", (".m2v", ".m1v", ".mpv"), "mpegvideo"),
+    Format(
+        "MPEG-4 Visual",
+        rb"\0\0\x01([\xb0\xb5]|[\0-\x1f]\0\0\x01[\x20-\x2f])",
+        "video",
+        "video/mp4v-es",
+        (),
+        "m4v",
+    ),
+    Format("AV1", rb"\x12\0\x0a", "video", "video/av1", (".obu",), "obu"),
     Format("WMV", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video", "video/x-ms-wmv", (".wmv", ".asf"), "asf"),
     # Manifests make readers open further files and addresses, so they have a name but no demuxer.
     Format("a playlist", rb"\s*(#EXTM3U|ffconcat|\[playlist\]|<\?xml|<MPD|<SmoothStreamingMedia)"),
     Format("a PDF", rb"%PDF"),
     Format("a ZIP archive", rb"PK\x03\x04"),
     Format("text", rb"[\t\n\r\x20-\x7e]+\Z"),
+    # Broken off a recording: it does not start on a packet.
+    Format(
+        "MPEG-TS",
+        rb".{1,1400}?(\x47.{187}\x47.{187}\x47.{187}\x47|\x47.{191}\x47.{191}\x47.{191}\x47)",
+        "video",
+        "video/mp2t",
+        demuxer="mpegts",
+    ),
     Format("something unknown", b""),  # matches whatever is left
 )
 

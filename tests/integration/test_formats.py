@@ -19,9 +19,29 @@ from keye.worker.media.frames.video import decode_video
 from tests.support.zoo import CLIP_SIZE, draw_quarters, encode_clip, read_number, read_quarters, steady_times
 
 SUFFIXES = [pytest.param(row, suffix, id=suffix) for row in FORMATS for suffix in row.suffixes]
-CODECS = {"AVI": "mpeg4", "MPEG-PS": "mpeg2video", "Ogg": "libvpx", "WMV": "mpeg4", ".webm": "libvpx-vp9"}
+CODECS = {
+    "AVI": "mpeg4",
+    "MPEG-PS": "mpeg2video",
+    "MXF": "mpeg2video",
+    "MPEG video": "mpeg2video",
+    "HEVC": "libx265",
+    "AV1": "libsvtav1",
+    "IVF": "libvpx-vp9",
+    "Ogg": "libvpx",
+    "WMV": "mpeg4",
+    ".webm": "libvpx-vp9",
+}
 # What the muxer for it is called elsewhere.
-WRITTEN_AS = {".qt": ".mov", ".m2p": ".mpg"}
+WRITTEN_AS = {
+    ".qt": ".mov",
+    ".m2p": ".mpg",
+    ".avc": ".h264",
+    ".264": ".h264",
+    ".h265": ".hevc",
+    ".265": ".hevc",
+    ".m1v": ".m2v",
+    ".mpv": ".m2v",
+}
 BRANDS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1")
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -113,6 +133,23 @@ def test_bytes_are_believed_before_what_a_data_uri_says_of_itself() -> None:
     assert media_type_of("data:video/x-own,unknown%00") == "video"
     assert media_type_of("data:VIDEO/mp4;base64,=") == "video"
     assert media_type_of("data:application/octet-stream;base64,AAAA") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"The metadata of this file, my udta, and a uuid.",
+        b"metameta moovless",
+        bytes.fromhex("0000010001002020000001002000a8100000160000002800"),  # an icon
+        bytes.fromhex("000001ba44000400040100"),  # a pack of MPEG-PS
+        bytes(2000),
+        b"\0\0\0\x01\x06" * 300,
+        b"\0\0\0\x01\x06\0\0\x01" * 250,
+        bytes(range(256)) * 8,
+    ],
+)
+def test_what_only_resembles_a_stream_is_none(content: bytes) -> None:
+    assert format_of(content).demuxer in (None, "mpeg")
 
 
 def test_typescript_is_no_video(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ NUM_BITS = 10
 _COLUMNS = 5
 CLIP_SIZE = (96, 160)
 
-_QUIET_AND_QUICK = {
+QUIET_AND_QUICK = {
     "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=1:bframes=3"},
     "libvpx": {"deadline": "realtime", "cpu-used": "8"},
@@ -75,7 +75,7 @@ def encode_clip(
     """
     chance = np.random.default_rng(0)
     with keeping_priority(), av.open(path, "w", options=dict(container_options or {})) as container:
-        stream = container.add_stream(codec, rate=30, options={**_QUIET_AND_QUICK[codec], **(codec_options or {})})
+        stream = container.add_stream(codec, rate=30, options={**QUIET_AND_QUICK[codec], **(codec_options or {})})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
         stream.codec_context.gop_size = keyframe_every

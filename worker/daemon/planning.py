@@ -15,7 +15,7 @@ from keye.config.terminal import visible
 from keye.worker.media.decode.image import decode_image
 from keye.worker.media.faults import named
 from keye.worker.media.frames.clip import examine_clip
-from keye.worker.media.frames.video_plan import plan_video, tell_thinning
+from keye.worker.media.frames.video_plan import plan_video, tell_joins, tell_thinning
 from keye.worker.model.checkpoint_files import VARIANTS, read_config
 from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.sizing import Size, Sizing
@@ -104,7 +104,7 @@ def _plan_medium(part: ImagePart | VideoPart, sizing: Sizing, min_frames_per_sec
         fps=plan.fps,
         duration_seconds=clip.index.duration_seconds,
         reasons=plan.reasons + at_most,
-        warning=tell_thinning(plan, min_frames_per_second),
+        warning=" ".join([*tell_joins(clip.index), tell_thinning(plan, min_frames_per_second) or ""]).strip() or None,
     )
 
 

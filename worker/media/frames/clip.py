@@ -1,5 +1,6 @@
 """A video file before it is planned: opened, its packets indexed, and from one frame its upright size."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from av.video.stream import VideoStream
 from keye.config.formats import format_of_file
 from keye.worker.media.faults import MediumFault, corrupt, forbidden, too_large, unsupported
 from keye.worker.media.frames.picture import Colours, Look, look_of
+from keye.worker.media.frames.time_line import MISSING, Packets, TimeLine, lay_out
 from keye.worker.media.limits import check_pixels
 from keye.worker.sizing import Size
 
@@ -31,14 +33,34 @@ _FOR_FEW = (
 # What demuxing a damaged file may raise. IndexError: PyAV meets a stream that the damage makes appear midway.
 DEMUX_FAULTS = (av.FFmpegError, IndexError)
 
+# Where the container tells no times, nobody knows when their frames are shown before they are decoded. FFmpeg, which
+# works it out for other codecs, would make it up for these.
+_REORDERS_FREELY = ("h264", "hevc", "vvc")
+_GEN_PTS = 0x1  # AVFMT_FLAG_GENPTS, which PyAV sets
+
+# Where another stream is chained to the first, its headers come as if they were frames.
+_OGG_HEADERS = (b"OVP80", b"\x80theora", b"\x81theora", b"\x82theora")
+
+# Containers round times to their own ticks, the finest being microseconds. What has longer frames than ticks by less
+# than this is no rounding: in many an AVI a tick is a frame.
+_FINEST_TICK_SECONDS = 1e-6
+_MIN_TICKS_A_FRAME = 3
+
+# A recording in fragments has some a second.
+_MAX_BOXES = 100_000
+
+# What lasts longer is damaged.
+_MAX_LAST_SECONDS = 30 * 3600
+
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
     """Times are presentation timestamps (pts) in ticks of `time_base`, ascending; `end` is when the last frame ends,
     `sizes` how many bytes each frame's packet has.
 
-    `hides_frames` when an edit list cuts frames away that are in the file, `has_open_groups` when some frames are shown
-    before the keyframe that they follow in the file.
+    `hides_frames` when frames that are in the file are never shown: an edit list cuts them away, or they need what is
+    not there. `has_open_groups` when some frames are shown before the keyframe that they follow in the file. `line` has
+    the packets' pts where they are not the packets' own.
     """
 
     pts: npt.NDArray[np.int64]
@@ -48,11 +70,27 @@ class PacketIndex:
     time_base: Fraction
     hides_frames: bool
     has_open_groups: bool
+    line: TimeLine | None = None
 
     @property
     def shown_at(self) -> npt.NDArray[np.float64]:
-        """Seconds from the first frame."""
-        return (self.pts - self.pts[0]) * float(self.time_base)
+        """Seconds from the first frame, at a steady rate not as they are rounded to ticks but as they were before."""
+        seconds = (self.pts - self.pts[0]) * float(self.time_base)
+        return np.linspace(0, seconds[-1], len(seconds)) if self._is_rounded_rate() else seconds
+
+    @property
+    def rounding_seconds(self) -> float:
+        """How far rounding to ticks may have moved a frame: half a tick, unless ticks are as long as frames."""
+        steps = np.diff(self.pts)
+        is_rounded = len(steps) and steps.min() < steps.max() and np.median(steps) >= _MIN_TICKS_A_FRAME
+        return max(float(self.time_base) / 2 if is_rounded else 0.0, _FINEST_TICK_SECONDS)
+
+    @property
+    def joined_at(self) -> tuple[float, ...]:
+        """Seconds from the first frame at which the clock of the file jumped."""
+        line = self.line
+        shown = [line.pts[join] for join in line.joins if line.are_shown[join]] if line else []
+        return tuple(float((pts - self.pts[0]) * self.time_base) for pts in shown)
 
     @property
     def duration_seconds(self) -> float:
@@ -67,49 +105,72 @@ class PacketIndex:
         """How many frames are shown after `earlier` and before `later`."""
         return int(np.searchsorted(self.pts, later) - np.searchsorted(self.pts, earlier, side="right"))
 
+    def _is_rounded_rate(self) -> bool:
+        """Rounding moves a frame by up to a tick, and what lies between two by up to two."""
+        steps = np.diff(self.pts)
+        if not len(steps) or steps.min() == steps.max() or np.ptp(steps) > 2 or steps.mean() < _MIN_TICKS_A_FRAME:
+            return False
+        steady = np.linspace(self.pts[0], self.pts[-1], len(self.pts))
+        return bool(np.abs(self.pts - steady).max() <= 1)
 
-def index_packets(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction) -> PacketIndex | None:
+
+def index_packets(
+    packets: "Iterable[Packet[VideoStream]]", time_base: Fraction, demuxer: str = "mov", rate: Fraction | None = None
+) -> PacketIndex | None:
     """Read all packets of a stream; None where it has no frame. A file that breaks off is indexed up to there.
 
-    Headers are not asked: their frame counts and rates are wrong for variable rates, edit lists and cut-off files.
+    Headers are not asked: their frame counts and rates are wrong for variable rates, edit lists and cut-off files. Only
+    where no packet tells a time are there `rate` frames a second.
     """
-    durations: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    keyframes: list[int] = []
-    hides_frames = has_open_groups = False
+    told: list[tuple[int, ...]] = []
     try:
         for packet in packets:
-            pts = presentation_time(packet)
-            # An edit list cuts away what it marks as discarded: needed to decode, never shown.
-            hides_frames |= packet.is_discard
-            if pts is None or packet.size == 0 or packet.is_discard:
-                continue
-            durations[pts] = packet.duration or 0
-            sizes[pts] = packet.size
-            if packet.is_keyframe:
-                keyframes.append(pts)
-            has_open_groups |= bool(keyframes) and pts < keyframes[-1]
+            if size := packet.size:
+                presented, decoded = packet.pts, packet.dts
+                times = MISSING if presented is None else presented, MISSING if decoded is None else decoded
+                told.append((*times, packet.duration or 0, size, packet.is_keyframe, packet.is_discard))
     except DEMUX_FAULTS:
         pass  # cut off or overwritten here; the decoder meets the same place and counts it
-    if not durations:
+    if not told:
         return None
-    pts_of_frames = np.array(sorted(durations), np.int64)
-    last = int(pts_of_frames[-1])
-    usual_step = int(np.median(np.diff(pts_of_frames))) if len(durations) > 1 else 1
+    pts, dts, durations, sizes, keyframes, discarded = np.array(told, np.int64).T
+    table = Packets(pts, dts, durations, sizes, keyframes != 0, discarded != 0)
+    line = lay_out(table, demuxer, time_base, rate)
+    shown = np.flatnonzero(line.are_shown)
+    if not len(shown):
+        return None
+    in_file, are_keyframes = line.pts[shown], table.are_keyframes[shown]
+    order = np.argsort(in_file)
+    ascending = in_file[order]
+    # Before the first keyframe comes none that this could be.
+    latest_keyframe = np.maximum.accumulate(np.where(are_keyframes, in_file, ascending[0]))
+    last_duration = int(table.durations[shown[order[-1]]])
+    usual_step = int(np.median(np.diff(ascending))) if len(ascending) > 1 else 1
     return PacketIndex(
-        pts=pts_of_frames,
-        sizes=np.array([sizes[pts] for pts in pts_of_frames.tolist()], np.int64),
-        keyframe_pts=np.array(sorted(keyframes), np.int64),
-        end=last + (durations[last] or usual_step),
+        pts=ascending,
+        sizes=table.sizes[shown[order]],
+        keyframe_pts=np.sort(in_file[are_keyframes]),
+        end=int(ascending[-1]) + (last_duration if 0 < last_duration * time_base < _MAX_LAST_SECONDS else usual_step),
         time_base=time_base,
-        hides_frames=hides_frames,
-        has_open_groups=has_open_groups,
+        hides_frames=len(shown) < len(told),
+        has_open_groups=bool(np.any(in_file < latest_keyframe)),
+        line=None if line.is_as_stored else line,
     )
 
 
-def presentation_time(timed: "Packet[VideoStream] | VideoFrame") -> int | None:
-    """The pts, or where the container stores none (AVI) the dts, which is the same unless frames are reordered."""
-    return timed.pts if timed.pts is not None else timed.dts
+def demux(container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
+    """The packets of a stream, with a pts wherever that is known."""
+    codec = stream.codec_context
+    if codec.name in _REORDERS_FREELY:
+        container.flags &= ~_GEN_PTS
+    is_reordered = codec.has_b_frames
+    is_ogg = container.format.name == "ogg"
+    for packet in container.demux(stream):
+        if is_ogg and packet.size and bytes(memoryview(packet)[:7]).startswith(_OGG_HEADERS):
+            continue
+        if packet.pts is None and not is_reordered:
+            packet.pts = packet.dts
+        yield packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +206,16 @@ def examine_clip(file: BinaryIO, max_frame_pixels: int) -> Clip:
             colours = Colours.of(stream)
             first = _FirstFrame(stream, max_frame_pixels)
             time_base = stream.time_base or Fraction(1, av.time_base)
-            index = index_packets(first.watch(container.demux(stream)), time_base)
+            packets = first.watch(demux(container, stream))
+            index = index_packets(packets, time_base, file_format.demuxer, stream.average_rate)
             codec, look = stream.codec_context.name, look_of(stream, colours, first.frame)
             has_one_track = len(container.streams.video) == 1
     except av.FFmpegError as error:
+        if file_format.demuxer == "mov" and not _has_movie_box(file):
+            raise corrupt(
+                "the recording was not finished, or is cut off: it has no moov box, which tells what is in an MP4 and "
+                "is written last. Was there a loss of power, or is it still being written? Send it once it is whole."
+            ) from None
         raise damaged(file_format.name, error) from None
     if index is None:
         raise corrupt("holds no frame.")
@@ -162,6 +229,21 @@ def damaged(format_name: str, error: av.FFmpegError) -> MediumFault:
     if isinstance(error, MemoryError):
         return too_large("takes more memory to decode than a decoder may have. Send a smaller one.")
     return corrupt(f"the {format_name} video is damaged ({error.strerror}).")
+
+
+def _has_movie_box(file: BinaryIO) -> bool:
+    """ISO/IEC 14496-12, 4.2: whether one of the boxes on the first level is the one that tells what is in the file."""
+    place, end = 0, file.seek(0, os.SEEK_END)
+    for _ in range(_MAX_BOXES):
+        file.seek(place)
+        head = file.read(16)
+        if len(head) < 8:
+            return False
+        if head[4:8] == b"moov":
+            return True
+        size = int.from_bytes(head[:4]) or end
+        place += max(int.from_bytes(head[8:]) if size == 1 else size, 8)
+    return True
 
 
 class _FirstFrame:

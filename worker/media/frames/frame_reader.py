@@ -1,17 +1,18 @@
 """Reads chosen frames of a video in order: decodes forward, and seeks where that skips enough decoding."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import BinaryIO, NamedTuple
 
 import av
+import numpy as np
 from av.codec.context import ThreadType
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from keye.worker.media.faults import corrupt
-from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, find_video_stream, open_container, presentation_time
+from keye.worker.media.frames.clip import DEMUX_FAULTS, Clip, demux, find_video_stream, open_container
 from keye.worker.media.frames.picture import decoder_of
 
 # A seek empties the decoder's pipeline, which costs about as much as decoding this many frames.
@@ -52,10 +53,11 @@ class FrameReader:
         on_decoded: Callable[[TimedFrame], None] | None = None,
     ) -> None:
         self.damaged: set[int | None] = set()
+        self._file, self._clip, self._index, self._line = file, clip, clip.index, clip.index.line
+        self._counts = self._line is not None and self._line.counts
         self._wanted = frozenset(wanted)
         # Keyframes need no other frame: what lies between them is handed to the decoder only if none of them is whole.
-        self._reads_keyframes_only = self._wanted <= frozenset(clip.index.keyframe_pts.tolist())
-        self._file, self._clip, self._index = file, clip, clip.index
+        self._reads_keyframes_only = not self._counts and self._wanted <= frozenset(clip.index.keyframe_pts.tolist())
         self._max_pixels, self._num_threads = max_pixels, num_threads
         self._on_decoded = on_decoded
         self._before: TimedFrame | None = None
@@ -71,7 +73,7 @@ class FrameReader:
         Where it is damaged, the frame before it; where there is none before, the one after.
         """
         keyframe = self._index.keyframe_before(pts)
-        if self._index.num_between(self._position, keyframe) >= _MIN_FRAMES_SKIPPED:
+        if not self._counts and self._index.num_between(self._position, keyframe) >= _MIN_FRAMES_SKIPPED:
             self._seek(keyframe)
         while self._position < pts and (decoded := next(self._frames, None)):
             self._before, self._newest = self._newest, decoded
@@ -100,53 +102,87 @@ class FrameReader:
         except av.FFmpegError:
             # It gets no threads where the host has no more of them. Other reasons show again at the first packet.
             self._codec.thread_count = 1
-        self._position = int(self._index.pts[0]) - 1
-        self._frames = self._decode(self._packets())
+        self._number = -1
+        self._packets = self._read_packets()
+        self._begin(self._packets, int(self._index.pts[0]))
+
+    def _begin(self, packets: "Iterable[Packet[VideoStream] | None]", first: int) -> None:
+        """Have the decoder, which holds nothing, go on with `packets`, of whose frames the one at `first` is the first.
+
+        What is shown before that refers to frames that it does not have.
+        """
+        self._position = first - 1
+        self._frames = (decoded for decoded in self._decode(packets) if decoded.pts >= first)
 
     def _seek(self, keyframe: int) -> None:
         """Make the frame at `keyframe`, or one before it, the next to be decoded."""
+        if self._line is not None:
+            self._skip(keyframe)
+            return
         for seconds in _BACK_OFF_SECONDS:
             try:
                 self._container.seek(keyframe - round(seconds / self._index.time_base), stream=self._stream)
             except av.FFmpegError:
                 break
-            packets = self._packets()
+            packets = self._read_packets()
             landed = next((packet for packet in packets if packet and packet.is_keyframe), None)
-            first = presentation_time(landed) if landed else None
-            if first is not None and first <= keyframe:
-                self._position = first - 1
-                self._frames = self._decode(chain((landed,), packets))
+            if landed and landed.pts is not None and landed.pts <= keyframe:
+                self._begin(chain((landed,), packets), landed.pts)
                 return
         self._container.close()
         self._start()
 
-    def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
+    def _skip(self, keyframe: int) -> None:
+        """As `_seek`, where the file's own times lead nowhere: what comes before it is read, but not decoded."""
+        assert self._line is not None
+        number = int(np.flatnonzero((self._line.pts == keyframe) & self._line.are_shown)[0])
+        if number > self._number:
+            self._codec.flush_buffers()
+            self._begin(dropwhile(lambda _: self._number < number, self._packets), keyframe)
+
+    def _read_packets(self) -> "Iterator[Packet[VideoStream] | None]":
+        """Each with its pts on the line. None is where the decoder is to hand out what it holds and begin anew."""
         try:
-            yield from self._container.demux(self._stream)
+            for packet in demux(self._container, self._stream):
+                if self._line is None or not packet.size:
+                    yield packet
+                    continue
+                self._number += 1
+                if self._number in self._line.fresh_starts:
+                    yield None
+                if self._line.are_read[self._number]:
+                    packet.pts = int(self._line.pts[self._number])
+                    yield packet
         except DEMUX_FAULTS:
             self.damaged.add(None)
-            yield None  # hands out what the decoder still holds, as the end of a whole file does
+            yield None
 
     def _decode(self, packets: "Iterable[Packet[VideoStream] | None]") -> Iterator[TimedFrame]:
         codec = self._codec
-        can_leave_out = self._clip.demuxer in _ONE_PACKET_A_FRAME and codec.name in _LEAVES_OUT_BY_PACKET
+        is_exact = self._clip.demuxer in _ONE_PACKET_A_FRAME and not self._counts
+        can_leave_out = is_exact and codec.name in _LEAVES_OUT_BY_PACKET
+        times = iter(self._index.pts.tolist())
         for packet in packets:
-            is_wanted = packet is None or not packet.size or presentation_time(packet) in self._wanted
+            is_wanted = packet is None or not packet.size or packet.pts in self._wanted
             if self._reads_keyframes_only and not is_wanted:
                 continue
             if can_leave_out:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             try:
                 frames = codec.decode(packet)
+                # Without the frames between them, one keyframe may hold the next one back.
                 if self._reads_keyframes_only and packet and packet.size:
-                    # Without the frames between them, one keyframe may hold the next one back.
                     frames += codec.decode(None)
+                    codec.flush_buffers()
+                elif packet is None:
                     codec.flush_buffers()
             except av.FFmpegError:
                 self.damaged.add(packet.pts if packet else None)
+                if self._counts:
+                    next(times, None)
                 continue
             for frame in frames:
-                pts = presentation_time(frame)
+                pts = next(times, None) if self._counts else frame.pts
                 if pts is None:
                     continue
                 if frame.is_corrupt:

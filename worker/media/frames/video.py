@@ -19,7 +19,7 @@ from keye.worker.media.frames.clip import Clip, damaged, examine_clip
 from keye.worker.media.frames.frame_reader import FrameReader
 from keye.worker.media.frames.picture import Screen
 from keye.worker.media.frames.sample_clip import encode_sample_clip
-from keye.worker.media.frames.video_plan import FitVideo, places_to_look, plan_video
+from keye.worker.media.frames.video_plan import FitVideo, places_to_look, plan_video, tell_joins
 from keye.worker.sizing import VideoFit
 
 # Called with the frames done and the frames in all.
@@ -98,6 +98,7 @@ def decode_video(
         decoder=decoder,
         format=clip.format_name,
         codec=clip.codec,
+        warnings=tell_joins(clip.index),
     )
 
 
@@ -126,7 +127,8 @@ def _read_by_decord(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Ba
     """
     is_known_wrong = clip.demuxer in _DECORD_WRONG_CONTAINERS or clip.codec in _DECORD_WRONG_CODECS
     is_large = file.seek(0, os.SEEK_END) > _DECORD_MAX_BYTES
-    if is_known_wrong or is_large or clip.index.hides_frames or clip.index.has_open_groups:
+    is_otherwise = clip.index.hides_frames or clip.index.has_open_groups or clip.index.line is not None
+    if is_known_wrong or is_large or is_otherwise:
         return
     from decord import DECORDError, VideoReader
 
@@ -145,8 +147,10 @@ def _read_by_decord(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Ba
 
 def _read_by_torchcodec(file: BinaryIO, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
     """Exact mode. Ends early where torchcodec fails, finds no FFmpeg, or gives frames of another size or others than
-    those wanted, as it does for MPEG-TS.
+    those wanted, as it does for MPEG-TS. It knows no line of time but the file's.
     """
+    if clip.index.line is not None:
+        return
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 

@@ -29,8 +29,11 @@ CONTENT_FPS = {
 }
 ENOUGH_FRAMES = 32
 
-# Containers round times to their own ticks, the finest being microseconds.
+# Sums of times are off by less.
 _TICK_SECONDS = 1e-6
+
+# A recording may be joined from hundreds.
+_MAX_JOINS_TOLD = 3
 
 # (part, frames offered, height, width) to what the model takes of them; see `Sizing.fit_video`.
 FitVideo = Callable[[VideoPart, int, int, int], VideoFit]
@@ -121,16 +124,36 @@ def tell_thinning(plan: VideoPlan, min_frames_per_second: float) -> str | None:
     )
 
 
-def find_stretch(shown_at: npt.NDArray[np.float64], duration_seconds: float, part: VideoPart) -> Stretch:
-    """`shown_at` are the ascending times of all frames in seconds, the first one being 0 or, of keyframes, later."""
+def tell_joins(index: PacketIndex) -> tuple[str, ...]:
+    """A sentence where the clock of the file jumps, which says when that is on the line of time that goes on."""
+    joined_at = index.joined_at
+    if not joined_at:
+        return ()
+    told = ", ".join(f"{seconds:.3f} s" for seconds in joined_at[:_MAX_JOINS_TOLD])
+    more = f" and {len(joined_at) - _MAX_JOINS_TOLD} more" if len(joined_at) > _MAX_JOINS_TOLD else ""
+    return (
+        f"The clock of the file jumps at {told}{more}, as where recordings were joined. Times go on without a gap.",
+    )
+
+
+def find_stretch(
+    shown_at: npt.NDArray[np.float64],
+    duration_seconds: float,
+    part: VideoPart,
+    rounding_seconds: float = _TICK_SECONDS,
+) -> Stretch:
+    """`shown_at` are the ascending times of all frames in seconds, the first one being 0 or, of keyframes, later.
+
+    A frame that is as near as `rounding_seconds` to the start is on screen there, one so near to the end is not.
+    """
     start = part.start_seconds or 0.0
     end = min(part.end_seconds or duration_seconds, duration_seconds)
     if start >= end:
         raise MediumFault(
             ErrorCode.INVALID_JOB, f"start_seconds is {start:g}, but the clip ends at {duration_seconds:.3f} s."
         )
-    first = _on_screen(shown_at, start)
-    last = max(first, int(np.searchsorted(shown_at, end - _TICK_SECONDS)) - 1)
+    first = _on_screen(shown_at, start, rounding_seconds)
+    last = max(first, int(np.searchsorted(shown_at, end - rounding_seconds)) - 1)
     return Stretch(first, last, start, end)
 
 
@@ -162,8 +185,8 @@ def spread_frames(shown_at: npt.NDArray[np.float64], stretch: Stretch, num_frame
     return [_on_screen(shown_at, time) for time in times]
 
 
-def _on_screen(shown_at: npt.NDArray[np.float64], time: float) -> int:
-    return max(int(np.searchsorted(shown_at, time + _TICK_SECONDS, side="right")) - 1, 0)
+def _on_screen(shown_at: npt.NDArray[np.float64], time: float, rounding_seconds: float = _TICK_SECONDS) -> int:
+    return max(int(np.searchsorted(shown_at, time + rounding_seconds, side="right")) - 1, 0)
 
 
 def _sampled(index: PacketIndex, part: VideoPart) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], Stretch]:
@@ -172,7 +195,7 @@ def _sampled(index: PacketIndex, part: VideoPart) -> tuple[npt.NDArray[np.float6
     if part.sampling is Sampling.KEYFRAMES and len(index.keyframe_pts):
         are_keyframes = np.isin(pts, index.keyframe_pts)
         shown_at, pts = shown_at[are_keyframes], pts[are_keyframes]
-    return shown_at, pts, find_stretch(shown_at, index.duration_seconds, part)
+    return shown_at, pts, find_stretch(shown_at, index.duration_seconds, part, index.rounding_seconds)
 
 
 def _num_allowed(part: VideoPart, asked: int) -> int:
