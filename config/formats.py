@@ -60,7 +60,7 @@ FORMATS = (
         (".ts", ".mts", ".m2ts", ".m2t"),
         "mpegts",
     ),
-    Format("MPEG-PS", rb"\0\0\x01\xba", "video", "video/mpeg", (".mpg", ".mpeg", ".vob", ".m2p"), "mpeg"),
+    Format("MPEG-PS", rb"\0{2,1000}\x01\xba", "video", "video/mpeg", (".mpg", ".mpeg", ".vob", ".m2p"), "mpeg"),
     Format("FLV", rb"FLV\x01", "video", "video/x-flv", (".flv",), "flv"),
     # An .ogg is mostly a song, so that suffix tells nothing.
     Format("Ogg", rb"OggS", "video", "video/ogg", (".ogv",), "ogg"),

@@ -133,6 +133,18 @@ def _whole(suffix: str, codec: str = "libx264", **options: Any) -> Callable[[Pat
     return lambda folder: encode(folder / f"whole{suffix}", range(WHOLE), codec, **options).read_bytes()
 
 
+def _remuxed(folder: Path) -> bytes:
+    whole = encode(folder / "whole.mkv", range(WHOLE))
+    with av.open(whole) as source, av.open(folder / "again.ts", "w") as again:
+        stream = source.streams.video[0]
+        copy = again.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                again.mux(packet)
+    return (folder / "again.ts").read_bytes()
+
+
 def _begun_with(box: bytes) -> Callable[[Path], bytes]:
     return lambda folder: box + in_fragments(folder)
 
@@ -190,6 +202,9 @@ CLOCKS = JOINED | {
     "ntsc.wmv": Clock(_whole(".wmv", "mpeg4", rate=NTSC), rate=NTSC),
     "mpeg4_b_frames.avi": Clock(_whole(".avi", "mpeg4", **_B_FRAMES)),
     "h264_b_frames.avi": Clock(_whole(".avi", **_B_FRAMES)),
+    # Once in milliseconds, they stay rounded to those.
+    "from_mkv.ts": Clock(_remuxed),
+    "after_zeros.mpg": Clock(lambda folder: bytes(700) + _whole(".mpg", "mpeg2video")(folder)),
     "several_a_pack.mpg": Clock(_whole(".mpg", "mpeg2video")),
     "mpeg1.mpg": Clock(_whole(".mpg", "mpeg1video")),
     "h264.h264": Clock(_whole(".h264")),

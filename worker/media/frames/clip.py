@@ -41,10 +41,11 @@ _GEN_PTS = 0x1  # AVFMT_FLAG_GENPTS, which PyAV sets
 # Where another stream is chained to the first, its headers come as if they were frames.
 _OGG_HEADERS = (b"OVP80", b"\x80theora", b"\x81theora", b"\x82theora")
 
-# Containers round times to their own ticks, the finest being microseconds. What has longer frames than ticks by less
-# than this is no rounding: in many an AVI a tick is a frame.
+# Containers round times to their own ticks, the finest being microseconds, or are given what WebM or FLV has rounded.
+# Where a frame does not last this many times as long nothing was rounded: in many an AVI a tick is a frame.
 _FINEST_TICK_SECONDS = 1e-6
-_MIN_TICKS_A_FRAME = 3
+_COARSE_TICK_SECONDS = Fraction(1, 1000)
+_MIN_STEP = 3
 
 # A recording in fragments has some a second.
 _MAX_BOXES = 100_000
@@ -74,16 +75,16 @@ class PacketIndex:
 
     @property
     def shown_at(self) -> npt.NDArray[np.float64]:
-        """Seconds from the first frame, at a steady rate not as they are rounded to ticks but as they were before."""
+        """Seconds from the first frame; of a steady rate that was rounded, as they were before."""
         seconds = (self.pts - self.pts[0]) * float(self.time_base)
         return np.linspace(0, seconds[-1], len(seconds)) if self._is_rounded_rate() else seconds
 
     @property
     def rounding_seconds(self) -> float:
-        """How far rounding to ticks may have moved a frame: half a tick, unless ticks are as long as frames."""
-        steps = np.diff(self.pts)
-        is_rounded = len(steps) and steps.min() < steps.max() and np.median(steps) >= _MIN_TICKS_A_FRAME
-        return max(float(self.time_base) / 2 if is_rounded else 0.0, _FINEST_TICK_SECONDS)
+        """How far rounding may have moved a frame: half of what it is rounded to, unless one is as short as that."""
+        steps = np.diff(self.pts, append=self.end)
+        is_rounded = steps.min() < steps.max() and steps.min() >= _MIN_STEP * self._rounding
+        return max(self._rounding * float(self.time_base) / 2 if is_rounded else 0.0, _FINEST_TICK_SECONDS)
 
     @property
     def joined_at(self) -> tuple[float, ...]:
@@ -105,13 +106,18 @@ class PacketIndex:
         """How many frames are shown after `earlier` and before `later`."""
         return int(np.searchsorted(self.pts, later) - np.searchsorted(self.pts, earlier, side="right"))
 
+    @property
+    def _rounding(self) -> float:
+        """Ticks that times may be rounded to: one, or as many as a millisecond has, where they once were in WebM."""
+        return max(1.0, float(_COARSE_TICK_SECONDS / self.time_base))
+
     def _is_rounded_rate(self) -> bool:
-        """Rounding moves a frame by up to a tick, and what lies between two by up to two."""
-        steps = np.diff(self.pts)
-        if not len(steps) or steps.min() == steps.max() or np.ptp(steps) > 2 or steps.mean() < _MIN_TICKS_A_FRAME:
+        """Rounding moves a frame by up to once as much, and what lies between two by up to twice."""
+        steps, most = np.diff(self.pts), self._rounding
+        if not len(steps) or steps.min() == steps.max() or np.ptp(steps) > 2 * most or steps.mean() < _MIN_STEP * most:
             return False
         steady = np.linspace(self.pts[0], self.pts[-1], len(self.pts))
-        return bool(np.abs(self.pts - steady).max() <= 1)
+        return bool(np.abs(self.pts - steady).max() <= most)
 
 
 def index_packets(

@@ -81,7 +81,7 @@ def lay_out(packets: Packets, demuxer: str, time_base: Fraction, rate: Fraction 
     num_missing = np.count_nonzero(pts[are_shown] == MISSING)
     counts = bool(2 * num_missing > np.count_nonzero(are_shown))
     durations = packets.durations.clip(0, max_gap)
-    steps = np.where(durations > 0, durations, round(1 / (rate or _USUAL_RATE) / time_base))
+    steps = np.where(durations > 0, durations, min(round(1 / (rate or _USUAL_RATE) / time_base), max_gap))
     has_dts = bool(np.any(dts != MISSING))
     clock = _fill_in(dts if has_dts else pts, steps)
     if counts:
