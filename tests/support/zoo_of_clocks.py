@@ -185,6 +185,7 @@ JOINED = {
     "chained.ogv": Clock(_joined(".ogv", "libvpx"), joined_at=(HALF,)),
     "jumping_within_a_group.ts": Clock(_jumping_within_a_group, joined_at=(KEYFRAME_EVERY + 7,)),
     "lying_once.ts": Clock(_lying_once, joined_at=(KEYFRAME_EVERY + 7, KEYFRAME_EVERY + 8)),
+    "joined.avi": Clock(_joined(".avi", "mpeg4", **_B_FRAMES)),
     "joined.h264": Clock(_joined(".h264")),
 }
 
