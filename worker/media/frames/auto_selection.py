@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from keye.worker.media.decoded import VideoPlan
 from keye.worker.media.frames.frame_reader import FrameReader, TimedFrame
+from keye.worker.media.frames.picture import Screen
 from keye.worker.media.frames.scene_cuts import Cells, CutDetector, average_cells
 
 # A cut is looked for in this many frames a second: where it is, is known as well.
@@ -29,21 +29,15 @@ _CUT = 1000.0
 
 
 class AutoSelection:
-    """Fills `pixels` [T, H, W, 3] with T frames at most, each turned into pixels [H, W, 3] by `render`.
+    """Fills `pixels` [T, H, W, 3] with T frames at most, each as `screen` shows it.
 
     Is shown each frame decoded (`watch`) on the way to the evenly spread ones that would be read otherwise. Where there
     are more cuts and moved frames than room, cuts come first, the clearest of them, then what moved most.
     """
 
-    def __init__(
-        self,
-        pixels: npt.NDArray[np.uint8],
-        render: Callable[[VideoFrame], npt.NDArray[np.generic]],
-        time_base: Fraction,
-        first_pts: int,
-    ) -> None:
+    def __init__(self, pixels: npt.NDArray[np.uint8], screen: Screen, time_base: Fraction, first_pts: int) -> None:
         self._num_cuts = self._num_still = 0
-        self._pixels, self._render, self._tick = pixels, render, float(time_base)
+        self._pixels, self._screen, self._tick = pixels, screen, float(time_base)
         self._detector = CutDetector()
         self._shrinking = VideoReformatter()
         self._first = first_pts
@@ -115,7 +109,7 @@ class AutoSelection:
         else:
             return
         self._pts.add(taken.pts)
-        self._pixels[place] = self._render(taken.frame)
+        self._pixels[place] = self._screen.show(taken.frame)
 
     def _seconds(self, earlier: int, later: int) -> float:
         return (later - earlier) * self._tick

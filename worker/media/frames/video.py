@@ -71,19 +71,17 @@ def decode_video(
     num_damaged = 0
     if len(pts_read) < len(pixels):
         decoder = "pyav"
-        selection = None
-        if is_auto:
-            show = Screen(clip.look, plan.size).show
-            selection = AutoSelection(pixels, show, clip.index.time_base, plan.wanted[0])
-        places = plan.wanted if selection is None else places_to_look(clip.index, part, plan.wanted)
-        watch = None if selection is None else selection.watch
+        screen = Screen(clip.look, plan.size)
+        selection = AutoSelection(pixels, screen, clip.index.time_base, plan.wanted[0]) if is_auto else None
+        places = places_to_look(clip.index, part, plan.wanted) if selection else plan.wanted
+        watch = selection.watch if selection else None
         try:
             with closing(FrameReader(file, clip, places, max_frame_pixels, num_threads, watch)) as reader:
-                if selection is None:
-                    pts_read = _fill(pixels, _read_by_pyav(reader, clip, plan), tell)
-                else:
+                if selection:
                     plan = selection.fill(reader, places, plan, tell)
                     pts_read = plan.wanted
+                else:
+                    pts_read = _fill(pixels, _read_by_pyav(reader, screen, plan), tell)
                 num_damaged = len(reader.damaged)
         except av.FFmpegError as error:
             raise damaged(clip.format_name, error) from None
@@ -112,9 +110,8 @@ def _fill(pixels: npt.NDArray[np.uint8], batches: Iterator[_Batch], on_frame: On
     return tuple(pts_read)
 
 
-def _read_by_pyav(reader: FrameReader, clip: Clip, plan: VideoPlan) -> Iterator[_Batch]:
+def _read_by_pyav(reader: FrameReader, screen: Screen, plan: VideoPlan) -> Iterator[_Batch]:
     """Right on every kind of clip; a damaged frame is replaced by its neighbour."""
-    screen = Screen(clip.look, plan.size)
     for pts in plan.wanted:
         shown = reader.read(pts)
         yield [shown.pts], screen.show(shown.frame)[np.newaxis]
