@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +24,7 @@ from keye.worker.media.frames.video import decode_video
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.sizing import Sizing, VideoFit
 from tests.support.zoo import CLIP_SIZE, Zoo, encode_clip, read_number
-from tests.support.zoo_of_clocks import CLOCKS, HALF, JOINED, WHOLE, boxes, encode, in_fragments, make_clock
+from tests.support.zoo_of_clocks import CLOCKS, HALF, JOINED, NTSC, WHOLE, boxes, encode, in_fragments, make_clock
 
 FACTS = CheckpointFacts(Sizing(factor=28, min_pixels=28 * 28, max_pixels=28 * 28 * 40), context=10**6, cache_bytes=1)
 
@@ -176,6 +178,20 @@ def test_frames_of_the_same_time_are_two_frames(tmp_path: Path) -> None:
     "Where the clock of a file restarts or jumps",
     "begins with the first",
 )
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="Debian's ffmpeg packs so, PyAV's does not")
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video"])
+def test_packs_that_tell_few_times_or_those_of_others_have_all_frames_in_order(tmp_path: Path, codec: str) -> None:
+    whole, path = encode(tmp_path / "whole.mkv", range(WHOLE), rate=NTSC), tmp_path / "packs.vob"
+    coding = [*f"-c:v {codec} -bf 2 -g 12 -q:v 3".split(), str(path)]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", str(whole), *coding], check=True)
+    decoded = decode_here(path, fps=60)
+    numbers = numbers_in(decoded)
+    assert numbers == sorted(numbers)
+    assert decoded.plan.frames_there == WHOLE
+    assert len(set(numbers)) >= 0.95 * WHOLE
+    assert decoded.timestamps_seconds == pytest.approx([number / NTSC for number in numbers], abs=0.1)
+
+
 def test_plan_tells_what_decoding_finds(clock: MakeClock) -> None:
     for name in ("joined_ahead.ts", "cut_within_a_group.ts"):
         part = VideoPart(uri=str(clock(name)), fps=30, max_pixels=28 * 28 * 40)

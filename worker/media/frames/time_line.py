@@ -27,6 +27,9 @@ _MAX_STEP_BACK_SECONDS = 0.1
 _MAY_JUMP = ("mpegts", "mpeg", "ogg")
 _STORES_PTS_ALONE = ("matroska",)
 _STORES_NO_TIMES = ("h264", "hevc", "mpegvideo", "m4v", "obu")
+# Where several frames are in one pack, it tells the time of one, and FFmpeg may take it for another's.
+_SHARES_TIMES = "mpeg"
+_NEAR = 8
 
 # What FFmpeg takes for those where the stream itself tells none.
 _USUAL_RATE = 25
@@ -79,11 +82,11 @@ def lay_out(packets: Packets, demuxer: str, time_base: Fraction, rate: Fraction 
     stored = pts.copy()
     are_keyframes, are_shown = packets.are_keyframes, ~packets.are_discarded
     num_missing = np.count_nonzero(pts[are_shown] == MISSING)
-    counts = bool(2 * num_missing > np.count_nonzero(are_shown))
+    counts = bool(2 * num_missing > np.count_nonzero(are_shown)) or (demuxer == _SHARES_TIMES and _repeats(pts))
     durations = packets.durations.clip(0, max_gap)
     steps = np.where(durations > 0, durations, min(round(1 / (rate or _USUAL_RATE) / time_base), max_gap))
     has_dts = bool(np.any(dts != MISSING))
-    clock = _fill_in(dts if has_dts else pts, steps)
+    clock = _fill_in(dts if has_dts else pts, steps, max_gap)
     if counts:
         pts = clock.copy()
 
@@ -124,14 +127,28 @@ def lay_out(packets: Packets, demuxer: str, time_base: Fraction, rate: Fraction 
     )
 
 
-def _fill_in(times: Ticks, steps: Ticks) -> Ticks:
-    """Where times are missing, they go on from the latest that is known, or back from the first one."""
+def _repeats(pts: Ticks) -> bool:
+    """Whether two packets near to each other tell the same time."""
+    known = pts[pts != MISSING]
+    return any(bool(np.any(known[apart:] == known[:-apart])) for apart in range(1, _NEAR + 1))
+
+
+def _fill_in(times: Ticks, steps: Ticks, max_gap: int) -> Ticks:
+    """Where times are missing they lie evenly between those known; ahead of the first, behind the last and where
+    the clock jumps they go on by `steps`. One told again and again is the first one's alone."""
     passed = np.cumsum(steps) - steps
-    are_known = times != MISSING
-    if not are_known.any():
+    known = np.flatnonzero(times != MISSING)
+    if not len(known):
         return passed
-    latest = np.maximum.accumulate(np.where(are_known, np.arange(len(times)), int(np.argmax(are_known))))
-    filled: Ticks = times[latest] + passed - passed[latest]
+    known = known[np.diff(times[known], prepend=times[known[0]] - 1) != 0]
+    places = np.arange(len(times))
+    latest = np.maximum(np.searchsorted(known, places, side="right") - 1, 0)
+    following = np.minimum(latest + 1, len(known) - 1)
+    gap = times[known[following]] - times[known[latest]]
+    num_steps = np.maximum(known[following] - known[latest], 1)
+    evenly = times[known[latest]] + gap * (places - known[latest]) // num_steps
+    by_steps = times[known[latest]] + passed - passed[known[latest]]
+    filled: Ticks = np.where((gap > 0) & (gap <= max_gap) & (places > known[latest]), evenly, by_steps)
     return filled
 
 
