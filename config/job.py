@@ -139,6 +139,7 @@ class MediaPart(Asked):
 
     The model sees it at no fewer than `min_pixels` and no more than `max_pixels` (width x height, per frame), or at
     exactly `resized_height` x `resized_width`, rounded to the patch grid. Unset limits come from the checkpoint.
+    `digest` has the worker read a local file once more, so that the result tells its SHA-256, as it does of others.
     """
 
     uri: Uri
@@ -146,6 +147,7 @@ class MediaPart(Asked):
     max_pixels: Pixels | None = None
     resized_height: Side | None = None
     resized_width: Side | None = None
+    digest: bool = added_in(2, default=False)
 
     @field_validator("uri")
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.contract import Report
+from keye.config.frame_times import unpack
 
 
 class FailedAttempt(Report):
@@ -51,6 +52,11 @@ class MediaSeen(Report):
     `format` is what the file is (of a video: its container), `rows_corrupt` counts an image's rows that could not be
     read. `warnings` are for a person, and stand among the result's too. Where the job's `content` is auto, `cuts` were
     found, and `frames_still` left out since nothing had moved.
+
+    The file that was decoded had `num_bytes` and this `sha256` (hexadecimal), which of a local file is told only where
+    its part asks for a `digest`; instead it had `modified_at` (Unix seconds) and `inode`. `etag`, `version_id` and
+    `last_modified` are as the store or the server told them. `content` and `sampling` are as asked; `frame_times` is
+    when each frame is shown, packed as `keye.config.frame_times` says.
     """
 
     type: Literal["image", "video"] | str
@@ -72,15 +78,52 @@ class MediaSeen(Report):
     warnings: tuple[str, ...] = ()
     frames_still: int = 0
     cuts: int | None = None
+    num_bytes: int | None = None
+    sha256: str | None = None
+    etag: str | None = None
+    version_id: str | None = None
+    last_modified: str | None = None
+    modified_at: float | None = None
+    inode: int | None = None
+    content: str | None = None
+    sampling: str | None = None
+    frame_times: str | None = None
+
+    @property
+    def frame_times_seconds(self) -> tuple[float, ...]:
+        """When each frame that was read is shown, from the clip's first on; of an image none.
+
+        They are exact unless `frame_times` begins with "~".
+        """
+        return () if self.frame_times is None else unpack(self.frame_times, self.frames)
 
 
 class ModelIdentity(Report):
-    """`attention` is the form that the engine found right on its device, for sequences and for images."""
+    """`attention` is the form that the engine found right on its device, for sequences and for images.
+
+    `checkpoint` tells one folder of weights from another (see `keye.worker.model.checkpoint_digest`), `packages` are
+    what decides numbers, as in `torch==2.11.0`.
+    """
 
     name: str
     model_type: str
     precision: str
     attention: str | None = None
+    checkpoint: str | None = None
+    packages: tuple[str, ...] = ()
+
+
+class Generation(Report):
+    """How the answer was made, what the job left open included: from the checkpoint, and the seed drawn for it."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: tuple[str, ...]
+    seed: int
+    thinking: str
 
 
 class WorkerIdentity(Report):
@@ -114,6 +157,7 @@ class JobResult(Report):
     attempts: int
     warnings: tuple[str, ...] = ()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    generation: Generation | None = None
 
     @property
     def state(self) -> JobState:

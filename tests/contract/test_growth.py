@@ -28,6 +28,7 @@ from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
     FailedAttempt,
+    Generation,
     JobFailure,
     JobResult,
     MediaSeen,
@@ -61,6 +62,16 @@ RESULT = JobResult(
     model=MODEL,
     worker=WORKER,
     attempts=1,
+    generation=Generation(
+        max_new_tokens=9,
+        temperature=0.5,
+        top_p=1,
+        top_k=0,
+        repetition_penalty=1,
+        stop=(),
+        seed=1,
+        thinking="auto",
+    ),
 )
 FAILURE = JobFailure(
     job_id="1",

@@ -1,6 +1,7 @@
 """Media of the public web, over real TLS. Only the road there is made up: public addresses lead to a server here."""
 
 import datetime
+import hashlib
 import os
 import socket
 import ssl
@@ -21,16 +22,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keye.config.codes import ErrorCode
+from keye.config.job import ImagePart
 from keye.config.settings import Settings
 from keye.worker.host_fault import HostFault
 from keye.worker.media.fetch import https
-from keye.worker.media.job_media import MediaCache, MediaLimits
+from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 from tests.support.fetching import fault_of, fetch_one
 from tests.support.few_files import outcomes_with_few_files
 from tests.support.mounts import mounted
 
 PUBLIC = "93.184.215.14"
 CONTENT = os.urandom(300_000)
+LAST_MODIFIED = "Sat, 28 Nov 2026 00:00:00 GMT"
 PHOTO = "https://media.example/photo.jpg?signature=very-secret"
 
 
@@ -58,7 +61,7 @@ class Website(BaseHTTPRequestHandler):
             case ["drips"]:
                 self.drip()
             case ["weak"]:
-                self.answer(200, CONTENT, etag='W/"1"')
+                self.answer(200, CONTENT, etag='W/"1"', **{"Last-Modified": LAST_MODIFIED})
             case ["large"]:
                 self.answer(200, promised=2**40, etag='"1"')
             case _:
@@ -365,3 +368,16 @@ def test_host_without_authorities_is_to_blame_and_not_the_server(
     with pytest.raises(HostFault, match="no certificates of authorities"):
         fetch_one(PHOTO, limits, media_cache)
     assert web.asked == []
+
+
+@pytest.mark.usefixtures("web")
+def test_what_a_server_sends_is_told_by_its_digest_and_what_the_server_says(
+    limits: MediaLimits, media_cache: MediaCache
+) -> None:
+    uris = {PHOTO: ('"1"', None), "https://media.example/weak": ('W/"1"', LAST_MODIFIED)}
+    for uri, told in uris.items():
+        (medium,) = fetch([ImagePart(uri=uri)], limits, media_cache)
+        medium.close()
+        seen = medium.identity
+        assert (seen.num_bytes, seen.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+        assert (seen.etag, seen.last_modified) == told

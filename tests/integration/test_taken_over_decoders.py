@@ -43,8 +43,8 @@ PLAN = (
     " 'size_asked': [96, 160], 'reasons': []}"
 )
 VIDEO = (
-    f"{{'plan': {PLAN}, 'timestamps_seconds': [0.0] * 30, 'original_size': [96, 160], 'duration_seconds': 1,"
-    " 'frames_corrupt': 0, 'decoder': 'pyav', 'format': 'MP4',"
+    f"{{'plan': {PLAN}, 'ticks': [*range(30)], 'tick_seconds': [1, 30], 'original_size': [96, 160],"
+    " 'duration_seconds': 1, 'frames_corrupt': 0, 'decoder': 'pyav', 'format': 'MP4',"
     " 'codec': 'h264'}"
 )
 
@@ -95,8 +95,13 @@ NONSENSE = {
     "a size of words": shown("video['original_size'] = ['a', 'b']"),
     "a size of nothing": shown("video['original_size'] = [0, 160]"),
     "a size without end": shown("video['original_size'] = [10**4000, 1]"),
-    "a time that is none": shown("video['timestamps_seconds'][3] = 'nan'"),
-    "no times": shown("video['timestamps_seconds'] = []"),
+    "a time that is none": shown("video['ticks'][3] = 'nan'"),
+    "no times": shown("video['ticks'] = []"),
+    "a time without end": shown("video['ticks'][3] = 10**4000"),
+    "a time beyond all": shown("video['ticks'][3] = 2**70"),
+    "ticks of no time": shown("video['tick_seconds'] = [0, 30]"),
+    "ticks of no seconds": shown("video['tick_seconds'] = [1, 0]"),
+    "endless ticks": shown("video['tick_seconds'] = [10**4000, 1]"),
     "infinitely long": shown("video['duration_seconds'] = 'inf'"),
     "no rate": shown("video['plan']['fps'] = 0"),
     "no rate asked": shown("video['plan']['fps_asked'] = 'nan'"),

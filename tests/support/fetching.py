@@ -9,8 +9,8 @@ from keye.worker.media.job_media import MediaCache, MediaLimits, fetch
 
 
 def fetch_one(uri: str, limits: MediaLimits, media_cache: MediaCache) -> bytes:
-    (file,) = fetch([ImagePart(uri=uri)], limits, media_cache)
-    with file:
+    (fetched,) = fetch([ImagePart(uri=uri)], limits, media_cache)
+    with fetched as file:
         return file.read()
 
 

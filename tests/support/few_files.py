@@ -42,12 +42,12 @@ def _outcomes(uri: str, folder: str, is_cold: bool, settings: dict[str, Any]) ->
         free = [number for number in range(100) if not os.path.exists(f"/proc/self/fd/{number}")]
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft if num_files is None else free[num_files], hard))
-            (file,) = fetch([ImagePart(uri=uri)], limits, cache)
+            (medium,) = fetch([ImagePart(uri=uri)], limits, cache)
         except Exception as error:
             return "host" if host_fault_of(error) else repr(error)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        with file:
+        with medium as file:
             return file.read().hex()
 
     if not is_cold:

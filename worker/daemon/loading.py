@@ -3,14 +3,20 @@
 import logging
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
+
+import keye
+from keye.config.codes import QUANTISED_BY
 from keye.config.host import share_of_cores
 from keye.config.outcome import ModelIdentity
-from keye.config.settings import Settings
+from keye.config.settings import Settings, VideoDecoder
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
+from keye.worker.model.checkpoint_digest import digest_checkpoint
 from keye.worker.model.device import choose_device, keep_to_cores, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
@@ -46,6 +52,17 @@ class LoadedModel(NamedTuple):
     precision: Precision
 
 
+def find_versions(decoder: VideoDecoder, precision: Precision) -> tuple[str, ...]:
+    """Of what decides which numbers come out: this release, its packages, and FFmpeg's libraries."""
+    packages = ["torch", "transformers", "tokenizers", "numpy", "pillow", "av"]
+    packages += [decoder] * (decoder != "pyav")
+    packages += [package for name, package in QUANTISED_BY.items() if name == precision.name]
+    versions = {"keye-worker": keye.__version__} | {package: version(package) for package in packages}
+    libraries = ("libavcodec", "libavformat", "libswscale")
+    versions |= {library: ".".join(map(str, av.library_versions[library])) for library in libraries}
+    return tuple(f"{name}=={number}" for name, number in versions.items())
+
+
 def load_configured_model(settings: Settings) -> LoadedModel:
     """The checkpoint as settings have it, on their device.
 
@@ -77,6 +94,8 @@ def load_served_model(settings: Settings) -> ServedModel:
         model_type=model.config.model_type,
         precision=precision.name,
         attention=engine.attention.name,
+        checkpoint=digest_checkpoint(path),
+        packages=find_versions(settings.video_decoder, precision),
     )
     device_name = name_device(model.device)
     logger.info(

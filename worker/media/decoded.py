@@ -58,13 +58,15 @@ class DecodedImage:
 class DecodedVideo:
     """`frames` is uint8 [T, H, W, 3], upright and of the plan's size.
 
-    `timestamps_seconds` are the frames' own times from the start of the clip, `original_size` (height, width) of an
-    upright frame, `duration_seconds` that of the whole clip. `frames_corrupt` counts packets and frames found damaged
+    `ticks` are the frames' own times from the start of the clip, in the clip's own ticks, each of `tick_seconds`
+    (numerator, denominator); `original_size` is (height, width) of an upright frame, `duration_seconds` that of the
+    whole clip. `frames_corrupt` counts packets and frames found damaged
     on the way; `decoder` is what decoded the clip, `format` its container; `warnings` are sentences for a person.
     """
 
     frames: npt.NDArray[np.uint8]
-    timestamps_seconds: tuple[float, ...]
+    ticks: tuple[int, ...]
+    tick_seconds: tuple[int, int]
     plan: VideoPlan
     original_size: Size
     duration_seconds: float
@@ -73,6 +75,11 @@ class DecodedVideo:
     format: str
     codec: str
     warnings: tuple[str, ...] = ()
+
+    @property
+    def timestamps_seconds(self) -> tuple[float, ...]:
+        numerator, denominator = self.tick_seconds
+        return tuple(each * numerator / denominator for each in self.ticks)
 
 
 Decoded = DecodedImage | DecodedVideo

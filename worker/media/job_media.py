@@ -1,7 +1,9 @@
 """The front door of media: those of one job, from references to pixels. How one is had or decoded is next door."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import BinaryIO
@@ -11,7 +13,9 @@ from keye.config.job import ImagePart, VideoPart
 from keye.worker.media.decode.decoder import DecodingOrder
 from keye.worker.media.decode.pool import DecoderPool
 from keye.worker.media.decoded import Decoded, DecodedImage, DecodedVideo
-from keye.worker.media.faults import forbidden, name_medium, named
+from keye.worker.media.faults import forbidden, name_medium, named, unreachable
+from keye.worker.media.fetch.digests import digest_of
+from keye.worker.media.fetch.fetched import Fetched, Identity
 from keye.worker.media.fetch.https import fetch_web
 from keye.worker.media.fetch.local import open_inline, open_local, path_of
 from keye.worker.media.fetch.media_cache import MediaCache
@@ -27,27 +31,28 @@ __all__ = ["DecodedImage", "DecodedVideo", "DecoderPool", "MediaCache", "MediaLi
 # Media of one job under way at once; each of them, where it is large, in several parts.
 _MAX_DOWNLOADS = 8
 
+_WRITTEN_TO = "It was written to while it was read: its size and time are those from before."
+
 
 def fetch(
     parts: Sequence[ImagePart | VideoPart],
     limits: MediaLimits,
     media_cache: MediaCache,
     check: Callable[[], None] = lambda: None,
-) -> list[BinaryIO]:
+) -> list[Fetched]:
     """Open every medium; what lies on other machines is downloaded, side by side, unless `media_cache` has it.
 
     `check` is called several times a second; what it raises ends the fetching at once, as does the `Fault` of the
-    first medium that turns out not to be had. Hand the files to `decode`, which closes them; they are the system's
-    own, so that a child can be handed them.
+    first medium that turns out not to be had. Hand the media to `decode`, which closes them.
     """
     opening = [partial(_open, part, limits, media_cache) for part in parts]
     return do_side_by_side(opening, _MAX_DOWNLOADS, check, _close_late)
 
 
-def _close_late(opening: "Sequence[Future[BinaryIO]]") -> None:
+def _close_late(opening: "Sequence[Future[Fetched]]") -> None:
     """Not waited for: what a silent store holds up must not hold up the end of the job."""
 
-    def close(medium: "Future[BinaryIO]") -> None:
+    def close(medium: "Future[Fetched]") -> None:
         if not medium.exception():
             medium.result().close()
 
@@ -57,7 +62,7 @@ def _close_late(opening: "Sequence[Future[BinaryIO]]") -> None:
 
 def decode(
     parts: Sequence[ImagePart | VideoPart],
-    fetched: Sequence[BinaryIO],
+    fetched: Sequence[Fetched],
     limits: MediaLimits,
     sizing: Sizing,
     decoders: DecoderPool,
@@ -82,14 +87,15 @@ def decode(
             on_frame(media_index, done, total)
 
     def decode_one(media_index: int, go_on: Callable[[], None]) -> Decoded:
-        part, file = parts[media_index], fetched[media_index]
-        order = DecodingOrder(part, file, limits, sizing, partial(tell, media_index), go_on, on_wait, on_begin)
+        part, medium = parts[media_index], fetched[media_index]
+        order = DecodingOrder(part, medium.file, limits, sizing, partial(tell, media_index), go_on, on_wait, on_begin)
         # Closed at once: pixels take a handle too, and a job may have 64 media.
-        with file, named(name_medium(part.uri)):
+        with medium, named(name_medium(part.uri)):
             try:
-                return decoders.decode(order, share)
+                decoded = decoders.decode(order, share)
             finally:
                 on_end()
+            return _as_it_was(medium, decoded)
 
     try:
         with decoders.share() as share:
@@ -97,13 +103,22 @@ def decode(
             # Waited for: they still read the files and count in the share.
             return do_side_by_side(decoding, decoders.num_decoders, check, wait)
     finally:
-        for file in fetched:
-            file.close()
+        for medium in fetched:
+            medium.close()
+
+
+def _as_it_was(medium: Fetched, decoded: Decoded) -> Decoded:
+    """With a warning where what was seen may be another file than its identity tells of; no digest tells so wrongly."""
+    if not medium.was_written_to():
+        return decoded
+    if medium.identity.sha256 is not None:
+        raise unreachable("was written to while it was read. Send it when it rests.")
+    return replace(decoded, warnings=(*decoded.warnings, _WRITTEN_TO))
 
 
 def _open(
     part: ImagePart | VideoPart, limits: MediaLimits, media_cache: MediaCache, check: Callable[[], None]
-) -> BinaryIO:
+) -> Fetched:
     max_bytes = limits.max_image_bytes if isinstance(part, ImagePart) else limits.max_video_bytes
     transfer = Transfer(max_bytes, limits.fetch_timeout_seconds, limits.max_fetch_seconds, check)
     scheme = "" if part.uri.startswith("/") else part.uri.partition(":")[0].lower()
@@ -111,16 +126,27 @@ def _open(
     with named(name_medium(part.uri)):
         match scheme:
             case "" | "file":
-                return _open_below(limits.media_roots, part.uri, max_bytes)
+                file = _open_below(limits.media_roots, part.uri, max_bytes)
+                return _identified(file, Identity.of_local(file), part.digest, transfer)
             case "s3":
                 return fetch_object(part.uri, limits, transfer, media_cache)
             case "data":
-                return open_inline(part.uri, max_bytes)
+                file = open_inline(part.uri, max_bytes)
+                return _identified(file, Identity(os.fstat(file.fileno()).st_size), True, transfer)
             case "https" if limits.allow_https:
                 return fetch_web(part.uri, transfer, media_cache, limits.https_hosts)
             case _:
                 what = f"{scheme}: is off on this worker (KEYE_ALLOW_HTTPS). Put the file on S3 or below a media root."
                 raise forbidden(what)
+
+
+def _identified(file: BinaryIO, identity: Identity, has_digest: bool, transfer: Transfer) -> Fetched:
+    try:
+        digest = digest_of(file.fileno(), transfer.go_on).hex() if has_digest else None
+    except BaseException:
+        file.close()
+        raise
+    return Fetched(file, replace(identity, sha256=digest))
 
 
 def _open_below(roots: MediaRoots, uri: str, max_bytes: int) -> BinaryIO:

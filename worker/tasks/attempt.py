@@ -1,9 +1,10 @@
 """One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +13,20 @@ from keye.config.codes import ErrorCode, Stage
 from keye.config.event import FramesDecoded, StageStarted
 from keye.config.faults import Fault
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority, VideoPart
-from keye.config.outcome import JobResult, ModelIdentity, PartialText, StageTimings, TokenUsage, WorkerIdentity
+from keye.config.outcome import (
+    Generation,
+    JobResult,
+    ModelIdentity,
+    PartialText,
+    StageTimings,
+    TokenUsage,
+    WorkerIdentity,
+)
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
 from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import Interruption
 from keye.worker.media.decoded import Decoded
+from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.checkpoint_files import read_generation
 from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
 FRAMES_TOLD_EVERY_SECONDS = 0.5
 # A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.
 BRIEFLY_SECONDS = 0.01
+# As many whole numbers as callers' JSON surely holds (RFC 8259, 6).
+_NUM_SEEDS = 2**53
 
 
 class LeaseLost(Exception):
@@ -52,8 +64,9 @@ def load_sampling(folder: Path) -> dict[str, Any]:
 
 
 def complete_sampling(options: GenerationOptions, defaults: dict[str, Any]) -> SamplingOptions:
-    """The job's options, each one left out taken from the checkpoint."""
-    return SamplingOptions(**(defaults | options.model_dump(exclude_none=True)))
+    """The job's options, each one left out taken from the checkpoint, and a seed drawn, so that it can be told."""
+    drawn = {"seed": secrets.randbelow(_NUM_SEEDS)}
+    return SamplingOptions(**(defaults | drawn | options.model_dump(exclude_none=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +118,17 @@ class Attempt:
         parts = self.job.all_media()
         self._stop_if_over()
         sizing = self._sizing(parts)
-        decoded = self._read_media(parts, sizing) if parts else []
+        identities, decoded = self._read_media(parts, sizing) if parts else ([], [])
         with self._in_stage(Stage.PREPARE, is_brief=not parts):
-            images, videos, seen = visual_inputs(sizing, parts, decoded)
+            images, videos, seen = visual_inputs(sizing, parts, identities, decoded)
             prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
             self._require_room(prompt)
             self.num_visual_tokens = prompt.num_visual_tokens
         warnings = media_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         del decoded, images, videos  # their memory is another job's while this one generates
         with self._in_stage(Stage.GENERATE, is_brief=True):
-            generated = self._generate(prompt)
+            sampling = complete_sampling(self.job.generation, self._bench.sampling)
+            generated = self._generate(prompt, sampling)
         return JobResult(
             job_id=self.lease.job_id,
             **part_text(generated.text)._asdict(),
@@ -137,6 +151,7 @@ class Attempt:
             attempts=self.lease.attempt,
             warnings=warnings,
             metadata=self.job.metadata,
+            generation=Generation(**asdict(sampling), thinking=self.job.thinking),
         )
 
     @property
@@ -226,20 +241,22 @@ class Attempt:
             "attempt before did not fit into the device's memory. Send fewer, or lower max_pixels, max_frames or fps.",
         )
 
-    def _read_media(self, parts: Sequence[ImagePart | VideoPart], sizing: Sizing) -> list[Decoded]:
+    def _read_media(
+        self, parts: Sequence[ImagePart | VideoPart], sizing: Sizing
+    ) -> tuple[list[Identity], list[Decoded]]:
         bench = self._bench
         with ExitStack() as opened:
             with self._in_stage(Stage.FETCH):
                 fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
                 # `decode` closes them, but the job may end before it.
-                for file in fetched:
-                    opened.callback(file.close)
+                for medium in fetched:
+                    opened.callback(medium.close)
             with self._in_stage(Stage.DECODE):
                 turn = self._turn
                 watching = (self._on_frame, self._watch_decoding, turn.wait, turn.begin, turn.wait)
                 decoded = decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
                 turn.begin()
-                return decoded
+                return [medium.identity for medium in fetched], decoded
 
     def _watch_decoding(self) -> None:
         self._stop_if_over()
@@ -263,12 +280,11 @@ class Attempt:
                 "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps.",
             )
 
-    def _generate(self, prompt: "PreparedPrompt") -> Generated:
+    def _generate(self, prompt: "PreparedPrompt", sampling: SamplingOptions) -> Generated:
         limit = TimeLimit("KEYE_MAX_GENERATE_SECONDS", self._bench.max_generate_seconds, time.monotonic())
         self._limits.append(limit)
-        options = complete_sampling(self.job.generation, self._bench.sampling)
         priority = list(Priority).index(self.job.priority)
-        self._pending = self._bench.inbox.submit(prompt, options, priority=priority, deadline=self.ends_at)
+        self._pending = self._bench.inbox.submit(prompt, sampling, priority=priority, deadline=self.ends_at)
         if self._interruption is not None:
             # It came before there was anything to abandon.
             self._pending.abandon()

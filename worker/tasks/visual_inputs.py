@@ -1,24 +1,32 @@
 """Decoded media as the model takes them, and what their job's result says of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fractions import Fraction
 
+from keye.config.frame_times import pack_all
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import MediaSeen
 from keye.worker.media.decoded import Decoded, DecodedVideo
+from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.frames.video_plan import tell_thinning
 from keye.worker.model.image_processing import Image, Video, frame_types, tell_slow_from_fast
 from keye.worker.sizing import Sizing
 
 
 def visual_inputs(
-    sizing: Sizing, parts: Sequence[ImagePart | VideoPart], decoded: Sequence[Decoded]
+    sizing: Sizing,
+    parts: Sequence[ImagePart | VideoPart],
+    identities: Sequence[Identity],
+    decoded: Sequence[Decoded],
 ) -> tuple[list[Image], list[Video], tuple[MediaSeen, ...]]:
     """The images and the videos of a job, each in the order of its parts, and an entry a part for the result."""
     images, videos, seen = [], [], []
-    for part, medium in zip(parts, decoded, strict=True):
+    times = _frame_times(decoded)
+    for part, identity, medium in zip(parts, identities, decoded, strict=True):
         if isinstance(medium, DecodedVideo):
             assert isinstance(part, VideoPart)
-            video, entry = _video_input(sizing, part, medium)
+            video, entry = _video_input(sizing, part, medium, next(times))
             videos.append(video)
         else:
             size = sizing.fit_image(part, *medium.original_size)
@@ -34,7 +42,7 @@ def visual_inputs(
                 rows_corrupt=medium.rows_corrupt,
                 warnings=medium.warnings,
             )
-        seen.append(entry)
+        seen.append(entry.model_copy(update=asdict(identity)))
     return images, videos, tuple(seen)
 
 
@@ -49,7 +57,12 @@ def media_warnings(decoded: Sequence[Decoded], min_frames_per_second: float) -> 
     return tuple(warnings)
 
 
-def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple[Video, MediaSeen]:
+def _frame_times(decoded: Sequence[Decoded]) -> Iterator[str]:
+    """Of each video, in order."""
+    return iter(pack_all([(m.ticks, Fraction(*m.tick_seconds)) for m in decoded if isinstance(m, DecodedVideo)]))
+
+
+def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo, frame_times: str) -> tuple[Video, MediaSeen]:
     plan, frames, fps = medium.plan, medium.frames, medium.plan.fps
     if sizing.splits_video_into_frames:
         types = tell_slow_from_fast(frames)
@@ -78,6 +91,9 @@ def _video_input(sizing: Sizing, part: VideoPart, medium: DecodedVideo) -> tuple
         decoder=medium.decoder,
         format=medium.format,
         codec=medium.codec,
+        content=part.content,
+        sampling=part.sampling,
+        frame_times=frame_times,
         warnings=medium.warnings,
         frames_still=plan.frames_still,
         cuts=plan.cuts,

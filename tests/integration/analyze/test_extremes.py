@@ -39,6 +39,7 @@ GENERATION: Values = {
 PIXELS = (784, 785, 2**31, 2**63, LONG, LONGER), (783, 0, -1, NAN)
 SIDES = (28, 29), (27, 0, 16385, LONGER)
 IMAGE: Values = {
+    "digest": ((True, False), ("", None, 2)),
     "min_pixels": (PIXELS[0][:-2], PIXELS[1]),
     "max_pixels": PIXELS,
     "resized_height": SIDES,

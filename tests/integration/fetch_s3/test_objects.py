@@ -1,11 +1,13 @@
 """Objects are fetched from an S3 server over real HTTP, or refused with the code that fits."""
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
@@ -117,7 +119,7 @@ def test_media_of_one_job_come_side_by_side_and_in_order(
         store.put_object(Bucket="media", Key=f"{number}.jpg", Body=content)
     road.troubles = deque([Barrier(len(contents), timeout=20).wait])
     fetched = fetch([ImagePart(uri=f"s3://media/{number}.jpg") for number in range(8)], limits, media_cache)
-    assert [file.read() for file in fetched] == contents
+    assert [medium.file.read() for medium in fetched] == contents
     for file in fetched:
         file.close()
 
@@ -148,3 +150,18 @@ def checked_access(s3_endpoint: str) -> Iterator[None]:
     urlopen(Request(address, data=b"0", headers=plain)).close()
     yield
     urlopen(Request(address, data=b"inf", headers=plain)).close()
+
+
+def test_an_object_is_told_by_its_digest_its_etag_and_its_version(
+    store: "S3Client", limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
+) -> None:
+    store.put_bucket_versioning(Bucket="media", VersioningConfiguration={"Status": "Enabled"})
+    for content in (b"first", b"second"):
+        put = store.put_object(Bucket="media", Key="photo.jpg", Body=content)
+        told = (len(content), hashlib.sha256(content).hexdigest(), put["ETag"], put["VersionId"])
+        # Downloaded, of the cache, and by a worker that has no room to keep it.
+        for cache in (media_cache, media_cache, MediaCache(tmp_path / "small", 0)):
+            (medium,) = fetch([ImagePart(uri="s3://media/photo.jpg")], limits, cache)
+            medium.close()
+            seen = medium.identity
+            assert (seen.num_bytes, seen.sha256, seen.etag, seen.version_id) == told

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from keye.worker.daemon.cli import app
 from keye.worker.daemon.planning import CheckpointFacts, part_of, plan_media
 from keye.worker.media.decode.image import decode_image
+from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.frames.video import decode_video
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.tasks.visual_inputs import visual_inputs
@@ -44,7 +45,7 @@ def test_planned_tokens_are_those_of_the_prompt(checkpoint: Path, clip: Path, ph
             decode_image(image_file, 10**7),
             decode_video(video_file, parts[1], sizing.fit_video, 10**7),
         ]
-    images, videos, seen = visual_inputs(sizing, parts, decoded)
+    images, videos, seen = visual_inputs(sizing, parts, [Identity(1), Identity(2)], decoded)
     content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "What?"}]
     prompt = processor.prepare([{"role": "user", "content": content}], images, videos)
     assert [medium.frames for medium in planned] == [1, len(decoded[1].frames)]

@@ -40,8 +40,8 @@ def reader(*roots: Path) -> Read:
     limits = MediaLimits.of(Settings(media_roots=roots))
 
     def read(path: str | Path) -> bytes:
-        (file,) = fetch([ImagePart(uri=str(path))], limits, MediaCache(roots[0].parent / "cache", 0))
-        with file:
+        (fetched,) = fetch([ImagePart(uri=str(path))], limits, MediaCache(roots[0].parent / "cache", 0))
+        with fetched as file:
             return file.read()
 
     return read

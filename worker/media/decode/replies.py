@@ -31,6 +31,8 @@ _MAX_SENTENCE = 1000
 _MAX_SENTENCES = 10
 # What callers' columns hold.
 _MAX_COUNT = 2**63
+# FFmpeg's fractions are of two such numbers.
+_MAX_TICK = 2**31
 
 _DECODED: TypeAdapter[Decoded] = TypeAdapter(Decoded, config={"arbitrary_types_allowed": True, "allow_inf_nan": False})
 
@@ -86,7 +88,8 @@ def read_video(
         plan = video.plan
         _require_possible(video.original_size, limits)
         is_whole = video.frames.shape == (len(plan.wanted), *plan.size, 3) and video.decoder in get_args(VideoDecoder)
-        is_timed = len(video.timestamps_seconds) == len(plan.wanted)
+        is_timed = len(video.ticks) == len(plan.wanted) and all(0 < each < _MAX_TICK for each in video.tick_seconds)
+        is_timed = is_timed and all(abs(each) < _MAX_COUNT for each in video.timestamps_seconds)
         counts = (video.frames_corrupt, plan.frames_there, plan.frames_asked, plan.frames_still, plan.cuts or 0)
         is_counted = all(0 <= count < _MAX_COUNT for count in (*counts, video.duration_seconds))
         is_counted &= plan.fps > 0 and plan.fps_asked > 0

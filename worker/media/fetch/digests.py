@@ -28,7 +28,7 @@ class Digests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
 
     def note(self, name: str, handle: int, digest: bytes) -> None:
         """Before the medium has its name. Raises `OSError`."""
@@ -36,28 +36,29 @@ class Digests:
         remove(path)
         with open(path, "xb") as file:
             file.write(digest)
-        self._remember(name, _state_of(os.fstat(handle)))
+        self._remember(name, _state_of(os.fstat(handle)), digest)
 
-    def is_right(self, name: str, handle: int, num_bytes: int, check: Callable[[], None]) -> bool:
-        """`check` is called while the medium is read."""
+    def find_right(self, name: str, handle: int, num_bytes: int, check: Callable[[], None]) -> bytes | None:
+        """The digest of the medium, where it is what was downloaded. `check` is called while it is read."""
         found = os.fstat(handle)
         state = _state_of(found)
-        if self._known.get(name) == state:
-            return True
+        known_state, known = self._known.get(name, ((), None))
+        if known_state == state:
+            return known
         noted = self._noted(name)
         if noted is None:
-            return False
+            return None
         try:
             is_right = is_own_file(found) and found.st_size == num_bytes and digest_of(handle, check) == noted
         except OSError as fault:
             if fault.errno not in (errno.EIO, errno.ESTALE):
                 raise
             is_right = False
-        if is_right:
-            self._remember(name, state)
-        else:
+        if not is_right:
             log.warning("%s in the media cache was cut off or altered, it is fetched again", name)
-        return is_right
+            return None
+        self._remember(name, state, noted)
+        return noted
 
     def keep_only(self, names: Container[str]) -> None:
         for entry in os.scandir(self._folder):
@@ -79,8 +80,8 @@ class Digests:
         finally:
             os.close(handle)
 
-    def _remember(self, name: str, state: tuple[int, ...]) -> None:
-        self._known[name] = state
+    def _remember(self, name: str, state: tuple[int, ...], digest: bytes) -> None:
+        self._known[name] = state, digest
         if len(self._known) > _MAX_KNOWN:
             # Another thread may have been faster.
             self._known.pop(next(iter(self._known)), None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from keye.config.bounded_socket import BoundedSocket
@@ -17,6 +17,7 @@ from keye.config.host_names import is_listed, plain_host
 from keye.worker.host_fault import HostFault
 from keye.worker.media.faults import forbidden, not_found, unreachable
 from keye.worker.media.fetch.address import resolve_public
+from keye.worker.media.fetch.fetched import Fetched, as_told
 from keye.worker.media.fetch.lack import raise_lack
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
@@ -33,7 +34,7 @@ _NOT_FOUND = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache, hosts: Sequence[str] = ()) -> BinaryIO:
+def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache, hosts: Sequence[str] = ()) -> Fetched:
     """Open an `https:` address, after up to three redirects, each of them checked as the first address was.
 
     Where there are `hosts`, as `is_listed` knows them, no other is asked.
@@ -51,7 +52,9 @@ def fetch_web(uri: str, transfer: Transfer, media_cache: MediaCache, hosts: Sequ
                 response = connection.getresponse()
             with response:
                 if response.status not in _REDIRECTS:
-                    return _receive(response, target, transfer, media_cache)
+                    fetched = _receive(response, target, transfer, media_cache)
+                    etag, last_modified = map(as_told, map(response.getheader, ("ETag", "Last-Modified")))
+                    return fetched.told(etag=etag, last_modified=last_modified)
                 base, uri = target.url, response.getheader("Location", "")
     raise forbidden(f"redirects over {_MAX_REDIRECTS} times. Send the last address.")
 
@@ -133,7 +136,7 @@ def _tls() -> ssl.SSLContext:
 
 def _receive(
     response: http.client.HTTPResponse, target: _Target, transfer: Transfer, media_cache: MediaCache
-) -> BinaryIO:
+) -> Fetched:
     _check_status(response)
     copy = _Copy(response, transfer)
     etag = response.getheader("ETag", "")
@@ -143,7 +146,7 @@ def _receive(
         if etag and not etag.startswith("W/"):
             identity = (target.url, etag, str(response.length))
             return media_cache.open(identity, response.length, copy, transfer.go_on)
-    return media_cache.open_unkept(copy, response.length or 0)
+    return media_cache.open_unkept(copy, response.length or 0, transfer.go_on)
 
 
 def _check_status(response: http.client.HTTPResponse) -> None:

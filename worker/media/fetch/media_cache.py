@@ -15,6 +15,7 @@ from stat import S_ISREG
 from typing import BinaryIO, TypeVar
 
 from keye.worker.media.fetch.digests import Digests, digest_of
+from keye.worker.media.fetch.fetched import Fetched, Identity
 from keye.worker.media.fetch.file_lock import (
     close_unlocked,
     is_at,
@@ -84,7 +85,7 @@ class MediaCache:
         num_bytes: int,
         download: Callable[[int], None],
         check: Callable[[], None] = lambda: None,
-    ) -> BinaryIO:
+    ) -> Fetched:
         """The medium of this identity, from here or by `download(handle)`, which writes exactly `num_bytes`.
 
         Where the disk turns out to be full, other media are given up and `download` is called again, for the same
@@ -94,7 +95,7 @@ class MediaCache:
         """
         name = hashlib.sha256(repr(identity).encode()).hexdigest()
         path = self._partial / name
-        while (file := self._find(name, num_bytes, check)) is None:
+        while (found := self._find(name, num_bytes, check)) is None:
             handle = self._in_folder(num_bytes, partial(open_file, path))
             try:
                 lock(handle, check)
@@ -102,23 +103,26 @@ class MediaCache:
                 if not is_at(path, handle):
                     continue
                 # Finished between our look for it and our opening of a new, empty partial?
-                if (file := self._find(name, num_bytes, check)) is None:
+                if (found := self._find(name, num_bytes, check)) is None:
                     return self._download(handle, name, num_bytes, download, check)
                 path.unlink(missing_ok=True)
-                return file
+                return found
             finally:
                 close_unlocked(handle)
-        return file
+        return found
 
-    def open_unkept(self, download: Callable[[int], None], num_bytes: int = 0) -> BinaryIO:
+    def open_unkept(
+        self, download: Callable[[int], None], num_bytes: int = 0, check: Callable[[], None] = lambda: None
+    ) -> Fetched:
         """As `open`, for a medium of no identity or room: in a nameless file, gone when it is closed.
 
-        `num_bytes` is its size, where that is known.
+        `num_bytes` is its size, where that is known; `check` is called while its digest is taken.
         """
         with self._make_nameless(num_bytes) as file:
             self._with_room(0, partial(download, file.fileno()))
+            digest = digest_of(file.fileno(), check)
             _count_miss(file.fileno())
-            return _reopen(file.fileno())
+            return _reopen(file.fileno(), digest)
 
     def prove(self) -> None:
         """That a medium of usual size can be written to the folder, for real. Raises `OSError` where it cannot."""
@@ -140,7 +144,7 @@ class MediaCache:
         """Promised to media here and under way, or more; 0 where nobody knows."""
         return self._ledger.read() or 0
 
-    def _find(self, name: str, num_bytes: int, check: Callable[[], None]) -> BinaryIO | None:
+    def _find(self, name: str, num_bytes: int, check: Callable[[], None]) -> Fetched | None:
         """The whole medium as it was downloaded. What is in its place, and is something else, makes way."""
         path = self._whole / name
         try:
@@ -153,21 +157,21 @@ class MediaCache:
                 raise
             remove(path)
             return None
-        is_right = False
+        digest = None
         try:
-            if is_right := self._digests.is_right(name, handle, num_bytes, check):
+            if digest := self._digests.find_right(name, handle, num_bytes, check):
                 with suppress(OSError):
                     # By the time of access; the other one tells whether it was changed.
                     os.utime(handle, ns=(time.time_ns(), os.fstat(handle).st_mtime_ns))
             else:
                 self._discard(path, handle, num_bytes)
         finally:
-            if not is_right:
+            if not digest:
                 os.close(handle)
-        if not is_right:
+        if not digest:
             return None
         metrics.CACHE_HITS.inc()
-        return open(handle, "rb")
+        return Fetched(open(handle, "rb"), Identity(num_bytes, digest.hex()))
 
     def _discard(self, path: Path, handle: int, num_bytes: int) -> None:
         found = os.fstat(handle)
@@ -181,7 +185,7 @@ class MediaCache:
 
     def _download(
         self, handle: int, name: str, num_bytes: int, download: Callable[[int], None], check: Callable[[], None]
-    ) -> BinaryIO:
+    ) -> Fetched:
         path = self._partial / name
         num_promised = 0
         try:
@@ -190,7 +194,7 @@ class MediaCache:
                 path.unlink(missing_ok=True)
                 unlock(handle)
                 os.truncate(handle, 0)  # a dead worker's part of it
-                return self.open_unkept(download, num_bytes)
+                return self.open_unkept(download, num_bytes, check)
             num_promised = num_bytes
             self._with_room(num_bytes, partial(_allocate, handle, num_bytes))
             self._with_room(0, partial(download, handle))
@@ -207,7 +211,7 @@ class MediaCache:
             log.warning("a medium of %d bytes is used and not kept: %s", num_bytes, fault)
             self._release(path, handle, num_promised)
         _count_miss(handle)
-        return _reopen(handle)
+        return _reopen(handle, digest)
 
     def _reserve(self, handle: int, num_bytes: int) -> bool:
         if num_bytes > self._max_bytes:
@@ -387,6 +391,6 @@ def _count_miss(handle: int) -> None:
     metrics.FETCHED_BYTES.inc(os.fstat(handle).st_size)
 
 
-def _reopen(handle: int) -> BinaryIO:
+def _reopen(handle: int, digest: bytes) -> Fetched:
     """The file from its start, for reading only: decoders are handed it."""
-    return open(f"/proc/self/fd/{handle}", "rb")
+    return Fetched(open(f"/proc/self/fd/{handle}", "rb"), Identity(os.fstat(handle).st_size, digest.hex()))

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, BinaryIO, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 from urllib.parse import unquote
 
 import boto3
@@ -28,6 +28,7 @@ from keye.config.aws import load_aws_names
 from keye.config.bounded_s3 import bound, code_of, status_of, watched_by
 from keye.config.settings import BUCKET
 from keye.worker.media.faults import MediumFault, forbidden, not_found, unreachable
+from keye.worker.media.fetch.fetched import Fetched, as_told
 from keye.worker.media.fetch.lack import raise_lack
 from keye.worker.media.fetch.media_cache import MediaCache
 from keye.worker.media.fetch.transfer import Transfer, read_retry_after
@@ -76,7 +77,7 @@ class _ObjectChanged(Exception):
     """The object was replaced since its `_ObjectVersion` was found."""
 
 
-def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> BinaryIO:
+def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache: MediaCache) -> Fetched:
     """Open `s3://bucket/key` (or `...?versionId=...`), downloaded unless the cache holds this very version of it."""
     asked = _parse(uri)
     if limits.s3_buckets and asked["Bucket"] not in limits.s3_buckets:
@@ -89,7 +90,8 @@ def fetch_object(uri: str, limits: MediaLimits, transfer: Transfer, media_cache:
             identity = (limits.s3_endpoint_url or "s3", uri, found.etag, str(found.num_bytes))
             download = partial(found.download, transfer.go_on)
             with suppress(_ObjectChanged):
-                return media_cache.open(identity, found.num_bytes, download, transfer.go_on)
+                fetched = media_cache.open(identity, found.num_bytes, download, transfer.go_on)
+                return fetched.told(etag=as_told(found.etag), version_id=found.version_id)
     except (ClientError, BotoCoreError) as error:
         raise_lack(error)
         raise _fault_of(error) from None
@@ -132,7 +134,7 @@ def _find_version(client: "Callable[[], S3Client]", asked: _Asked, go_on: Callab
     etag, num_bytes = head.get("ETag", ""), head.get("ContentLength", -1)
     if not _ETAG.fullmatch(etag) or num_bytes < 0:
         raise _no_answer("without a usable ETag" if num_bytes >= 0 else "without a length of 0 or more")
-    return _ObjectVersion(client(), asked, etag, num_bytes)
+    return _ObjectVersion(client(), asked, etag, num_bytes, as_told(head.get("VersionId")))
 
 
 def _ask(call: Callable[[], Answer], go_on: Callable[[], None]) -> Answer:
@@ -228,6 +230,7 @@ class _ObjectVersion:
     asked: _Asked
     etag: str
     num_bytes: int
+    version_id: str | None
 
     def download(self, check: Callable[[], None], handle: int) -> None:
         """Write the whole object to the file of this handle.

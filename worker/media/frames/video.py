@@ -85,10 +85,11 @@ def decode_video(
                 num_damaged = len(reader.damaged)
         except av.FFmpegError as error:
             raise damaged(clip.format_name, error) from None
-    start, tick = int(clip.index.pts[0]), float(clip.index.time_base)
+    start = int(clip.index.pts[0])
     return DecodedVideo(
         frames=pixels[: len(pts_read)],
-        timestamps_seconds=tuple((pts - start) * tick for pts in pts_read),
+        ticks=tuple(pts - start for pts in pts_read),
+        tick_seconds=clip.index.time_base.as_integer_ratio(),
         plan=plan,
         original_size=clip.upright_size,
         duration_seconds=clip.index.duration_seconds,
