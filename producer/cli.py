@@ -6,6 +6,8 @@ What `keye watch` shows of a job's events: a line for each step, and the text as
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,7 @@ from keye.config.terminal import visible
 from keye.config.wire import schemas
 from keye.producer import dead_cli
 from keye.producer.job import Cancellation, Job
+from keye.producer.replay import differences
 from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, tell
 
 app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
@@ -122,6 +125,29 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
 
 
 @app.command(epilog=EXIT_CODES)
+def replay(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Run a job again that was answered, as a new one with the same seed, and print what came out otherwise."""
+    with connected(redis_url) as client:
+        with telling_which(f"{job_id}, which was to be replayed"):
+            before = client.find(job_id).result(timeout=0)
+            job = client.replay(job_id)
+        tell(escaped(f"{job_id} -> {job.id}"), err=True)
+        with telling_which(f"{job.id}, its replay"):
+            after = job.result(timeout)
+    found = differences(before, after)
+    if as_json:
+        told = [each._asdict() for each in found]
+        tell(json.dumps({"job_id": job_id, "replayed_as": job.id, "is_same": not found, "differences": told}, indent=2))
+    else:
+        lines = [f"{what}: {before!r} -> {after!r}" for what, before, after in found]
+        tell("\n".join(map(escaped, lines)) if found else "the same: media, model, generation and text")
+        if before.generation is None:
+            tell("The first answer does not tell its seed: a worker before 0.3 gave it.", err=True)
+    if found:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+@app.command(epilog=EXIT_CODES)
 def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Cancel a queued job, or ask the worker of a running one to stop."""
     with connected(redis_url) as client:
@@ -182,6 +208,16 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
         tell(failed.failure.model_dump_json(indent=2))
         raise typer.Exit(ExitCode.JOB_FAILED) from None
     tell(answer.model_dump_json(indent=2) if as_json else answer.answer)
+
+
+@contextmanager
+def telling_which(job: str) -> Iterator[None]:
+    """Of two jobs, the one that ended without an answer."""
+    try:
+        yield
+    except JobFailed as failed:
+        tell(escaped(f"{job}, ended without an answer. {failed}"), err=True)
+        raise typer.Exit(ExitCode.JOB_FAILED) from None
 
 
 def read_job(text: bytes) -> dict[str, Any] | InvalidJob:

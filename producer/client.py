@@ -10,10 +10,10 @@ from pydantic import SecretStr, ValidationError
 
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.event import EndedJob
-from keye.config.faults import InvalidJob, Refusal
+from keye.config.faults import InvalidJob, JobUnreadable, Refusal
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
-from keye.config.wire import SealedJob, seal
+from keye.config.wire import SealedJob, open_sealed, read_sealed, seal
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Job
@@ -215,6 +215,23 @@ class Client:
     def job(self, job_id: str) -> Job:
         """The handle of a job, without a look whether there is one."""
         return Job(job_id, self._transport)
+
+    def replay(self, job_id: str) -> Job:
+        """Queue a job once more that has ended with an answer, as a new one, with the seed that its result tells.
+
+        It is the same job but for that and its idempotency key, which would lead back to the first. Raises what
+        `Job.result` and `submit` raise, and `JobUnreadable`.
+        """
+        result = self.job(job_id).result(timeout=0)
+        (sealed_json,) = self._transport.read_record(job_id, "sealed")
+        try:
+            job = open_sealed(read_sealed(sealed_json)).job
+        except ValueError:
+            raise JobUnreadable.of(job_id, "input") from None
+        # Workers before 0.3 do not tell the seed that they drew.
+        seed = job.generation.seed if result.generation is None else result.generation.seed
+        generation = job.generation.model_copy(update={"seed": seed})
+        return self.submit(job.model_copy(update={"generation": generation, "idempotency_key": None}))
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -38,6 +38,7 @@ class ExitCode(IntEnum):
     TOO_LATE = 8, "too late to cancel, the job had ended"
     IRREGULAR = 9, "a job is in no legal state"
     FULL = 10, "the queue is full", faults.QueueFull
+    DIFFERENT = 11, "the replayed job came to something else"
 
     @classmethod
     def of(cls, error: Exception) -> Self:
