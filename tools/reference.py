@@ -6,6 +6,7 @@ from typing import Literal, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from keye.config import frame_times
 from keye.config.codes import ErrorCode
 from keye.config.settings import Settings
 from keye.producer.shell import ExitCode
@@ -47,7 +48,10 @@ What `failure.code` of a job that ended without an answer may be. Which of them 
 Those of `keye-worker` stand in [operations](operations.md#how-did-a-process-end).
 
 {table("code", "meaning", rows=exits)}
-"""
+
+## Times of frames
+
+{frame_times.__doc__}"""
 
 
 def table(*heads: str, rows: list[list[str]]) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from keye.config.settings import Settings
 from keye.worker.daemon import loading
 from keye.worker.model import attention_choice, image_processing, keye, vision_tower
 from keye.worker.model.checkpoint import UNUSED_TENSORS, VARIANTS, tensor_shapes
+from keye.worker.model.checkpoint_digest import digest_checkpoint
 from keye.worker.model.configuration_keye import KeyeConfig, KeyeVL1_5Config
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
@@ -215,6 +217,9 @@ def test_weights_of_the_8b_models_take_as_many_gigabytes() -> None:
 
 
 @pytest.mark.holds("docs/model.md#proof", "a start runs those of its checkpoint's, `keye-worker doctor` all eight")
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "`model` has the digest of the checkpoint and the versions"
+)
 def test_a_start_proves_the_generation_of_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     proven: list[str] = []
 
@@ -226,6 +231,10 @@ def test_a_start_proves_the_generation_of_its_checkpoint(monkeypatch: pytest.Mon
     for name in ("preview", "v1_5"):
         served = loading.load_served_model(Settings(model_path=GOLDEN / name / "checkpoint", device="cpu"))
         served.engine.stop()
+        assert served.model.checkpoint == digest_checkpoint(GOLDEN / name / "checkpoint")
+        told = dict(each.split("==") for each in served.model.packages)
+        assert told["torch"] == version("torch")
+        assert {"transformers", "tokenizers", "numpy", "pillow", "av", "keye-worker", "libavcodec"} <= told.keys()
     assert proven == ["preview", "v1_5"]
     cases = {folder.name: len(list(folder.glob("cases/*.npz"))) for folder in loading.GENERATIONS.values()}
     assert cases == {"preview": 4, "v1_5": 4}

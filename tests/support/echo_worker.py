@@ -161,11 +161,13 @@ def _step(pending: PendingGeneration) -> bool:
 
 
 class EchoStep(EngineStep):
+    processor = EchoProcessor
+
     def load(self, settings: Settings) -> "ServedModel":
         engine = EchoEngine()
         engine.start()
         model = ModelIdentity(name="echo", model_type="echo", precision="float32")
-        rest = {"processor": EchoProcessor(), "sampling": {}, "model": model, "device": "none", "warnings": ()}
+        rest = {"processor": self.processor(), "sampling": {}, "model": model, "device": "none", "warnings": ()}
         return cast("ServedModel", SimpleNamespace(engine=engine, **rest))
 
 

@@ -19,6 +19,7 @@ class Scale:
     num_hostile_messages: int
     num_damaged_files: int
     num_histories: int
+    num_media: int
 
     @property
     def restart_seconds(self) -> float:
@@ -40,6 +41,7 @@ SHORT = Scale(
     num_hostile_messages=2000,
     num_damaged_files=60,
     num_histories=40,
+    num_media=150,
 )
 LONG = Scale(
     lease_seconds=30,
@@ -55,5 +57,6 @@ LONG = Scale(
     num_hostile_messages=200_000,
     num_damaged_files=500,
     num_histories=2000,
+    num_media=10_000,
 )
 SCALE = LONG if os.environ.get("SOAK") else SHORT

@@ -1,10 +1,12 @@
 """What a job that is answered tells its caller, by its result, its events and Celery."""
 
+import hashlib
+
 import pytest
 
 from keye.config.codes import JobState, Stage
 from keye.config.event import JobEnded, StageStarted
-from keye.config.job import Priority
+from keye.config.job import Priority, VideoPart
 from keye.config.outcome import JobResult
 from keye.config.wire import SealedJob, seal
 from keye.worker.engine.sequence import SECONDS_A_PRIORITY
@@ -30,6 +32,29 @@ def test_image_job_ends_with_a_result_that_tells_how_it_came_about(plant: Plant,
     timings = result.timings
     assert 0 < timings.fetch + timings.decode + timings.prepare + timings.generate <= timings.total
     assert timings.first_token is not None
+
+
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "`generation` has what the job left open too"
+)
+@pytest.mark.holds("docs/operations.md#was-that-really-what-the-model-saw", "is when each frame that was read is shown")
+def test_video_job_tells_when_its_frames_are_shown_and_how_its_text_was_made(plant: Plant) -> None:
+    times = [number * number / 30 for number in range(12)]
+    clip = encode_clip(plant.media / "slower.mp4", times)
+    part = VideoPart(uri=str(clip), fps=60, max_frames=4096, digest=True)
+    result = plant.finish(plant.client.submit(prompt="what?", media=[part], generation={"max_new_tokens": 2}))
+    (seen,) = result.media
+    assert set(seen.frame_times_seconds) <= set(times)
+    assert len(set(seen.frame_times_seconds)) > 5
+    assert len(seen.frame_times_seconds) == seen.frames
+    assert (seen.sha256, seen.num_bytes) == (hashlib.sha256(clip.read_bytes()).hexdigest(), clip.stat().st_size)
+    assert (seen.content, seen.sampling) == (None, "even")
+    made = result.generation
+    assert (made.max_new_tokens, made.thinking) == (2, "auto")
+    assert 0 <= made.seed < 2**53
+    again = plant.finish(plant.client.submit(prompt="what?", media=[part], generation={"max_new_tokens": 2, "seed": 7}))
+    assert again.generation.seed == 7
+    assert again.generation == made.model_copy(update={"seed": 7})
 
 
 @pytest.mark.holds(

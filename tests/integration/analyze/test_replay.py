@@ -43,6 +43,11 @@ def test_jobs_that_run_again_beside_others_come_to_the_same_text(plant: Plant, p
     assert same == NUM_JOBS * NUM_REPLAYS
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw",
+    "runs an answered job again from its record, as a new job with the seed of its result",
+)
+@pytest.mark.holds("docs/operations.md#was-that-really-what-the-model-saw", "but has no idempotency key")
 def test_the_command_says_that_it_is_the_same(plant: Plant, picture: str, keye: CliRunner) -> None:
     asked = drawn(picture, priority=Priority.LOW, deadline_seconds=300, idempotency_key="once", metadata={"order": 7})
     job = plant.client.submit(asked)
@@ -58,6 +63,7 @@ def test_the_command_says_that_it_is_the_same(plant: Plant, picture: str, keye: 
     assert plant.client.submit(asked).id == job.id
 
 
+@pytest.mark.holds("docs/operations.md#was-that-really-what-the-model-saw", "It ends with 11 where anything does.")
 def test_the_command_says_what_differs_and_nothing_of_it_moves_the_cursor(plant: Plant, keye: CliRunner) -> None:
     picture = plant.media / "changes.png"
     Image.new("RGB", (120, 90), "teal").save(picture)
@@ -97,6 +103,9 @@ def test_a_file_that_was_copied_is_the_same_where_its_digest_is(plant: Plant, ke
     assert (ran.exit_code, "media[0].inode: " in ran.stdout) == (ExitCode.DIFFERENT, True)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "A job can be replayed as long as its record is kept"
+)
 def test_the_command_says_why_there_is_nothing_to_compare(plant: Plant, keye: CliRunner) -> None:
     absent = keye.invoke(app, ["replay", "absent"])
     assert (absent.exit_code, absent.stderr) == (ExitCode.NOT_FOUND, f"{JobNotFound.of('absent')}\n")

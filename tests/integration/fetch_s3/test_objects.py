@@ -152,6 +152,9 @@ def checked_access(s3_endpoint: str) -> Iterator[None]:
     urlopen(Request(address, data=b"inf", headers=plain)).close()
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "Objects of S3, `https://` and `data:` have it always"
+)
 def test_an_object_is_told_by_its_digest_its_etag_and_its_version(
     store: "S3Client", limits: MediaLimits, media_cache: MediaCache, tmp_path: Path
 ) -> None:

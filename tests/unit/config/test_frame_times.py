@@ -57,6 +57,7 @@ def test_times_of_64_steady_clips_are_exact_together() -> None:
     assert [unpack(each, 12) for each in packed] == [tuple(float(at * t) for at in ticks) for ticks, t in clips]
 
 
+@pytest.mark.holds("docs/operations.md#was-that-really-what-the-model-saw", "rounded to the finest step that fits")
 @pytest.mark.parametrize("num_clips", [2, 8, 64])
 def test_what_does_not_fit_is_rounded_by_a_step_that_is_told(num_clips: int) -> None:
     steady = ([7680 * number for number in range(768)], Fraction(1, 15360))

@@ -41,6 +41,11 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.holds("docs/operations.md#was-that-really-what-the-model-saw", "A local file is told by its size")
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw",
+    "a part with `digest=True` has the worker read it once more",
+)
 def test_a_local_file_has_its_digest_where_it_is_asked_for(
     picture: Path, limits: MediaLimits, cache: MediaCache
 ) -> None:
@@ -71,6 +76,10 @@ def put_another_in_place(path: Path) -> None:
     other.rename(path)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw",
+    "of the open file that decoders were handed, not of what its name leads to by then",
+)
 def test_the_digest_is_of_the_file_that_is_decoded_though_its_name_leads_to_another_by_then(
     picture: Path, limits: MediaLimits, cache: MediaCache, decoders: DecoderPool
 ) -> None:
@@ -91,6 +100,9 @@ def save_again(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "where its digest was asked for it is read anew"
+)
 def test_no_digest_is_told_of_a_file_that_was_written_to_before_it_was_decoded(
     picture: Path, limits: MediaLimits, cache: MediaCache, decoders: DecoderPool
 ) -> None:
@@ -102,6 +114,9 @@ def test_no_digest_is_told_of_a_file_that_was_written_to_before_it_was_decoded(
     assert (fault.value.code, fault.value.media_index) == (ErrorCode.MEDIA_UNREACHABLE, 0)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#was-that-really-what-the-model-saw", "A file that is written to while it is read is warned of"
+)
 def test_without_a_digest_such_a_file_is_warned_of(
     picture: Path, limits: MediaLimits, cache: MediaCache, decoders: DecoderPool
 ) -> None:
