@@ -70,15 +70,15 @@ class PlainLoop:
         parts = job.all_media()
         fetched = fetch(parts, self._limits, self._media_cache)
         images, videos = [], []
-        for part, file in zip(parts, fetched, strict=True):
-            if isinstance(part, ImagePart):
-                images.append(Image(decode_image(file, 10**8).pixels))
-            else:
-                fit = self._processor.sizing.share([part], self._processor.config.max_position_embeddings).fit_video
-                # One thread: on short clips several are no quicker, and take more of the cores.
-                video = decode_video(file, part, fit, 10**8, num_threads=1)
-                videos.append(Video(video.frames, video.plan.fps))
-            file.close()
+        for part, medium in zip(parts, fetched, strict=True):
+            with medium as file:
+                if isinstance(part, ImagePart):
+                    images.append(Image(decode_image(file, 10**8).pixels))
+                else:
+                    fit = self._processor.sizing.share([part], self._processor.config.max_position_embeddings).fit_video
+                    # One thread: on short clips several are no quicker, and take more of the cores.
+                    video = decode_video(file, part, fit, 10**8, num_threads=1)
+                    videos.append(Video(video.frames, video.plan.fps))
         content = [*({"type": part.type} for part in parts), {"type": "text", "text": job.prompt}]
         prompt = self._processor.prepare([{"role": "user", "content": content}], images, videos, job.thinking.value)
         batch = self._processor.pad_left([prompt])
