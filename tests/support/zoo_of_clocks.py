@@ -217,6 +217,7 @@ CLOCKS = JOINED | {
     "av1.obu": Clock(_whole(".obu", "libsvtav1"), rate=25),
     "vp9.ivf": Clock(_whole(".ivf", "libvpx-vp9")),
     "mpeg2.mxf": Clock(_whole(".mxf", "mpeg2video")),
+    "h264_b_frames.mxf": Clock(_whole(".mxf", rate=NTSC, **_B_FRAMES), rate=NTSC),
     "sidx_first.mp4": Clock(_begun_with_index),
     "emsg_first.mp4": Clock(_begun_with(_box(b"emsg", 32))),
     "uuid_first.mp4": Clock(_begun_with(_box(b"uuid", 40))),

@@ -26,6 +26,7 @@ _MAX_STEP_BACK_SECONDS = 0.1
 # go back and forth; and of streams without a container, whose times are all made up.
 _MAY_JUMP = ("mpegts", "mpeg", "ogg")
 _STORES_PTS_ALONE = ("matroska",)
+_MAY_STORE_DTS_ALONE = "mxf"
 _STORES_NO_TIMES = ("h264", "hevc", "mpegvideo", "m4v", "obu")
 # Where several frames are in one pack, it tells the time of one, and FFmpeg may take it for another's.
 _SHARES_TIMES = "mpeg"
@@ -76,7 +77,9 @@ def lay_out(packets: Packets, demuxer: str, time_base: Fraction, rate: Fraction 
     pts, dts = (np.where(np.abs(times) > _MAX_TICKS, MISSING, times) for times in (packets.pts, packets.dts))
     if demuxer in _STORES_PTS_ALONE + _STORES_NO_TIMES:
         dts[:] = MISSING
-    if demuxer in _STORES_NO_TIMES:
+    if demuxer in _STORES_NO_TIMES or (
+        demuxer == _MAY_STORE_DTS_ALONE and np.array_equal(pts, dts) and not packets.are_keyframes.all()
+    ):
         pts[:] = MISSING
     pts[(dts != MISSING) & (np.abs(pts - dts) > max_gap)] = MISSING
     stored = pts.copy()
