@@ -24,7 +24,7 @@ from keye.config.event import (
     read_event,
 )
 from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, MediaPart, Priority, VideoPart
+from keye.config.job import AnalysisJob, Content, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
     FailedAttempt,
@@ -289,7 +289,7 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
 
 @pytest.mark.holds(
     "docs/producers.md#from-any-language",
-    "2 with a `traceparent`, a `result_ttl_seconds` or a medium's `digest`, 1 for all others",
+    '2 with a `traceparent`, a `result_ttl_seconds`, a medium\'s `digest` or `content="auto"`, 1 for all others',
 )
 @pytest.mark.holds(
     "docs/producers.md#from-python", "Workers before 0.3 leave a job with one of these two to newer ones."
@@ -302,8 +302,9 @@ def test_a_job_of_a_later_field_is_sealed_for_workers_that_know_it_and_all_other
     assert (later["schema_version"], later["job"][field]) == (2, value)
     assert getattr(open_sealed(later).job, field) == value
     assert getattr(Outline.of(later).job, field) == value
-    with_digest = seal(AnalysisJob(prompt="?", media=(VideoPart(uri="/a.mp4", digest=True),)))
-    assert with_digest.schema_version == 2
+    for newer in (VideoPart(uri="/a.mp4", digest=True), VideoPart(uri="/a.mp4", content=Content.AUTO)):
+        assert seal(AnalysisJob(prompt="?", media=(newer,))).schema_version == 2
+    assert seal(AnalysisJob(prompt="?", media=(VideoPart(uri="/a.mp4", content=Content.HD),))).schema_version == 1
     alone = json.loads(seal(AnalysisJob(prompt="?")).model_dump_json())
     assert alone["schema_version"] == 1
     assert field not in alone["job"]

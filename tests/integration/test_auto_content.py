@@ -116,8 +116,11 @@ def test_the_result_tells_the_cuts_and_what_was_left_out(
     part = VideoPart(uri=str(clip.path), content=Content.AUTO)
     limits = MediaLimits.of(Settings(media_roots=(clip.path.parent,)))
     sizing = Sizing(factor=28, min_pixels=28 * 28, max_pixels=2**18)
-    decoded = decode([part], fetch([part], limits, MediaCache(tmp_path, max_bytes=0)), limits, sizing, decoders)
-    _, _, (seen,) = visual_inputs(sizing, [part], decoded)
+    fetched = fetch([part], limits, MediaCache(tmp_path, max_bytes=0))
+    decoded = decode([part], fetched, limits, sizing, decoders)
+    _, _, (seen,) = visual_inputs(sizing, [part], [medium.identity for medium in fetched], decoded)
+    assert seen.content == "auto"
+    assert len(seen.frame_times_seconds) == seen.frames
     assert seen.cuts == len(clip.cuts) > 0
     assert seen.frames_still > 0
     assert seen.frames + seen.frames_still >= (seen.frames_asked or 0)
