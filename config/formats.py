@@ -36,7 +36,7 @@ FORMATS = (
     Format("PNG", rb"\x89PNG\r\n\x1a\n", "image", "image/png", (".png", ".apng")),
     Format("GIF", rb"GIF8[79]a", "image", "image/gif", (".gif",), demuxer="gif"),
     Format("WEBP", rb"RIFF....WEBP", "image", "image/webp", (".webp",)),
-    Format("TIFF", rb"II\*\0|MM\0\*", "image", "image/tiff", (".tiff", ".tif")),
+    Format("TIFF", rb"II[*+]\0|MM\0[*+]", "image", "image/tiff", (".tiff", ".tif")),
     Format("BMP", rb"BM.{4}\0\0\0\0", "image", "image/bmp", (".bmp",)),
     # Brands of the container alone (mif1, msf1, miaf) leave it to those beside them what is in it.
     Format("AVIF", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,9}avi[fs])", "image", "image/avif", (".avif",)),

@@ -44,7 +44,8 @@ def test_picture_that_is_cut_off_is_read_as_far_as_it_is_there(
 ) -> None:
     content = encode(PHOTO, format, **options)
     whole, cut = decode(content), decode(content[: int(share_left * len(content))])
-    assert whole.rows_corrupt == 0 and whole.warnings == ()
+    assert whole.rows_corrupt == 0
+    assert whole.warnings == ()
     assert cut.rows_corrupt >= 1
     assert rows_alike(whole, cut) >= 300 - cut.rows_corrupt
     # No more is given up than that share and a row of blocks, those of lossy codecs twice.
@@ -94,7 +95,8 @@ def test_grey_picture_is_not_taken_for_a_damaged_one() -> None:
         encode(Image.new("L", (64, 64), 128), "JPEG", progressive=True),
         encode(Image.new("L", (64, 64), 128), "JPEG", optimize=True),
     ):
-        assert decode(content).warnings == () and decode(content).rows_corrupt == 0
+        assert decode(content).warnings == ()
+        assert decode(content).rows_corrupt == 0
 
 
 @pytest.mark.parametrize(

@@ -140,15 +140,19 @@ class Tiff:
         """Whether its samples are to be read here."""
         try:
             bits, photometric, num_samples = set(self[_BITS]), self[_PHOTOMETRIC][0], self[_SAMPLES][0]
-            sample_format = self[_SAMPLE_FORMAT][0]
+            sample_format, extra, are_apart = self[_SAMPLE_FORMAT][0], self[_EXTRA_SAMPLES], self[_PLANAR][0] == 2
             if self[_COMPRESSION][0] not in _OF_BYTES or photometric > _RGB:
                 return False
         except (KeyError, IndexError, struct.error):
             return False
+        if photometric == _RGB:
+            is_usual = num_samples == 3 or (num_samples == 4 and _PREMULTIPLIED not in extra and not are_apart)
+        else:
+            is_usual = num_samples == 1
         if bits <= {1, 2, 4, 8}:
-            return photometric != _RGB and num_samples > 1
-        is_plain = bits == {16} and sample_format == _UNSIGNED and self[_PLANAR][0] == 1
-        return not (is_plain and (photometric, num_samples) in ((_BLACK_IS_ZERO, 1), (_RGB, 3), (_RGB, 4)))
+            return not is_usual
+        is_plain = bits == {16} and sample_format == _UNSIGNED and photometric != _WHITE_IS_ZERO and not are_apart
+        return not (is_plain and is_usual)
 
     def read_odd(self) -> Image.Image:
         """RGB on white, as stored. Integers of all their bits, and fractions from 0 to 1, are from black to white."""
