@@ -219,3 +219,11 @@ class Fault(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class MediumFault(Fault):
+    """Its sentence lacks the subject, the medium, whose name only the worker's `named` knows: "is empty (0 bytes)."
+
+    One raised from an error of a decoder's library is logged with its traceback. Fetches raise from none: theirs hold
+    signed URLs.
+    """

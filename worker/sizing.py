@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from PIL.Image import Image, Resampling
 
 from keye.config.codes import ErrorCode
-from keye.config.faults import Fault
+from keye.config.faults import MediumFault
 
 if TYPE_CHECKING:
     from keye.config.job import ImagePart, MediaPart, VideoPart
@@ -166,19 +166,18 @@ def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixel
     """The size an image is resized to: sides are multiples of `factor`, the area stays within the two limits where
     whole factors allow it, the aspect ratio is kept as nearly as that leaves room for.
 
-    Raises `Fault` when one side is more than 200 times the other.
+    Raises `MediumFault` when one side is more than 200 times the other.
     """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise MediumFault(
+            ErrorCode.MEDIA_UNSUPPORTED,
+            f"has {width} x {height} pixels, an aspect ratio of {ratio:.0f}; the limit is {MAX_ASPECT_RATIO}. Crop it.",
+        )
     if height < factor:
         height, width = factor, round(width * factor / height)
     if width < factor:
         height, width = round(height * factor / width), factor
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        ratio = max(height, width) / min(height, width)
-        raise Fault(
-            ErrorCode.MEDIA_UNSUPPORTED,
-            f"an image of {width}x{height} pixels has an aspect ratio of {ratio:.0f}, "
-            f"the limit is {MAX_ASPECT_RATIO}; crop it",
-        )
     fitted_height, fitted_width = round(height / factor) * factor, round(width / factor) * factor
     if fitted_height * fitted_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

@@ -8,20 +8,13 @@ from functools import partial
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.config.faults import MediumFault as MediumFault
 
 _MAX_LENGTH = 160
 _INLINE_TYPE = re.compile(r"data:([\w.+-]{1,40}/[\w.+-]{1,40})?", re.IGNORECASE)
 _WEB = re.compile(r"https:/*(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
-
-
-class MediumFault(Fault):
-    """Its sentence lacks the subject, the medium, whose name only `named` knows: "is empty (0 bytes)."
-
-    One raised from an error of a decoder's library is logged with its traceback. Fetches raise from none: theirs hold
-    signed URLs.
-    """
 
 
 corrupt = partial(MediumFault, ErrorCode.MEDIA_CORRUPT)

@@ -8,6 +8,7 @@ from keye.config.frame_times import pack_all
 from keye.config.job import ImagePart, VideoPart
 from keye.config.outcome import MediaSeen
 from keye.worker.media.decoded import Decoded, DecodedVideo
+from keye.worker.media.faults import name_medium, named
 from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.frames.video_plan import tell_thinning
 from keye.worker.model.image_processing import Image, Video, frame_types, tell_slow_from_fast
@@ -29,7 +30,8 @@ def visual_inputs(
             video, entry = _video_input(sizing, part, medium, next(times))
             videos.append(video)
         else:
-            size = sizing.fit_image(part, *medium.original_size)
+            with named(name_medium(part.uri)):
+                size = sizing.fit_image(part, *medium.original_size)
             area = size[0] * size[1]
             images.append(Image(medium.pixels, min_pixels=area, max_pixels=area, size=size))
             tokens = sizing.num_tokens(size)

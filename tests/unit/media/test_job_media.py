@@ -245,7 +245,7 @@ def test_sentence_begins_with_the_name_of_its_medium_once_wherever_it_is_raised(
         (VideoPart(uri="https://a/b.mp4"), "https://a/b.mp4: https: is off on this worker (KEYE_ALLOW_HTTPS). "),
         (VideoPart(uri=str(text)), f"{text}: is no video that is decoded here; it looks like text. Send MP4 or WebM."),
         (VideoPart(uri=str(clip), start_seconds=9), f"{clip}: start_seconds is 9, but the clip ends at 1.000 s."),
-        (wide, "an image of 402x2 pixels has an aspect ratio of 201, the limit is 200; crop it"),
+        (wide, "inline image/png: has 402 x 2 pixels, an aspect ratio of 201; the limit is 200. Crop it."),
     ]
     for part, sentence in told:
         with pytest.raises(Fault) as caught:

@@ -56,7 +56,7 @@ def test_fitted_size_is_whole_factors_within_the_limits(height: int, width: int)
 
 @pytest.mark.holds("docs/model.md#pixels", "more than 200 : 1 is an error;")
 def test_extreme_aspect_ratio_is_refused_with_the_ratio() -> None:
-    with pytest.raises(Fault, match=r"30x9000 pixels has an aspect ratio of 300, the limit is 200") as refused:
+    with pytest.raises(Fault, match=r"has 30 x 9000 pixels, an aspect ratio of 300; the limit is 200") as refused:
         fit_size(9000, 30, factor=FACTOR, min_pixels=3136, max_pixels=1003520)
     assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
