@@ -3,7 +3,6 @@
 Here nothing is sent, and nothing is known of the job.
 """
 
-import base64
 import hashlib
 import inspect
 import io
@@ -19,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from keye.config.contract import MAX_PLACE_CHARS, Contract, escaped, name_kind
 from keye.config.faults import install_command
+from keye.config.formats import BASE64_INLINE, read_inline
 from keye.config.job import MAX_INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def look_at(given: Any, opened: ExitStack) -> str | OpenFile:
     if isinstance(given, os.PathLike):
         return _open(os.fsdecode(given), opened)
     if isinstance(given, str):
-        if inline := re.match(r"data:[^,]*;base64,", given, re.IGNORECASE):
+        if inline := BASE64_INLINE.match(given):
             return _inline(given, inline.end())
         return given if is_uri(given) else _open(given, opened)
     if isinstance(given, bytes | bytearray | memoryview):
@@ -161,7 +161,7 @@ def _inline(uri: str, start: int) -> str | OpenFile:
     if len(uri) - start <= 4 * -(-MAX_INLINE_BYTES // 3):
         return uri
     try:
-        return OpenFile(io.BytesIO(base64.b64decode(uri[start:], validate=True)))
+        return OpenFile(io.BytesIO(read_inline(uri)))
     except ValueError:
         raise NoMedium("is a data: URI whose base64 cannot be read.") from None
 
