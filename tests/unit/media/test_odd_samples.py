@@ -101,6 +101,14 @@ def test_packed_samples_of_a_tiff(order: str, bits: int) -> None:
     check(handmade_tiff(order, packed, bits), ACROSS)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 10, 12])
+def test_packed_colours_of_a_tiff(bits: int) -> None:
+    most = 2**bits - 1
+    values = (COLOURS * most).round().astype(np.int64)
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).reshape(HEIGHT, -1), axis=1).tobytes()
+    check(handmade_tiff("<", packed, bits, colours=3), values / most)
+
+
 def test_floats_stored_as_differences_of_their_bytes() -> None:
     planes = ACROSS.astype(">f4").view(np.uint8).reshape(HEIGHT, WIDTH, 4).swapaxes(1, 2).reshape(HEIGHT, -1)
     differences = np.diff(planes, axis=1, prepend=np.uint8(0)).astype(np.uint8)
@@ -117,13 +125,15 @@ def test_sample_of_a_rare_kind_is_refused_in_words() -> None:
 
 
 def handmade_tiff(
-    order: str, strip: bytes, bits: int, *, compression: int = 1, predictor: int = 1, form: int = 1
+    order: str, strip: bytes, bits: int, *, compression: int = 1, predictor: int = 1, form: int = 1, colours: int = 1
 ) -> bytes:
-    """By the specification, for what no library here writes: one strip of greys."""
-    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(strip)) + strip
-    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: compression, 262: 1, 273: 8, 277: 1, 278: HEIGHT, 279: len(strip)}
-    tags |= {317: predictor, 339: form}
-    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
+    """By the specification, for what no library here writes: one strip of greys, or of three colours."""
+    behind = struct.pack(order + "3I", *[bits] * 3)
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(strip + behind)) + strip + behind
+    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: compression, 262: 1 if colours == 1 else 2, 273: 8, 277: colours}
+    tags |= {258: bits if colours == 1 else 8 + len(strip), 278: HEIGHT, 279: len(strip), 317: predictor, 339: form}
+    counts = {258: colours}
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, counts.get(tag, 1), tags[tag]) for tag in sorted(tags))
     return start + struct.pack(order + "H", len(tags)) + entries + bytes(4)
 
 

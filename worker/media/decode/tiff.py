@@ -150,7 +150,7 @@ class Tiff:
         else:
             is_usual = num_samples == 1
         if bits <= {1, 2, 4, 8}:
-            return not is_usual
+            return not is_usual or (photometric == _RGB and bits != {8})
         is_plain = bits == {16} and sample_format == _UNSIGNED and photometric != _WHITE_IS_ZERO and not are_apart
         return not (is_plain and is_usual)
 
