@@ -3,15 +3,19 @@
 All before it is real: fetching, the cache, decoders, leases, settlement. `celery -A tests.soak.numbered_worker worker`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from keye.config.settings import Settings
+from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.celery_app import build_app
-from tests.support.echo_worker import EchoProcessor, EchoPrompt, EchoStep
+from tests.support.echo_worker import EchoProcessor, EchoPrompt, serve
+
+if TYPE_CHECKING:
+    from keye.worker.daemon.loading import ServedModel
 
 # A bit of a number is a square of so many pixels; beside it stands what nobody reads, so that no two files are alike.
 NUM_BITS, SIDE = 16, 8
@@ -38,8 +42,9 @@ class NumberProcessor(EchoProcessor):
         return EchoPrompt(text, text.encode())
 
 
-class NumberStep(EchoStep):
-    processor = NumberProcessor
+class NumberStep(EngineStep):
+    def load(self, settings: Settings) -> "ServedModel":
+        return serve(NumberProcessor())
 
 
 celery_app = build_app(Settings())

@@ -161,14 +161,16 @@ def _step(pending: PendingGeneration) -> bool:
 
 
 class EchoStep(EngineStep):
-    processor = EchoProcessor
-
     def load(self, settings: Settings) -> "ServedModel":
-        engine = EchoEngine()
-        engine.start()
-        model = ModelIdentity(name="echo", model_type="echo", precision="float32")
-        rest = {"processor": self.processor(), "sampling": {}, "model": model, "device": "none", "warnings": ()}
-        return cast("ServedModel", SimpleNamespace(engine=engine, **rest))
+        return serve(EchoProcessor())
+
+
+def serve(processor: EchoProcessor) -> "ServedModel":
+    engine = EchoEngine()
+    engine.start()
+    model = ModelIdentity(name="echo", model_type="echo", precision="float32")
+    rest = {"processor": processor, "sampling": {}, "model": model, "device": "none", "warnings": ()}
+    return cast("ServedModel", SimpleNamespace(engine=engine, **rest))
 
 
 celery_app = build_app(Settings())
