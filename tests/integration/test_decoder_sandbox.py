@@ -6,14 +6,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageCms
 
+from keye.config.job import ImagePart
+from keye.config.settings import Settings
 from keye.worker.media.decode import sandbox
+from keye.worker.media.job_media import DecodedImage, DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.sizing import Sizing
 from tests.support.checkout import ROOT
 from tests.support.compromised_decoder import PROGRAM, assert_harmless
 
+SRGB, LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
 # Reads Python where only root may, and has no other right than any user.
 AS_ANOTHER = (
     *("setpriv", "--reuid=4321", "--regid=4321", "--clear-groups"),
@@ -48,6 +55,21 @@ def test_code_that_takes_a_decoder_over_can_do_nothing_but_decode(user: Sequence
     if user and os.geteuid():
         pytest.skip("to be another user wants root")
     assert_harmless(take_over(user=user))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_all_that_colours_need_is_there_before_a_decoder_is_confined(
+    mode: str, decoders: DecoderPool, tmp_path: Path
+) -> None:
+    path, limits = tmp_path / "white.tif", MediaLimits.of(Settings(media_roots=(tmp_path,)))
+    white = Image.new("RGB", (56, 56), "white")
+    lab = ImageCms.applyTransform(white, ImageCms.buildTransform(SRGB, LAB, "RGB", "LAB"))
+    (lab if mode == "LAB" else white.convert(mode)).save(path)
+    parts = [ImagePart(uri=str(path))]
+    fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", 2**20))
+    (decoded,) = decode(parts, fetched, limits, Sizing(factor=28, min_pixels=28**2, max_pixels=56**2), decoders)
+    assert isinstance(decoded, DecodedImage)
+    assert (decoded.pixels > 252).all()
 
 
 def test_seccomp_alone_suffices() -> None:

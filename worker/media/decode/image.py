@@ -1,5 +1,6 @@
 """One image file to upright RGB pixels. Sizes for the model are not decided here: see `sizing`."""
 
+import importlib
 import importlib.util
 import struct
 from collections.abc import Callable
@@ -199,8 +200,9 @@ def _damaged(name: str, error: Exception) -> Fault:
 
 
 def load_readers() -> None:
-    """Import what Pillow would import when it meets a format for the first time."""
+    """Import what Pillow would import when it meets a format, or colours in LAB, for the first time."""
     Image.init()
+    importlib.import_module("PIL.ImageCms")
 
 
 def _turn(size: Size, orientation: int) -> Size:
