@@ -9,7 +9,7 @@ UV := .venv-uv/bin/uv
 # Of a registry that takes its time with a large file.
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo test lint ecosystem bench soak lock newest lowest end
+.PHONY: demo test lint ecosystem bench soak corpus lock newest lowest end
 
 demo: $(INSTALLED)
 	$(BIN)/keye-worker demo
@@ -35,6 +35,13 @@ ecosystem: $(INSTALLED)
 soak: $(INSTALLED)
 	SOAK=1 $(BIN)/pytest -q -s --timeout 7200 tests/soak tests/chaos tests/integration/test_damage.py \
 		tests/integration/test_states_machine.py
+
+# The pictures of the source archive of that Pillow which is locked.
+corpus: $(INSTALLED)
+	rm -rf .corpus
+	$(BIN)/pip download --quiet --no-deps --no-binary pillow --constraint constraints.txt --dest .corpus pillow
+	tar -xf .corpus/pillow-*.tar.gz -C .corpus --strip-components 1
+	CORPUS=.corpus/Tests/images $(BIN)/pytest -q -s tests/corpus
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
