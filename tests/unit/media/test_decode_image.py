@@ -86,6 +86,7 @@ def test_damaged_camera_notes_do_not_spoil_the_picture() -> None:
     assert read_quarters(decoded.pixels) == UPRIGHT
 
 
+@pytest.mark.holds("docs/model.md#pixels", "What is transparent lies on white")
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", HEIF])
 def test_transparent_parts_are_white(format: str) -> None:
     picture = quarters().convert("RGBA")

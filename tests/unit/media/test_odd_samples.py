@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
@@ -211,6 +211,24 @@ def bmp(pixels: np.ndarray, header_bytes: int) -> bytes:
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) if compression else b""
     header = (header + masks).ljust(header_bytes, b"\0")
     return struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + len(header)) + header + pixels.tobytes()
+
+
+@pytest.mark.holds("docs/model.md#pixels", "ICC profiles, gAMA and cHRM are not applied")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_stay_as_they_are_stored_whatever_notes_say_of_them(format: str) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    # Its red is green, its green red.
+    other = srgb.tobytes().replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    turned = ImageCms.profileToProfile(quarters(), io.BytesIO(other), srgb)
+    assert abs(np.asarray(turned).astype(int) - np.asarray(quarters())).max() > 100
+    plain, noted = encode(quarters(), format), encode(quarters(), format, icc_profile=other)
+    if format == "PNG":
+        linear = chunk(b"gAMA", struct.pack(">I", 100_000))
+        wide = chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600))
+        noted = noted[:33] + linear + wide + noted[33:]
+    pixels = [decode_image(io.BytesIO(content), 10**6).pixels for content in (plain, noted)]
+    assert noted != plain
+    assert (pixels[0] == pixels[1]).all()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
