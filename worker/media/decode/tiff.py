@@ -139,7 +139,9 @@ class Tiff:
     def is_odd(self) -> bool:
         """Whether its samples are to be read here."""
         try:
-            bits, photometric, num_samples = set(self[_BITS]), self[_PHOTOMETRIC][0], self[_SAMPLES][0]
+            photometric, num_samples = self[_PHOTOMETRIC][0], self[_SAMPLES][0]
+            # Some say more of them than there are samples.
+            bits = set(self[_BITS][:num_samples])
             sample_format, extra, are_apart = self[_SAMPLE_FORMAT][0], self[_EXTRA_SAMPLES], self[_PLANAR][0] == 2
             if self[_COMPRESSION][0] not in _OF_BYTES or photometric > _RGB:
                 return False
@@ -162,7 +164,11 @@ class Tiff:
         samples = _Samples(self[_BITS][0], self[_SAMPLE_FORMAT][0], self._order)
         num_samples, photometric = self[_SAMPLES][0], self[_PHOTOMETRIC][0]
         num_colours = 3 if photometric == _RGB else 1
-        if len(set(self[_BITS])) > 1 or len(set(self[_SAMPLE_FORMAT])) > 1 or not num_colours <= num_samples <= 64:
+        if (
+            len(set(self[_BITS][:num_samples])) > 1
+            or len(set(self[_SAMPLE_FORMAT][:num_samples])) > 1
+            or not num_colours <= num_samples <= 64
+        ):
             raise unsupported("is a TIFF whose samples are not all of one kind. Send it as PNG or JPEG.")
         alpha_kind = dict(enumerate(self[_EXTRA_SAMPLES], num_colours))
         alpha_at = next((at for at, kind in alpha_kind.items() if kind in (_PREMULTIPLIED, _UNASSOCIATED)), None)
