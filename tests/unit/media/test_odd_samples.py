@@ -118,6 +118,17 @@ def test_floats_stored_as_differences_of_their_bytes() -> None:
         )
 
 
+def test_a_tiff_may_tell_the_bits_of_more_samples_than_it_has() -> None:
+    for kind in ("u1", "u2"):
+        samples = of_type(kind, COLOURS)
+        bits = samples.itemsize * 8
+        content = write_tiff(samples, photometric="rgb", byteorder="<")
+        told = struct.pack("<HHI", 258, 3, 3)
+        at = content.index(told)
+        told = struct.pack("<HHII", 258, 3, 4, len(content))
+        check(content[:at] + told + content[at + len(told) :] + struct.pack("<4H", bits, bits, bits, 1), COLOURS)
+
+
 def test_sample_of_a_rare_kind_is_refused_in_words() -> None:
     with pytest.raises(Fault, match="24-bit samples of a rare kind") as caught:
         decode_image(io.BytesIO(handmade_tiff("<", bytes(HEIGHT * WIDTH * 3), 24)), 10**6)
@@ -211,6 +222,36 @@ def bmp(pixels: np.ndarray, header_bytes: int) -> bytes:
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) if compression else b""
     header = (header + masks).ljust(header_bytes, b"\0")
     return struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + len(header)) + header + pixels.tobytes()
+
+
+@pytest.mark.parametrize("header_bytes", [40, 52, 56, 108])
+@pytest.mark.parametrize(
+    ("bits", "masks"),
+    [
+        (16, (0xF00, 0xF0, 0xF, 0xF000)),
+        (16, (0xE000, 0x1C00, 0x300, 0)),
+        (32, (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000)),
+        (32, (0xFF, 0xFF00, 0xFF0000, 0)),
+        (32, (0x1F, 0x7E00, 0xFFFF0000, 0)),
+    ],
+)
+def test_any_masks_of_a_bmp_are_followed(bits: int, masks: tuple[int, ...], header_bytes: int) -> None:
+    alpha = DOWN if masks[3] and header_bytes >= 56 else 1 + 0 * DOWN
+    shown, values = [], np.zeros((HEIGHT, WIDTH + WIDTH % 2), np.uint32)
+    for channel, mask in zip((ACROSS, DOWN, 1 - ACROSS, alpha), masks, strict=True):
+        lowest = mask & -mask or 1
+        stored = (channel * (mask // lowest)).round().astype(np.uint32)
+        values[:, :WIDTH] |= stored * np.uint32(lowest)
+        shown.append(stored / (mask // lowest or 1) if mask else np.ones_like(channel))
+    header = struct.pack("<IiiHHIIiiII", header_bytes, WIDTH, -HEIGHT, 1, bits, 3, 0, 0, 0, 0, 0)
+    header = (header + struct.pack("<4I", *masks)[: 12 if header_bytes < 56 else 16]).ljust(header_bytes, b"\0")
+    header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + len(header)) + header
+    content = header + values.astype(f"<u{bits // 8}").tobytes()
+    shown_alpha = shown[3][..., None] if header_bytes >= 56 else 1
+    check(content, np.stack(shown[:3], -1) * shown_alpha + 1 - shown_alpha)
+    cut = decode_image(io.BytesIO(content[: -4 * WIDTH]), 10**6)
+    assert 0 < cut.rows_corrupt <= 4
+    assert (cut.pixels[-1] == 255).all()
 
 
 @pytest.mark.holds("docs/model.md#pixels", "ICC profiles, gAMA and cHRM are not applied")

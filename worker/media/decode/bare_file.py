@@ -8,12 +8,18 @@ import re
 import struct
 import zlib
 
+import numpy as np
+
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # Of the ancillary chunks, whose names begin with a small letter: which colour is transparent, and how it was held.
 _PNG_KEPT = (b"tRNS", b"eXIf")
 # By the kind of colours: how long the first of them is at least.
 _TRNS_BYTES = {0: 2, 2: 6, 3: 1}
 _PNG_NAME = re.compile(rb"[A-Za-z]{4}")
+
+# How the pixels of a BMP are held.
+_MASKS, _MASKS_AND_ALPHA = 3, 6
+_BLOCK_PIXELS = 2**20
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
@@ -52,6 +58,33 @@ def bare_png(content: bytes) -> bytes:
             break
         at = end
     return b"".join(kept)
+
+
+def bare_bmp(content: bytes) -> bytes:
+    """With a byte for each colour and alpha of a pixel, where masks say which bits of 16 or 32 these are."""
+    (at,) = struct.unpack_from("<I", content, 10)
+    header_bytes, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", content, 14)
+    if header_bytes < 40 or bits not in (16, 32) or compression not in (_MASKS, _MASKS_AND_ALPHA):
+        return content
+    masks = struct.unpack_from("<4I", content, 54)
+    if header_bytes < 56 and compression == _MASKS:
+        masks = (*masks[:3], 0)
+    # A row ends at a multiple of four bytes.
+    num_values = (width * bits + 31) // 32 * 32 // bits
+    num_rows = min((len(content) - at) // (bits // 8) // num_values, abs(height))
+    values = np.frombuffer(content, f"<u{bits // 8}", num_rows * num_values, at)
+    values = values.reshape(num_rows, num_values)[:, :width].ravel()
+    pixels = np.zeros((values.size, 4), np.uint8)
+    for start in range(0, values.size, _BLOCK_PIXELS):
+        block = values[start : start + _BLOCK_PIXELS].astype(np.uint64)
+        for channel, mask in zip((2, 1, 0, 3), masks, strict=True):
+            if mask:
+                lowest = mask & -mask
+                most = mask // lowest
+                pixels[start : start + _BLOCK_PIXELS, channel] = ((block & mask) // lowest * 255 + most // 2) // most
+    own_masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000 if masks[3] else 0)
+    header = struct.pack("<IiiHHIIiiII4I52x", 108, width, height, 1, 32, _MASKS, 0, 0, 0, 0, 0, *own_masks)
+    return struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + len(header)) + header + pixels.tobytes()
 
 
 class BareJpeg:

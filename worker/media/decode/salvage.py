@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from keye.worker.media.decode.bare_file import BareJpeg, bare_png, bare_webp
+from keye.worker.media.decode.bare_file import BareJpeg, bare_bmp, bare_png, bare_webp
 from keye.worker.media.decode.tiff import Tiff
 from keye.worker.media.faults import corrupt
 
@@ -58,7 +58,7 @@ def salvage(content: bytes, name: str, decode: Decode) -> Salvaged:
     if name == "JPEG":
         return _salvage_jpeg(content, decode)
     tiff = Tiff(io.BytesIO(content)) if name == "TIFF" else None
-    bare = tiff.bare() if tiff else {"PNG": bare_png, "WEBP": bare_webp}.get(name, bytes)(content)
+    bare = tiff.bare() if tiff else {"PNG": bare_png, "WEBP": bare_webp, "BMP": bare_bmp}.get(name, bytes)(content)
     share_cut = tiff.share_cut if tiff else 0.0
     if not share_cut:
         with suppress(Exception):
