@@ -84,7 +84,7 @@ def large_frames(folder: Path) -> bytes:
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
-        frame = av.VideoFrame(3840, 2160, "yuv420p")
+        frame = av.VideoFrame.from_ndarray(np.zeros((3240, 3840), np.uint8), "yuv420p")
         for _ in range(8):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
