@@ -36,7 +36,7 @@ def started(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
 
 def left(folder: Path) -> list[Path]:
     # What torch compiled is kept for the next.
-    return [path for path in (folder / "temporary").iterdir() if not path.name.startswith("torchinductor_")]
+    return [path for path in (folder / "temporary").iterdir() if not path.name.startswith("keye-compiled-")]
 
 
 @pytest.mark.parametrize(
