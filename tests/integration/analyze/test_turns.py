@@ -14,13 +14,19 @@ from tests.support.conditions import eventually
 from tests.support.decoder_children import children_of
 
 
+def have_room_for_one(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As configured, too: from limits that are below that it recovers after some steps.
+    for limits in ("now", "_configured"):
+        monkeypatch.setattr(plant.engine._limits, limits, StepLimits(max_running=1))
+
+
 def waits(plant: Plant, job: Job) -> bool:
     record = plant.record(job.id)
     return "waits" in record and record["waits"] == record["attempts"]
 
 
 def test_a_job_without_room_in_the_engine_waits_until_there_is(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plant.engine._limits, "now", StepLimits(max_running=1))
+    have_room_for_one(plant, monkeypatch)
     first = plant.client.submit(prompt="what?", generation=endlessly())
     eventually(lambda: generating(plant, first.id))
     second = plant.client.submit(prompt="what?", generation=endlessly())
@@ -34,7 +40,7 @@ def test_a_job_without_room_in_the_engine_waits_until_there_is(plant: Plant, mon
 
 
 def test_a_job_that_is_over_while_it_waits_ends(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plant.engine._limits, "now", StepLimits(max_running=1))
+    have_room_for_one(plant, monkeypatch)
     first = plant.client.submit(prompt="what?", generation=endlessly())
     eventually(lambda: generating(plant, first.id))
     cancelled, late = (plant.client.submit(prompt="?", deadline_seconds=seconds) for seconds in (600, 2))
