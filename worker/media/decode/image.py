@@ -77,7 +77,7 @@ def decode_image(
             ) from None
         file.seek(0)
         try:
-            salvaged = salvage(file.read(), name, lambda part, ground: _decode_over(part, name, target, ground))
+            salvaged = salvage(file.read(), name, lambda part, ground: _decode_over(part, target, ground))
         except (Fault, MemoryError):
             raise
         except Exception:
@@ -127,7 +127,7 @@ def _decode(file: BinaryIO, name: str, target: _Target) -> Image.Image:
             return tiff.read_odd()
         if tiff.share_cut:
             raise OSError("image file is truncated")
-    rgb = _decode_over(file, name, target, None).rgb
+    rgb = _decode_over(file, target, None).rgb
     # What libjpeg makes of missing data. It tells nobody where the end is marked all the same.
     if name == "JPEG" and (np.asarray(rgb.crop((rgb.width - 1, rgb.height - 8, rgb.width, rgb.height))) == 128).all():
         raise _EndsInGrey(rgb)
@@ -143,7 +143,7 @@ def _tags_of(file: BinaryIO) -> Tiff | None:
         file.seek(0)
 
 
-def _decode_over(file: BinaryIO, name: str, target: _Target, ground: int | None) -> Decoded:
+def _decode_over(file: BinaryIO, target: _Target, ground: int | None) -> Decoded:
     with Image.open(file, formats=_FORMATS) as image:
         check_pixels(image.width, image.height, target.max_pixels)
         tile = image.tile[0] if image.tile else None
@@ -167,8 +167,7 @@ def _decode_over(file: BinaryIO, name: str, target: _Target, ground: int | None)
                 raise
         if image.format == "PNG" and tile and "transparency" in image.info:
             _match_key(file, image, str(tile.args))
-        stored = np.asarray(image) if ground is not None or name == "WEBP" else np.empty(0)
-        return Decoded(_to_rgb(image, tile), stored, _is_interlaced(image, tile))
+        return Decoded(_to_rgb(image, tile), image, _is_interlaced(image, tile))
 
 
 def _put_under(image: ImageFile, ground: int) -> None:

@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
     """A picture as stored: `stored` is what the decoder wrote, `rgb` what that looks like."""
 
     rgb: Image.Image
-    stored: npt.NDArray[np.generic]
+    stored: Image.Image
     is_interlaced: bool
 
 
@@ -119,10 +119,11 @@ def _as_far_as_it_goes() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def _differing(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> Mask:
-    if one.shape != other.shape:
+def _differing(one: Image.Image, other: Image.Image) -> Mask:
+    samples, others = np.asarray(one), np.asarray(other)
+    if samples.shape != others.shape:
         raise ValueError("two sizes of one picture")
-    differing = one != other
+    differing = samples != others
     return differing if differing.ndim == 2 else differing.any(axis=2)
 
 
