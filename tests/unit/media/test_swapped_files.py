@@ -18,6 +18,8 @@ from keye.worker.media.place import place_of
 
 # Enough for dozens of hits on a check that leaves a gap of a microsecond, on a machine that is busy.
 ROUNDS, SECONDS = 10_000, 3.0
+# Where one processor runs the two in turns, a moment that lasts microseconds is met seldom.
+PATIENCE_SECONDS = 120.0
 
 NEIGHBOUR = """
 import os, sys
@@ -53,12 +55,18 @@ def test_whatever_a_neighbour_swaps_nothing_from_outside_is_read(tmp_path: Path,
     secret.write_bytes(b"SECRET")
     names = [name for name in ("x", "x (deleted)", "d/x", "d/secret") if f"'{name}'" in DANCES[dance]]
     command = [sys.executable, "-c", NEIGHBOUR.format(dance=DANCES[dance]), str(root), str(secret)]
-    end, seen = time.monotonic() + SECONDS, Counter[str]()
+    began, seen = time.monotonic(), Counter[str]()
+
+    def is_enough() -> bool:
+        seconds = time.monotonic() - began
+        has_met_both = {ErrorCode.MEDIA_NOT_FOUND, ErrorCode.MEDIA_FORBIDDEN} <= seen.keys()
+        return (seen.total() >= ROUNDS or seconds >= SECONDS) and (has_met_both or seconds >= PATIENCE_SECONDS)
+
     with subprocess.Popen(command, stdout=subprocess.PIPE) as neighbour:
         try:
             assert neighbour.stdout is not None
             assert neighbour.stdout.readline() == b"ready\n"
-            while sum(seen.values()) < ROUNDS and time.monotonic() < end:
+            while not is_enough():
                 for name in names:
                     try:
                         with open_local(str(root / name), [root], 100) as file:
