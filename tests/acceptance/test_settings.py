@@ -29,6 +29,8 @@ NO_WORDS = ("x", "\udcff", "ä")
 NO_NUMBERS = ("inf", "nan", "1e12", "9" * 30, "-1")
 # A worker that is idle for longer must not be taken for one that hangs.
 LEAST_STEP_SECONDS = "2"
+# Which start beside the model: with more of them it takes two cores longer than the shortest limits on a load.
+MAX_DECODERS_OF_A_SHORT_LOAD = 4
 
 
 def values(name: str, field: FieldInfo, url: str, folder: Path) -> Iterator[str]:
@@ -127,6 +129,8 @@ def test_what_passes_the_check_runs_and_what_runs_not_is_told_by_name(
     # Each worker tries one value of each setting.
     for together in zip_longest(*passed.values()):
         chosen = {name: value for name, value in zip(passed, together, strict=True) if value is not None}
+        if int(chosen.get("KEYE_DECODERS", "").strip() or 1) > MAX_DECODERS_OF_A_SHORT_LOAD:
+            chosen.pop("KEYE_LOAD_SECONDS", None)
         found = verdict(monkeypatch, right | chosen)
         assert not isinstance(found, str), found
         assert not select(found, Severity.FAULT), (chosen, found)
