@@ -184,7 +184,8 @@ def test_store_that_stays_away_ends_the_job_with_the_window_and_says_so(
     assert re.search(told, failure.message)
     record = plant.record(job.id)
     began_at = float(json.loads(record[f"attempt:{failure.attempts}"])["began_at"])
-    assert began_at >= float(record["unreachable_since"]) + 2, "the last was at the window's end"
+    # The end is reckoned here, from a claim that the server has dated some of its microseconds before.
+    assert began_at >= float(record["unreachable_since"]) + 2 - 0.05, "the last was at the window's end"
 
 
 @pytest.mark.holds(
