@@ -168,9 +168,13 @@ class Decoder:
         last_line = printed.rpartition("\n")[2].strip()[:_MAX_REASON]
         raise OSError(f"one ended with status {self._process.poll()} before it came up ({last_line or 'silently'})")
 
-    def kill(self) -> None:
+    def hang_up(self) -> None:
+        """Where many are to end: it returns at once, and `kill` is still to come."""
         self._channel.close()
         self._process.kill()
+
+    def kill(self) -> None:
+        self.hang_up()
         self._process.wait()
         self._tell_printed()
         self._printed.close()

@@ -87,7 +87,11 @@ class DecoderPool:
             self._is_stopping = True
             self._changed.notify_all()
         self._keeper.join()
-        for decoder in (*self._starting, *self._idle, *(decoder for _, decoder in self._kept)):
+        decoders = [*self._starting, *self._idle, *(decoder for _, decoder in self._kept)]
+        # All at once: on a busy host each takes its time to go, and a drain has ten seconds for this.
+        for decoder in decoders:
+            decoder.hang_up()
+        for decoder in decoders:
             decoder.kill()
 
     @contextmanager
@@ -251,6 +255,8 @@ class DecoderPool:
 
     def _start(self, num_wanted: int) -> None:
         for _ in range(num_wanted):
+            if self._is_stopping:
+                return
             decoder = Decoder(self._silence_seconds, self._video_decoder, self._max_decoded_bytes)
             with self._changed:
                 self._starting.append(decoder)
