@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    ahead,
     auto_content,
     decode,
     device_operations,
@@ -20,6 +21,7 @@ from benchmarks import (
 from benchmarks.machine import describe_machine
 
 BENCHMARKS = {
+    "ahead": ahead.run,
     "decode": decode.run,
     "auto_content": auto_content.run,
     "photos": photos.run,

@@ -90,16 +90,18 @@ class Yard:
     def __init__(self, url: str, redis: Redis, folder: Path) -> None:
         self.redis = redis
         self._folder = folder
-        self._environment = {**os.environ, "KEYE_REDIS_URL": url, "KEYE_DECODERS": "1"}
+        self._environment = {"KEYE_DECODERS": "1", **os.environ, "KEYE_REDIS_URL": url}
         self._environment["KEYE_CACHE_FOLDER"] = str(folder / "cache")
 
     @contextmanager
-    def worker(self, app: str, concurrency: int = 8) -> Iterator[Worker]:
+    def worker(self, app: str, concurrency: int | None = 8, **environ: str) -> Iterator[Worker]:
         num_before = self._num_ready()
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool", "threads", *SILENT]
-        command += ["--loglevel", "WARNING", "--concurrency", str(concurrency)]
+        command += ["--loglevel", "WARNING"]
+        if concurrency is not None:
+            command += ["--concurrency", str(concurrency)]
         with (self._folder / "log").open("ab") as log:
-            process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, env=self._environment | environ, stdout=log, stderr=subprocess.STDOUT)
         try:
             if app == ECHO:
                 _wait_until(lambda: self._num_ready() > num_before)
@@ -142,10 +144,10 @@ def _round(worker: Worker, redis: Redis, send: Callable[[], list[str]]) -> Round
         job_ids = send()
         sent_rate = len(job_ids) / (time.perf_counter() - began)
         cpu_before = worker.cpu_seconds
-    ends = _ends(redis, job_ids)
+    ends = ends_of(redis, job_ids)
     worker_ms = 1000 * (worker.cpu_seconds - cpu_before) / len(job_ids)
     server_ms = 1000 * (_server_cpu_seconds(redis) - server_before) / len(job_ids)
-    return Round(_steady_rate(ends), worker_ms, server_ms, sent_rate)
+    return Round(steady_rate(ends), worker_ms, server_ms, sent_rate)
 
 
 def _server_cpu_seconds(redis: Redis) -> float:
@@ -153,7 +155,7 @@ def _server_cpu_seconds(redis: Redis) -> float:
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
-def _ends(redis: Redis, task_ids: Sequence[str]) -> list[float]:
+def ends_of(redis: Redis, task_ids: Sequence[str]) -> list[float]:
     """When each task was done, by its Celery result, which both sides write; waits for the last."""
     names = [result_key(task_id) for task_id in task_ids]
     _wait_until(lambda: redis.exists(*names) == len(names), seconds=300, pause=0.5)
@@ -161,7 +163,7 @@ def _ends(redis: Redis, task_ids: Sequence[str]) -> list[float]:
     return sorted(datetime.fromisoformat(result["date_done"]).timestamp() for result in results)
 
 
-def _steady_rate(ends: Sequence[float]) -> float:
+def steady_rate(ends: Sequence[float]) -> float:
     """Of the middle eight tenths: neither the start nor the last stragglers."""
     first, last = len(ends) // 10, len(ends) * 9 // 10
     return (last - first) / (ends[last] - ends[first])
@@ -215,7 +217,7 @@ def _memory(worker: Worker, redis: Redis, client: Client) -> list[float]:
     """Resident MiB after each of three times `MEMORY_STEP` jobs; the first is the warm-up."""
     resident = []
     for _ in range(3):
-        _ends(redis, _submit(client, MEMORY_STEP))
+        ends_of(redis, _submit(client, MEMORY_STEP))
         resident.append(worker.resident_mib)
     return resident
 
@@ -227,7 +229,7 @@ def _scaled(yard: Yard, client: Client, num_workers: int) -> float:
         for _ in range(num_workers):
             running.enter_context(yard.worker(ECHO, SCALING_CONCURRENCY))
         job_ids = _submit(client, per_second * SCALING_SECONDS, AnalysisJob(prompt="wait 0.1"))
-        return _steady_rate(_ends(yard.redis, job_ids))
+        return steady_rate(ends_of(yard.redis, job_ids))
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 60, pause: float = 0.02) -> None:

@@ -227,7 +227,13 @@ class Settings(ProducerSettings):
         description="share of the GPU's memory that weights, cache and the largest step may take",
     )
 
-    concurrency: int = Field(default=8, ge=1, le=256, description="jobs in flight in one worker process")
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="most jobs in flight in one worker process, from fetch to answer; unset: what fills the engine, "
+        "which runs 64, and those that are prepared ahead of it",
+    )
     host_workers: int = Field(
         default=1,
         ge=1,
@@ -330,6 +336,11 @@ class Settings(ProducerSettings):
         description="most memory for the pixels of all jobs of one worker, and of any one job; unset: an eighth of the "
         "host's, divided by its workers, 4 GiB at most",
     )
+
+    @property
+    def num_slots(self) -> int:
+        """Threads for jobs: what the engine runs, what is on its way there, and what waits for others to end."""
+        return self.concurrency or 192
 
     @property
     def num_decoder_processes(self) -> int:

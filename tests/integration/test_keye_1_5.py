@@ -27,6 +27,7 @@ from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.tasks.attempt import Attempt, Workbench, load_sampling
+from keye.worker.tasks.lookahead import Lookahead
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "v1_5" / "checkpoint"
 NEW_TOKENS = 24
@@ -68,6 +69,7 @@ def bench(engine: Engine, processor: KeyeProcessor, redis: Redis, decoders: Deco
         media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,))),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,
+        lookahead=Lookahead(decoders.num_decoders),
         events=EventWriter(redis),
         model=ModelIdentity(name="random", model_type="KeyeVL1_5", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

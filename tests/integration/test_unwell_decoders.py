@@ -88,8 +88,9 @@ def test_a_suspect_waits_for_those_that_decode_and_goes_before_those_that_wait(b
 
     def read(name: str, on_frame: Callable[[int, int], None] = lambda *_: None) -> Thread:
         path = bench.clip if name == "first" else bench.photo
-        waits = is_suspect.set if name == "suspect" else lambda: None
-        told = {"on_begin": lambda: order.append(name), "on_wait": waits, "on_frame": on_frame}
+        told = {"on_begin": lambda: order.append(name), "on_frame": on_frame}
+        if name == "suspect":
+            told["on_wait"] = lambda _: is_suspect.set()
         thread = Thread(target=bench.decode, args=[path], kwargs=told)
         thread.start()
         return thread
@@ -135,8 +136,8 @@ def test_a_suspect_that_waits_for_room_lets_those_decode_that_have_it(bench: Ben
     begun: list[None] = []
     has_no_room = Event()
 
-    def waits() -> None:
-        if len(begun) > 1:
+    def waits(wanted: str) -> None:
+        if wanted == "memory":
             has_no_room.set()
 
     def strike_once() -> None:

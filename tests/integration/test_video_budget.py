@@ -19,6 +19,7 @@ from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.tasks.attempt import Attempt, Workbench, load_sampling
+from keye.worker.tasks.lookahead import Lookahead
 from tests.support.zoo import encode_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,6 +52,7 @@ def bench(checkpoint: Path, engine: Engine, redis: Redis, decoders: DecoderPool,
         media_limits=MediaLimits.of(Settings(media_roots=(tmp_path,), min_frames_per_second=0.9)),
         media_cache=MediaCache(tmp_path / "cache", max_bytes=0),
         decoders=decoders,
+        lookahead=Lookahead(decoders.num_decoders),
         events=EventWriter(redis),
         model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -61,11 +61,13 @@ class Quarantine:
 class Admission:
     """The door: called with each message as it was taken from its list, before kombu reads it.
 
-    `canvas` are the patterns of KEYE_CELERY_CANVAS. While it is not `is_open` no more are taken.
+    `canvas` are the patterns of KEYE_CELERY_CANVAS. While it is not `is_open`, or `has_room` says so of the number of
+    messages that are taken and not acknowledged, no more are taken.
     """
 
     def __init__(self, redis: Redis, quarantine: Quarantine, canvas: Sequence[str]) -> None:
         self.is_open = True
+        self.has_room: Callable[[int], bool] = lambda _: True
         self._redis = redis
         self._quarantine = quarantine
         self._canvas = canvas
@@ -73,6 +75,9 @@ class Admission:
     def __json__(self) -> str:
         """For kombu: `inspect stats` tells the transport's options, of which this is one."""
         return type(self).__name__
+
+    def takes_more(self, num_taken: int) -> bool:
+        return self.is_open and self.has_room(num_taken)
 
     def __call__(self, raw: bytes) -> str | None:
         """The message that Celery gets; None where it gets none. What cannot be read is in quarantine then."""

@@ -33,9 +33,10 @@ class QoS(redis.QoS):
     """What has been taken and not acknowledged, noted in Redis for other workers."""
 
     def can_consume(self) -> bool:
-        """While the door is closed only what was asked for before: a message may be in the answer, and goes back."""
-        takes_more = self.channel.admission.is_open or not self.channel.active_queues or bool(self.channel._in_poll)
-        return takes_more and super().can_consume()
+        """While the door is closed only what was asked for before: a message may be in the answer."""
+        admission, num_taken = self.channel.admission, len(self._delivered) - len(self._dirty)
+        is_asked = not self.channel.active_queues or bool(self.channel._in_poll)
+        return (is_asked or admission.takes_more(num_taken)) and super().can_consume()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """What goes back is the next to be taken: kombu would put it behind all that wait."""

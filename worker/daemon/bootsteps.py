@@ -33,6 +33,7 @@ from keye.worker.daemon.host_limits import raise_open_files
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.vitals import Vitals
 from keye.worker.daemon.watch import Watch
+from keye.worker.engine.step_plan import StepLimits
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import CancelListener, LeaseRenewal
@@ -44,6 +45,7 @@ from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.fitness import Fitness
+from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.probe import probe
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
@@ -86,7 +88,7 @@ class EngineStep(bootsteps.StartStopStep):
         findings = [*check_celery(conf, os.environ), *check_transport(conf)]
         if worker.autoscale:
             # Celery's own attempt to add a thread ends the worker at its second job.
-            cure = "Leave it out: KEYE_CONCURRENCY says how many jobs run at a time."
+            cure = "Leave it out: a worker takes as many jobs as its engine runs, KEYE_CONCURRENCY at most."
             findings.append(fault("Celery", "--autoscale is set, and the threads pool neither grows nor shrinks", cure))
         if faults := select(findings, Severity.FAULT):
             logger.critical(as_message(faults))
@@ -156,6 +158,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
+        self._lookahead = lookahead = Lookahead(settings.decoders)
         bench = Workbench(
             inbox=served.engine.inbox,
             processor=served.processor,
@@ -163,6 +166,7 @@ class EngineStep(bootsteps.StartStopStep):
             media_limits=MediaLimits.of(settings),
             media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
             decoders=self._decoders,
+            lookahead=lookahead,
             events=EventWriter(redis),
             model=served.model,
             worker=identity,
@@ -172,7 +176,8 @@ class EngineStep(bootsteps.StartStopStep):
             media_retry_seconds=settings.media_retry_seconds,
         )
         _start_threads(worker.pool)
-        work = WorkClock(redis, settings.concurrency)
+        work = WorkClock(redis, min(settings.num_slots, StepLimits().max_running))
+        worker.app.admission.has_room = lookahead.has_room
         self._fitness = fitness = Fitness(partial(probe, bench), worker.app.admission, self._tell_fitness)
         fitness.start()
         self._analyst = analyst = worker.app.analyst = Analyst(
@@ -182,7 +187,7 @@ class EngineStep(bootsteps.StartStopStep):
         guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
         self._watch.start()
-        seen = (served.engine, served.model, self._decoders, bench.media_cache, analyst.stragglers, work)
+        seen = (served.engine, served.model, self._decoders, bench.media_cache, lookahead, work)
         self._vitals = Vitals(*seen)
         self._vitals.start()
         self._renewal.start()
@@ -212,6 +217,8 @@ class EngineStep(bootsteps.StartStopStep):
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called by Celery for each connection to the broker, whose loss clears the loop's timers."""
+        # Any call turns the loop, and with each turn kombu asks whether the door takes more.
+        self._lookahead.wake = partial(hub.call_soon, bool)
         hub.call_repeatedly(TURN_SECONDS, state.maybe_shutdown)
 
     def close(self, worker: Any) -> None:

@@ -17,6 +17,9 @@ from keye.worker.model.processor import KeyeProcessor
 
 _GIB = 2**30
 
+# So many jobs together have most of what batching gains.
+ENOUGH = 8
+
 
 def card_bytes(device: DeviceSetting) -> int | None:
     """The memory of the first GPU that this process sees; None where there is none, or the CPU is asked for."""

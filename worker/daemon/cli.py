@@ -219,7 +219,9 @@ def plan(
     totals = planning.sum_up(planned, facts, room)
     shape = capacity.JobShape(totals["visual_tokens"] if planned else visual_tokens, text_tokens, max_new_tokens)
     lower = partial(planning.max_pixels_for, parts=parts, planned=planned, facts=facts, room=room)
-    advice = list(capacity.advise(fitting, shape, settings.concurrency, lower if planned else lambda _: None))
+    advice = list(
+        capacity.advise(fitting, shape, settings.concurrency or capacity.ENOUGH, lower if planned else lambda _: None)
+    )
     if as_json:
         memory = fitting.as_dict() | {"jobs": fitting.num_jobs(shape.num_tokens), "lower": advice}
         tell(json.dumps({"media": [asdict(medium) for medium in planned], **totals, "memory": memory}))
@@ -227,7 +229,7 @@ def plan(
     console = OurConsole()
     if planned:
         console.print(planning.as_table(planned, totals))
-    console.print(capacity.as_table(fitting, shape, settings.concurrency))
+    console.print(capacity.as_table(fitting, shape, settings.num_slots))
     for line in advice:
         console.print(f"- {line}", highlight=False, soft_wrap=True, markup=False)
 

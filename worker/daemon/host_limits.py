@@ -1,4 +1,4 @@
-"""What the host allows our processes, held against what KEYE_CONCURRENCY jobs need: open files, threads, disk."""
+"""What the host allows our processes, held against what jobs need that are under way: open files, threads, disk."""
 
 import logging
 import os
@@ -10,14 +10,16 @@ from pathlib import Path
 from keye.config.host import thread_limits
 from keye.config.settings import Settings
 from keye.worker.daemon.findings import Finding, Severity, ok, warning
+from keye.worker.engine.step_plan import StepLimits
+from keye.worker.tasks.lookahead import most_unprepared
 
-# What 256 jobs at a time (KEYE_CONCURRENCY) need, and few enough for programs that close whatever number there could be
+# What 256 jobs at a time would need, and few enough for programs that close whatever number there could be
 # when they are started: with a hard limit of 2^30 that takes them minutes.
 MAX_OPEN_FILES = 2**16
 
-# A job has 8 media fetched at once, each in 8 parts where it is large: a file and 8 connections, a thread and 8 more.
+# A job has 8 media fetched at once, each in 8 parts where it is large: a file and 8 connections, 9 threads.
 FILES_A_JOB = 72
-THREADS_A_JOB = 73
+THREADS_A_JOB = 72
 # Of a worker that has no job, those of a GPU's driver among them.
 FILES_AT_REST = 64
 FILES_A_DECODER = 4
@@ -53,25 +55,28 @@ def _number(limit: int) -> int:
 
 def check_host_limits(settings: Settings) -> Iterator[Finding]:
     """A warning where jobs would be given back once all that may be under way are; a fault where none could run."""
-    jobs, workers = settings.concurrency, settings.host_workers
+    jobs, workers = settings.num_slots, settings.host_workers
+    unprepared = min(jobs, most_unprepared(settings.decoders))
     at_rest = FILES_AT_REST + settings.num_decoder_processes * FILES_A_DECODER
     cure = "Raise it (ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile of docker)"
-    yield _count("open files", "the hard limit", max_open_files(), at_rest, FILES_A_JOB, jobs, cure)
+    yield _count("open files", "the hard limit", max_open_files(), at_rest, FILES_A_JOB, unprepared, cure)
 
     limits = thread_limits()
     # Nobody's in particular, and so not bounded.
     if os.geteuid() != 0:
         limits["ulimit -u"] = _number(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     name, limit = min(limits.items(), key=lambda each: each[1], default=("no limit", sys.maxsize))
-    at_rest = workers * (THREADS_AT_REST + settings.num_decoder_processes)
+    at_rest = workers * (THREADS_AT_REST + settings.num_decoder_processes + jobs)
     cure = "Raise it (ulimit -u, TasksMax= of systemd, --pids-limit of docker, sysctl)"
-    yield _count("threads", name, limit, at_rest, workers * THREADS_A_JOB, jobs, cure)
+    yield _count("threads", name, limit, at_rest, workers * THREADS_A_JOB, unprepared, cure)
 
+    # Whoever has not been in the engine has little to say.
+    answered = workers * min(jobs, StepLimits().max_running)
     folders = [
-        ("spool", settings.spool_folder, workers * jobs * SPOOL_BYTES_A_JOB, workers * jobs),
+        ("spool", settings.spool_folder, answered * SPOOL_BYTES_A_JOB, workers * jobs),
         ("run", settings.run_folder, workers * RUN_BYTES_A_WORKER, workers * RUN_FILES_A_WORKER),
         # Its bytes are held against KEYE_CACHE_BYTES.
-        ("cache", settings.cache_folder, 0, workers * jobs * FILES_A_JOB),
+        ("cache", settings.cache_folder, 0, workers * unprepared * FILES_A_JOB),
     ]
     full = [finding for folder in folders if (finding := _lack_of_room(*folder))]
     yield from full or [ok("disk", "spool, run folder and cache have room for what all jobs under way may write")]
@@ -79,9 +84,9 @@ def check_host_limits(settings: Settings) -> Iterator[Finding]:
 
 
 def _count(subject: str, name: str, limit: int, at_rest: int, a_job: int, jobs: int, cure: str) -> Finding:
-    """`a_job` is what one more of KEYE_CONCURRENCY takes."""
+    """`a_job` is what one more takes of those that fetch or decode."""
     wanted = at_rest + jobs * a_job
-    needs = f"{jobs} jobs at a time (KEYE_CONCURRENCY) with 8 large media each need {wanted}"
+    needs = f"{jobs} jobs that fetch or decode 8 large media each need {wanted}"
     shown = "any number" if limit == sys.maxsize else f"{limit} ({name})"
     if limit >= wanted:
         return ok(subject, f"{shown}; {needs}")

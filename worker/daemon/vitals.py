@@ -4,11 +4,10 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from keye.config.codes import Stage
 from keye.config.outcome import ModelIdentity
 from keye.worker.media.job_media import DecoderPool, MediaCache
 from keye.worker.periodic_thread import PeriodicThread
-from keye.worker.tasks.stragglers import Stragglers
+from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics
 from keye.worker.telemetry.log import dropped_lines
@@ -29,14 +28,14 @@ class Vitals(PeriodicThread):
         model: ModelIdentity,
         decoders: DecoderPool,
         cache: MediaCache,
-        stragglers: Stragglers,
+        lookahead: Lookahead,
         work: WorkClock,
     ) -> None:
         super().__init__("vitals", LOOK_SECONDS)
         self._engine = engine
         self._decoders = decoders
         self._cache = cache
-        self._stragglers = stragglers
+        self._lookahead = lookahead
         self._work = work
         self._before = engine.snapshot()
         self._num_dropped = 0
@@ -66,7 +65,7 @@ class Vitals(PeriodicThread):
 
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         is_idle = now.steps == before.steps and not now.running + now.waiting
-        if is_idle and any(stage is not Stage.GENERATE for stage in self._stragglers.stages()):
+        if is_idle and any(attempt.phase != "running" for attempt in self._lookahead.attempts()):
             metrics.STARVED_SECONDS.inc(self._looked_at - looked_at)
         # Last: alone it needs Redis.
         self._work.hand_on()

@@ -6,7 +6,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
@@ -68,7 +68,7 @@ def decode(
     decoders: DecoderPool,
     on_frame: Callable[[int, int, int], None] = lambda *_: None,
     check: Callable[[], None] = lambda: None,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[Literal["decoder", "memory"]], None] = lambda _: None,
     on_begin: Callable[[], None] = lambda: None,
     on_end: Callable[[], None] = lambda: None,
 ) -> list[Decoded]:
@@ -77,8 +77,8 @@ def decode(
     `check` is called several times a second; what it raises ends the decoding, as does the `Fault` of the first
     medium that turns out not to be decodable within the limits. `on_frame` is called by one thread at a time, after
     each frame of a video: (media_index, frames done, frames in all). What it raises ends the decoding too.
-    `on_wait`, `on_begin` and `on_end` are called by each medium's own thread: where it has to wait for a decoder or for
-    room, right before a decoder gets it, and once it has left it for good.
+    `on_wait`, `on_begin` and `on_end` are called by each medium's own thread: where it has to wait, and what for, right
+    before a decoder gets it, and once it has left it for good.
     """
     telling = Lock()
 

@@ -144,7 +144,7 @@ class Analyst:
         self._revoked = LimitedSet(maxlen=MAX_REVOKED)
         # Of deliveries that are being answered and whose task has another id than their job.
         self._jobs: dict[str, str] = {}
-        self.stragglers = Stragglers(settlement)
+        self.stragglers = Stragglers(settlement, bench.lookahead)
 
     def analyze(
         self,
@@ -293,7 +293,7 @@ class Analyst:
         with self._renewal.holding(lease, attempt.interrupt):
             outcome: JobResult | JobFailure
             try:
-                with self.stragglers.watching(attempt), self._work.running(kind_of(opened.job)):
+                with self._bench.lookahead.watching(attempt), self._work.running(kind_of(opened.job)):
                     outcome = attempt.run()
                 self.fitness.answered()
             except LeaseLost:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.event import FramesDecoded, StageStarted
@@ -33,8 +33,9 @@ from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWrit
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
+from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.moves import log_stage
-from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn
+from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn, Wanted
 from keye.worker.tasks.visual_inputs import media_warnings, visual_inputs
 from keye.worker.telemetry.log import about
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 FRAMES_TOLD_EVERY_SECONDS = 0.5
 # A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.
 BRIEFLY_SECONDS = 0.01
+# What an attempt is at: on its way to a decoder or to the prompt, waiting for something, being decoded and prepared, or
+# generating.
+Phase = Literal["fetch", Wanted, "decode", "running"]
 # As many whole numbers as callers' JSON surely holds (RFC 8259, 6).
 _NUM_SEEDS = 2**53
 
@@ -80,6 +84,7 @@ class Workbench:
     media_limits: MediaLimits
     media_cache: MediaCache
     decoders: DecoderPool
+    lookahead: Lookahead
     events: EventWriter
     model: ModelIdentity
     worker: WorkerIdentity
@@ -100,7 +105,7 @@ class Attempt:
         self.stage = Stage.OPEN
         self.num_visual_tokens = 0
         self.events = AttemptEvents(bench.events, lease)
-        self._turn = Turn(bench.events, lease)
+        self._turn = Turn(bench.events, lease, bench.lookahead.changed)
         self._bench = bench
         self.job = job
         self.lease = lease
@@ -153,6 +158,13 @@ class Attempt:
             metadata=self.job.metadata,
             generation=Generation(**asdict(sampling), thinking=self.job.thinking),
         )
+
+    @property
+    def phase(self) -> Phase:
+        if self.stage is Stage.GENERATE:
+            return "running" if self.is_in_engine else "engine"
+        is_prepared = self.stage in (Stage.DECODE, Stage.PREPARE)
+        return self._turn.waits_for or ("decode" if is_prepared else "fetch")
 
     @property
     def is_in_engine(self) -> bool:
@@ -213,6 +225,7 @@ class Attempt:
     @contextmanager
     def _in_stage(self, stage: Stage, is_brief: bool = False) -> Iterator[None]:
         self.stage = stage
+        self._bench.lookahead.changed()
         self.events.tell(StageStarted, may_wait=is_brief, stage=stage)
         started_at = time.monotonic()
         with about(stage=stage):
@@ -253,7 +266,7 @@ class Attempt:
                     opened.callback(medium.close)
             with self._in_stage(Stage.DECODE):
                 turn = self._turn
-                watching = (self._on_frame, self._watch_decoding, turn.wait, turn.begin, turn.wait)
+                watching = (self._on_frame, self._watch_decoding, turn.wait, turn.begin, turn.end)
                 decoded = decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
                 turn.begin()
                 return [medium.identity for medium in fetched], decoded
@@ -292,6 +305,7 @@ class Attempt:
             if not self._pending.wait(BRIEFLY_SECONDS):
                 self.events.flush()
                 self._await_turn(self._pending)
+            self._bench.lookahead.changed()
             text = Coalescer(self.events)
             for delta in self._pending.deltas():
                 text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
@@ -308,7 +322,7 @@ class Attempt:
 
     def _await_turn(self, pending: PendingGeneration) -> None:
         """Until the engine has room for it, or it is over."""
-        self._turn.wait()
+        self._turn.wait("engine")
         if not pending.wait_to_begin(BRIEF_WAIT_SECONDS):
             self._turn.tell(after_seconds=0)
             pending.wait_to_begin()

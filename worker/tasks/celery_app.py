@@ -65,7 +65,7 @@ def build_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_track_started=False,
         worker_pool="threads",
-        worker_concurrency=settings.concurrency,
+        worker_concurrency=settings.num_slots,
         worker_prefetch_multiplier=1,
         # A lost connection does not end a job: its lease goes on, and its outcome is settled without Celery.
         worker_cancel_long_running_tasks_on_connection_loss=False,

@@ -4,8 +4,6 @@ thread, and those that nobody has and that may not run again. Finding the latter
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from weakref import WeakSet
 
@@ -18,6 +16,7 @@ from keye.worker.leases.claims import Claimed, LateJob, TakenOver
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.fault import failure_of
+from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.telemetry.log import about
 
 log = logging.getLogger(__name__)
@@ -27,31 +26,18 @@ GRACE_SECONDS = 3.0
 
 
 class Stragglers:
-    """Attempts are watched from their own threads and ended from one other."""
+    """Ended from one thread that is none of theirs."""
 
-    def __init__(self, settlement: Settlement) -> None:
+    def __init__(self, settlement: Settlement, lookahead: Lookahead) -> None:
         self._settlement = settlement
-        self._running: set[Attempt] = set()
+        self._lookahead = lookahead
         # An attempt may end by itself just before it is noted here, and nobody would take it out.
         self._ended: WeakSet[Attempt] = WeakSet()
-
-    @contextmanager
-    def watching(self, attempt: Attempt) -> Iterator[None]:
-        self._running.add(attempt)
-        try:
-            yield
-        finally:
-            self._running.discard(attempt)
-
-    def stages(self) -> list[Stage]:
-        """That the attempts which run are in."""
-        return [attempt.stage for attempt in self._running.copy()]
 
     def end_overdue(self) -> dict[Claimed, float]:
         """End the jobs whose time is over; returns those whose threads run on, and for how many seconds beyond it."""
         now = time.monotonic()
-        # Copied in one move: threads come and go.
-        seconds_over = {attempt: now - attempt.ends_at for attempt in self._running.copy()}
+        seconds_over = {attempt: now - attempt.ends_at for attempt in self._lookahead.attempts()}
         overdue = {attempt: seconds for attempt, seconds in seconds_over.items() if seconds > GRACE_SECONDS}
         try:
             for attempt in overdue:

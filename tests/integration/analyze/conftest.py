@@ -23,6 +23,7 @@ from keye.worker.tasks.analyze import Analyst
 from keye.worker.tasks.attempt import Workbench, load_sampling
 from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.fitness import Fitness
+from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.probe import probe
 from keye.worker.tasks.work_clock import WorkClock
 from tests.integration.analyze.plant import (
@@ -64,6 +65,7 @@ def plant(valkey_url: str, decoders: DecoderPool, tmp_path_factory: pytest.TempP
         media_limits=MediaLimits.of(settings),
         media_cache=MediaCache(tmp_path_factory.mktemp("cache"), max_bytes=0),
         decoders=decoders,
+        lookahead=Lookahead(decoders.num_decoders),
         events=FaultyEvents(redis),
         model=ModelIdentity(name="random", model_type="Keye", precision="float32"),
         worker=WorkerIdentity(host="here", pid=1, device="cpu"),

@@ -58,7 +58,7 @@ def findings_with(limit: int, number: int) -> str:
 def test_limits_are_held_against_the_jobs_at_a_time_and_the_cure_says_how_many_fit() -> None:
     assert findings_with(resource.RLIMIT_NOFILE, 1024) == ""
     assert findings_with(resource.RLIMIT_NOFILE, 300) == (
-        "warning: open files: at most 300 (the hard limit), and 8 jobs at a time (KEYE_CONCURRENCY) with 8 large media "
+        "warning: open files: at most 300 (the hard limit), and 8 jobs that fetch or decode 8 large media "
         "each need 648. Raise it (ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile of docker), or lower "
         "KEYE_CONCURRENCY to 3.\n"
     )

@@ -163,8 +163,8 @@ def test_a_job_is_told_whether_its_media_wait_for_a_decoder_or_are_in_one(limits
         fetched = fetch(parts, limits, MediaCache(tmp_path / "cache", max_bytes=0))
         decode(parts, fetched, limits, SIZING, pool, on_wait=tell("wait", whose), on_begin=tell("begin", whose))
 
-    def tell(what: str, whose: str) -> Callable[[], None]:
-        def note() -> None:
+    def tell(what: str, whose: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
             told.append(f"{what} {whose}")
             if told[-1] == "wait other":
                 other_waits.set()

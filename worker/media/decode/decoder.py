@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from mmap import mmap
 from traceback import clear_frames
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from keye.config.faults import Fault
 from keye.config.job import ImagePart, VideoPart
@@ -67,8 +67,9 @@ class DecodingOrder:
     """A medium to decode, how large it is shown, and whom to tell on the way.
 
     `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
-    decoding at once, and the child with it. `on_wait` is called where no child is free at once or there is no room for
-    the pixels, `on_begin` before a child that has started is given the medium; both again where it goes back to wait.
+    decoding at once, and the child with it. `on_wait` is told what for where no child is free at once or there is no
+    room for the pixels, `on_begin` before a child that has started is given the medium; both again where it goes back
+    to wait.
     """
 
     part: ImagePart | VideoPart
@@ -77,7 +78,7 @@ class DecodingOrder:
     sizing: Sizing
     on_frame: Callable[[int, int], None]
     check: Callable[[], None]
-    on_wait: Callable[[], None] = lambda: None
+    on_wait: Callable[[Literal["decoder", "memory"]], None] = lambda _: None
     on_begin: Callable[[], None] = lambda: None
 
 

@@ -125,7 +125,7 @@ class DecoderPool:
             except NoRoom as refusal:
                 num_bytes = refusal.num_bytes
             # Without a child, so that those who are to make room get on.
-            order.on_wait()
+            order.on_wait("memory")
             while not self._budget.has_room(share, num_bytes):
                 order.check()
                 time.sleep(_TICK_SECONDS)
@@ -201,7 +201,7 @@ class DecoderPool:
                     self._changed.wait(_TICK_SECONDS)
             if not has_waited:
                 has_waited = True
-                order.on_wait()
+                order.on_wait("decoder")
 
     def _next_free(self, order: DecodingOrder, share: PixelShare) -> Decoder | None:
         is_anothers_turn = self._suspects and (self._suspects[0] is not order or self._num_taken)

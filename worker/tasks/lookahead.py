@@ -1,0 +1,75 @@
+"""How far preparing runs ahead of generating: what each attempt of this process is at, and whether another is taken."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keye.worker.tasks.attempt import Attempt
+
+# A store's answer takes longer than a decoder's, and costs neither memory nor a core.
+LEAST_FETCHING = 16
+
+
+def most_waiting(num_decoders: int) -> int:
+    """Jobs that may wait for a decoder, or prepared ones for the engine: whoever takes from them finds the next."""
+    return 2 * num_decoders
+
+
+def most_fetching(num_decoders: int) -> int:
+    """Jobs that may be on their way to a decoder."""
+    return max(LEAST_FETCHING, 2 * most_waiting(num_decoders))
+
+
+def most_unprepared(num_decoders: int) -> int:
+    """Jobs that may hold open files and threads for their media."""
+    return most_fetching(num_decoders) + most_waiting(num_decoders) + num_decoders
+
+
+class Lookahead:
+    """The attempts of this process: each is noted from its own thread, and they are counted from the door's.
+
+    Another message is taken only while the decoders, or the engine, can soon have what it asks for. Whoever would wait
+    longer is left to other workers. `wake` has the door look again.
+    """
+
+    def __init__(self, num_decoders: int) -> None:
+        self._most_waiting = most_waiting(num_decoders)
+        self._most_fetching = most_fetching(num_decoders)
+        self._running: set[Attempt] = set()
+        self._has_refused = False
+        self.wake: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def watching(self, attempt: "Attempt") -> Iterator[None]:
+        self._running.add(attempt)
+        try:
+            yield
+        finally:
+            self._running.discard(attempt)
+            self.changed()
+
+    def attempts(self) -> "set[Attempt]":
+        """Copied in one move: threads come and go."""
+        return self._running.copy()
+
+    def changed(self) -> None:
+        """An attempt is at something else now, or has ended."""
+        if self._has_refused:
+            self._has_refused = False
+            self.wake()
+
+    def has_room(self, num_taken: int) -> bool:
+        """Whether another message is to be taken; `num_taken` have been, and are not acknowledged yet."""
+        self._has_refused = True
+        phases = [attempt.phase for attempt in self.attempts()]
+        # Those that are not yet claimed count as on their way.
+        num_fetching = num_taken - sum(phase != "fetch" for phase in phases)
+        has_room = (
+            num_fetching < self._most_fetching
+            and phases.count("decoder") < self._most_waiting
+            and phases.count("engine") < self._most_waiting
+            and "memory" not in phases
+        )
+        self._has_refused = not has_room
+        return has_room
