@@ -36,7 +36,7 @@ def test_no_broadcast_changes_a_worker(host: EchoHost, method: str) -> None:
         (queues,) = eventually(lambda: app.control.inspect(limit=1, timeout=30).active_queues()).values()
         (stats,) = eventually(lambda: app.control.inspect(limit=1, timeout=30).stats()).values()
     assert [queue["name"] for queue in queues] == ["keye.jobs"]
-    assert stats["pool"]["max-concurrency"] == 8
+    assert stats["pool"]["max-concurrency"] == 192
 
 
 def test_a_broadcast_cancels_a_job_by_its_id(host: EchoHost) -> None:
