@@ -118,7 +118,7 @@ def test_a_pool_that_is_to_grow_is_refused_with_the_cure(
 ) -> None:
     worker = start(*CELERY, *options, **settings)
     assert worker.exit_code() == ExitCode.PREFLIGHT_FAILED
-    assert "KEYE_CONCURRENCY says how many" in worker.log
+    assert "as many jobs as its engine runs, KEYE_CONCURRENCY at most" in worker.log
 
 
 @pytest.mark.holds("docs/operations.md#can-i-use-my-own-supervisor", "What you do without: the checks before starting")

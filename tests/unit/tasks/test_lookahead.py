@@ -1,0 +1,59 @@
+"""Whether the door takes another message, from what the attempts under way are at."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from keye.worker.tasks.lookahead import Lookahead
+
+
+def has_room(*phases: str, num_taken: int | None = None) -> bool:
+    lookahead = Lookahead(num_decoders=2)
+    with ExitStack() as under_way:
+        for phase in phases:
+            under_way.enter_context(lookahead.watching(attempt(phase)))
+        return lookahead.has_room(len(phases) if num_taken is None else num_taken)
+
+
+def attempt(phase: str) -> Any:
+    return cast(Any, _Attempt(phase))
+
+
+class _Attempt(SimpleNamespace):
+    def __init__(self, phase: str) -> None:
+        super().__init__(phase=phase)
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "While pixels wait for memory it takes no more."
+)
+@pytest.mark.parametrize(
+    ("phases", "most"), [("fetch", 16), ("decoder", 4), ("engine", 4), ("memory", 1)], ids=lambda each: str(each)
+)
+def test_each_kind_of_wait_has_its_bound(phases: str, most: int) -> None:
+    assert has_room(*[phases] * (most - 1), *["running"] * 100, *["decode"] * 2)
+    assert not has_room(*[phases] * most, *["running"] * 100)
+
+
+def test_what_was_taken_and_is_not_claimed_yet_counts_as_on_its_way() -> None:
+    assert has_room(*["running"] * 64, num_taken=64 + 15)
+    assert not has_room(*["running"] * 64, num_taken=64 + 16)
+
+
+def test_the_door_looks_again_once_what_it_was_refused_for_has_changed() -> None:
+    lookahead, woken = Lookahead(num_decoders=1), []
+    lookahead.wake = lambda: woken.append(True)
+    waiting = attempt("memory")
+    with lookahead.watching(waiting):
+        lookahead.changed()
+        assert not woken
+        assert not lookahead.has_room(1)
+        waiting.phase = "decode"
+        lookahead.changed()
+        lookahead.changed()
+        assert len(woken) == 1
+        assert lookahead.has_room(1)
