@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from contextlib import ExitStack, suppress
-from functools import partial
+from functools import cache, partial
 from threading import Barrier, Timer
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +138,14 @@ class EngineStep(bootsteps.StartStopStep):
             settings.decoder_isolation,
         )
         self._decoders.start()
+        # Where one hangs that lets no other run, only the hundred youngest threads are told of: those of the pool are
+        # older than the engine's, and younger than the main one, which reads the model.
+        self._start_pool = cache(partial(_start_threads, worker.pool))
         # A network disk may never answer, and what waits for it can hold Python's lock.
         faulthandler.dump_traceback_later(settings.load_seconds, exit=True, file=STDERR)
         try:
             served = self.load(settings)
+            self._start_pool()
             # Celery itself looks for a SIGTERM only once it consumes.
             state.maybe_shutdown()
         except SystemExit:
@@ -175,7 +179,6 @@ class EngineStep(bootsteps.StartStopStep):
             newer_job_seconds=settings.newer_job_seconds,
             media_retry_seconds=settings.media_retry_seconds,
         )
-        _start_threads(worker.pool)
         work = WorkClock(redis, min(settings.num_slots, StepLimits().max_running))
         worker.app.admission.has_room = lookahead.has_room
         self._fitness = fitness = Fitness(partial(probe, bench), worker.app.admission, self._tell_fitness)
@@ -210,7 +213,7 @@ class EngineStep(bootsteps.StartStopStep):
         from keye.worker.model.load import CheckpointFault
 
         try:
-            return load_served_model(settings)
+            return load_served_model(settings, self._start_pool)
         except Exception as error:
             logger.critical("The model cannot be served: %s", error, exc_info=not isinstance(error, CheckpointFault))
             raise SystemExit(ExitCode.MODEL_LOAD_FAILED) from None

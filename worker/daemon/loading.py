@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -78,8 +79,11 @@ def load_configured_model(settings: Settings) -> LoadedModel:
     return LoadedModel(path, model, KeyeProcessor.from_checkpoint(path), precision)
 
 
-def load_served_model(settings: Settings) -> ServedModel:
-    """Load, prove the numbers, start and warm up. Raises `NumbersDiffer`, `NoRightAttention` and `Fault` too."""
+def load_served_model(settings: Settings, before_start: Callable[[], object] = lambda: None) -> ServedModel:
+    """Load, prove the numbers, start and warm up; `before_start` is called once all but the engine's thread is there.
+
+    Raises `NumbersDiffer`, `NoRightAttention` and `Fault` too, and what `before_start` does.
+    """
     started = time.monotonic()
     keep_to_cores(choose_device(settings.device), share_of_cores(settings.host_workers), settings.decoders)
     path, model, processor, precision = load_configured_model(settings)
@@ -87,6 +91,7 @@ def load_served_model(settings: Settings) -> ServedModel:
     logger.info("numbers: %s", prove_numbers([GENERATIONS[model.config.model_type]], model.dtype, model.device))
     cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)
     engine = Engine(model, processor, kv_cache_bytes=cache_bytes)
+    before_start()
     engine.start()
     engine.warm_up()
     identity = ModelIdentity(

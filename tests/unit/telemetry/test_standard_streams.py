@@ -1,6 +1,7 @@
 """What is written past the log, on real pipes: none makes its writer wait, and all of it comes out where it is read."""
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -41,6 +42,25 @@ def test_what_is_read_comes_out_to_the_last_word(user: list[str]) -> None:
     ours, child, *threads = ended.stderr.splitlines()
     assert (ours, child) == ("ours", "a child of ours")
     assert any(line.endswith("in <module>") for line in threads)
+
+
+def test_of_hundreds_of_threads_those_that_rest_alike_are_told_once_and_the_one_that_differs() -> None:
+    program = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, Thread
+def hang(): Event().wait(60)
+Thread(target=hang, name="the-one", daemon=True).start()
+pool, met = ThreadPoolExecutor(300, "rests"), Barrier(301)
+for _ in range(300):
+    pool.submit(met.wait)
+met.wait()
+pool.submit(int).result()
+tell_threads(seconds=10)
+"""
+    ended = subprocess.run([sys.executable, "-c", ALIVE + program], capture_output=True, text=True, timeout=60)
+    assert re.search(r"^Thread the-one \(most recent call first\):(\n  .*)+ in hang$", ended.stderr, re.MULTILINE)
+    assert re.search(r"^Thread rests_\d+, rests_\d+, rests_\d+ and \d+ more ", ended.stderr, re.MULTILINE)
+    assert ended.stderr.count("Thread ") < 30
 
 
 @pytest.mark.holds(
