@@ -84,6 +84,7 @@ def make_model(size: Size, device: torch.device) -> KeyeForConditionalGeneration
             model = KeyeForConditionalGeneration(size.config)
     finally:
         torch.set_default_dtype(before)
+    model.visual.vision_model.embeddings.normalise = _image_processor(size).normalise
     model.train(False)
     return model
 
@@ -106,13 +107,16 @@ class _Wordless:
 
 def make_processor(size: Size) -> KeyeProcessor:
     """Says how large images are; knows no end token, so that every answer has the same length."""
+    wordless: Any = _Wordless()
+    return KeyeProcessor(size.config, wordless, _image_processor(size), eos_token_ids=())
+
+
+def _image_processor(size: Size) -> ImageProcessor:
     pixels = 14 * 14 * size.grid[0] * size.grid[1]
     half = (0.5, 0.5, 0.5)
-    images = ImageProcessor(
+    return ImageProcessor(
         min_pixels=28 * 28, max_pixels=pixels, patch_size=14, merge_size=2, image_mean=half, image_std=half
     )
-    wordless: Any = _Wordless()
-    return KeyeProcessor(size.config, wordless, images, eos_token_ids=())
 
 
 def make_prompt(size: Size, seed: int) -> PreparedPrompt:
@@ -126,7 +130,7 @@ def make_prompt(size: Size, seed: int) -> PreparedPrompt:
         words,
         image,
         image_grids=[(1, rows, columns)],
-        pixel_values=torch.rand(rows * columns, 3, 14, 14, generator=generator) * 2 - 1,
+        pixel_values=torch.randint(0, 256, (rows * columns, 3, 14, 14), generator=generator, dtype=torch.uint8),
         image_grid_thw=torch.tensor([[1, rows, columns]]),
     )
 
@@ -141,7 +145,7 @@ def make_video_prompt(size: Size, num_tokens: int) -> PreparedPrompt:
         torch.arange(NUM_TEXT_TOKENS),
         torch.full((frames * tokens_a_frame,), config.video_token_id),
         video_grids=[(frames, rows, columns)],
-        pixel_values_videos=torch.rand(frames * rows * columns, 3, 14, 14) * 2 - 1,
+        pixel_values_videos=torch.randint(0, 256, (frames * rows * columns, 3, 14, 14), dtype=torch.uint8),
         video_grid_thw=torch.tensor([[frames, rows, columns]]),
     )
 

@@ -14,6 +14,7 @@ from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.attention_choice import _fault, _Trial, choose_attention
 from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES, FlexForm, VarlenForm
+from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.item_attention import EqualItems, ItemForm, VarlenItems
 from keye.worker.model.load import load_model
 from keye.worker.model.paged_attention import AttentionForm
@@ -62,6 +63,14 @@ def test_the_device_gets_the_fastest_form() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_numbers_are_the_reference_ones(dtype: torch.dtype) -> None:
     print(prove_numbers(GENERATIONS.values(), dtype, torch.device("cuda")))
+
+
+def test_patches_are_normalised_to_the_numbers_of_the_cpu_to_the_bit() -> None:
+    images = ImageProcessor.from_checkpoint(CHECKPOINT)
+    levels = torch.arange(256, dtype=torch.uint8).repeat_interleave(3).view(256, 3, 1, 1)
+    for image_std in (images.image_std, (0.26862954, 0.26130258, 0.27577711)):
+        rule = replace(images, image_std=image_std)
+        assert torch.equal(rule.normalise(levels.cuda()).cpu(), rule.normalise(levels))
 
 
 GREEDY = SamplingOptions(40)

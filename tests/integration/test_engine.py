@@ -297,7 +297,7 @@ def test_sequence_whose_numbers_overflow_fails_and_leaves_nothing_behind(
     engine = start_engine(kv_cache_bytes=2**19)
     prompt = make_prompt(processor, 1, 0)
     assert prompt.pixel_values is not None
-    poisoned = replace(prompt, pixel_values=prompt.pixel_values * torch.nan)
+    poisoned = replace(prompt, pixel_values=prompt.pixel_values * torch.nan)  # floats stand as they are
     with pytest.raises(Fault, match="overflowed"):
         read(engine.inbox.submit(poisoned, GREEDY))
     read(after := engine.inbox.submit(prompt, GREEDY))

@@ -53,7 +53,7 @@ _VIDEO_SIZES: Shares[Size] = (
 
 @dataclass(frozen=True)
 class Item:
-    """An image or the frames of a video as patches [t*h*w, 3, 14, 14] of a grid (t, h, w)."""
+    """An image or the frames of a video as patches uint8 [t*h*w, 3, 14, 14] of a grid (t, h, w)."""
 
     pixel_values: Tensor
     grid: tuple[int, int, int]

@@ -145,6 +145,7 @@ def train(out: Path) -> None:
     write_folder(out, tokenizer)
     image_processor = ImageProcessor.from_checkpoint(out)
     model = KeyeForConditionalGeneration(KeyeConfig.from_pretrained(out)).float().train()
+    model.visual.vision_model.embeddings.normalise = image_processor.normalise
     _start_positions(model.visual.vision_model.embeddings.position_embedding.weight)
     trainer = Trainer(model)
     begun = time.monotonic()

@@ -23,8 +23,8 @@ from keye.worker.sizing import Size, Sizing
 # The limit of who looks at files of their own.
 _MAX_PIXELS = 10**9
 
-# Four patches of 3 x 14 x 14 numbers, at 32 bits.
-_PATCH_BYTES = 4 * 3 * 14 * 14 * 4
+# Four patches of 3 x 14 x 14 numbers, at 8 bits.
+_PATCH_BYTES = 4 * 3 * 14 * 14
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,8 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
     num_images = min(num_images, max(1, MAX_PATCHES // side**2))
     patch = (model.config.vision_config.num_channels, images.patch_size, images.patch_size)
     model.get_image_features(
-        torch.zeros(num_images * side**2, *patch, device=model.device), [[1, side, side]] * num_images
+        torch.zeros(num_images * side**2, *patch, dtype=torch.uint8, device=model.device),
+        [[1, side, side]] * num_images,
     )
     tokens = torch.zeros(1, limits.max_step_tokens, dtype=torch.long, device=model.device)
     positions = torch.arange(limits.max_step_tokens, device=model.device).expand(3, 1, -1)
@@ -118,7 +119,8 @@ def run_largest_step(model: KeyeForConditionalGeneration, processor: KeyeProcess
 def run_long_video(model: KeyeForConditionalGeneration) -> None:
     """One item of `LONG_VIDEO_PATCHES`, by a tower of one layer: each takes the memory that the one before had."""
     vision, encoder = model.config.vision_config, model.visual.vision_model.encoder
-    patches = torch.zeros(LONG_VIDEO_PATCHES, vision.num_channels, vision.patch_size, vision.patch_size)
+    shape = (LONG_VIDEO_PATCHES, vision.num_channels, vision.patch_size, vision.patch_size)
+    patches = torch.zeros(shape, dtype=torch.uint8)
     layers, encoder.layers = encoder.layers, encoder.layers[:1]
     try:
         model.get_video_features(patches, [[LONG_VIDEO_PATCHES // 32**2, 32, 32]])

@@ -76,6 +76,7 @@ class ModelMemory:
         dtype = getattr(torch, precision) if precision in ("float16", "float32") else torch.bfloat16
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model.visual.vision_model.embeddings.normalise = processor.image_processor.normalise
         step, video_token = largest_needs(model, processor, limits, _peak_bytes)
         has_packed = dtype != torch.float32 and config.head_dim % 8 == 0
         return cls(

@@ -1,8 +1,11 @@
-"""Pixels to patches: resizing, telling slow frames from fast ones, normalising, cutting. Knows nothing of prompts."""
+"""Pixels to patches: resizing, telling slow frames from fast ones, cutting, normalising. Knows nothing of prompts."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -11,6 +14,9 @@ from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
 from keye.worker.model.checkpoint_files import read_preprocessor
 from keye.worker.sizing import MIN_FRAME_TOKENS, Size, Sizing, fit_size, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of an image, where a checkpoint does not say otherwise.
 MIN_PIXELS = 256 * 28 * 28
@@ -52,7 +58,10 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Patches float32 [sum t*h*w, 3, p, p] in raster order, frame by frame, and their grids (t, h, w)."""
+    """Patches uint8 [sum t*h*w, 3, p, p] in raster order, frame by frame, and their grids (t, h, w).
+
+    The memory is their own: nothing of it is the picture's or the video's.
+    """
 
     values: np.ndarray
     grids: tuple[tuple[int, int, int], ...]
@@ -110,13 +119,13 @@ class ImageProcessor:
             picture = PIL.Image.fromarray(picture)
         picture = picture.convert("RGB")
         height, width = self._fit(image, image.size or (picture.height, picture.width))
-        return self._cut(np.asarray(resize(picture, width, height, self.resample))[np.newaxis])
+        return self._cut([(1, height, width)], [np.asarray(resize(picture, width, height, self.resample))])
 
     def process_video(self, video: Video) -> Patches:
         """All frames at one size and in one grid, as Preview sees a video."""
         _require_rgb(video.frames, ndim=4)
         size = self._fit(video, video.size or video.frames.shape[1:3])
-        return self._cut(_resize(video.frames, size, self.resample))
+        return self._cut([(len(video.frames), *size)], (_resize(frame, size, self.resample) for frame in video.frames))
 
     def process_slow_fast_video(self, video: Video) -> Patches:
         """Slow and fast frames each at their own size, in time order, as 1.5 sees a video.
@@ -127,37 +136,50 @@ class ImageProcessor:
         _require_rgb(video.frames, ndim=4)
         sizes = [video.fast_size if kind == 1 else video.size for kind in frame_types(video)]
         fitted = self._fit(video, video.frames.shape[1:3])
-        cut: list[Patches] = []
-        for exact, run in groupby(range(len(sizes)), key=lambda index: sizes[index]):
-            frames = video.frames[list(run)]
-            if exact is None:
-                resized = _resize(frames, fitted, self.resample)
-            elif exact[0] % self.factor or exact[1] % self.factor:
+        for size in filter(None, dict.fromkeys(sizes)):
+            if size[0] % self.factor or size[1] % self.factor:
                 raise Fault(
                     ErrorCode.MEDIA_UNSUPPORTED,
-                    f"frame size {exact[1]}x{exact[0]}: both sides must be multiples of {self.factor}",
+                    f"frame size {size[1]}x{size[0]}: both sides must be multiples of {self.factor}",
                 )
-            else:
-                resized = _interpolate(frames, exact)
-            cut.append(self._cut(resized))
-        grids = tuple(grid for part in cut for grid in part.grids)
-        return Patches(np.concatenate([part.values for part in cut]), grids)
+        return self._cut(
+            [(len(list(run)), *(exact or fitted)) for exact, run in groupby(sizes)],
+            (
+                _interpolate(frame, exact) if exact else _resize(frame, fitted, self.resample)
+                for frame, exact in zip(video.frames, sizes, strict=True)
+            ),
+        )
+
+    def normalise(self, patches: "Tensor") -> "Tensor":
+        """uint8 [n, 3, p, p] to float32 on the same device: x * rescale_factor, (x - mean) / std, each rounded."""
+        # Imported here because `keye-worker plan` reads this file, and should not pay for torch.
+        from keye.worker.model.device import send
+
+        # One number a channel, which comes first in a patch. By a number alone CUDA would not divide: it multiplies
+        # with the reciprocal, which rounds otherwise.
+        mean, std = (
+            send(np.array(of_channels, np.float32)[:, np.newaxis, np.newaxis], patches.device)
+            for of_channels in (self.image_mean, self.image_std)
+        )
+        return patches.float().mul_(self.rescale_factor).sub_(mean).div_(std)
 
     def _fit(self, visual: Image | Video, size: Size) -> Size:
         least, most = visual.min_pixels or self.min_pixels, visual.max_pixels or self.max_pixels
         return fit_size(*size, factor=self.factor, min_pixels=least, max_pixels=most)
 
-    def _cut(self, frames: np.ndarray) -> Patches:
-        """uint8 [T, H, W, 3] to normalised patches, each channel first."""
+    def _cut(self, runs: Sequence[tuple[int, int, int]], frames: Iterable[np.ndarray]) -> Patches:
+        """Frames uint8 [H, W, 3], in runs of (T, H, W), to patches, each channel first: a grid a run."""
         patch = self.patch_size
-        num_frames, rows, columns = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
-        pixels = frames.reshape(num_frames, rows, patch, columns, patch, 3).transpose(0, 1, 3, 5, 2, 4)
-        values = pixels.reshape(-1, 3, patch, patch).astype(np.float32)
-        values *= np.float32(self.rescale_factor)
-        # One number a channel, which comes first in a patch.
-        values -= np.array(self.image_mean, np.float32)[:, np.newaxis, np.newaxis]
-        values /= np.array(self.image_std, np.float32)[:, np.newaxis, np.newaxis]
-        return Patches(values, ((num_frames, rows, columns),))
+        grids = tuple((num_frames, height // patch, width // patch) for num_frames, height, width in runs)
+        values = np.empty((sum(map(prod, grids)), 3, patch, patch), np.uint8)
+        stop = 0
+        # One by one to where they stay: a video may be 100 MB.
+        for frame in frames:
+            rows, columns = frame.shape[0] // patch, frame.shape[1] // patch
+            pixels = frame.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+            start, stop = stop, stop + rows * columns
+            values[start:stop].reshape(pixels.shape)[:] = pixels
+        return Patches(values, grids)
 
 
 def frame_types(video: Video) -> tuple[int, ...]:
@@ -187,21 +209,24 @@ def tell_slow_from_fast(frames: np.ndarray) -> tuple[int, ...]:
     return tuple(types)
 
 
-def _resize(frames: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> np.ndarray:
-    if frames.shape[1:3] == size:
-        return frames
+def _resize(frame: np.ndarray, size: Size, resample: PIL.Image.Resampling) -> np.ndarray:
+    if frame.shape[:2] == size:
+        return frame
     height, width = size
-    return np.stack([np.asarray(resize(PIL.Image.fromarray(frame), width, height, resample)) for frame in frames])
+    return np.asarray(resize(PIL.Image.fromarray(frame), width, height, resample))
 
 
-def _interpolate(frames: np.ndarray, size: Size) -> np.ndarray:
+def _interpolate(frame: np.ndarray, size: Size) -> np.ndarray:
     """Antialiased bilinear, as 1.5 was trained. Pillow's is one grey level off in up to a quarter of the pixels."""
+    if frame.shape[:2] == size:
+        return frame
     # Imported here because `keye-worker plan` reads this file, and should not pay for torch.
     import torch
 
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    # Torch warns of memory that nobody may write to.
+    pixels = torch.from_numpy(np.require(frame, requirements="W")).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    return resized.permute(0, 2, 3, 1).numpy()
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _require_rgb(pixels: np.ndarray, ndim: int) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
 from keye.worker.model.checkpoint import check_checkpoint, in_short
+from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.precision import Quantization
 from keye.worker.model.processor import KeyeProcessor
@@ -56,6 +57,7 @@ def load_model(
             use_safetensors=True,
         )
     assert isinstance(model, KeyeForConditionalGeneration)
+    model.visual.vision_model.embeddings.normalise = ImageProcessor.from_checkpoint(folder).normalise
     return model
 
 

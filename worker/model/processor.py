@@ -43,10 +43,11 @@ class PreparedPrompt:
     """The token generated in column n stands at n + rope_delta in all three rows."""
     num_visual_tokens: int
     pixel_values: Tensor | None = None
-    """float32 [patches, 3, p, p] of all images, in prompt order"""
+    """uint8 [patches, 3, p, p] of all images, in prompt order; the model normalises them"""
     image_grid_thw: Tensor | None = None
     """int64 [images, 3]: 1, rows, columns in patches"""
     pixel_values_videos: Tensor | None = None
+    """The same of all videos"""
     video_grid_thw: Tensor | None = None
     """int64 [rows, 3]: frames, rows, columns. Preview: a row a video. 1.5: a row a run of frames of one size"""
     second_per_grid_ts: Tensor | None = None

@@ -58,20 +58,30 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, config: KeyeVisionConfig) -> None:
         super().__init__()
         self.table_side = config.image_size // config.patch_size
+        self.normalise: Callable[[Tensor], Tensor] | None = None
+        """The checkpoint's way from patches of 8 bits to float32; who loads one sets it."""
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.position_embedding = nn.Embedding(self.table_side**2, config.hidden_size)
 
     def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
-        """[patches, 3, p, p], on any device, to [patches, D]."""
+        """[patches, 3, p, p], on any device, to [patches, D]: uint8 to be normalised, or floats that are so already.
+
+        Raises `ValueError` for uint8 where nobody has said how to normalise it.
+        """
         (patches,) = in_parts(self._embed, pixel_values, self._position_rows(grids))
         return patches
 
     def _embed(self, pixel_values: Tensor, position_rows: Tensor) -> tuple[Tensor]:
         # A convolution whose stride is its kernel is one matrix product, and the product is faster on every device.
         kernel = self.patch_embedding
-        pixels = pixel_values.to(kernel.weight.device).to(kernel.weight.dtype)
+        pixels = pixel_values.to(kernel.weight.device)
+        if pixels.dtype == torch.uint8:
+            if self.normalise is None:
+                raise ValueError("patches are uint8, and the model has no `normalise`: load it with `load_model`")
+            pixels = self.normalise(pixels)
+        pixels = pixels.to(kernel.weight.dtype)
         return (F.linear(pixels.flatten(1), kernel.weight.flatten(1), kernel.bias) + position_rows,)
 
     def _position_rows(self, grids: Sequence[Sequence[int]]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.model.image_processing import ImageProcessor
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.proof.golden_case import GoldenCase
@@ -72,7 +73,7 @@ class _Proof:
             self._processor = KeyeProcessor.from_checkpoint(generation / "checkpoint")
             for case in GoldenCase.of(generation):
                 (self._prompts[case],) = case.prepare(self._processor)
-                _check_prompt(case, self._prompts[case])
+                _check_prompt(case, self._prompts[case], self._processor.image_processor)
 
     def run(self, dtype: torch.dtype) -> _Error:
         """Each case alone, then all of them beside each other; float32 comes first. The largest error of logits."""
@@ -120,7 +121,7 @@ class _Proof:
             )
 
 
-def _check_prompt(case: GoldenCase, prompt: PreparedPrompt) -> None:
+def _check_prompt(case: GoldenCase, prompt: PreparedPrompt, images: ImageProcessor) -> None:
     arrays = case.arrays
     for name, ours, expected in (
         ("ids", prompt.input_ids, arrays["input_ids"][0]),
@@ -133,7 +134,7 @@ def _check_prompt(case: GoldenCase, prompt: PreparedPrompt) -> None:
     for name in ("pixel_values", "pixel_values_videos"):
         if (expected := arrays.get(name)) is None:
             continue
-        errors = (getattr(prompt, name) - expected).abs()
+        errors = (images.normalise(getattr(prompt, name)) - expected).abs()
         is_resized_as_tensor = name == "pixel_values_videos" and case.has_exact_frame_sizes
         accepted = ACCEPTED_FRAME_ERROR if is_resized_as_tensor else ACCEPTED_PIXEL_ERROR
         _check(f"{name} of {case.name}", _Error(float(errors.max()), accepted))

@@ -240,6 +240,6 @@ def make_video_prompt(config: KeyeConfig) -> PreparedPrompt:
         position_ids=positions,
         rope_delta=delta,
         num_visual_tokens=32,
-        pixel_values_videos=torch.zeros(2 * 64, 3, 14, 14),
+        pixel_values_videos=torch.zeros(2 * 64, 3, 14, 14, dtype=torch.uint8),
         video_grid_thw=torch.tensor([grid]),
     )

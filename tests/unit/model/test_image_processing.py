@@ -1,11 +1,14 @@
 """Sizes, limits and patches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +64,29 @@ def test_extreme_aspect_ratio_is_refused_with_the_ratio() -> None:
     assert refused.value.code is ErrorCode.MEDIA_UNSUPPORTED
 
 
+@pytest.mark.holds("docs/model.md#pixels", "Until they are on the model's device they are 8 bits a number")
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {},
+        {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)},
+        {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.3, 1.0, 3.0), "rescale_factor": 1 / 127.5},
+    ],
+    ids=["the checkpoint's", "CLIP's", "others"],
+)
+def test_each_level_is_normalised_to_the_number_of_the_rule_to_the_bit(
+    images: ImageProcessor, numbers: dict[str, Any]
+) -> None:
+    rule = replace(images, **numbers)
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 3, 1, 1)
+    expected = levels.astype(np.float32) * np.float32(rule.rescale_factor)
+    expected -= np.array(rule.image_mean, np.float32).reshape(3, 1, 1)
+    expected /= np.array(rule.image_std, np.float32).reshape(3, 1, 1)
+    normalised = rule.normalise(torch.from_numpy(levels)).numpy()
+    assert normalised.dtype == np.float32
+    assert normalised.tobytes() == expected.tobytes()
+
+
 @pytest.mark.holds("docs/model.md#pixels", "Patches are [3,14,14], frame by frame")
 def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> None:
     pixels = np.zeros((56, 84, 3), dtype=np.uint8)
@@ -69,7 +95,7 @@ def test_patches_lie_in_raster_order_channel_first(images: ImageProcessor) -> No
     assert patches.grids == ((1, 4, 6),)
     bright = np.argwhere(patches.values[:, :, 0, 0] > 0)
     assert bright.tolist() == [[1 * 6 + 2, 1]]
-    assert (patches.values.min(), patches.values.max()) == (-1.0, 1.0)
+    assert (patches.values.min(), patches.values.max()) == (0, 255)
 
 
 @pytest.mark.holds(

@@ -26,7 +26,7 @@ def test_plain_tokens_have_the_colour_of_the_background(teacher: Teacher, draw: 
         (item,) = lesson.items
         frames, rows, columns = item.grid
         patches = item.pixel_values.view(frames, rows // 2, 2, columns // 2, 2, 3, -1).movedim(3, 2)
-        colours = (patches.mean(dim=(3, 4, 6)).flatten(0, 2) * 127.5 + 127.5).numpy()
+        colours = patches.float().mean(dim=(3, 4, 6)).flatten(0, 2).numpy()
         for sight, place, colour in zip(item.sights.tolist(), item.places.tolist(), colours, strict=True):
             if sight >= NUM_SHAPE_SIGHTS:
                 nearest = min(BACKGROUNDS, key=lambda name: float(np.linalg.norm(colour - np.array(RGB_OF[name]))))

@@ -42,9 +42,11 @@ def packer(folder: Path) -> Packer:
 
 
 @pytest.fixture(scope="module")
-def untrained(folder: Path) -> KeyeForConditionalGeneration:
+def untrained(folder: Path, processor: KeyeProcessor) -> KeyeForConditionalGeneration:
     torch.manual_seed(0)
-    return KeyeForConditionalGeneration(KeyeConfig.from_pretrained(folder)).float().eval()
+    model = KeyeForConditionalGeneration(KeyeConfig.from_pretrained(folder)).float().eval()
+    model.visual.vision_model.embeddings.normalise = processor.image_processor.normalise
+    return model
 
 
 def one_image() -> Media:
