@@ -26,6 +26,7 @@ def held_by(redis: Redis) -> Callable[[int, Sequence[Job]], int]:
 
 
 @pytest.mark.holds("docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "As many as its engine runs, 64")
+@pytest.mark.holds("docs/design.md#decisions", "Preparing and generating are bounded apart")
 def test_the_engine_is_filled_with_64_and_what_waits_for_it_is_bounded(
     start: Start, client: Client, redis: Redis, held_by: Callable[[int, Sequence[Job]], int], tmp_path: Path
 ) -> None:
@@ -49,6 +50,9 @@ def test_the_engine_is_filled_with_64_and_what_waits_for_it_is_bounded(
 
 
 @pytest.mark.holds("docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "16 fetch their media")
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "what would wait longer is left to other workers"
+)
 def test_so_many_jobs_fetch_at_a_time_and_the_next_are_another_workers(
     start: Start, client: Client, slow_store: SlowStore, held_by: Callable[[int, Sequence[Job]], int]
 ) -> None:
@@ -87,7 +91,9 @@ def test_so_many_jobs_wait_for_a_decoder_and_the_next_are_another_workers(
 
 
 @pytest.mark.holds(
-    "docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "`KEYE_CONCURRENCY` bounds all that it has"
+    "docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time",
+    "`KEYE_CONCURRENCY` bounds all that it has",
+    "a low one lets the engine wait",
 )
 def test_a_bound_on_jobs_in_flight_holds_for_those_in_the_engine_too(
     start: Start, client: Client, held_by: Callable[[int, Sequence[Job]], int], tmp_path: Path
