@@ -18,8 +18,26 @@ class WorkerState(OpenEnum):
     DRAINING = "draining"
 
 
+class StarvedSeconds(Report):
+    """How long an engine had room for another sequence while jobs of its worker were prepared, by what they lacked."""
+
+    fetch: float = 0
+    decode: float = 0
+    memory: float = 0
+
+
+class EngineUse(Report):
+    """How many sequences run now, and for how many of the `seconds` since it takes jobs it was starved."""
+
+    running: int
+    max_running: int
+    seconds: float
+    starved_seconds: StarvedSeconds
+
+
 class Presence(Report):
-    """What the key holds; `model` is unset until it is loaded, and so is how many tokens a job may have here.
+    """What the key holds; `model` and `engine` are unset until it is loaded, and so is how many tokens a job may have
+    here.
 
     Of these the chat template takes `template_tokens` at least. `warnings` are for a person: what this worker had to do
     without; `sickness` is why it takes no jobs.
@@ -30,6 +48,7 @@ class Presence(Report):
     model: ModelIdentity | None = None
     max_tokens: int | None = None
     template_tokens: int = 0
+    engine: EngineUse | None = None
     sickness: str = ""
     warnings: tuple[str, ...] = ()
 

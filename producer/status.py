@@ -9,11 +9,14 @@ from redis import Redis
 from keye.config import keys
 from keye.config.contract import Report, escaped
 from keye.config.job import Priority
-from keye.config.presence import Presence, WorkerState, list_present
+from keye.config.presence import EngineUse, Presence, WorkerState, list_present
 from keye.config.scripts import load_script
 
 LOOKED_AT = 1000
 """Jobs of each queue whose kind is looked at; the others are taken to be like them."""
+
+
+_STARVED_OF = {"fetch": "media", "decode": "decoders", "memory": "memory for pixels"}
 
 
 class QueueStatus(Report):
@@ -52,11 +55,20 @@ class FleetStatus(Report):
         for present in self.workers:
             model = "" if present.model is None else f", {present.model.name} in {present.model.precision}"
             yield escaped(f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}")
+            if present.engine is not None:
+                yield f"{'':<8}{_engine_use(present.engine)}"
             if present.sickness:
                 yield f"{'':<8}{escaped(present.sickness)}"
             yield from (f"{'':<8}{escaped(warning)}" for warning in present.warnings)
         if not self.workers:
             yield f"{'worker':<8}none"
+
+
+def _engine_use(engine: EngineUse) -> str:
+    told = f"{engine.running} of {engine.max_running} sequences run"
+    most_first = sorted(engine.starved_seconds, key=lambda item: -item[1])
+    waited = [f"{seconds:.0f} s for {_STARVED_OF[cause]}" for cause, seconds in most_first if seconds >= 1]
+    return told + (f"; of {engine.seconds:.0f} s the engine waited {', '.join(waited)}" if waited else "")
 
 
 def read_status(redis: Redis) -> FleetStatus:

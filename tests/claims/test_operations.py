@@ -17,7 +17,7 @@ from keye.config import connection, keys, quarantine
 from keye.config.codes import ErrorCode, Stage
 from keye.config.job import Priority
 from keye.config.outcome import JobFailure, ModelIdentity, WorkerIdentity
-from keye.config.presence import EXPIRY_SECONDS, Presence, WorkerState
+from keye.config.presence import EXPIRY_SECONDS, EngineUse, Presence, StarvedSeconds, WorkerState
 from keye.config.settings import Settings
 from keye.config.topology import message, message_list
 from keye.producer import Client, QueueFull, reader, transport
@@ -45,7 +45,13 @@ PAGE = "docs/operations.md"
 TEXT = " ".join((ROOT / PAGE).read_text().split())
 IDENTITY = WorkerIdentity(host="gpu-host-1", pid=4711, device="NVIDIA H100 80GB HBM3")
 MODEL = ModelIdentity(name="Keye-VL-8B-Preview", model_type="Keye", precision="bfloat16")
-READY = Presence(worker=IDENTITY, state=WorkerState.READY, model=MODEL, max_tokens=40960, template_tokens=8)
+READY = Presence(worker=IDENTITY, state=WorkerState.READY, model=MODEL, max_tokens=40960, template_tokens=8).model_copy(
+    update={
+        "engine": EngineUse(
+            running=16, max_running=64, seconds=3600, starved_seconds=StarvedSeconds(fetch=3, decode=41)
+        )
+    }
+)
 
 
 def run_python(code: str, *arguments: str, folder: Path, **environ: str) -> str:

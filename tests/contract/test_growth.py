@@ -38,7 +38,7 @@ from keye.config.outcome import (
     TokenUsage,
     WorkerIdentity,
 )
-from keye.config.presence import Presence, WorkerState
+from keye.config.presence import EngineUse, Presence, StarvedSeconds, WorkerState
 from keye.config.quarantine import QuarantinedMessage
 from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record_of, seal
 from keye.producer.progress import Progress
@@ -98,6 +98,7 @@ PROGRESS = Progress(
     seconds_left=2.5,
     has_worker=True,
 )
+USE = EngineUse(running=1, max_running=2, seconds=9.5, starved_seconds=StarvedSeconds(decode=2.5))
 STATUS = FleetStatus(
     queues=(QueueStatus(priority="low", depth=1, oldest_seconds=2.5),),
     running=1,
@@ -115,7 +116,7 @@ REPORTS: list[tuple[Any, Any]] = [
     (EVENT, TextGenerated(channel="answer", text="a", offset=0, num_tokens=1, attempt=1, at=1)),
     (EVENT, JobEnded(state=JobState.FAILED, at=1)),
     (TypeAdapter(FailedAttempt), ATTEMPT),
-    (TypeAdapter(Presence), Presence(worker=WORKER, state=WorkerState.READY, model=MODEL, max_tokens=9)),
+    (TypeAdapter(Presence), Presence(worker=WORKER, state=WorkerState.READY, model=MODEL, max_tokens=9, engine=USE)),
     (TypeAdapter(Verdict), Verdict(lease=LEASE, outcome=RESULT)),
     (TypeAdapter(Asked), Asked(refused="?", canvas=Canvas(group="g"))),
     (TypeAdapter(QuarantinedMessage), MESSAGE),

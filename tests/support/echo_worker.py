@@ -20,6 +20,7 @@ from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings
 from keye.worker.daemon.bootsteps import EngineStep
 from keye.worker.engine.inbox import FinishReason, Generated, Inbox, PendingGeneration
+from keye.worker.engine.snapshot import EngineSnapshot
 from keye.worker.host_fault import HostFault
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.celery_app import build_app
@@ -32,9 +33,6 @@ DEVICE_LOST = os.environ.get("ECHO_DEVICE_LOST")
 # Generations that run at once; the others wait in the engine.
 MAX_RUNNING = int(os.environ.get("ECHO_MAX_RUNNING", "1000"))
 STEP_SECONDS = 0.01
-# What the worker's metrics read of an engine; the class that has it brings torch.
-COUNTED = ("steps", "step_seconds", "preemptions", "out_of_memory", "running", "waiting", "max_step_tokens")
-COUNTED += ("blocks_used", "num_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,8 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self.inbox = Inbox(max_tokens=CONTEXT_TOKENS, is_queue=True)
+        self._running: list[PendingGeneration] = []
+        self._waiting: list[PendingGeneration] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
 
@@ -90,33 +90,37 @@ class EchoEngine:
         self.inbox.wake()
         self._thread.join()
 
-    def snapshot(self) -> SimpleNamespace:
-        return SimpleNamespace(**dict.fromkeys(COUNTED, 0))
+    def snapshot(self) -> EngineSnapshot:
+        """A step of it reads any prompt, and nothing takes blocks."""
+        return EngineSnapshot(
+            running=len(self._running),
+            max_running=MAX_RUNNING,
+            waiting=len(self._waiting),
+            max_step_tokens=CONTEXT_TOKENS,
+        )
 
     def _run(self) -> None:
-        running: list[PendingGeneration] = []
-        waiting: list[PendingGeneration] = []
         while not self._is_stopping:
-            if running or waiting:
+            if self._running or self._waiting:
                 time.sleep(STEP_SECONDS)
             else:
                 self.inbox.wait()
-            waiting += self.inbox.drain()
+            self._waiting += self.inbox.drain()
             if DEVICE_LOST and os.path.exists(DEVICE_LOST):
                 self.is_alive = False
                 lost = HostFault("the device is lost", is_final=True)
-                for pending in (*running, *waiting, *self.inbox.close(lost)):
+                for pending in (*self._running, *self._waiting, *self.inbox.close(lost)):
                     pending.end(lost)
                 return
-            num_free = MAX_RUNNING - len(running)
-            admitted = [p for place, p in enumerate(waiting) if place < num_free or p.is_abandoned]
-            waiting = [p for p in waiting if p not in admitted]
+            num_free = MAX_RUNNING - len(self._running)
+            admitted = [p for place, p in enumerate(self._waiting) if place < num_free or p.is_abandoned]
+            self._waiting = [p for p in self._waiting if p not in admitted]
             for pending in admitted:
                 pending.begin()
                 if beginning := _beginning(pending):
                     pending.deliver(beginning, 1)
-            running += admitted
-            running = [pending for pending in running if not _step(pending)]
+            self._running += admitted
+            self._running = [pending for pending in self._running if not _step(pending)]
 
 
 def _beginning(pending: PendingGeneration) -> str:

@@ -47,6 +47,7 @@ from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.fitness import Fitness
 from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.probe import probe
+from keye.worker.tasks.starvation import Starvation
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
@@ -190,9 +191,11 @@ class EngineStep(bootsteps.StartStopStep):
         guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
         self._watch.start()
-        seen = (served.engine, served.model, self._decoders, bench.media_cache, lookahead, work)
-        self._vitals = Vitals(*seen)
+        self._vitals = Vitals(served.engine, served.model, self._decoders, bench.media_cache, work)
         self._vitals.start()
+        self._starvation = Starvation(served.engine.snapshot, lookahead.phases)
+        self._starvation.start()
+        self._announcer.engine_use = self._starvation.told
         self._renewal.start()
         self._cancels.start()
         self._ready = Presence(
@@ -239,6 +242,7 @@ class EngineStep(bootsteps.StartStopStep):
                 self._cancels.stop,
                 self._watch.stop,
                 self._vitals.stop,
+                self._starvation.stop,
                 self._broker_watch.stop,
             )
             for stop in (*last, *eyes, self._engine.stop, self._decoders.stop):

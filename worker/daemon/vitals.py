@@ -1,13 +1,11 @@
 """Once a second: what only a look at the parts of a worker tells, as metrics."""
 
-import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from keye.config.outcome import ModelIdentity
 from keye.worker.media.job_media import DecoderPool, MediaCache
 from keye.worker.periodic_thread import PeriodicThread
-from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.telemetry import metrics
 from keye.worker.telemetry.log import dropped_lines
@@ -28,18 +26,15 @@ class Vitals(PeriodicThread):
         model: ModelIdentity,
         decoders: DecoderPool,
         cache: MediaCache,
-        lookahead: Lookahead,
         work: WorkClock,
     ) -> None:
         super().__init__("vitals", LOOK_SECONDS)
         self._engine = engine
         self._decoders = decoders
         self._cache = cache
-        self._lookahead = lookahead
         self._work = work
         self._before = engine.snapshot()
         self._num_dropped = 0
-        self._looked_at = time.monotonic()
         installed = [version(package) for package in ("keye-worker", "torch", "transformers")]
         metrics.BUILD.labels(WORKER, *installed, model.name, model.precision, model.attention or "").set(1)
 
@@ -62,10 +57,5 @@ class Vitals(PeriodicThread):
         metrics.DECODERS.labels(WORKER, "busy").set(num_busy)
         metrics.DECODERS.labels(WORKER, "idle").set(self._decoders.num_decoders - num_busy)
         metrics.CACHE_BYTES.labels(WORKER).set(self._cache.num_bytes)
-
-        looked_at, self._looked_at = self._looked_at, time.monotonic()
-        is_idle = now.steps == before.steps and not now.running + now.waiting
-        if is_idle and any(attempt.phase != "running" for attempt in self._lookahead.attempts()):
-            metrics.STARVED_SECONDS.inc(self._looked_at - looked_at)
         # Last: alone it needs Redis.
         self._work.hand_on()

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
 from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.snapshot import EngineSnapshot
 from keye.worker.engine.step_plan import Chunk, StepLimits
 from keye.worker.host_fault import HostFault, host_fault_of
 from keye.worker.model.attention_choice import choose_attention
@@ -35,24 +36,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 DEFAULT_LIMITS = StepLimits()
-
-
-@dataclass(slots=True)
-class EngineSnapshot:
-    """Counters since the start (steps, their seconds, prompt tokens, preemptions, steps without room in memory), how
-    full the engine is now, and what it may do in a step.
-    """
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    prefill_tokens: int = 0
-    preemptions: int = 0
-    out_of_memory: int = 0
-    running: int = 0
-    waiting: int = 0
-    blocks_used: int = 0
-    num_blocks: int = 0
-    max_step_tokens: int = 0
 
 
 class Engine:
@@ -103,14 +86,18 @@ class Engine:
         return 0.0 if began_at is None else time.monotonic() - began_at
 
     def snapshot(self) -> EngineSnapshot:
-        pool = self._scheduler.pool
+        """From any thread."""
+        pool, running = self._scheduler.pool, tuple(self._scheduler.running)
+        limits = self._limits.now
         return replace(
             self._counters,
-            running=len(self._scheduler.running),
+            running=len(running),
+            max_running=limits.max_running,
             waiting=len(self._scheduler.waiting),
+            unread_tokens=sum(sequence.num_uncached for sequence in running if not sequence.is_decoding),
+            max_step_tokens=limits.max_step_tokens,
             blocks_used=pool.num_blocks - pool.num_free,
             num_blocks=pool.num_blocks,
-            max_step_tokens=self._limits.now.max_step_tokens,
         )
 
     def start(self) -> None:

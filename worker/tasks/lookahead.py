@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from keye.worker.tasks.attempt import Attempt
+    from keye.worker.tasks.attempt import Attempt, Phase
 
 # A store's answer takes longer than a decoder's, and costs neither memory nor a core.
 LEAST_FETCHING = 16
@@ -53,6 +53,9 @@ class Lookahead:
         """Copied in one move: threads come and go."""
         return self._running.copy()
 
+    def phases(self) -> "list[Phase]":
+        return [attempt.phase for attempt in self.attempts()]
+
     def changed(self) -> None:
         """An attempt is at something else now, or has ended."""
         if self._has_refused:
@@ -62,7 +65,7 @@ class Lookahead:
     def has_room(self, num_taken: int) -> bool:
         """Whether another message is to be taken; `num_taken` have been, and are not acknowledged yet."""
         self._has_refused = True
-        phases = [attempt.phase for attempt in self.attempts()]
+        phases = self.phases()
         # Those that are not yet claimed count as on their way.
         num_fetching = num_taken - sum(phase != "fetch" for phase in phases)
         has_room = (

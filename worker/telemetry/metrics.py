@@ -42,7 +42,9 @@ PREEMPTIONS = _counter("preemptions", "Generations that gave their KV blocks up 
 OUT_OF_MEMORY = _counter("out_of_memory", "Steps that did not fit into the device's memory")
 ENGINE_STEPS = _counter("engine_steps", "Steps of the engine")
 ENGINE_BUSY_SECONDS = _counter("engine_busy_seconds", "Seconds that the engine was in a step")
-STARVED_SECONDS = _counter("starved_seconds", "Seconds that the engine had nothing to do while jobs here were prepared")
+STARVED_SECONDS = _counter(
+    "starved_seconds", "Seconds that the engine had room for another sequence while jobs here were prepared", "cause"
+)
 PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of the prompts of answered jobs")
 GENERATED_TOKENS = _counter("generated_tokens", "Tokens of the answers of answered jobs")
 FRAMES = _counter("frames", "Pictures and frames of videos that answered jobs saw")

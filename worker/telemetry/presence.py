@@ -1,13 +1,13 @@
 """A worker process says in Redis that it is there, how far it is, and how long its settings keep what has ended."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis import Redis, RedisError
 
 from keye.config import keys
-from keye.config.presence import EXPIRY_SECONDS, Presence
+from keye.config.presence import EXPIRY_SECONDS, EngineUse, Presence
 from keye.worker.periodic_thread import PeriodicThread
 
 RENEW_EVERY_SECONDS = 5.0
@@ -26,6 +26,7 @@ class Announcer(PeriodicThread):
         self._kept_seconds: dict[Any, Any] = dict(kept_seconds)
         self._key = keys.worker(presence.worker.host, presence.worker.pid)
         self._warnings: tuple[str, ...] = ()
+        self.engine_use: Callable[[], EngineUse | None] = lambda: None
         self.announce(presence)
 
     def announce(self, presence: Presence) -> None:
@@ -60,7 +61,7 @@ class Announcer(PeriodicThread):
             if announced is None or context <= int(announced) or left_ms > EXPIRY_SECONDS * 1000:
                 self._redis.set(keys.CONTEXT, context, ex=EXPIRY_SECONDS)
         warnings = (*self._presence.warnings, *self._warnings)
-        presence = self._presence.model_copy(update={"warnings": warnings})
+        presence = self._presence.model_copy(update={"warnings": warnings, "engine": self.engine_use()})
         with self._redis.pipeline(transaction=False) as saying:
             saying.zadd(keys.NODES, {self._node: now})
             saying.hset(keys.KEPT, mapping=self._kept_seconds)
