@@ -1,6 +1,7 @@
 """`keye-worker bench` on the smallest checkpoint there is; what its figures are depends on the machine."""
 
 import gc
+import re
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from keye.config.settings import Settings
-from keye.worker.daemon import bench
+from keye.worker.daemon import bench, feeding
 from keye.worker.daemon.bench import Disagreement, run_bench
 from keye.worker.daemon.loading import LoadedModel, load_configured_model
 from keye.worker.engine.model_runner import ModelRunner
@@ -25,6 +26,9 @@ torch.set_num_threads(1)  # The model is tiny; threads that wait for each other 
 @pytest.fixture(autouse=True)
 def _few_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "NUM_RUNNING", (2, 4))
+    monkeypatch.setattr(feeding, "PHOTO_SIZE", (400, 300))
+    monkeypatch.setattr(feeding, "CLIP_SIZE", (320, 240))
+    monkeypatch.setattr(feeding, "CLIP_SECONDS", 1)
 
 
 def cells(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -65,7 +69,7 @@ def test_bench_tells_each_row_before_it_measures_the_next_and_goes_on_after_one_
         return bench.Row([0.5, 1.0, 4.0], 0.9, None)
 
     monkeypatch.setattr(bench, "measure_generate", measure)
-    lines = run_bench(SETTINGS, new_tokens=2)
+    lines = run_bench(SETTINGS.model_copy(update={"max_image_pixels": 100_000}), new_tokens=2)
     assert next(line for line in lines if bench.PLAIN in line) == (
         f"| {bench.PLAIN} | 1.000 | 0.500 - 4.000 | 1.00 | 1.00 | 90% |  |"
     )
@@ -75,6 +79,8 @@ def test_bench_tells_each_row_before_it_measures_the_next_and_goes_on_after_one_
         "not measured: OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB."
     )
     assert rows["engine, 4 jobs"][3]
+    assert rows["photos, 400x300"][0].startswith("not measured: Fault: ")
+    assert float(rows["clips, 320x240, 1 s"][0])
 
 
 @quiet
@@ -97,6 +103,26 @@ def test_bench_loads_smaller_weights_only_once_the_larger_are_gone(monkeypatch: 
         gc.enable()
     assert alive == [False, False]
     assert rows[bench.IN_8_BITS][3]
+
+
+@pytest.mark.holds("docs/operations.md#the-cpu-is-busy-and-the-gpu-is-not-why", "`keye-worker bench` says before the")
+def test_bench_says_whether_decoders_feed_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decoder, and an engine that has room for all jobs at once: it waits for most of the time."""
+    monkeypatch.setattr(feeding, "PHOTO_SIZE", (4000, 3000))
+    settings = SETTINGS.model_copy(update={"decoders": 1})
+    lines = list(run_bench(settings, new_tokens=2))
+    rows = cells(lines)
+    for kind in ("photos, 4000x3000", "clips, 320x240, 1 s"):
+        feeds, takes, together, waited, would_do = rows[kind]
+        assert float(together) > 0
+        # Printed to the hundredth.
+        assert int(would_do) == pytest.approx(float(takes) / float(feeds), abs=1.2)
+        assert re.fullmatch(r"\d+\.\d of \d+\.\d s( \(.*\))?", waited)
+    cause = re.search(r"\(decode (.*)\)", rows["photos, 4000x3000"][3])
+    assert cause is not None
+    assert float(cause[1]) > 0
+    assert "1 decoders (KEYE_DECODERS)" in lines[-2]
+    assert "share the cores" in lines[-1]
 
 
 def test_bench_compares_no_speeds_where_one_side_says_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

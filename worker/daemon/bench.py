@@ -59,6 +59,7 @@ FINEST_STEP = 2.0**-12
 def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[str]:
     """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do."""
     # Here, because benchmarks run where there is torch and no pydantic.
+    from keye.worker.daemon.feeding import measure_feeding
     from keye.worker.daemon.loading import load_configured_model
 
     path, model, processor, precision = load_configured_model(settings)
@@ -86,7 +87,7 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
     yield f"| read the prompt | {1000 * (alone.first_token_seconds - encoding):.1f} |"
     yield f"| write a token | {1000 * decode_seconds(alone):.2f} |\n"
 
-    table = Table()
+    table, fed = Table(), []
     yield from table.head()
     yield from measure_plain(table, model, [prompt] * BATCH_SIZE, new_tokens)
     try:
@@ -100,6 +101,8 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
         for num in NUM_RUNNING:
             jobs = [prompt] * (2 * num)
             yield table.row(f"engine, {num} jobs", partial(measure_engine, engine, jobs, new_tokens, num, device))
+        # Told last: it is another table.
+        fed = list(measure_feeding(engine, processor, device, settings, max(NUM_RUNNING), new_tokens))
     engine.stop()
     # Else the whole model would lie on the GPU beside its own smaller copy.
     del engine, model
@@ -110,6 +113,8 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
 
     yield table.row(IN_8_BITS, measure_smaller)
     yield from table.elsewhere()
+    yield ""
+    yield from fed
 
 
 class JobSeconds(NamedTuple):

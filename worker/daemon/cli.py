@@ -151,7 +151,7 @@ def _examine(gpus: str | None) -> Iterator[Finding]:
 
 @app.command()
 def bench() -> None:
-    """Measure images a second, memory and the time of each stage with the configured checkpoint on this machine."""
+    """Measure images a second, memory, the time of each stage, and whether decoders feed the engine on this machine."""
     settings = read_settings()
     secure_torch(settings.cache_folder)
     from keye.worker.daemon.bench import Disagreement, run_bench
