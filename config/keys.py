@@ -75,9 +75,9 @@ def record(job_id: str) -> str:
     canvas (JSON of `keye.worker.broker.canvas.Canvas`: what Celery is to call once it has ended, until it is called),
     max_visual_tokens (after one that did not fit), num_unreachable (attempts that did not get the media and were
     followed by another), unreachable_since (when the first of them ended, Unix seconds of the server's clock),
-    waits (the attempt that waits for a decoder or for room in the engine, while it does), deaths (attempts that ended
-    with their worker and did not wait), spared (those that did, or were fetching), is_republished (it was given a
-    message again, and may have two),
+    waits (the attempt that waits for a place among few whose worker died once, for a decoder or for room in the engine,
+    while it does), deaths (attempts that ended with their worker and did not wait), spared (those that did, or were
+    fetching), is_republished (it was given a message again, and may have two),
     queued_at (when the message that was claimed last had come into its queue), given_back (the newest attempt that its
     worker gave back), host_faults (JSON: how often the job met a fault of a host that was then found fit, by place),
     left_seconds (that workers of an older release have left it to newer ones),

@@ -8,7 +8,7 @@
 -- KEYS: 1 record (hash), 2 events (stream), 3 leases (sorted set)
 -- ARGV: 1 job id, 2 reaper, 3 lease seconds, 4 the new token, 5 the latest end of a lease that is over, whatever the clock shows
 -- Returns {"requeued", dead worker or "", sealed, priority, token, stage or "", attempts}, {"taken_over", worker, sealed,
--- cancel_requested, stage, attempts, max_attempts, now, submitted_at, deadline_at, "", "", "", ""} or {"kept"}
+-- cancel_requested, stage, attempts, max_attempts, now, submitted_at, deadline_at, "", "", "", "", ""} or {"kept"}
 local MOST_SPARED, USUAL_ATTEMPTS = 10, 3
 local now = clock()
 local ends_at = redis.call("ZSCORE", KEYS[3], ARGV[1])
@@ -59,5 +59,5 @@ redis.call("HSET", KEYS[1], "token", ARGV[4], "worker", ARGV[2], "lease_seconds"
 local submitted_at, deadline_at = unpack(redis.call("HMGET", KEYS[1], "submitted_at", "deadline_at"))
 return {
   "taken_over", worker, sealed, cancel_requested or "", stage,
-  attempts, max_attempts, string.format("%.6f", now), submitted_at or "", deadline_at or "", "", "", "", "",
+  attempts, max_attempts, string.format("%.6f", now), submitted_at or "", deadline_at or "", "", "", "", "", "",
 }

@@ -53,8 +53,9 @@ class Claimed:
     `deadline_at`, None where unknown or unset, are as a producer that is not ours wrote them. `max_visual_tokens` is
     set where an earlier attempt had more and did not fit into memory, `unreachable_since` where `num_unreachable`
     earlier ones did not get the media; it is the end of the first. `host_faults` is how often it met a fault of a host
-    that was then found fit, by place; `is_alone` where nothing runs beside it. `sealed_json` is what the record says is
-    asked, `canvas_json` what is to be called afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
+    that was then found fit, by place; `is_alone` where nothing runs beside it, `waits` where its record says that it
+    waits for a place among few like it, whose worker died once. `sealed_json` is what the record says is asked,
+    `canvas_json` what is to be called afterwards, if anything is; `delivery_tag` is the `QueuedJob`'s.
     """
 
     job_id: str
@@ -71,6 +72,7 @@ class Claimed:
     num_unreachable: Unsaved[int] = 0
     host_faults: Unsaved[Mapping[str, int]] = field(default_factory=dict, compare=False)
     is_alone: Unsaved[bool] = field(default=False, compare=False)
+    waits: Unsaved[bool] = field(default=False, compare=False)
     sealed_json: Unsaved[str] = field(default="null", repr=False, compare=False)
     canvas_json: Unsaved[str | None] = field(default=None, repr=False, compare=False)
     delivery_tag: Unsaved[str] = field(default="", compare=False)

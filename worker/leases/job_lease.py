@@ -57,15 +57,18 @@ class LeaseStore:
         self._run = {move: load_script(redis, move) for move in moves}
 
     def claim(
-        self, job: QueuedJob, worker: str, is_alone: bool = False
+        self, job: QueuedJob, worker: str, is_alone: bool = False, in_company: bool = False
     ) -> Claimed | AlreadySettled | HeldElsewhere | Forgotten | Suspect:
         """Begin the next attempt at `job`, unless it is running or over, or `is_alone` would have to be true.
+
+        Who runs it `in_company` lets one whose worker died once wait for its place among few such: `Claimed.waits`.
 
         Waits out an outage of Redis as `patience` does; a claim whose answer was lost in it is not a second one.
         """
         names = [*_job_keys(job.job_id), *_CLAIM_KEYS]
         token = new_token()
-        args: list[str | float] = [job.job_id, worker, self.lease_seconds, int(is_alone), token]
+        beside = "nothing" if is_alone else "company" if in_company else "any"
+        args: list[str | float] = [job.job_id, worker, self.lease_seconds, beside, token]
         claiming = f"claiming job {job.job_id}"
         answer = self.patience.wait_out(lambda: self._run["claim"](names, args), claiming)
         if answer == ["unknown"] and not job.is_recorded:
@@ -186,7 +189,8 @@ class LeaseStore:
                 return None
 
     def publish(self, requeued: Requeued) -> None:
-        """Give the job its message, behind those that wait, unless it was claimed by another meanwhile."""
+        """Give the job its message, unless it was claimed by another meanwhile: behind those that wait, or before them
+        where its worker has now died twice."""
         priority = Priority(requeued.priority)
         names = [keys.record(requeued.job_id), keys.LEASES, keys.queued(priority), message_list(priority)]
         names.append(keys.unheard(priority))
@@ -261,7 +265,7 @@ def _claimed(
     is_alone: bool = False,
 ) -> Claimed:
     attempt, max_attempts, claimed_at, submitted_at, deadline_at, max_visual_tokens, *earlier = facts
-    unreachable_since, num_unreachable, host_faults = earlier
+    unreachable_since, num_unreachable, host_faults, waits = earlier
     return Claimed(
         job_id=job.job_id,
         token=token,
@@ -275,6 +279,7 @@ def _claimed(
         num_unreachable=int(num_unreachable or 0),
         host_faults=json.loads(host_faults or "{}"),
         is_alone=is_alone,
+        waits=bool(waits),
         idempotency_key=job.idempotency_key,
         result_ttl_seconds=job.result_ttl_seconds,
         sealed_json=sealed_json,

@@ -1,12 +1,13 @@
 """The Celery task, and the analyst behind it: open, claim, attempt, settle. The attempt itself lives next door.
 
-Jobs of a process run side by side; one that may have killed a worker runs alone.
+Jobs of a process run side by side: of those whose worker died once few, and one that may have killed it alone.
 """
 
 import json
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,14 +26,7 @@ from keye.config.wire import Outline, SealedJob, kind_of, open_sealed, read_seal
 from keye.worker.broker.canvas import NOTHING_ASKED, Asked, Canvas
 from keye.worker.broker.transport import IS_ACKNOWLEDGED
 from keye.worker.host_fault import HostFault, host_fault_of
-from keye.worker.leases.claims import (
-    AlreadySettled,
-    Claimed,
-    Forgotten,
-    HeldElsewhere,
-    QueuedJob,
-    Suspect,
-)
+from keye.worker.leases.claims import AlreadySettled, Claimed, Forgotten, HeldElsewhere, QueuedJob, Suspect
 from keye.worker.leases.job_lease import LeaseStore, Postponement
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
@@ -179,7 +173,7 @@ class Analyst:
         self._jobs[delivery_id] = queued.job_id
         try:
             with about(job_id=queued.job_id), self._isolation.beside_others():
-                answer = self._leases.claim(queued, self._bench.worker.name)
+                answer = self._leases.claim(queued, self._bench.worker.name, in_company=True)
                 if not isinstance(answer, Suspect):
                     return self._act_on(answer, queued, opened, delivery_id)
             # Not claimed while it waits: should another suspect kill this process too, that is no attempt of this one.
@@ -290,11 +284,14 @@ class Analyst:
         if isinstance(opened, Fault):
             return self._settle(lease, failure_of(opened, Stage.OPEN, lease, metadata={}))
         attempt = Attempt(self._bench, opened.job, lease)
-        with self._renewal.holding(lease, attempt.interrupt):
+        with self._renewal.holding(lease, attempt.interrupt), ExitStack() as place:
             outcome: JobResult | JobFailure
             try:
-                with self._bench.lookahead.watching(attempt), self._work.running(kind_of(opened.job)):
-                    outcome = attempt.run()
+                with self._bench.lookahead.watching(attempt):
+                    # Until it is settled: until then a death counts.
+                    place.enter_context(attempt.in_company(self._isolation))
+                    with self._work.running(kind_of(opened.job)):
+                        outcome = attempt.run()
                 self.fitness.answered()
             except LeaseLost:
                 log.warning("job %s: lease lost in stage %s, left to its new holder", lease.job_id, attempt.stage)

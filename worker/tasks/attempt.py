@@ -33,6 +33,7 @@ from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWrit
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
+from keye.worker.tasks.isolation import Isolation
 from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.moves import log_stage
 from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn, Wanted
@@ -112,15 +113,27 @@ class Attempt:
         self._began_at = time.monotonic()
         left = lease.seconds_to_deadline
         self._deadline = inf if left is None else self._began_at + left
-        self._limits = [TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", bench.max_attempt_seconds, self._began_at)]
+        self._limits: list[TimeLimit] = []
         self._seconds: dict[str, float] = {}
         self._frames_told_at = self._began_at
         self._interruption: Interruption | None = None
         self._pending: PendingGeneration | None = None
 
+    @contextmanager
+    def in_company(self, isolation: Isolation) -> Iterator[None]:
+        """To `run` in: where its worker died once, waits for a place among few such, whatever limits say. Raises as
+        `run` does."""
+        if not self.lease.waits:
+            yield
+            return
+        with isolation.in_company(self._stop_if_over):
+            self._turn.come()
+            yield
+
     def run(self) -> JobResult:
         """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
         parts = self.job.all_media()
+        self._limits.append(TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", self._bench.max_attempt_seconds, time.monotonic()))
         self._stop_if_over()
         sizing = self._sizing(parts)
         identities, decoded = self._read_media(parts, sizing) if parts else ([], [])
@@ -178,7 +191,7 @@ class Attempt:
     @property
     def ends_at(self) -> float:
         """When it has to have ended, of time.monotonic()."""
-        return min(self._deadline, *(limit.ends_at for limit in self._limits))
+        return min([self._deadline, *(limit.ends_at for limit in self._limits)])
 
     def interrupt(self, reason: Interruption) -> None:
         """The lease is lost, the caller cancels or the process ends.

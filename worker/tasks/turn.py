@@ -12,12 +12,13 @@ from keye.worker.results.event_writer import EventWriter
 BRIEF_WAIT_SECONDS = 0.1
 
 
-# A decoder, room for its pixels, or room in the engine.
-Wanted = Literal["decoder", "memory", "engine"]
+# A place among few whose worker died once, a decoder, room for its pixels, or room in the engine.
+Wanted = Literal["company", "decoder", "memory", "engine"]
 
 
 class Turn:
     """It waits once a thread has called `wait`, until one calls `begin`; with several threads, while all of them wait.
+    One whose lease says so waits from its start, until one calls `come`.
 
     The job's record says so where the wait is not brief. `on_change` is called whenever it begins to wait, or to act.
     """
@@ -29,9 +30,9 @@ class Turn:
         # Held while it is written: nobody begins before the record says so.
         self._lock = threading.Lock()
         self._have_begun: set[int] = set()
-        self._wanted: Wanted = "decoder"
-        self._waits_since: float | None = None
-        self._is_told = False
+        self._wanted: Wanted = "company" if lease.waits else "decoder"
+        self._waits_since: float | None = time.monotonic() if lease.waits else None
+        self._is_told = lease.waits
 
     @property
     def waits_for(self) -> Wanted | None:
@@ -54,11 +55,21 @@ class Turn:
         """What this thread sees to begins, once this returns."""
         with self._lock:
             self._have_begun.add(threading.get_ident())
-            self._waits_since = None
-            if self._is_told:
-                self._is_told = False
-                self._events.write_waits(self._lease, False)
+            self._end_wait()
         self._on_change()
+
+    def come(self) -> None:
+        """What the attempt waited for from its claim on has come, and nothing has begun yet."""
+        with self._lock:
+            self._end_wait()
+            self._wanted = "decoder"
+        self._on_change()
+
+    def _end_wait(self) -> None:
+        self._waits_since = None
+        if self._is_told:
+            self._is_told = False
+            self._events.write_waits(self._lease, False)
 
     def tell(self, after_seconds: float = BRIEF_WAIT_SECONDS) -> None:
         """To be called while it may wait, several times a second: that it has waited for so long is written once."""
