@@ -68,7 +68,7 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     # They run before the short ones; two end while the server is away, six a lease later.
     ends_after = [away_seconds] * 2 + [away_seconds + SCALE.lease_seconds] * 6
     long = [client.submit(prompt=f"wait {seconds}", priority=Priority.HIGH) for seconds in ends_after]
-    worker = workers.start()
+    worker = workers.start(KEYE_CONCURRENCY=str(len(long)))
     worker.wait_until_holding(len(long))
 
     broker.kill()

@@ -30,7 +30,7 @@ from tests.support.scale import SCALE
 def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not_count(
     broker: Broker, client: Client, workers: EchoWorkers, gate: Gate
 ) -> None:
-    leaving = workers.start(drain_seconds=SCALE.drain_seconds)
+    leaving = workers.start(drain_seconds=SCALE.drain_seconds, KEYE_CONCURRENCY="8")
     leaving.wait_until_ready()
     short = [client.submit(prompt="wait 2", max_attempts=1) for _ in range(2)]
     long = [client.submit(prompt="wait 600", max_attempts=1) for _ in range(6)]
@@ -41,7 +41,7 @@ def test_jobs_that_outlast_the_drain_run_next_elsewhere_and_the_attempt_does_not
     told_at = time.monotonic()
     assert leaving.exit_code(SCALE.drain_seconds + 5) == ExitCode.OK
     took = time.monotonic() - told_at
-    (heir,) = workers.start_ready()
+    (heir,) = workers.start_ready(KEYE_CONCURRENCY="8")
     heir.wait_until_holding(8)
     assert {job.id for job in long} < set(heir.held_jobs()), "before those that were queued already"
 

@@ -133,7 +133,7 @@ def test_a_worker_that_starts_after_the_clock_was_set_back_finds_what_the_dead_h
 def test_a_backlog_waits_in_order_and_without_second_messages_when_the_clock_is_set_back(
     broker: Broker, clock: SteppedClock, client: Client, workers: EchoWorkers, lease_seconds: float, gate: Gate
 ) -> None:
-    workers.start_ready()
+    workers.start_ready(KEYE_CONCURRENCY="8")
     running = begin_jobs(client, broker, 8, 4 * lease_seconds)
     before = [client.submit(prompt="hello") for _ in range(20)]
     step(broker, clock, -600)
@@ -153,7 +153,7 @@ def test_a_backlog_waits_in_order_and_without_second_messages_when_the_clock_is_
 def test_a_deadline_is_a_time_on_the_servers_clock_and_a_running_attempt_keeps_the_time_it_had(
     broker: Broker, clock: SteppedClock, client: Client, workers: EchoWorkers, lease_seconds: float
 ) -> None:
-    workers.start_ready()
+    workers.start_ready(KEYE_CONCURRENCY="8")
     running = begin_jobs(client, broker, 8, 4 * lease_seconds, deadline_seconds=600)
     waiting = client.submit(prompt="hello", deadline_seconds=600)
     step(broker, clock, 3600)

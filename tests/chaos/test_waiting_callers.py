@@ -38,7 +38,7 @@ def test_every_waiting_caller_hears_how_its_job_ended(
     def submit(prompt: str) -> Job:
         return client.submit(prompt=prompt, deadline_seconds=SCALE.deadline_seconds)
 
-    (victim,) = workers.start_ready()
+    (victim,) = workers.start_ready(KEYE_CONCURRENCY="8")
     began = time.monotonic()
     succeeding, overrunning, cancelled = submit("wait 1.5"), [submit("wait 600") for _ in range(6)], submit("wait 600")
     victim.wait_until_holding(8)
@@ -48,7 +48,7 @@ def test_every_waiting_caller_hears_how_its_job_ended(
         ends = [callers.submit(wait_for, job) for job in jobs]
         withdrawn.cancel()
         assert len(victim.kill()) == 8
-        (heir,) = workers.start_ready()
+        (heir,) = workers.start_ready(KEYE_CONCURRENCY="8")
         heir.wait_until_holding(8, within_seconds=SCALE.restart_seconds)
         cancelled.cancel()
         broker.kill()
