@@ -1,9 +1,9 @@
 """A Celery worker whose engine echoes prompts: the queue, leases and settlement are real, and nothing is loaded.
 
 For chaos tests and for measuring what the rest costs: `celery -A tests.support.echo_worker worker --pool threads`.
-A prompt `wait 1.5` is answered after as many seconds; of `write FILE` the first word at once, the rest when there is a
-file; `raise MemoryError` raises it, `hang` hangs in its thread, `die` kills the process. The device is lost once there
-is a file that ECHO_DEVICE_LOST names.
+A prompt `wait 1.5` runs for as many seconds; of `write FILE` the first word at once, the rest when there is a
+file; `raise MemoryError` raises it, `hang` hangs in its thread, `die` kills the process, `die FILE` once there is a
+file. The device is lost once there is a file that ECHO_DEVICE_LOST names.
 """
 
 import builtins
@@ -77,7 +77,8 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self.inbox = Inbox(max_tokens=CONTEXT_TOKENS, is_queue=True)
-        self._running: list[PendingGeneration] = []
+        # And since when.
+        self._running: dict[PendingGeneration, float] = {}
         self._waiting: list[PendingGeneration] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
@@ -119,23 +120,25 @@ class EchoEngine:
                 pending.begin()
                 if beginning := _beginning(pending):
                     pending.deliver(beginning, 1)
-            self._running += admitted
-            self._running = [pending for pending in self._running if not _step(pending)]
+            self._running |= dict.fromkeys(admitted, time.monotonic())
+            self._running = {pending: since for pending, since in self._running.items() if not _step(pending, since)}
 
 
 def _beginning(pending: PendingGeneration) -> str:
     return "write" if cast(EchoPrompt, pending.prompt).text.startswith("write ") else ""
 
 
-def _step(pending: PendingGeneration) -> bool:
+def _step(pending: PendingGeneration, began_at: float) -> bool:
     """Whether it has ended."""
     prompt = cast(EchoPrompt, pending.prompt)
     beginning = _beginning(pending)
     match prompt.text.split():
-        case ["die"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+        case ["die", *files]:
+            is_over = False
+            if all(map(os.path.exists, files)):
+                os.kill(os.getpid(), signal.SIGKILL)
         case ["wait", seconds]:
-            is_over = time.monotonic() >= pending.submitted_at + float(seconds)
+            is_over = time.monotonic() >= began_at + float(seconds)
         case ["write", file]:
             is_over = Path(file).exists()
         case _:

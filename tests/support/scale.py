@@ -10,6 +10,7 @@ class Scale:
     num_kills: int
     num_kills_in_the_pop: int
     num_restarts: int
+    full_engine_job_seconds: float
     longest_job_seconds: float
     drain_seconds: float
     broker_away_seconds: tuple[float, ...]
@@ -32,6 +33,7 @@ SHORT = Scale(
     num_kills=30,
     num_kills_in_the_pop=1,
     num_restarts=1,
+    full_engine_job_seconds=1.5,
     longest_job_seconds=7,
     drain_seconds=2,
     broker_away_seconds=(5,),
@@ -48,6 +50,7 @@ LONG = Scale(
     num_kills=1000,
     num_kills_in_the_pop=30,
     num_restarts=20,
+    full_engine_job_seconds=4,
     longest_job_seconds=1200,
     drain_seconds=60,
     broker_away_seconds=(10, 300),

@@ -1,5 +1,6 @@
 """Who may run a job, on a real server: one of many, once more after deaths, and alone where it may kill."""
 
+import json
 import threading
 from typing import Any
 
@@ -9,6 +10,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from keye.config import keys
 from keye.config.codes import JobState, Stage
+from keye.config.job import Priority
+from keye.config.topology import message_list
 from keye.config.wire import SealedJob
 from keye.worker.leases.claims import (
     AlreadySettled,
@@ -22,7 +25,7 @@ from keye.worker.leases.claims import (
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
-from tests.support.leased_jobs import a_failure, a_job, claim, events, record
+from tests.support.leased_jobs import a_failure, a_job, claim, events, messages, record
 
 
 def test_first_claim_of_a_job_without_record_writes_the_record(store: LeaseStore, redis: Redis) -> None:
@@ -128,12 +131,63 @@ def test_job_whose_workers_died_twice_is_claimed_only_by_who_runs_it_alone(brief
 @pytest.mark.holds(
     "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
     "or once before its last attempt, runs alone",
+    "where jobs set `max_attempts` to 2 one death makes suspects of all that ran",
 )
 def test_last_attempt_after_a_death_is_not_spent_beside_others(brief: LeaseStore) -> None:
     sealed = a_job(max_attempts=2)
     die_under(brief, sealed)
     assert brief.claim(QueuedJob.of(sealed), "crowded") == Suspect()
     assert isinstance(die_under(brief, sealed, is_alone=True), TakenOver)
+
+
+def test_job_whose_worker_died_once_waits_for_its_place_from_its_claim_on(brief: LeaseStore, redis: Redis) -> None:
+    sealed = a_job()
+    first = brief.claim(QueuedJob.of(sealed), "dies", in_company=True)
+    assert isinstance(first, Claimed)
+    assert not first.waits
+    eventually(lambda: brief.reap(sealed.job_id, "reaper"))
+
+    second = brief.claim(QueuedJob.of(sealed), "dies too", in_company=True)
+    assert isinstance(second, Claimed)
+    assert second.waits
+    eventually(lambda: brief.reap(sealed.job_id, "reaper"))
+    assert record(redis, sealed.job_id)["deaths"] == "1", "it had not begun"
+
+    third = brief.claim(QueuedJob.of(sealed), "lives", in_company=True)
+    assert isinstance(third, Claimed)
+    assert (third.waits, third.attempt, third.max_attempts) == (True, 3, 4)
+
+
+def test_claim_of_one_that_waits_says_so_again_where_its_answer_got_lost(brief: LeaseStore, redis_url: str) -> None:
+    sealed = a_job()
+    die_under(brief, sealed)
+    with LosesItsFirstAnswer.from_url(redis_url, decode_responses=True) as client:
+        again = LeaseStore(client, lease_seconds=30).claim(QueuedJob.of(sealed), "lives", in_company=True)
+    assert client.has_lost
+    assert isinstance(again, Claimed)
+    assert (again.waits, again.attempt) == (True, 2)
+
+
+@pytest.mark.holds(
+    "docs/operations.md#a-worker-was-killed-or-its-machine-is-gone-what-must-i-do",
+    "After two deaths those are eight, and the next to be taken",
+)
+def test_those_that_are_to_run_alone_are_the_next_to_be_taken_once(brief: LeaseStore, redis: Redis) -> None:
+    jobs = [a_job(max_attempts=5) for _ in range(3)]
+    places = []
+    for _ in range(3):
+        queue = message_list(Priority.NORMAL)
+        redis.delete(queue)
+        redis.lpush(queue, json.dumps({"headers": {"id": "waits"}}))
+        for sealed in jobs:
+            claim(brief, sealed, "dies", is_alone=True)
+        eventually(lambda: len(brief.due(keys.LEASES, 10)) >= len(jobs))
+        for sealed in jobs:
+            requeued = brief.reap(sealed.job_id, "reaper")
+            assert isinstance(requeued, Requeued)
+            brief.publish(requeued)
+        places.append(messages(redis).index("waits"))
+    assert places == [0, len(jobs), 0], "behind it after one death, before it after two, and behind it from then on"
 
 
 def test_failed_attempts_raise_no_suspicion(store: LeaseStore) -> None:
