@@ -224,7 +224,7 @@ def test_a_job_that_kills_a_full_engine_costs_three_deaths_and_none_of_its_neigh
         num_deaths += 1
         dies.unlink()
     workers.start()
-    wait_for_all(redis, [poison, *good], within_seconds=60)
+    wait_for_all(redis, [poison, *good], within_seconds=60 + 4 * SCALE.lease_seconds)
 
     deaths = Counter(record["deaths"] for record in records(redis, [job.id for job in good]))
     gate(

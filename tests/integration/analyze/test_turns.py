@@ -1,15 +1,19 @@
-"""A job that waits for a decoder or for room in the engine says so in its record, and no longer once it has begun."""
+"""A job that waits after a death, for a decoder or for room in the engine says so in its record, until it begins."""
 
 import os
 import signal
+from typing import Any
 
 import pytest
 
+from keye.config import keys
+from keye.config.wire import seal
 from keye.producer import Job
 from keye.worker.engine.step_plan import StepLimits
+from keye.worker.leases.claims import Requeued
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks import attempt, turn
-from tests.integration.analyze.plant import Plant, briefly, endlessly, generating
+from keye.worker.tasks import attempt, isolation, turn
+from tests.integration.analyze.plant import Plant, a_dead_worker, a_job, briefly, endlessly, generating
 from tests.support.conditions import eventually
 from tests.support.decoder_children import children_of
 
@@ -48,6 +52,35 @@ def test_a_job_that_is_over_while_it_waits_ends(plant: Plant, monkeypatch: pytes
     cancelled.cancel()
     assert [plant.fail(job).code for job in (cancelled, late)] == ["CANCELLED", "DEADLINE_EXCEEDED"]
     first.cancel()
+    assert plant.fail(first).code == "CANCELLED"
+
+
+def test_a_job_whose_worker_died_once_waits_for_its_place_and_is_ended_there(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "MAX_COMPANY", 1)
+
+    def submit(**options: Any) -> Job:
+        """One whose worker has died."""
+        sealed = seal(a_job(**options))
+        dead, _ = a_dead_worker(plant, sealed)
+        eventually(lambda: sealed.job_id in dead.due(keys.LEASES, 10))
+        requeued = dead.reap(sealed.job_id, "reaper")
+        assert isinstance(requeued, Requeued)
+        dead.publish(requeued)
+        return plant.client.find(sealed.job_id)
+
+    first = submit(generation=endlessly())
+    eventually(lambda: generating(plant, first.id) and not waits(plant, first))
+    cancelled, late = submit(), submit(deadline_seconds=3)
+    eventually(lambda: waits(plant, cancelled))
+    assert "company" in {each.phase for each in plant.bench.lookahead.attempts()}
+    assert plant.finish(plant.client.submit(a_job())).attempts == 1, "whose worker never died waits for none of them"
+    cancelled.cancel()
+    assert [plant.fail(job).code for job in (cancelled, late)] == ["CANCELLED", "DEADLINE_EXCEEDED"]
+    last = submit()
+    first.cancel()
+    assert plant.finish(last).attempts == 2
     assert plant.fail(first).code == "CANCELLED"
 
 
