@@ -24,6 +24,7 @@ class StarvedSeconds(Report):
     fetch: float = 0
     decode: float = 0
     memory: float = 0
+    company: float = 0
 
 
 class EngineUse(Report):

@@ -16,7 +16,12 @@ LOOKED_AT = 1000
 """Jobs of each queue whose kind is looked at; the others are taken to be like them."""
 
 
-_STARVED_OF = {"fetch": "media", "decode": "decoders", "memory": "memory for pixels"}
+_STARVED_OF = {
+    "fetch": "media",
+    "decode": "decoders",
+    "memory": "memory for pixels",
+    "company": "jobs whose worker died once",
+}
 
 
 class QueueStatus(Report):

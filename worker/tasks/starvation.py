@@ -10,14 +10,20 @@ from keye.worker.periodic_thread import PeriodicThread
 from keye.worker.tasks.attempt import Phase
 from keye.worker.telemetry import metrics
 
-Cause = Literal["fetch", "decode", "memory"]
+Cause = Literal["fetch", "decode", "memory", "company"]
 
 # A sample: which parts of a second jobs of a few milliseconds take comes out right on average.
 LOOK_SECONDS = 0.1
 
 # The first that a job is at names the narrowest place. Who waits for something shows that there is not enough of it;
 # one that is decoded does not, where others are still fetched: more of them on their way would fill the decoders.
-_CAUSES: dict[Phase, Cause] = {"decoder": "decode", "memory": "memory", "fetch": "fetch", "decode": "decode"}
+_CAUSES: dict[Phase, Cause] = {
+    "decoder": "decode",
+    "memory": "memory",
+    "fetch": "fetch",
+    "decode": "decode",
+    "company": "company",
+}
 
 
 class Starvation(PeriodicThread):

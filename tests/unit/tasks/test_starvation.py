@@ -4,6 +4,7 @@ import pytest
 
 from keye.worker.engine.snapshot import EngineSnapshot
 from keye.worker.tasks.attempt import Phase
+from keye.worker.tasks.isolation import MAX_COMPANY
 from keye.worker.tasks.starvation import Cause, Starvation
 
 IDLE = EngineSnapshot(max_running=2, max_step_tokens=100, num_blocks=10)
@@ -27,6 +28,8 @@ def seen(engine: EngineSnapshot, *phases: Phase) -> set[Cause]:
         (["fetch", "memory", "decode"], "memory"),
         (["memory", "decoder"], "decode"),
         (["fetch", "running"], "fetch"),
+        (["company"], "company"),
+        (["company", "decode"], "decode"),
     ],
 )
 @pytest.mark.holds(
@@ -35,9 +38,11 @@ def seen(engine: EngineSnapshot, *phases: Phase) -> set[Cause]:
     "a job waits for a decoder; or jobs are decoded, or their prompts made, and none is fetched or waits",
     "none waits for a decoder, but one for room for its pixels",
     "none waits for either, and one is fetched",
+    "all that are left wait for one of the eight places that such jobs have",
 )
 def test_the_cause_is_the_narrowest_place(phases: list[Phase], cause: Cause) -> None:
     assert seen(IDLE, *phases) == {cause}
+    assert MAX_COMPANY == 8
 
 
 @pytest.mark.holds(
