@@ -14,7 +14,7 @@ from keye.config.host import share_of_cores
 from keye.config.settings import DecoderIsolation, VideoDecoder
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
-from keye.worker.media.decode.pixel_budget import PixelBudget, PixelShare
+from keye.worker.media.decode.pixel_budget import PixelBudget, PixelClaim, PixelShare
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.faults import name_medium
 from keye.worker.media.limits import check_decoded_bytes
@@ -104,7 +104,22 @@ class DecoderPool:
                 self._end_kept(share)
 
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
-        """Waits for a child and for room. Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise.
+        """Waits for a child and for room.
+
+        Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise.
+        """
+        share.claims.append(claim := PixelClaim())
+        try:
+            return self._decode(order, share, claim)[0]
+        finally:
+            claim.waits_for = 0
+
+    def keep(self, owner: object, num_bytes: int) -> None:
+        """Of what was made of pixels: counts beside them for as long as `owner` lives. Never waits."""
+        self._budget.keep(owner, num_bytes)
+
+    def _decode(self, order: DecodingOrder, share: PixelShare, claim: PixelClaim) -> tuple[Decoded, Decoder]:
+        """By a child, which is given too.
 
         A medium whose child died is tried once more while no other is decoded: where many take memory, or the host is
         unwell, the first death says little of it.
@@ -113,7 +128,8 @@ class DecoderPool:
         while True:
             try:
                 with self._child(order, share, is_suspect) as decoder:
-                    return decoder.decode(order, partial(self._allocate, order, share), self._num_threads())
+                    allocate = partial(self._allocate, order, share, claim)
+                    return decoder.decode(order, allocate, self._num_threads()), decoder
             except NotBegun:
                 continue
             except Doubtful as doubt:
@@ -122,11 +138,11 @@ class DecoderPool:
                 logger.warning("%s is tried once more, alone: %s", name_medium(order.part.uri), doubt.verdict())
                 is_suspect = True
                 continue
-            except NoRoom as refusal:
-                num_bytes = refusal.num_bytes
+            except NoRoom:
+                pass
             # Without a child, so that those who are to make room get on.
             order.on_wait("memory")
-            while not self._budget.has_room(share, num_bytes):
+            while not self._budget.has_room(claim):
                 order.check()
                 time.sleep(_TICK_SECONDS)
 
@@ -139,11 +155,13 @@ class DecoderPool:
         """A child's part of the cores: more threads than cores cost a quarter more CPU time, and gain nothing."""
         return max(1, self._num_cores // self.num_busy)
 
-    def _allocate(self, order: DecodingOrder, share: PixelShare, num_bytes: int) -> tuple[mmap, int] | None:
+    def _allocate(
+        self, order: DecodingOrder, share: PixelShare, claim: PixelClaim, num_bytes: int
+    ) -> tuple[mmap, int] | None:
         # Media of one job ask side by side, and together get no more than one of them may.
         with self._allocating:
             check_decoded_bytes(num_bytes, order.limits.max_decoded_bytes - share.num_bytes)
-            return self._budget.allocate(share, num_bytes)
+            return self._budget.allocate(claim, num_bytes)
 
     @contextmanager
     def _child(self, order: DecodingOrder, share: PixelShare, is_suspect: bool) -> Iterator[Decoder]:
