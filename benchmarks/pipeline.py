@@ -35,7 +35,8 @@ def run() -> str:
         # Clips as cameras make them: here decoding is most of the work. Enough jobs that the first and the last, while
         # which a core waits, do not count.
         videos = 3 * video_jobs(folder, 16, size=(1280, 720), fps=30)
-        with LocalWorker(broker.url, folder / "worker.log", {"KEYE_MEDIA_ROOTS": name}), Client(broker.url) as client:
+        settings = {"KEYE_MEDIA_ROOTS": name, "KEYE_FRAMES_CACHE_BYTES": "0"}
+        with LocalWorker(broker.url, folder / "worker.log", settings), Client(broker.url) as client:
             plain = PlainLoop(folder)
             return "\n".join(
                 [

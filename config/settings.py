@@ -52,6 +52,10 @@ def _max_decoded_bytes(earlier: dict[str, Any]) -> int:
     return share_of_memory(earlier.get("host_workers", 1))
 
 
+def _frames_cache_bytes(earlier: dict[str, Any]) -> int:
+    return int(earlier.get("max_decoded_bytes", 0)) // 2
+
+
 VideoDecoder = Literal["pyav", "torchcodec", "decord"]
 DecoderIsolation = Literal["worker", "job"]
 
@@ -335,6 +339,13 @@ class Settings(ProducerSettings):
         le=_PEBIBYTE,
         description="most memory for the pixels of all jobs of one worker, and of any one job; unset: an eighth of the "
         "host's, divided by its workers, 4 GiB at most",
+    )
+    frames_cache_bytes: int = Field(
+        default_factory=_frames_cache_bytes,
+        ge=0,
+        le=_PEBIBYTE,
+        description="most memory for decoded media that wait for the next question about them, all of it within "
+        "KEYE_MAX_DECODED_BYTES; 0 keeps none; unset: half of that",
     )
 
     @property

@@ -56,6 +56,7 @@ def workers(
         "KEYE_S3_ENDPOINT_URL": store_opens[0],
         "KEYE_MEDIA_ROOTS": str(tmp_path),
         "ECHO_MAX_RUNNING": "1",
+        "KEYE_FRAMES_CACHE_BYTES": "0",  # or the second question about a picture would need no decoder
         **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
     }
     workers = EchoWorkers(broker.url, broker.redis, tmp_path, lease_seconds, **settings)

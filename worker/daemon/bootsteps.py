@@ -137,6 +137,7 @@ class EngineStep(bootsteps.StartStopStep):
             share_of_cores(settings.host_workers),
             settings.video_decoder,
             settings.decoder_isolation,
+            settings.frames_cache_bytes,
         )
         self._decoders.start()
         # Where one hangs that lets no other run, only the hundred youngest threads are told of: those of the pool are

@@ -57,5 +57,6 @@ class Vitals(PeriodicThread):
         metrics.DECODERS.labels(WORKER, "busy").set(num_busy)
         metrics.DECODERS.labels(WORKER, "idle").set(self._decoders.num_decoders - num_busy)
         metrics.CACHE_BYTES.labels(WORKER).set(self._cache.num_bytes)
+        metrics.FRAMES_CACHE_BYTES.labels(WORKER).set(self._decoders.num_cached_bytes)
         # Last: alone it needs Redis.
         self._work.hand_on()

@@ -88,7 +88,8 @@ def decode(
 
     def decode_one(media_index: int, go_on: Callable[[], None]) -> Decoded:
         part, medium = parts[media_index], fetched[media_index]
-        order = DecodingOrder(part, medium.file, limits, sizing, partial(tell, media_index), go_on, on_wait, on_begin)
+        telling = (partial(tell, media_index), go_on, on_wait, on_begin)
+        order = DecodingOrder(part, medium.file, limits, sizing, *telling, medium.content)
         # Closed at once: pixels take a handle too, and a job may have 64 media.
         with medium, named(name_medium(part.uri)):
             try:

@@ -50,6 +50,8 @@ GENERATED_TOKENS = _counter("generated_tokens", "Tokens of the answers of answer
 FRAMES = _counter("frames", "Pictures and frames of videos that answered jobs saw")
 CACHE_HITS = _counter("cache_hits", "Media found in the cache")
 CACHE_MISSES = _counter("cache_misses", "Media that had to be fetched")
+FRAMES_CACHE_HITS = _counter("frames_cache_hits", "Media that were decoded before, or are for another job")
+FRAMES_CACHE_MISSES = _counter("frames_cache_misses", "Media that had to be decoded")
 LOG_LINES_DROPPED = _counter(
     "log_lines_dropped", "Lines of workers' logs that were lost: a full disk, a slow reader or none"
 )
@@ -66,6 +68,7 @@ KV_BLOCKS = _gauge("kv_blocks", "Blocks of the KV cache", "state")
 DECODERS = _gauge("decoders", "Processes that decode media", "state")
 STEP_TOKENS = _gauge("learnt_token_limit", "Most tokens a step may have, lowered where memory ran out")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes of the media cache, which the workers of a host share")
+FRAMES_CACHE_BYTES = _gauge("frames_cache_bytes", "Bytes of decoded media that are kept for the next jobs")
 UNSAFE_BROKER = _gauge("unsafe_broker", "1 while Redis is set so that it may drop or lose jobs", "subject")
 BUILD = _gauge("build_info", "1", "version", "torch", "transformers", "model", "precision", "attention")
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -55,11 +55,8 @@ _ENVIRONMENT = ("LD_LIBRARY_PATH",)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
 class NoRoom(Exception):
     """The pixels do not fit beside those of other jobs now."""
-
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class DecodingOrder:
     `on_frame` is told the frames done and in all. `check` is called several times a second; what it raises ends the
     decoding at once, and the child with it. `on_wait` is told what for where no child is free at once or there is no
     room for the pixels, `on_begin` before a child that has started is given the medium; both again where it goes back
-    to wait.
+    to wait. `content` tells the bytes of the file, as they are now, from any others; None where nothing does.
     """
 
     part: ImagePart | VideoPart
@@ -80,6 +77,7 @@ class DecodingOrder:
     check: Callable[[], None]
     on_wait: Callable[[Literal["decoder", "memory"]], None] = lambda _: None
     on_begin: Callable[[], None] = lambda: None
+    content: Callable[[], Hashable] = lambda: None
 
 
 class NotBegun(Exception):
@@ -285,7 +283,7 @@ class Decoder:
             raise Nonsense("that it wants memory again")
         try:
             if (allocated := allocate(num_bytes)) is None:
-                raise NoRoom(num_bytes)
+                raise NoRoom
         except (Fault, HostFault, OSError, NoRoom):
             # The child then drops the medium and waits for another.
             self._channel.send({"granted": False})

@@ -13,6 +13,7 @@ from typing import Self
 from keye.config.host import share_of_cores
 from keye.config.settings import DecoderIsolation, VideoDecoder
 from keye.worker.host_fault import HostFault
+from keye.worker.media.decode.decoded_cache import DecodedCache
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
 from keye.worker.media.decode.pixel_budget import PixelBudget, PixelClaim, PixelShare
 from keye.worker.media.decoded import Decoded
@@ -42,11 +43,13 @@ class DecoderPool:
         num_cores: int | None = None,
         video_decoder: VideoDecoder = "pyav",
         isolation: DecoderIsolation = "worker",
+        cache_bytes: int = 0,
     ) -> None:
         """`silence_seconds` is how long a child may go without news, such as another frame of its video.
 
         `num_cores` are those of all children together, by default all that this process may use. Where `isolation` is
         "job" a child ends with the job that it has decoded for, and up to `num_decoders` more wait that have seen none.
+        `cache_bytes` of what was decoded, at most, are kept for the next jobs; not where each is to have its own child.
         """
         self.num_decoders = num_decoders
         self._num_cores = num_cores or share_of_cores(num_workers=1)
@@ -54,7 +57,8 @@ class DecoderPool:
         self._video_decoder = video_decoder
         self._max_decoded_bytes = max_decoded_bytes
         self._is_by_job = isolation == "job"
-        self._budget = PixelBudget(max_decoded_bytes)
+        self._cache = DecodedCache(0 if self._is_by_job else cache_bytes)
+        self._budget = PixelBudget(max_decoded_bytes, self._cache.drop)
         self._allocating = Lock()
         # Guards all that follows.
         self._changed = Condition()
@@ -104,19 +108,20 @@ class DecoderPool:
                 self._end_kept(share)
 
     def decode(self, order: DecodingOrder, share: PixelShare) -> Decoded:
-        """Waits for a child and for room.
+        """Waits for a child and for room, unless it was decoded just so before, or is being decoded.
 
-        Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise.
+        Raises `Fault`, `HostFault`, `OSError`, or what `order`'s callables raise. Other jobs may have the same pixels,
+        which cannot be written to.
         """
-        share.claims.append(claim := PixelClaim())
-        try:
-            return self._decode(order, share, claim)[0]
-        finally:
-            claim.waits_for = 0
+        return self._cache.open(order, share, partial(self._decode, order, share))
 
     def keep(self, owner: object, num_bytes: int) -> None:
         """Of what was made of pixels: counts beside them for as long as `owner` lives. Never waits."""
         self._budget.keep(owner, num_bytes)
+
+    @property
+    def num_cached_bytes(self) -> int:
+        return self._cache.num_bytes
 
     def _decode(self, order: DecodingOrder, share: PixelShare, claim: PixelClaim) -> tuple[Decoded, Decoder]:
         """By a child, which is given too.

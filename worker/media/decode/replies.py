@@ -116,7 +116,9 @@ def _pixels(memory: mmap | None, shape: list[int]) -> npt.NDArray[np.uint8]:
     if memory is None:
         raise Nonsense("that it is done, without having asked for memory")
     # Of a video, some of it may have turned out to stand still.
-    return np.frombuffer(memory, np.uint8, prod(shape)).reshape(shape)
+    pixels = np.frombuffer(memory, np.uint8, prod(shape)).reshape(shape)
+    pixels.setflags(write=False)  # other jobs may be given them too
+    return pixels
 
 
 def _require_possible(size: Size, limits: MediaLimits) -> None:

@@ -1,11 +1,15 @@
 """A medium that was fetched: an open file, and what tells its bytes from any others."""
 
 import os
+import time
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Self
 
 # Of what a store tells; AWS' own are shorter. More of it, of 64 media, would be a burden to whoever reads the result.
 _MAX_TOLD = 256
+
+# More than a file system's clock stands still for; FAT's does for 2.
+_RESTED_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,23 @@ class Fetched:
             return False
         now = Identity.of_local(self.file)
         return (now.num_bytes, now.modified_at) != (self.identity.num_bytes, self.identity.modified_at)
+
+    def content(self) -> tuple[object, ...] | None:
+        """What tells its bytes, as they are now, from any others; None where nothing does.
+
+        A local file, which others may write to, is told by where it lies and when it was changed last, a time that
+        nobody can set; not right after a change, when a file system's clock may not have moved on yet.
+        """
+        if self.identity.inode is None:
+            return None if self.identity.sha256 is None else (self.identity.sha256,)
+        try:
+            found = os.fstat(self.file.fileno())
+        except OSError:  # its server is away
+            return None
+        if time.time() - found.st_ctime < _RESTED_SECONDS:
+            return None
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return (*stamp, self.identity.sha256)
 
     def close(self) -> None:
         self.file.close()

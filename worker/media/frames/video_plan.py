@@ -100,10 +100,15 @@ def places_to_look(index: PacketIndex, part: VideoPart, wanted: Sequence[int]) -
     return sorted(places)
 
 
+def fit_of(plan: VideoPlan, part: VideoPart, fit_video: FitVideo, original_size: Size) -> VideoFit:
+    """What `plan_video` has fitted, of a clip that is what `plan` says."""
+    offered = max(min(_num_allowed(part, plan.frames_asked), plan.frames_there), 1)
+    return fit_video(part, offered, *original_size)
+
+
 def is_of_rule(plan: VideoPlan, part: VideoPart, fit_video: FitVideo, original_size: Size) -> bool:
     """Whether `plan` takes as many frames, and as large ones, as `plan_video` would of a clip that is what it says."""
-    offered = max(min(_num_allowed(part, plan.frames_asked), plan.frames_there), 1)
-    fit = fit_video(part, offered, *original_size)
+    fit = fit_of(plan, part, fit_video, original_size)
     least = 1 if part.content is Content.AUTO else fit.num_frames
     return least <= len(plan.wanted) <= fit.num_frames and fit[1:] == (plan.size, plan.size_asked)
 
