@@ -28,6 +28,7 @@ from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.job_media import MediaCache, MediaLimits, decode, fetch
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.visual_inputs import visual_inputs
+from tests.support import decoder_bench
 from tests.support.conditions import eventually
 from tests.support.decoder_bench import CLIP_BYTES, Pool
 from tests.support.decoder_children import children_of
@@ -312,6 +313,22 @@ def test_a_failure_is_shared_with_nobody(bench: Bench, meanwhile: Meanwhile) -> 
         first.result(20)
     assert caught.value.code is ErrorCode.MEDIA_TOO_LARGE
     assert len(other.result(20).frames) == 30
+
+
+def test_who_waits_for_anothers_decoding_does_not_hold_what_that_one_waits_for(
+    tmp_path: Path, meanwhile: Meanwhile
+) -> None:
+    """There is room for one clip, which the elder job has when it asks for the one that the younger is to decode."""
+    waits, others = SimpleQueue[str](), children_of(os.getpid())
+    with Pool(1, silence_seconds=30, max_decoded_bytes=2 * CLIP_BYTES - 1, cache_bytes=CLIP_BYTES) as pool:
+        plain = decoder_bench.Bench(pool, tmp_path, others)
+        with pool.share() as elder:
+            held = plain.decode_clip(share=elder, content=lambda: "first")
+            younger = meanwhile(plain.decode_clip, content=lambda: "second", on_wait=waits.put)
+            eventually(lambda: not waits.empty() and waits.get() == "memory")
+            second = meanwhile(plain.decode_clip, share=elder, content=lambda: "second").result(20)
+        assert second.frames is younger.result(20).frames
+        assert held.frames is not second.frames
 
 
 def test_pixels_from_before_count_towards_what_a_job_may_have(bench: Bench) -> None:
