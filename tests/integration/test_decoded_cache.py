@@ -231,6 +231,7 @@ def test_the_least_recently_used_goes_first_and_no_more_is_kept_than_may_be(
     "docs/operations.md#is-a-clip-decoded-again-for-each-question-about-it",
     "It makes room as soon as a job needs some",
 )
+@pytest.mark.holds("docs/design.md#decisions", "what was decoded stays within it for the next question")
 def test_what_is_kept_makes_room_for_a_job_at_once(tmp_path: Path, encoded: Path) -> None:
     bench = Bench(tmp_path, encoded, max_decoded_bytes=3 * CLIP_BYTES, cache_bytes=3 * CLIP_BYTES)
     waits: list[str] = []
