@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from keye.config.codes import ErrorCode, Stage
@@ -118,6 +119,7 @@ class Attempt:
         self._frames_told_at = self._began_at
         self._interruption: Interruption | None = None
         self._pending: PendingGeneration | None = None
+        self._had_begun = False
 
     @contextmanager
     def in_company(self, isolation: Isolation) -> Iterator[None]:
@@ -132,6 +134,15 @@ class Attempt:
 
     def run(self) -> JobResult:
         """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
+        try:
+            return self._answer()
+        except BaseException as error:
+            # Others wait for the memory of pixels, which a traceback would hold until a search for cycles.
+            self._had_begun, self._pending = self.is_in_engine, None
+            clear_frames(error.__traceback__)
+            raise
+
+    def _answer(self) -> JobResult:
         parts = self.job.all_media()
         self._limits.append(TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", self._bench.max_attempt_seconds, time.monotonic()))
         self._stop_if_over()
@@ -142,8 +153,13 @@ class Attempt:
             prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
             self._require_room(prompt)
             self.num_visual_tokens = prompt.num_visual_tokens
+            if prompt.num_visual_tokens:
+                # Its patches, which live until it has ended: a sequence that is preempted is encoded again.
+                self._bench.decoders.keep(prompt, 3 * sizing.factor**2 * prompt.num_visual_tokens)
         warnings = media_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
-        del decoded, images, videos  # their memory is another job's while this one generates
+        # Their memory is another job's while this one generates, whatever frames of calls still know of these lists.
+        for media in (decoded, images, videos):
+            media.clear()
         with self._in_stage(Stage.GENERATE, is_brief=True):
             sampling = complete_sampling(self.job.generation, self._bench.sampling)
             generated = self._generate(prompt, sampling)
@@ -181,7 +197,7 @@ class Attempt:
 
     @property
     def is_in_engine(self) -> bool:
-        return self._pending is not None and self._pending.has_begun
+        return self._had_begun if self._pending is None else self._pending.has_begun
 
     @property
     def seconds(self) -> float:
@@ -273,7 +289,7 @@ class Attempt:
         bench = self._bench
         with ExitStack() as opened:
             with self._in_stage(Stage.FETCH):
-                fetched = fetch(parts, bench.media_limits, bench.media_cache, self._stop_if_over)
+                fetched = fetch(parts, bench.media_limits, bench.media_cache, self._watch_fetching)
                 # `decode` closes them, but the job may end before it.
                 for medium in fetched:
                     opened.callback(medium.close)
@@ -283,6 +299,11 @@ class Attempt:
                 decoded = decode(parts, fetched, bench.media_limits, sizing, bench.decoders, *watching)
                 turn.begin()
                 return [medium.identity for medium in fetched], decoded
+
+    def _watch_fetching(self) -> None:
+        self._stop_if_over()
+        # Where it takes its time another may be taken.
+        self._bench.lookahead.changed()
 
     def _watch_decoding(self) -> None:
         self._stop_if_over()

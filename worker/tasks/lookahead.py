@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keye.worker.tasks.attempt import Attempt, Phase
 
-# A store's answer takes longer than a decoder's, and costs neither memory nor a core.
-LEAST_FETCHING = 16
+# From the message on: what takes no longer is soon at a decoder, or in the engine.
+BRIEFLY_SECONDS = 0.1
 
 
 def most_waiting(num_decoders: int) -> int:
     """Jobs that may wait for a decoder, or prepared ones for the engine: whoever takes from them finds the next."""
-    return 2 * num_decoders
+    return max(8, 2 * num_decoders)
 
 
 def most_fetching(num_decoders: int) -> int:
-    """Jobs that may be on their way to a decoder."""
-    return max(LEAST_FETCHING, 2 * most_waiting(num_decoders))
+    """Jobs that may be on their way to a decoder: a store takes its time, but neither memory nor a core."""
+    return 2 * most_waiting(num_decoders)
 
 
 def most_unprepared(num_decoders: int) -> int:
@@ -65,12 +65,13 @@ class Lookahead:
     def has_room(self, num_taken: int) -> bool:
         """Whether another message is to be taken; `num_taken` have been, and are not acknowledged yet."""
         self._has_refused = True
-        phases = self.phases()
-        # Those that are not yet claimed count as on their way.
-        num_fetching = num_taken - sum(phase != "fetch" for phase in phases)
+        attempts = self.attempts()
+        phases = [attempt.phase for attempt in attempts]
+        num_unclaimed = num_taken - len(attempts)
+        num_new = sum(a.phase == "fetch" and a.seconds < BRIEFLY_SECONDS for a in attempts) + num_unclaimed
         has_room = (
-            num_fetching < self._most_fetching
-            and phases.count("decoder") < self._most_waiting
+            phases.count("fetch") + num_unclaimed < self._most_fetching
+            and phases.count("decoder") + num_new < self._most_waiting
             and phases.count("engine") < self._most_waiting
             and "memory" not in phases
         )

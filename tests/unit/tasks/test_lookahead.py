@@ -23,7 +23,7 @@ def attempt(phase: str) -> Any:
 
 class _Attempt(SimpleNamespace):
     def __init__(self, phase: str) -> None:
-        super().__init__(phase=phase)
+        super().__init__(phase=phase, seconds=1.0)
 
     __hash__ = object.__hash__
 
@@ -32,7 +32,7 @@ class _Attempt(SimpleNamespace):
     "docs/operations.md#how-many-jobs-does-a-worker-take-at-a-time", "While pixels wait for memory it takes no more."
 )
 @pytest.mark.parametrize(
-    ("phases", "most"), [("fetch", 16), ("decoder", 4), ("engine", 4), ("memory", 1)], ids=lambda each: str(each)
+    ("phases", "most"), [("fetch", 16), ("decoder", 8), ("engine", 8), ("memory", 1)], ids=lambda each: str(each)
 )
 def test_each_kind_of_wait_has_its_bound(phases: str, most: int) -> None:
     assert has_room(*[phases] * (most - 1), *["running"] * 100, *["decode"] * 2)
@@ -40,8 +40,8 @@ def test_each_kind_of_wait_has_its_bound(phases: str, most: int) -> None:
 
 
 def test_what_was_taken_and_is_not_claimed_yet_counts_as_on_its_way() -> None:
-    assert has_room(*["running"] * 64, num_taken=64 + 15)
-    assert not has_room(*["running"] * 64, num_taken=64 + 16)
+    assert has_room(*["running"] * 64, *["decoder"] * 3, num_taken=67 + 4)
+    assert not has_room(*["running"] * 64, *["decoder"] * 3, num_taken=67 + 5)
 
 
 def test_the_door_looks_again_once_what_it_was_refused_for_has_changed() -> None:

@@ -1,5 +1,6 @@
 """The decoder children of a worker: starts them, lends them to jobs, replaces those that end."""
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class DecoderPool:
         self._cache = DecodedCache(0 if self._is_by_job else cache_bytes)
         self._budget = PixelBudget(max_decoded_bytes, self._cache.drop)
         self._allocating = Lock()
+        self._freed_cycles_at = 0.0
         # Guards all that follows.
         self._changed = Condition()
         self._starting: list[Decoder] = []
@@ -149,7 +151,15 @@ class DecoderPool:
             order.on_wait("memory")
             while not self._budget.has_room(claim):
                 order.check()
+                self._free_cycles()
                 time.sleep(_TICK_SECONDS)
+
+    def _free_cycles(self) -> None:
+        """An error that a library keeps, with all its frames refer to, can hold the pixels of a job that is over."""
+        now = time.monotonic()
+        if now - self._freed_cycles_at >= _RETRY_SECONDS:
+            self._freed_cycles_at = now
+            gc.collect()
 
     @property
     def num_busy(self) -> int:
