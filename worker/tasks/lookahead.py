@@ -34,6 +34,7 @@ class Lookahead:
     """
 
     def __init__(self, num_decoders: int) -> None:
+        self._num_decoders = num_decoders
         self._most_waiting = most_waiting(num_decoders)
         self._most_fetching = most_fetching(num_decoders)
         self._running: set[Attempt] = set()
@@ -69,9 +70,11 @@ class Lookahead:
         phases = [attempt.phase for attempt in attempts]
         num_unclaimed = num_taken - len(attempts)
         num_new = sum(a.phase == "fetch" and a.seconds < BRIEFLY_SECONDS for a in attempts) + num_unclaimed
+        # Who is about to ask for a decoder seems to have one.
+        num_asking = max(0, phases.count("decode") - self._num_decoders)
         has_room = (
             phases.count("fetch") + num_unclaimed < self._most_fetching
-            and phases.count("decoder") + num_new < self._most_waiting
+            and phases.count("decoder") + num_asking + num_new < self._most_waiting
             and phases.count("engine") < self._most_waiting
             and "memory" not in phases
         )

@@ -44,6 +44,11 @@ def test_what_was_taken_and_is_not_claimed_yet_counts_as_on_its_way() -> None:
     assert not has_room(*["running"] * 64, *["decoder"] * 3, num_taken=67 + 5)
 
 
+def test_who_is_about_to_ask_for_a_decoder_counts_with_those_that_wait_for_one() -> None:
+    assert has_room(*["decode"] * (2 + 3), *["decoder"] * 4)
+    assert not has_room(*["decode"] * (2 + 4), *["decoder"] * 4)
+
+
 def test_the_door_looks_again_once_what_it_was_refused_for_has_changed() -> None:
     lookahead, woken = Lookahead(num_decoders=1), []
     lookahead.wake = lambda: woken.append(True)
