@@ -339,7 +339,7 @@ class Attempt:
             if not self._pending.wait(BRIEFLY_SECONDS):
                 self.events.flush()
                 self._await_turn(self._pending)
-            self._bench.lookahead.changed()
+            self._bench.lookahead.begun(self)
             text = Coalescer(self.events)
             for delta in self._pending.deltas():
                 text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)

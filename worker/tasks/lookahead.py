@@ -38,17 +38,25 @@ class Lookahead:
         self._most_waiting = most_waiting(num_decoders)
         self._most_fetching = most_fetching(num_decoders)
         self._running: set[Attempt] = set()
+        # Of these, those that the engine has not begun with: few, and looked at often.
+        self._ahead: set[Attempt] = set()
         self._has_refused = False
         self.wake: Callable[[], None] = lambda: None
 
     @contextmanager
     def watching(self, attempt: "Attempt") -> Iterator[None]:
         self._running.add(attempt)
+        self._ahead.add(attempt)
         try:
             yield
         finally:
             self._running.discard(attempt)
-            self.changed()
+            self.begun(attempt)
+
+    def begun(self, attempt: "Attempt") -> None:
+        """The engine has with it, or it has ended."""
+        self._ahead.discard(attempt)
+        self.changed()
 
     def attempts(self) -> "set[Attempt]":
         """Copied in one move: threads come and go."""
@@ -58,7 +66,7 @@ class Lookahead:
         return [attempt.phase for attempt in self.attempts()]
 
     def changed(self) -> None:
-        """An attempt is at something else now, or has ended."""
+        """An attempt is at something else now."""
         if self._has_refused:
             self._has_refused = False
             self.wake()
@@ -66,10 +74,10 @@ class Lookahead:
     def has_room(self, num_taken: int) -> bool:
         """Whether another message is to be taken; `num_taken` have been, and are not acknowledged yet."""
         self._has_refused = True
-        attempts = self.attempts()
-        phases = [attempt.phase for attempt in attempts]
-        num_unclaimed = num_taken - len(attempts)
-        num_new = sum(a.phase == "fetch" and a.seconds < BRIEFLY_SECONDS for a in attempts) + num_unclaimed
+        ahead = self._ahead.copy()
+        phases = [attempt.phase for attempt in ahead]
+        num_unclaimed = num_taken - len(self._running)
+        num_new = sum(a.phase == "fetch" and a.seconds < BRIEFLY_SECONDS for a in ahead) + num_unclaimed
         # Who is about to ask for a decoder seems to have one.
         num_asking = max(0, phases.count("decode") - self._num_decoders)
         has_room = (
