@@ -41,10 +41,10 @@ def test_names_have_the_prefix_in_redis_and_none_in_answers(redis: Redis, redis_
         script = blue.register_script("return {KEYS[1], KEYS[2], ARGV[1]}")
         assert script(["keye:one", "keye:two"], ["keye:three"]) == ["blue:keye:one", "blue:keye:two", "keye:three"]
         with blue.pubsub() as heard:
-            heard.subscribe("keye:cancellations")
+            heard.subscribe("keye:only-here")
             assert heard.get_message(timeout=5)["type"] == "subscribe"
-            assert blue.publish("keye:cancellations", "x") == 1
-            assert redis.publish("keye:cancellations", "y") == 0
+            assert blue.publish("keye:only-here", "x") == 1
+            assert redis.publish("keye:only-here", "y") == 0
             assert heard.get_message(timeout=5)["data"] == "x"
         assert blue.delete("keye:one", "keye:two", "keye:s", "keye:z") == 3
     assert redis.keys() == ["keye:two"]
