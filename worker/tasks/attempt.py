@@ -197,7 +197,9 @@ class Attempt:
 
     @property
     def is_in_engine(self) -> bool:
-        return self._had_begun if self._pending is None else self._pending.has_begun
+        # Read once, here and in `interrupt`: other threads ask, and `run` lets go of it.
+        pending = self._pending
+        return self._had_begun if pending is None else pending.has_begun
 
     @property
     def seconds(self) -> float:
@@ -215,8 +217,8 @@ class Attempt:
         Preparing goes on to its end, all other stages stop at once.
         """
         self._interruption = reason
-        if self._pending is not None:
-            self._pending.abandon()
+        if (pending := self._pending) is not None:
+            pending.abandon()
 
     def _stop_if_over(self) -> None:
         match self._interruption:
