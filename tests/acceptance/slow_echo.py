@@ -8,7 +8,7 @@ from keye.worker.daemon.bootsteps import EngineStep
 from tests.support.echo_worker import EchoStep
 
 if TYPE_CHECKING:
-    from keye.worker.daemon.loading import ServedModel
+    from keye.worker.loading.served_model import ServedModel
 
 LOAD_SECONDS = 14
 

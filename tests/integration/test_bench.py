@@ -14,8 +14,8 @@ from torch import Tensor
 from keye.config.settings import Settings
 from keye.worker.daemon import bench, feeding
 from keye.worker.daemon.bench import Disagreement, run_bench
-from keye.worker.daemon.loading import LoadedModel, load_configured_model
 from keye.worker.engine.model_runner import ModelRunner
+from keye.worker.loading.served_model import LoadedModel, load_configured_model
 
 quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torchao, where installed, says to others
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
@@ -95,7 +95,7 @@ def test_bench_loads_smaller_weights_only_once_the_larger_are_gone(monkeypatch: 
         loaded.append(weakref.ref(result.model))
         return result
 
-    monkeypatch.setattr("keye.worker.daemon.loading.load_configured_model", load)
+    monkeypatch.setattr("keye.worker.loading.served_model.load_configured_model", load)
     gc.disable()
     try:
         rows = cells(run_bench(SETTINGS, new_tokens=2))

@@ -15,7 +15,7 @@ from keye.worker.tasks.celery_app import build_app
 from tests.support.echo_worker import EchoProcessor, EchoPrompt, serve
 
 if TYPE_CHECKING:
-    from keye.worker.daemon.loading import ServedModel
+    from keye.worker.loading.served_model import ServedModel
 
 # A bit of a number is a square of so many pixels; beside it stands what nobody reads, so that no two files are alike.
 NUM_BITS, SIDE = 16, 8

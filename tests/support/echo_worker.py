@@ -26,7 +26,7 @@ from keye.worker.sizing import Sizing
 from keye.worker.tasks.celery_app import build_app
 
 if TYPE_CHECKING:
-    from keye.worker.daemon.loading import ServedModel
+    from keye.worker.loading.served_model import ServedModel
 
 CONTEXT_TOKENS = 8192
 DEVICE_LOST = os.environ.get("ECHO_DEVICE_LOST")

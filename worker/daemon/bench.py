@@ -60,7 +60,7 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
     """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do."""
     # Here, because benchmarks run where there is torch and no pydantic.
     from keye.worker.daemon.feeding import measure_feeding
-    from keye.worker.daemon.loading import load_configured_model
+    from keye.worker.loading.served_model import load_configured_model
 
     path, model, processor, precision = load_configured_model(settings)
     device = model.device

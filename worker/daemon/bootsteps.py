@@ -18,14 +18,12 @@ from redis.exceptions import RedisError
 
 from keye.config.connection import connect
 from keye.config.faults import JobNotFound, QueueUnavailable
-from keye.config.host import share_of_cores
 from keye.config.outcome import WorkerIdentity
 from keye.config.presence import Presence, WorkerState
 from keye.config.primary import ServerUnusable
 from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.worker.broker.remote_commands import guard_commands
-from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.broker_watch import BrokerWatch
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity, as_message, fault, select
@@ -37,15 +35,14 @@ from keye.worker.engine.step_plan import StepLimits
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
 from keye.worker.leases.renewal import CancelListener, LeaseRenewal
+from keye.worker.loading.before_torch import secure_torch
 from keye.worker.media.decode.sandbox import hide_memory
-from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
+from keye.worker.media.job_media import DecoderPool
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.results.settlement import Settlement
 from keye.worker.tasks.analyze import Analyst
-from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.fitness import Fitness
-from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.probe import probe
 from keye.worker.tasks.starvation import Starvation
 from keye.worker.tasks.stragglers import dead_letter, expire
@@ -56,7 +53,7 @@ from keye.worker.telemetry.presence import Announcer
 from keye.worker.telemetry.standard_streams import STDERR
 
 if TYPE_CHECKING:
-    from keye.worker.daemon.loading import ServedModel
+    from keye.worker.loading.served_model import ServedModel
 
 # Celery looks for a shutdown only when its loop turns; a quiet one would sleep for up to ten seconds.
 TURN_SECONDS = 0.25
@@ -132,13 +129,7 @@ class EngineStep(bootsteps.StartStopStep):
         )
         self._reaper.start()
         # Before the model, too: the children come up while it is read.
-        self._decoders = DecoderPool(
-            *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
-            share_of_cores(settings.host_workers),
-            settings.video_decoder,
-            settings.decoder_isolation,
-            settings.frames_cache_bytes,
-        )
+        self._decoders = DecoderPool.of(settings)
         self._decoders.start()
         # Where one hangs that lets no other run, only the hundred youngest threads are told of: those of the pool are
         # older than the engine's, and younger than the main one, which reads the model.
@@ -164,23 +155,8 @@ class EngineStep(bootsteps.StartStopStep):
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
-        self._lookahead = lookahead = Lookahead(settings.decoders)
-        bench = Workbench(
-            inbox=served.engine.inbox,
-            processor=served.processor,
-            sampling=served.sampling,
-            media_limits=MediaLimits.of(settings),
-            media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
-            decoders=self._decoders,
-            lookahead=lookahead,
-            events=EventWriter(redis),
-            model=served.model,
-            worker=identity,
-            max_generate_seconds=settings.max_generate_seconds,
-            max_attempt_seconds=settings.max_attempt_seconds,
-            newer_job_seconds=settings.newer_job_seconds,
-            media_retry_seconds=settings.media_retry_seconds,
-        )
+        bench = served.workbench(settings, self._decoders, EventWriter(redis), identity)
+        self._lookahead = lookahead = bench.lookahead
         work = WorkClock(redis, min(settings.num_slots, StepLimits().max_running))
         worker.app.admission.has_room = lookahead.has_room
         self._fitness = fitness = Fitness(partial(probe, bench), worker.app.admission, self._tell_fitness)
@@ -213,7 +189,7 @@ class EngineStep(bootsteps.StartStopStep):
         """Raises `SystemExit` where there is nothing to serve."""
         secure_torch(settings.cache_folder)
         # Imported here, not above: it takes seconds, and a wrong pool should be told at once.
-        from keye.worker.daemon.loading import load_served_model
+        from keye.worker.loading.served_model import load_served_model
         from keye.worker.model.load import CheckpointFault
 
         try:

@@ -28,11 +28,11 @@ from keye.config.settings import Settings
 from keye.producer.client import Client
 from keye.producer.console import OurConsole
 from keye.producer.shell import command_line, tell
-from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
+from keye.worker.loading.before_torch import secure_torch
 from keye.worker.telemetry.health import HostFolder, judge_host
 
 

@@ -85,14 +85,8 @@ def measure_feeding(
 @contextmanager
 def _workbench(engine: "Engine", processor: "KeyeProcessor", settings: Settings, folder: Path) -> Iterator[Workbench]:
     """As a worker's, with media below `folder` and without Redis."""
-    pool = DecoderPool(
-        *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
-        share_of_cores(settings.host_workers),
-        settings.video_decoder,
-        settings.decoder_isolation,
-    )
     # It keeps nothing that it has decoded, so all jobs may ask about one file.
-    with pool as decoders:
+    with DecoderPool.of(settings.model_copy(update={"frames_cache_bytes": 0})) as decoders:
         yield Workbench(
             inbox=engine.inbox,
             processor=processor,

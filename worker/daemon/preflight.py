@@ -32,9 +32,9 @@ from keye.config.primary import ServerUnusable, refusal_of
 from keye.config.redis_url import HOW_TO_WRITE_URL, RedisUrl
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.broker.transport import SCHEME
-from keye.worker.daemon.before_torch import secure_torch
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, select, warning
 from keye.worker.daemon.host_limits import check_host_limits, nearest_place
+from keye.worker.loading.before_torch import secure_torch
 from keye.worker.media.decode.sandbox import missing_layers
 from keye.worker.model.checkpoint import check_checkpoint, in_short
 from keye.worker.private_folder import PrivateFolder

@@ -17,9 +17,9 @@ from keye.config.job import VideoPart
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.daemon.capacity import Capacity
 from keye.worker.daemon.findings import Finding, Severity, fault, ok, warning
-from keye.worker.daemon.loading import load_served_model
 from keye.worker.daemon.preflight import check_model_files
 from keye.worker.host_fault import HostFault
+from keye.worker.loading.served_model import load_served_model
 from keye.worker.media.frames.sample_clip import NUM_FRAMES, encode_sample_clip
 from keye.worker.media.job_media import DecodedVideo, DecoderPool, MediaCache, MediaLimits, decode, fetch
 from keye.worker.model.cuda_attention import HAS_BLOCK_TABLES

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from keye.config.settings import Settings
 from keye.worker.daemon.findings import Severity
-from keye.worker.daemon.loading import load_served_model
 from keye.worker.daemon.trials import check_numbers
+from keye.worker.loading.served_model import load_served_model
 from keye.worker.model import item_attention, paged_attention, rotary, vision_tower
 from keye.worker.proof.golden_case import GENERATIONS
 from keye.worker.proof.numbers import NumbersDiffer, prove_numbers

@@ -12,7 +12,7 @@ from threading import Condition, Lock, Thread
 from typing import Self
 
 from keye.config.host import share_of_cores
-from keye.config.settings import DecoderIsolation, VideoDecoder
+from keye.config.settings import DecoderIsolation, Settings, VideoDecoder
 from keye.worker.host_fault import HostFault
 from keye.worker.media.decode.decoded_cache import DecodedCache
 from keye.worker.media.decode.decoder import Decoder, DecodingOrder, Doubtful, NoRoom, NotBegun
@@ -76,6 +76,17 @@ class DecoderPool:
         self._refused_at = 0.0
         self._is_stopping = False
         self._keeper = Thread(target=self._keep, name="decoder-keeper", daemon=True)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As a worker of these settings decodes."""
+        return cls(
+            *(settings.decoders, settings.decode_timeout_seconds, settings.max_decoded_bytes),
+            share_of_cores(settings.host_workers),
+            settings.video_decoder,
+            settings.decoder_isolation,
+            settings.frames_cache_bytes,
+        )
 
     def __enter__(self) -> Self:
         self.start()

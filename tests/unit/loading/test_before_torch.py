@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keye.worker.daemon.before_torch import secure_torch
+from keye.worker.loading.before_torch import secure_torch
 from tests.support import neighbour
 from tests.support.neighbour import needs_root
 

@@ -1,0 +1,1 @@
+"""A checkpoint folder to an engine that has answered once."""
