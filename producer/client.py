@@ -134,7 +134,11 @@ class Client:
             yield _refuse(error)
 
     def _seal(self, job: AnalysisJob | Mapping[str, Any]) -> SealedJob:
-        return seal(job if isinstance(job, AnalysisJob) else build_job(job, self._settings))
+        return seal(job if isinstance(job, AnalysisJob) else build_job(job, self._media()))
+
+    def _media(self) -> Media:
+        """For those of a job."""
+        return Media(self._settings)
 
     def results(
         self, jobs: Iterable[Job | Refusal | str], timeout: float | None = None
@@ -159,13 +163,7 @@ class Client:
         waited for; whatever else is in place of an outcome stands in its place, as for `results`. What `media` itself
         raises is the cause of an `InvalidJob`, the last.
         """
-        ahead: deque[list[Job | Refusal]] = deque()
-        for batch in self.seal_about(media, prompt, options):
-            ahead.append(self._send_patiently(batch))
-            if len(ahead) == BATCHES_AHEAD:
-                yield from self._in_order(ahead.popleft())
-        for answers in ahead:
-            yield from self._in_order(answers)
+        yield from self._ask_ahead(self.seal_about(media, prompt, options))
 
     def seal_about(
         self, media: "Iterable[Medium | Iterable[Medium]]", prompt: str, options: JobOptions
@@ -174,6 +172,16 @@ class Client:
         if not is_many(media):
             raise TypeError("map asks about many media, each a job: give a list of them, or another iterable.")
         return batches(self.seal_all({**options, "prompt": prompt, "media": medium} for medium in media), first=1)
+
+    def _ask_ahead(self, jobs: Iterable[list[SealedJob | Refusal]]) -> Iterator[End]:
+        """How they ended, in their order; some batches are sent ahead of what is read."""
+        ahead: deque[list[Job | Refusal]] = deque()
+        for batch in jobs:
+            ahead.append(self._send_patiently(batch))
+            if len(ahead) == BATCHES_AHEAD:
+                yield from self._in_order(ahead.popleft())
+        for answers in ahead:
+            yield from self._in_order(answers)
 
     def _send_patiently(self, batch: list[SealedJob | Refusal]) -> list[Job | Refusal]:
         answers = self.send(batch)
@@ -264,15 +272,15 @@ class Client:
         self.close()
 
 
-def build_job(fields: Mapping[str, Any], settings: ProducerSettings | None = None) -> AnalysisJob:
-    """An `AnalysisJob` from its fields as `Client.submit` takes them; uploads what does not fit into it.
+def build_job(fields: Mapping[str, Any], media: Media | None = None) -> AnalysisJob:
+    """An `AnalysisJob` from its fields as `Client.submit` takes them. What does not fit goes where `media` says.
 
     Raises `InvalidJob` with every fault at once, before anything is uploaded, and `UploadFailed`.
     """
     if not isinstance(fields, Mapping):
         raise InvalidJob(f"1 fault: job: Input should be an AnalysisJob or its fields, not {name_kind(fields)}")
     fields = dict(fields)
-    with Media(settings) as media:
+    with media or Media(None) as media:
         if "media" in fields:
             fields["media"] = media.in_media(fields["media"])
         if "messages" in fields:

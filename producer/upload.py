@@ -143,7 +143,7 @@ class Media:
                 if "uri" not in fields:
                     return fields
                 given = fields["uri"]
-            medium = look_at(given, self._opened)
+            medium = self._look(given)
             if isinstance(medium, OpenFile):
                 return {**fields, **self._hold(medium, fields.get("type"), place)}
             self._take_room(medium)
@@ -159,6 +159,9 @@ class Media:
             self._blame(error, place)
         # In its place, so that the places of the others, and their faults, can be told.
         return {"type": "image", **fields, "uri": "/"}
+
+    def _look(self, given: Any) -> str | OpenFile:
+        return look_at(given, self._opened)
 
     def _blame(self, error: Exception, place: str) -> None:
         self.faults.append(f"{place}: reading it raised {type(error).__name__}: {escaped(str(error))}")

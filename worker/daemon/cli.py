@@ -22,16 +22,20 @@ from rich.markup import escape
 from keye.config.codes import PrecisionSetting
 from keye.config.connection import connect
 from keye.config.contract import escaped
-from keye.config.faults import Fault, InvalidJob, InvalidSettings, QueueUnavailable, install_command
-from keye.config.job import Content, GenerationOptions, Sampling
+from keye.config.event import TextGenerated
+from keye.config.faults import Fault, InvalidJob, InvalidSettings, JobFailed, QueueUnavailable, install_command
+from keye.config.job import Content, GenerationOptions, Sampling, Thinking
 from keye.config.settings import Settings
+from keye.producer.cli import Transcript
 from keye.producer.client import Client
 from keye.producer.console import OurConsole
+from keye.producer.shell import ExitCode as Ending
 from keye.producer.shell import command_line, tell
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
+from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.loading.before_torch import secure_torch
 from keye.worker.telemetry.health import HostFolder, judge_host
 
@@ -232,6 +236,51 @@ def plan(
     console.print(capacity.as_table(fitting, shape, settings.num_slots))
     for line in advice:
         console.print(f"- {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def ask(
+    *,
+    media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
+    prompt: Annotated[str, typer.Argument(help="the question")],
+    thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = GenerationOptions().max_new_tokens,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Answer one question here and now, without a queue, with KEYE_MODEL_PATH or else a small model that comes along.
+
+    A terminal shows the text as it is written, reasoning dimmed; elsewhere the answer alone is printed.
+    """
+    if Path(prompt).is_file():
+        raise typer.BadParameter(f"{prompt} is a file. Give the question behind the media.")
+    settings = read_settings()
+    from keye.worker.in_process.analyzer import Analyzer
+    from keye.worker.model.load import CheckpointFault
+    from keye.worker.model.precision import PrecisionUnavailable
+
+    if settings.model_path is None:
+        tell("KEYE_MODEL_PATH is not set: a small model answers, which knows drawn shapes only.", err=True)
+    try:
+        with Analyzer(settings.model_path or SMALL_KEYE) as analyzer:
+            job = analyzer.submit(
+                prompt=prompt, media=media, thinking=thinking, generation={"max_new_tokens": max_new_tokens}
+            )
+            if as_json or not sys.stdout.isatty():
+                result = job.result()
+                tell(result.model_dump_json(indent=2) if as_json else result.answer)
+            else:
+                transcript = Transcript()
+                for event in job.events():
+                    if isinstance(event, TextGenerated):
+                        tell(transcript.show(event), end="", is_styled=True)
+                job.result()
+                tell("")
+    except (InvalidJob, JobFailed) as error:
+        tell(escaped(str(error)), err=True)
+        raise typer.Exit(Ending.of(error)) from None
+    except (CheckpointFault, PrecisionUnavailable) as error:
+        logger.critical("%s", error)
+        raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
 
 
 @app.command()

@@ -20,6 +20,7 @@ from keye.config.faults import InvalidJob
 from keye.config.job import ImagePart, TextPart, VideoPart
 from keye.config.settings import Settings
 from keye.producer.client import build_job
+from keye.producer.upload import Media
 
 SETTINGS = Settings(upload_prefix=None)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -28,11 +29,11 @@ LARGE = b"\xff\xd8\xff" + bytes(2**20)
 
 
 def ask(*media: Any) -> tuple[ImagePart | VideoPart, ...]:
-    return build_job({"prompt": "?", "media": media}, SETTINGS).media
+    return build_job({"prompt": "?", "media": media}, Media(SETTINGS)).media
 
 
 def chat(*content: Any) -> tuple[TextPart | ImagePart | VideoPart, ...]:
-    return build_job({"messages": {"role": "user", "content": content}}, SETTINGS).all_parts()
+    return build_job({"messages": {"role": "user", "content": content}}, Media(SETTINGS)).all_parts()
 
 
 def content_of(part: TextPart | ImagePart | VideoPart) -> bytes:
@@ -115,10 +116,10 @@ def test_every_turn_of_a_chat_shares_the_room_of_the_job() -> None:
     photo = b"\xff\xd8\xff" + bytes(2**20 - 3)
     turns = [{"role": role, "content": ["?", photo, photo, photo]} for role in ("user", "assistant", "user")]
     with pytest.raises(InvalidJob, match=r"^1 fault: messages\.2\.content\.3: has 1,048,576 bytes"):
-        build_job({"messages": (turn for turn in turns)}, SETTINGS)
+        build_job({"messages": (turn for turn in turns)}, Media(SETTINGS))
     inside = {"role": "user", "content": [ImagePart(uri=part.uri) for part in ask(*[photo] * 8)]}
     with pytest.raises(InvalidJob, match=r"^1 fault: messages\.1\.content\.0: has 1,048,576 bytes"):
-        build_job({"messages": [inside, {"role": "user", "content": [photo]}]}, SETTINGS)
+        build_job({"messages": [inside, {"role": "user", "content": [photo]}]}, Media(SETTINGS))
 
 
 def test_faults_of_a_chat_have_their_places() -> None:
@@ -127,7 +128,7 @@ def test_faults_of_a_chat_have_their_places() -> None:
         {"role": "user", "content": ["?", 7, {"type": "image", "uri": "/", "fps": 1}]},
     ]
     with pytest.raises(InvalidJob) as refused:
-        build_job({"messages": turns}, SETTINGS)
+        build_job({"messages": turns}, Media(SETTINGS))
     assert "2 faults: messages.1.content.1: is a number." in str(refused.value)
     assert "messages.1.content.2.image.fps: is no field here" in str(refused.value)
 
@@ -182,7 +183,7 @@ def test_arrays_of_bytes_are_pictures_pixel_for_pixel(shape: tuple[int, ...]) ->
     array = np.random.default_rng(7).integers(0, 256, shape, np.uint8)
     for given in (array, array[::-1][::-1], torch.from_numpy(array)):
         assert (np.asarray(Image.open(io.BytesIO(content_of(ask(given)[0])))) == array).all()
-    assert len(build_job({"prompt": "?", "media": array}, SETTINGS).media) == 1
+    assert len(build_job({"prompt": "?", "media": array}, Media(SETTINGS)).media) == 1
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_list_that_raises_what_it_is_asked_is_told_of(place: str) -> None:
         "messages.0.content": {"messages": [{"role": "user", "content": odd}]},
     }
     with pytest.raises(InvalidJob, match=r"^1 fault: (media|messages)\.0: reading it raised ZeroDivisionError"):
-        build_job(fields[place], SETTINGS)
+        build_job(fields[place], Media(SETTINGS))
 
 
 def test_media_that_raise_in_between_are_told_of() -> None:
@@ -253,7 +254,7 @@ def test_media_that_raise_in_between_are_told_of() -> None:
         raise ZeroDivisionError("the disk is gone")
 
     with pytest.raises(InvalidJob, match=r"^1 fault: media\.1: reading it raised ZeroDivisionError: the disk is gone$"):
-        build_job({"prompt": "?", "media": media()}, SETTINGS)
+        build_job({"prompt": "?", "media": media()}, Media(SETTINGS))
 
 
 def test_files_of_the_caller_stay_open(folder: Path) -> None:
@@ -386,7 +387,7 @@ def test_odd_medium_is_refused_in_its_place(folder: Path, odd: str) -> None:
             r"messages\.0\.content\.1": {"messages": [{"role": "user", "content": ["?", given]}]},
         }.items():
             with pytest.raises(InvalidJob, match=rf"^1 fault: {place}[a-z.]*: .*{sentence}") as refused:
-                build_job(fields, SETTINGS)
+                build_job(fields, Media(SETTINGS))
             str(refused.value).encode()
             if "raises" in odd:
                 assert isinstance(refused.value.__cause__, ZeroDivisionError)

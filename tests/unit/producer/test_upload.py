@@ -18,7 +18,7 @@ from keye.producer.upload import Media
 
 def inline(medium: Any) -> tuple[str, str, bytes]:
     """(type, MIME type, bytes) of what the job holds."""
-    (part,) = build_job({"prompt": "?", "media": [medium]}, Settings()).media
+    (part,) = build_job({"prompt": "?", "media": [medium]}, Media(Settings())).media
     head, _, payload = part.uri.partition(";base64,")
     return part.type, head.removeprefix("data:"), base64.b64decode(payload)
 
@@ -87,7 +87,7 @@ def test_picture_that_fills_the_room_to_the_last_character_travels_inside() -> N
     job = build_job({"prompt": "?", "media": [*[PHOTO] * 8, last]})
     assert MAX_INLINE_URI_CHARS - 4 < sum(len(part.uri) for part in job.media) <= MAX_INLINE_URI_CHARS
     with pytest.raises(InvalidJob, match=r"media\.8: "):
-        build_job({"prompt": "?", "media": [*[PHOTO] * 8, last + b"x"]}, Settings(upload_prefix=None))
+        build_job({"prompt": "?", "media": [*[PHOTO] * 8, last + b"x"]}, Media(Settings(upload_prefix=None)))
 
 
 def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> None:
@@ -99,7 +99,7 @@ def test_picture_beyond_the_room_is_refused_with_the_bounds_and_what_to_do() -> 
 def test_bytes_of_nothing_known_are_refused() -> None:
     told = r"media\.0: is empty\.; media\.1: begins like no image or video that is known; it looks like text"
     with pytest.raises(InvalidJob, match=told):
-        build_job({"prompt": "?", "media": [b"", b"hello"]}, Settings())
+        build_job({"prompt": "?", "media": [b"", b"hello"]}, Media(Settings()))
 
 
 def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Jobs that run in the process that asks, without a queue."""
