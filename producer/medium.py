@@ -124,8 +124,9 @@ def look_at(given: Any, opened: ExitStack) -> str | OpenFile:
         return OpenFile(_seekable(given, opened))
     if hasattr(given, "__array__"):
         return OpenFile(_encode(_picture_of(given)))
+    why = ", as cv2.imread gives where it can read no file" if given is None else ""
     raise NoMedium(
-        f"is {name_kind(given)}. Give a path or URI, the bytes of a file, a file opened with 'rb', a PIL image, "
+        f"is {name_kind(given)}{why}. Give a path or URI, the bytes of a file, a file opened with 'rb', a PIL image, "
         "an array, an ImagePart or a VideoPart."
     )
 

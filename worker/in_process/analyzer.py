@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Analyzer(Client):
         # What transformers would draw with, where the checkpoint says not to draw.
         self._temperature = read_generation(checkpoint).get("temperature") or 1.0
         # Else the interpreter would end under the engine's thread.
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def analyze(
         self, image: Any, prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
@@ -142,8 +143,13 @@ class Analyzer(Client):
 
     def close(self) -> None:
         """Cancel all jobs, and give back the device's memory, the decoders and what lies in files."""
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self._begun.close()
+
+    def _close_at_exit(self) -> None:
+        # Who does not want to wait for it presses Ctrl-C again.
+        with suppress(KeyboardInterrupt):
+            self.close()
 
     def _media(self) -> Media:
         return LocalMedia(self._folder)
@@ -165,23 +171,28 @@ class Analyzer(Client):
         of_parts = {name: value for name, value in options.items() if name in _OF_PARTS}
         generation = {name: value for name, value in options.items() if name in _OF_GENERATION}
         rest = {name: value for name, value in options.items() if name not in {*of_parts, *generation}}
-        draws = generation.pop("do_sample", None)
-        if draws is False:
-            generation["temperature"] = 0
-        elif draws and not self._bench.sampling["temperature"]:
-            generation.setdefault("temperature", self._temperature)
-        parts = [_part(each, of_parts) for each in (media if is_many(media) else () if media is None else (media,))]
+        if isinstance(generation.get("do_sample"), bool):
+            if not generation.pop("do_sample"):
+                generation["temperature"] = 0
+            elif not self._bench.sampling["temperature"]:
+                generation.setdefault("temperature", self._temperature)
+        parts = [_part(each, of_parts) for each in (media if is_many(media) else (media,))]
         return {"prompt": prompt, "media": parts, "thinking": thinking, "generation": generation, **rest}
 
 
 def _settings(model_path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Settings:
-    if unknown := [f"{name}: is no setting" for name in given if name not in Settings.model_fields]:
-        raise InvalidSettings("; ".join(unknown))
+    if unknown := [name for name in given if name not in Settings.model_fields]:
+        raise InvalidSettings("; ".join(map(_tell_unknown, unknown)))
     named = {} if model_path is None else {"model_path": os.fspath(model_path)}
     settings = Settings.read(**given, **named)
     # What whoever runs a process may read, its jobs may; strangers send none.
     wider = {"media_roots": (Path("/"),), "allow_https": True}
     return settings.model_copy(update={k: v for k, v in wider.items() if k not in settings.model_fields_set})
+
+
+def _tell_unknown(name: str) -> str:
+    near = get_close_matches(name, Settings.model_fields, 1)
+    return f"{name}: is no setting" + (f", did you mean {near[0]}?" if near else "")
 
 
 def _part(given: Any, options: Mapping[str, Any]) -> Any:

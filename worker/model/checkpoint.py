@@ -43,7 +43,11 @@ def check_checkpoint(path: Path | str) -> list[str]:
     """Everything wrong with the folder, one sentence each; empty when a worker can load it."""
     folder = Path(path)
     if not folder.is_dir():
-        return [f"{folder} is not a directory. Point to a folder that holds config.json and the weights."]
+        cure = "Point to a folder that holds config.json and the weights."
+        # As scripts name a model that a library is to download.
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+            cure = f"Nothing is downloaded: hf download {folder} --local-dir {folder.name}, and give that folder."
+        return [f"{folder} is not a directory here. {cure}"]
     faults = []
     config: dict[str, Any] = {}
     try:

@@ -25,9 +25,8 @@ class CheckpointFault(Exception):
 
     def __init__(self, path: Path, faults: list[str]) -> None:
         self.faults = faults
-        super().__init__(
-            f"{path} has {len(faults)} faults: {in_short(faults)}" if len(faults) > 1 else f"{path}: {faults[0]}"
-        )
+        named = in_short(faults) if str(path) in faults[0] else f"{path}: {in_short(faults)}"
+        super().__init__(named if len(faults) == 1 else f"{path} has {len(faults)} faults: {in_short(faults)}")
 
 
 def load_model(

@@ -122,6 +122,8 @@ class Decoder:
                         stdout=self._printed.theirs,
                         stderr=self._printed.theirs,
                         pass_fds=[theirs.fileno()],
+                        # Else a Ctrl-C at the terminal would be theirs too.
+                        process_group=0,
                     )
                 finally:
                     os.close(self._printed.theirs)
