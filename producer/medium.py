@@ -132,9 +132,11 @@ def look_at(given: Any, opened: ExitStack) -> str | OpenFile:
 
 
 def in_our_words(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part as it is, or one of OpenAI's as one of ours. Raises `NoMedium`."""
+    """A part as it is, or one of OpenAI's or of the model's own scripts as one of ours. Raises `NoMedium`."""
     fields = dict(part)
     kind = fields.get("type")
+    if kind in ("image", "video") and kind in fields and "uri" not in fields:
+        fields["uri"] = fields.pop(kind)
     if kind == "input_text":
         fields["type"] = "text"
     if not isinstance(kind, str) or kind not in _OPENAI_TYPES:

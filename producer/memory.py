@@ -44,7 +44,7 @@ class MemoryTransport(Transport):
 
     @property
     def redis(self) -> Redis:
-        raise NotImplementedError("In memory there are no dead letters and no quarantine, and nothing to verify.")
+        raise NotImplementedError("In memory there are no workers, dead letters or quarantine to tell of.")
 
     def record(self, job_id: str) -> dict[str, str]:
         if job_id not in self.records:

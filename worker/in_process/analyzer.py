@@ -1,10 +1,10 @@
 """`keye.Analyzer`: a client that loads the model itself, and the names that people know from scripts."""
 
-import atexit
 import os
 import shutil
 import socket
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
@@ -70,11 +70,11 @@ class Analyzer(Client):
             identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=served.device)
             self._bench = served.workbench(chosen, decoders, InProcessEvents(transport), identity)
             transport.start(self._bench)
-            self._begun = begun.pop_all()
+            # Also where it is only dropped: the next one could not load beside it. At exit, too: else the interpreter
+            # would end under the engine's thread.
+            self._close = weakref.finalize(self, _close, begun.pop_all(), os.getpid())
         # What transformers would draw with, where the checkpoint says not to draw.
         self._temperature = read_generation(checkpoint).get("temperature") or 1.0
-        # Else the interpreter would end under the engine's thread.
-        atexit.register(self._close_at_exit)
 
     def analyze(
         self, image: Any, prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
@@ -143,13 +143,7 @@ class Analyzer(Client):
 
     def close(self) -> None:
         """Cancel all jobs, and give back the device's memory, the decoders and what lies in files."""
-        atexit.unregister(self._close_at_exit)
-        self._begun.close()
-
-    def _close_at_exit(self) -> None:
-        # Who does not want to wait for it presses Ctrl-C again.
-        with suppress(KeyboardInterrupt):
-            self.close()
+        self._close()
 
     def _media(self) -> Media:
         return LocalMedia(self._folder)
@@ -178,6 +172,13 @@ class Analyzer(Client):
                 generation.setdefault("temperature", self._temperature)
         parts = [_part(each, of_parts) for each in (media if is_many(media) else (media,))]
         return {"prompt": prompt, "media": parts, "thinking": thinking, "generation": generation, **rest}
+
+
+def _close(begun: ExitStack, pid: int) -> None:
+    # What a forked child drops is its parent's. Who does not want to wait for the end presses Ctrl-C again.
+    if os.getpid() == pid:
+        with suppress(KeyboardInterrupt):
+            begun.close()
 
 
 def _settings(model_path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Settings:

@@ -1,6 +1,7 @@
 """A client's transport whose jobs run in this process: who is next, a thread each, and how it ended."""
 
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
@@ -70,6 +71,8 @@ class InProcessTransport(MemoryTransport):
         with self._lock:
             if self._bench is None:
                 raise RuntimeError("The analyzer is closed. Make another one.")
+            if self._bench.worker.pid != os.getpid():
+                raise RuntimeError("The analyzer was made before this process was forked. Make another one here.")
             heappush(self._queued, (list(Priority).index(sealed.job.priority), next(self._numbers), sealed))
         self._begin_more()
 

@@ -106,7 +106,7 @@ def test_without_boto3_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     settings = Settings(upload_prefix="s3://uploads/here")
     with pytest.raises(UploadFailed, match=r"pip install 'keye-worker\[upload\]'"):
-        build_job({"prompt": "?", "media": b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)}, settings)
+        build_job({"prompt": "?", "media": b"\xff\xd8\xff" + bytes(MAX_INLINE_BYTES)}, Media(settings))
 
 
 def test_bytes_travel_without_pillow_and_boto3() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from keye.config.faults import Fault
 from keye.config.formats import read_inline
@@ -127,7 +127,7 @@ def path_of(uri: str) -> str:
         is_of_this_host = False
     if not is_of_this_host:
         raise not_found("is no file URI of this host. Write file:///folder/name.")
-    return unquote(url.path)
+    return os.fsdecode(unquote_to_bytes(url.path))
 
 
 def _check_inside(real_path: str, resolved_roots: Sequence[str]) -> None:
