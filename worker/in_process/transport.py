@@ -10,17 +10,17 @@ from itertools import count
 from pathlib import Path
 
 from keye.config import keys
-from keye.config.codes import ErrorCode, JobState
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.faults import Fault, JobNotFound
 from keye.config.job import Priority
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.wire import JobOutline, SealedJob
 from keye.producer.memory import MemoryTransport
 from keye.worker.host_fault import host_fault_of
-from keye.worker.leases.claims import Claimed
+from keye.worker.leases.claims import Claimed, LateJob
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.tasks.attempt import Attempt, Workbench
-from keye.worker.tasks.fault import explain, failure_of
+from keye.worker.tasks.fault import CANCELLED_BEFORE, explain, failure_of
 from keye.worker.tasks.lookahead import Lookahead
 
 # Jobs that have ended, of which results, events and ids can still be read; more than a client has ahead of its reader.
@@ -38,22 +38,34 @@ class InProcessTransport(MemoryTransport):
     def __init__(self, folder: Path) -> None:
         super().__init__(self._queue, max_ended=MAX_ENDED)
         self._folder = folder
-        self._bench: Workbench | None = None
-        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        # Guards all that follows.
+        self._changed = threading.Condition()
+        self._is_closed = False
         self._queued: list[tuple[int, int, SealedJob]] = []
         self._numbers = count()
         self._running: dict[str, tuple[Attempt, threading.Thread]] = {}
 
     def start(self, bench: Workbench) -> None:
         """Take jobs, and work on them with this."""
-        self._bench = bench
-        bench.lookahead.wake = self._begin_more
+        bench.lookahead.wake = self._wake
+        # A thread of its own: a Ctrl-C that meets who submits must not leave a job half begun.
+        self._starter = threading.Thread(target=self._begin_jobs, args=(bench,), name="job-starter", daemon=True)
+        self._starter.start()
 
     def close(self) -> None:
-        """Take no more, cancel what runs, and return once that has ended; who waits for what never ran hears of it."""
-        with self._lock:
-            self._bench = None
-            running = list(self._running.values())
+        """Take no more, cancel all there is, and return once it has ended."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._starter.join()
+        for _, _, sealed in self._queued:
+            fault = Fault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
+            failure = failure_of(fault, Stage.QUEUED, LateJob(sealed.job_id, "", attempt=0), sealed.job.metadata)
+            # Else it was cancelled already, and may be forgotten.
+            with suppress(ValueError, JobNotFound):
+                self.end(sealed.job_id, failure.state, failure.model_dump_json())
+        running = list(self._running.values())
         for attempt, _ in running:
             attempt.interrupt("cancelled")
         for _, thread in running:
@@ -62,42 +74,46 @@ class InProcessTransport(MemoryTransport):
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         state = super().cancel(job_id, job, outcome_json)
-        with self._lock:
+        with self._changed:
             if state == JobState.RUNNING and job_id in self._running:
                 self._running[job_id][0].interrupt("cancelled")
         return state
 
     def _queue(self, sealed: SealedJob) -> None:
-        with self._lock:
-            if self._bench is None:
+        if self._pid != os.getpid():
+            raise RuntimeError("The analyzer was made before this process was forked. Make another one here.")
+        with self._changed:
+            if self._is_closed:
                 raise RuntimeError("The analyzer is closed. Make another one.")
-            if self._bench.worker.pid != os.getpid():
-                raise RuntimeError("The analyzer was made before this process was forked. Make another one here.")
             heappush(self._queued, (list(Priority).index(sealed.job.priority), next(self._numbers), sealed))
-        self._begin_more()
+            self._changed.notify()
 
-    def _begin_more(self) -> None:
-        while (begun := self._begin()) is not None:
-            attempt, thread = begun
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _begin_jobs(self, bench: Workbench) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._is_closed or (self._queued and bench.lookahead.has_room(len(self._running)))
+                )
+                if self._is_closed:
+                    return
+                _, _, sealed = heappop(self._queued)
+                lease = _lease_of(sealed)
+                try:
+                    started = {"attempts": str(lease.attempt), "claimed_at": str(lease.claimed_at)}
+                    self.move(sealed.job_id, JobState.RUNNING, started)
+                except (ValueError, JobNotFound):  # it was cancelled, and may be forgotten
+                    continue
+                attempt = Attempt(bench, sealed.job, lease)
+                thread = threading.Thread(target=self._run, args=(bench.lookahead, attempt), daemon=True)
+                self._running[sealed.job_id] = attempt, thread
             try:
                 thread.start()
             except RuntimeError as error:  # the host starts no more threads
                 self._end(attempt, error)
-
-    def _begin(self) -> tuple[Attempt, threading.Thread] | None:
-        with self._lock:
-            while self._bench and self._queued and self._bench.lookahead.has_room(len(self._running)):
-                _, _, sealed = heappop(self._queued)
-                lease = _lease_of(sealed)
-                started = {"attempts": str(lease.attempt), "claimed_at": str(lease.claimed_at)}
-                # Else it was cancelled meanwhile, and may be forgotten.
-                with suppress(ValueError, JobNotFound):
-                    self.move(sealed.job_id, JobState.RUNNING, started)
-                    attempt = Attempt(self._bench, sealed.job, lease)
-                    thread = threading.Thread(target=self._run, args=(self._bench.lookahead, attempt), daemon=True)
-                    self._running[sealed.job_id] = attempt, thread
-                    return attempt, thread
-        return None
 
     def _run(self, lookahead: Lookahead, attempt: Attempt) -> None:
         with lookahead.watching(attempt):
@@ -115,10 +131,10 @@ class InProcessTransport(MemoryTransport):
                 path.unlink(missing_ok=True)
         for event_json in attempt.events.unwritten:
             self.add(keys.events(job_id), {"event": event_json})
-        with self._lock:
+        with self._changed:
             self.end(job_id, outcome.state, outcome.model_dump_json())
             del self._running[job_id]
-        self._begin_more()
+            self._changed.notify()
 
 
 class InProcessEvents(EventWriter):
