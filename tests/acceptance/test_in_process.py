@@ -38,6 +38,11 @@ def environ(folder: Path, **settings: str) -> dict[str, str]:
     return mine | {"PYTHONPATH": PYTHONPATH, "TMPDIR": str(folder / "temporary"), "KEYE_DEVICE": "cpu", **settings}
 
 
+@pytest.mark.holds(
+    "docs/design.md#decisions",
+    "runs its jobs by a worker's own attempts, engine and decoders",
+    "So a script and a fleet share verbs, answers and errors.",
+)
 def test_its_answers_are_a_workers_token_by_token(
     photo: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

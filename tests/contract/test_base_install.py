@@ -62,9 +62,9 @@ def run(base: dict[str, str], *command: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "doctor", "bench", "demo", "plan"])
+@pytest.mark.parametrize("command", ["run", "doctor", "bench", "demo", "plan", "ask"])
 def test_worker_s_commands_say_what_to_install(base: dict[str, str], command: str, tmp_path: Path) -> None:
-    files = [str(tmp_path / "x.mp4")] * (command == "plan")
+    files = [str(tmp_path / "x.mp4")] * (command in ("plan", "ask"))
     code, _, line = run(base, "-m", "keye.worker.daemon.cli", command, *files)
     assert (code, line.count("\n")) == (ExitCode.PREFLIGHT_FAILED, 1)
     assert line.startswith("keye-worker: ")
@@ -98,6 +98,12 @@ def test_short_help_is_that_of_every_command(base: dict[str, str], command: str)
     module = {"keye": "keye.producer.cli", "keye-worker": "keye.worker.daemon.cli"}[program]
     code, text, _ = run(base, "-c", f"import {module} as c; c.app()", *words, "-h")
     assert (code, "Usage: " in text) == (0, True)
+
+
+def test_the_analyzer_says_what_to_install(base: dict[str, str]) -> None:
+    code, _, said = run(base, "-c", "from keye import Analyzer")
+    assert code == 1
+    assert said.endswith(f" is not installed: {INSTALL}\n")
 
 
 @pytest.mark.holds("docs/producers.md#from-python", "`pip install .` in a checkout is enough on the asking side")

@@ -183,6 +183,7 @@ def test_who_stops_reading_stops_the_job(endless: Analyzer, photo: Path) -> None
     assert ended_after(endless, stop_reading).state is JobState.CANCELLED
 
 
+@pytest.mark.holds("docs/design.md#decisions", "leases, further attempts, dead letters")
 def test_a_job_has_a_clients_verbs(endless: Analyzer, photo: Path) -> None:
     job = endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one")
     assert endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one").id == job.id

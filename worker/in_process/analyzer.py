@@ -1,5 +1,6 @@
 """`keye.Analyzer`: a client that loads the model itself, and the names that people know from scripts."""
 
+import logging
 import os
 import shutil
 import socket
@@ -28,6 +29,8 @@ from keye.worker.in_process.transport import InProcessEvents, InProcessTransport
 from keye.worker.loading.before_torch import secure_torch
 from keye.worker.media.job_media import DecoderPool
 from keye.worker.model.checkpoint_files import read_generation
+
+log = logging.getLogger(__name__)
 
 _OF_PARTS = (ImagePart.model_fields | VideoPart.model_fields).keys() - {"type", "uri"}
 _OF_GENERATION = GenerationOptions.model_fields.keys() | {"do_sample"}
@@ -73,6 +76,8 @@ class Analyzer(Client):
             # Also where it is only dropped: the next one could not load beside it. At exit, too: else the interpreter
             # would end under the engine's thread.
             self._close = weakref.finalize(self, _close, begun.pop_all(), os.getpid())
+        for warning in served.warnings:
+            log.warning("%s", warning)
         # What transformers would draw with, where the checkpoint says not to draw.
         self._temperature = read_generation(checkpoint).get("temperature") or 1.0
 
