@@ -14,7 +14,7 @@ SOUND = """
 import keye
 import numpy as np
 from pathlib import Path
-from keye import AnalysisJob, AsyncClient, AsyncJob, Client, ImagePart, JobFailed, TextGenerated
+from keye import AnalysisJob, Analyzer, AsyncClient, AsyncJob, Client, ImagePart, JobFailed, TextGenerated
 from keye.testing import MemoryClient
 from keye.producer import GenerationOptions, JobResult, Priority
 
@@ -55,6 +55,14 @@ def collect(client: Client) -> list[str]:
     ended = {end.job_id: end.state for end in client.watch(after="0", timeout=0)}
     ends = client.map("?", [Path("a.jpg"), b"..."], priority="low")
     return [end.answer for end in ends if isinstance(end, JobResult)] + list(ended)
+
+def script(photo: bytes) -> list[str]:
+    with Analyzer("checkpoint", precision="int8") as analyzer:
+        answer: str = analyzer.analyze("cat.png", "?", thinking_mode="think", max_new_tokens=9).answer
+        analyzer.video(Path("clip.mp4"), "?", fps=10, max_pixels=360 * 420)
+        ends = analyzer.batch([photo, ["a.png", photo], np.zeros((4, 4, 3), np.uint8)], "?")
+        written = [event.text for event in analyzer.stream(photo, "?")]
+        return [answer, *written, *(end.answer for end in ends if isinstance(end, JobResult))]
 
 def reply(job: AnalysisJob) -> str:
     return "a cat"

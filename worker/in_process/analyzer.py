@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keye.config.contract import Contract
 from keye.config.event import TextGenerated
@@ -29,6 +29,9 @@ from keye.worker.in_process.transport import InProcessEvents, InProcessTransport
 from keye.worker.loading.before_torch import secure_torch
 from keye.worker.media.job_media import DecoderPool
 from keye.worker.model.checkpoint_files import read_generation
+
+if TYPE_CHECKING:
+    from keye.producer.client import Medium
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,12 @@ class Analyzer(Client):
         self._temperature = read_generation(checkpoint).get("temperature") or 1.0
 
     def analyze(
-        self, image: Any, prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
+        self,
+        image: "Medium | Iterable[Medium]",
+        prompt: str,
+        *,
+        thinking_mode: Thinking | str = Thinking.AUTO,
+        **options: Any,
     ) -> JobResult:
         """What the model says of an image, a video, or a list of them: each a path or URI, bytes of a file, a PIL
         picture, an array, or a part with options of its own.
@@ -96,14 +104,14 @@ class Analyzer(Client):
             return job.result()
 
     def video(
-        self, video: Any, prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
+        self, video: "Medium", prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
     ) -> JobResult:
         """As `analyze`, of what is read as a video: `fps` frames a second, the model's own 2 without."""
         return self.analyze(_part(video, {"type": "video"}), prompt, thinking_mode=thinking_mode, **options)
 
     def batch(
         self,
-        images: Iterable[Any],
+        images: "Iterable[Medium | Iterable[Medium]]",
         prompts: str | Iterable[str],
         *,
         thinking_mode: Thinking | str = Thinking.AUTO,
@@ -134,7 +142,12 @@ class Analyzer(Client):
             return list(self._ask_ahead(sealed()))
 
     def stream(
-        self, image: Any, prompt: str, *, thinking_mode: Thinking | str = Thinking.AUTO, **options: Any
+        self,
+        image: "Medium | Iterable[Medium]",
+        prompt: str,
+        *,
+        thinking_mode: Thinking | str = Thinking.AUTO,
+        **options: Any,
     ) -> Iterator[TextGenerated]:
         """As `analyze`, but the text as it is written. Who stops reading cancels the job."""
         job = self.submit(**self._fields(image, prompt, thinking_mode, options))
