@@ -16,6 +16,7 @@ from keye.worker.model.checkpoint_files import (
     INDEX_BYTES,
     KEY_VALUE_HEADS,
     VARIANTS,
+    AnotherArchitecture,
     check_size,
     read_config,
     read_generation,
@@ -52,6 +53,8 @@ def check_checkpoint(path: Path | str) -> list[str]:
     config: dict[str, Any] = {}
     try:
         config = read_config(folder)
+    except AnotherArchitecture as error:
+        return [str(error)]
     except ValueError as error:
         faults.append(str(error))
     tensors, weight_faults = _read_headers(folder)

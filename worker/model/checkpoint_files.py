@@ -28,6 +28,11 @@ class Variant(NamedTuple):
 
 VARIANTS = {"Keye": Variant(False, False), "KeyeVL1_5": Variant(True, True)}
 
+
+class AnotherArchitecture(ValueError):
+    """A model of another kind: what else the folder holds is not judged by our rules."""
+
+
 # What one field has to be, in words, and whether a value is that.
 Rule = tuple[str, Callable[[Any], bool]]
 
@@ -70,12 +75,19 @@ def read_object(file: Path, max_bytes: int = SMALL_BYTES) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Of `config.json`. Raises `ValueError` with every fault, where sizes are missing or beyond their bounds."""
+    """Of `config.json`. Raises `AnotherArchitecture`, and `ValueError` with every fault, where sizes are missing or
+    beyond their bounds."""
     config = read_object(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in VARIANTS:
-        raise ValueError(
-            f"config.json names the model type {_shown(model_type)}, a worker runs {' or '.join(VARIANTS)}"
+        # 2.0 calls itself KeyeVL2, and KeyeVL2MoeForConditionalGeneration.
+        architectures = config.get("architectures")
+        names = [model_type, *(architectures if isinstance(architectures, list) else [])]
+        is_keye = any("keye" in name.lower() for name in names if isinstance(name, str))
+        what = "Keye-VL 2.0 or another generation: that is another architecture" if is_keye else "no Keye-VL"
+        raise AnotherArchitecture(
+            f"config.json in {folder} names the model type {_shown(model_type)}, which is {what}; this release runs "
+            f"Preview and 1.5 of Keye-VL (model types {' and '.join(VARIANTS)})"
         )
     faults = _faults(config, _TEXT_SIZES, required=_TEXT_REQUIRED) + _faults(config, _OTHERS)
     vision = config.get("vision_config")

@@ -164,13 +164,6 @@ def test_folder_that_is_not_there_is_one_fault(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere")
 
 
-def test_other_model_is_named(checkpoint: Path) -> None:
-    rewrite_config(checkpoint, model_type="qwen2_vl")
-    assert check_checkpoint(checkpoint) == [
-        "config.json names the model type 'qwen2_vl', a worker runs Keye or KeyeVL1_5"
-    ]
-
-
 def test_config_of_another_width_is_noticed_before_loading(checkpoint: Path) -> None:
     rewrite_config(checkpoint, vocab_size=500)
     assert check_checkpoint(checkpoint) == [

@@ -160,10 +160,41 @@ def test_what_is_missing_is_told(checkpoint: Path, name: str) -> None:
     assert len(faults) == (name != "generation_config.json")
 
 
-@pytest.mark.parametrize("model_type", [None, [], {}, 7, "llama"])
-def test_a_model_type_that_is_none_is_told(checkpoint: Path, model_type: Any) -> None:
-    changed(checkpoint, "config.json", "model_type", model_type)
-    assert "a worker runs Keye or KeyeVL1_5" in told(checkpoint)
+@pytest.mark.parametrize("model_type", [None, [], {}, 7, "llava", "qwen2_5_vl"])
+def test_a_model_of_another_family_is_told(checkpoint: Path, model_type: Any) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert told(checkpoint) == (
+        f"config.json in {checkpoint} names the model type {model_type!r}, which is no Keye-VL; this release runs "
+        "Preview and 1.5 of Keye-VL (model types Keye and KeyeVL1_5)"
+    )
+
+
+@pytest.mark.holds("docs/model.md#weights", "Keye-VL 2.0 is another architecture")
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        ("KeyeVL2", "KeyeVL2MoeForConditionalGeneration"),
+        ("keye_vl_2", None),
+        ("KeyeVL3_5", None),
+        ("deepseek_v3", "KeyeForConditionalGeneration"),
+        (None, "KeyeVL2ForConditionalGeneration"),
+    ],
+)
+def test_another_generation_is_told_and_nothing_else_of_its_folder(
+    tmp_path: Path, model_type: str | None, architecture: str | None
+) -> None:
+    """As one of 2.0 is: nothing else that our rules ask for stands in its folder."""
+    config = {"model_type": model_type, "architectures": [architecture], "text_config": {"num_experts": 128}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert told(tmp_path) == (
+        f"config.json in {tmp_path} names the model type {model_type!r}, which is Keye-VL 2.0 or another generation: "
+        "that is another architecture; this release runs Preview and 1.5 of Keye-VL (model types Keye and KeyeVL1_5)"
+    )
+    environ = {"KEYE_MODEL_PATH": str(tmp_path), "KEYE_REDIS_URL": "redis://127.0.0.1:1/0"}
+    answer = CliRunner().invoke(app, ["doctor", "--json"], env=environ)
+    faults = {f["subject"]: f["found"] for f in map(json.loads, answer.stdout.splitlines())}
+    assert answer.exit_code == ExitCode.PREFLIGHT_FAILED
+    assert faults["checkpoint"] == told(tmp_path)
 
 
 @pytest.mark.parametrize(
