@@ -43,14 +43,14 @@ class FramesDecoded(Event):
     at: float
 
 
-Channel = Literal["reasoning", "answer"]
+Channel = Literal["analysis", "reasoning", "answer"]
 
 
 class TextGenerated(Event):
-    """The next text of an attempt's answer or of its reasoning; each channel's texts, joined, are that of the outcome.
+    """The next text of an attempt's analysis, reasoning or answer; each channel's texts, joined, are the outcome's.
 
     `offset` is the number of characters (code points) that the attempt has written to the channel before; a reader who
-    has fewer missed some, and finds all of it in the outcome. `num_tokens` counts both channels, this text included.
+    has fewer missed some, and finds all of it in the outcome. `num_tokens` counts all channels, this text included.
     """
 
     type: Literal["text"] = "text"

@@ -138,7 +138,8 @@ class WorkerIdentity(Report):
 
 
 class JobResult(Report):
-    """`raw_text` is all the model wrote; `answer` and `reasoning` are its parts, thinking tags removed.
+    """`raw_text` is all the model wrote; `analysis` (in a sentence or two, whether to think), `reasoning` and `answer`
+    are its parts, tags removed. Workers before 0.3 told the analysis as part of the reasoning.
 
     `warnings` are for a person: what may make the answer worse than it could be.
     """
@@ -158,6 +159,7 @@ class JobResult(Report):
     warnings: tuple[str, ...] = ()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     generation: Generation | None = None
+    analysis: str | None = None
 
     @property
     def state(self) -> JobState:
@@ -171,6 +173,7 @@ class PartialText(Report):
     reasoning: str | None
     raw_text: str
     completion_tokens: int
+    analysis: str | None = None
 
 
 class JobFailure(Report):

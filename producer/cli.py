@@ -230,7 +230,7 @@ def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
 
 
 class Transcript:
-    """One job's events, in order, to text whose only control characters are its styles. Reasoning is dim."""
+    """One job's events, in order, to text whose only control characters are its styles: all but the answer is dim."""
 
     def __init__(self) -> None:
         self._channel: str | None = None
@@ -261,4 +261,4 @@ class Transcript:
         text = gap + event.text[max(0, shown - event.offset) :]
         self._channel = event.channel
         self._shown[event.channel] = event.offset + len(event.text)
-        return border + typer.style(visible(text), dim=event.channel == "reasoning")
+        return border + typer.style(visible(text), dim=event.channel != "answer")

@@ -58,7 +58,7 @@ class MemoryClient(Client):
         self._say(job, FramesDecoded(media_index=media_index, done=done, total=total, attempt=attempt, at=time.time()))
 
     def write(self, job: Job | AsyncJob, text: str, channel: str = "answer") -> None:
-        """The next text of the answer, or of the reasoning, a token a word."""
+        """The next text of the answer, the reasoning or the analysis, a token a word."""
         written = self._memory.record(job.id)
         before, tokens = written.get(f"text:{channel}", ""), int(written.get("tokens", 0)) + len(text.split())
         written |= {f"text:{channel}": before + text, "tokens": str(tokens)}
@@ -75,7 +75,7 @@ class MemoryClient(Client):
     def lose(self, job: Job | AsyncJob) -> None:
         """The worker died: the job is queued for another attempt, which begins its text anew."""
         record = self._memory.record(job.id)
-        for name in ("text:answer", "text:reasoning", "tokens"):
+        for name in ("text:answer", "text:reasoning", "text:analysis", "tokens"):
             record.pop(name, None)
         attempt = self._attempt(job)
         self._say(job, StageStarted(stage=Stage.QUEUED, attempt=attempt, at=time.time(), reason=QueuedAgain.LOST))
@@ -88,12 +88,13 @@ class MemoryClient(Client):
             self.start(job)
         if text is not None and not record.get("text:answer"):
             self.write(job, text)
-        answer, reasoning = record.get("text:answer", ""), record.get("text:reasoning")
+        answer, reasoning, analysis = (record.get(f"text:{each}") for each in ("answer", "reasoning", "analysis"))
         result = JobResult(
             job_id=job.id,
-            answer=answer,
+            answer=answer or "",
             reasoning=reasoning,
-            raw_text=(reasoning or "") + answer,
+            analysis=analysis,
+            raw_text="".join(filter(None, (analysis, reasoning, answer))),
             finish_reason="stop",
             usage=TokenUsage(prompt_tokens=0, visual_tokens=0, completion_tokens=int(record.get("tokens", 0))),
             timings=StageTimings(),

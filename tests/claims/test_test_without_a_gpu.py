@@ -2,7 +2,7 @@
 
 import pytest
 
-from keye import ErrorCode, JobFailed, JobNotFound, QueueFull
+from keye import ErrorCode, JobFailed, JobNotFound, QueueFull, TextGenerated
 from keye.testing import MemoryClient
 
 
@@ -32,8 +32,12 @@ def test_a_test_plays_the_worker_step_by_step(reply: None) -> None:
         job.result()
 
     other = client.submit(prompt="?")
+    for channel in ("analysis", "reasoning"):
+        client.write(other, f"my {channel}", channel=channel)
     client.answer(other, "a cat")
-    assert other.result().answer == "a cat"
+    result = other.result()
+    assert (result.analysis, result.reasoning, result.answer) == ("my analysis", "my reasoning", "a cat")
+    assert [e.channel for e in other.events() if isinstance(e, TextGenerated)] == ["analysis", "reasoning", "answer"]
     client.forget(other)
     with pytest.raises(JobNotFound):
         other.result()

@@ -105,7 +105,7 @@ def test_each_channel_has_its_own_events_and_its_own_offsets(
     coalescer.push("<think>No", 2)
     coalescer.flush()
     said.flush()
-    assert told() == [("reasoning", "Easy.", 0, 9), ("answer", "red", 0, 9), ("reasoning", "\n\nNo", 5, 11)]
+    assert told() == [("analysis", "Easy.", 0, 9), ("answer", "red", 0, 9), ("reasoning", "No", 0, 11)]
 
 
 def test_text_that_a_full_server_refused_is_told_later(

@@ -4,6 +4,7 @@ settle's.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ class Coalescer:
         self._events = events
         self._splitter = ThinkingSplitter()
         self._waiting: list[Piece] = []
-        self._offsets: dict[Channel, int] = {"reasoning": 0, "answer": 0}
+        self._offsets: Counter[Channel] = Counter()
         self._num_tokens = 0
         self._num_tokens_written = 0
         self._written_at = 0.0

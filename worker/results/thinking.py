@@ -1,13 +1,15 @@
-"""Parts what the model writes into its reasoning and its answer, as it comes. Pure; no sampling, no events."""
+"""Parts what the model writes into analysis, reasoning and answer, as it comes. Pure; no sampling, no events."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from keye.config.event import Channel
 
 _TAG = re.compile("(</?(?:analysis|think|answer)>)")
 _LONGEST_TAG = len("</analysis>")
-_OPENED_BY = {"<analysis>": "analysis", "<think>": "think", "<answer>": "answer"}
+_OPENED_BY: dict[str | None, Channel] = {"<analysis>": "analysis", "<think>": "reasoning", "<answer>": "answer"}
+_OPENED_BY[None] = "answer"
+_ENDED_BY = {"<analysis>": {"</analysis>"}, "<think>": {"</think>"}, "<answer>": {"</answer>", "<think>"}}
 
 
 class Piece(NamedTuple):
@@ -16,6 +18,7 @@ class Piece(NamedTuple):
 
 
 class PartedText(NamedTuple):
+    analysis: str | None
     reasoning: str | None
     answer: str
 
@@ -23,12 +26,14 @@ class PartedText(NamedTuple):
 class ThinkingSplitter:
     """Takes text in pieces; what it gives back, joined by channel, does not depend on where the text was cut.
 
-    `<analysis>` and `<think>` hold reasoning; `<answer>`, and all that stands in no block, is answer. A block reaches
-    to its own closing tag, or to the end where it was cut short. Blocks lose the white space around them and are joined
-    by an empty line. `\\boxed{}` is the caller's to read and stays.
+    `<analysis>` holds the analysis, `<think>` the reasoning; `<answer>`, and all that stands in no block, is answer. A
+    block reaches to its own closing tag, an answer also to where the model thinks again, or to the end where it was cut
+    short. Blocks lose the white space around them, and those of a channel are joined by an empty line. `\\boxed{}` is
+    the caller's to read and stays.
     """
 
     def __init__(self) -> None:
+        # The tag that opened it.
         self._block: str | None = None
         self._block_is_blank = True
         self._begun: set[Channel] = set()
@@ -58,11 +63,11 @@ class ThinkingSplitter:
     def _read(self, part: str) -> None:
         """A whole tag, or text without one. A tag inside a block that does not end it is text, and one that ends no
         block stands for nothing."""
-        is_border = part == f"</{self._block}>" if self._block else _TAG.fullmatch(part)
+        is_border = part in _ENDED_BY[self._block] if self._block else _TAG.fullmatch(part)
         if not is_border:
             self._write(part)
             return
-        self._block = _OPENED_BY.get(part)
+        self._block = part if part in _ENDED_BY else None
         self._block_is_blank = True
         self._space = []
 
@@ -76,7 +81,7 @@ class ThinkingSplitter:
             return
         shown = "".join(self._space) + shown
         self._space = [text[len(text.rstrip()) :]]
-        channel: Channel = "answer" if self._block in (None, "answer") else "reasoning"
+        channel = _OPENED_BY[self._block]
         if self._block_is_blank and channel in self._begun:
             shown = "\n\n" + shown
         self._block_is_blank = False
@@ -89,12 +94,12 @@ class ThinkingSplitter:
 
 
 def part_text(raw_text: str) -> PartedText:
-    """What the splitter gives for the whole; `reasoning` is None where there is none."""
+    """What the splitter gives for the whole; `analysis` and `reasoning` are None where there is none."""
     splitter = ThinkingSplitter()
     pieces = splitter.push(raw_text) + splitter.flush()
-    reasoning, answer = ("".join(text for c, text in pieces if c == channel) for channel in ("reasoning", "answer"))
-    return PartedText(reasoning or None, answer)
+    texts = {channel: "".join(text for c, text in pieces if c == channel) for channel in get_args(Channel)}
+    return PartedText(texts["analysis"] or None, texts["reasoning"] or None, texts["answer"])
 
 
 def _may_become_tag(start: str) -> bool:
-    return any(tag.startswith(start) for name in _OPENED_BY.values() for tag in (f"<{name}>", f"</{name}>"))
+    return any(tag.startswith(start) for opening, ends in _ENDED_BY.items() for tag in (opening, *ends))

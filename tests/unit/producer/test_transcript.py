@@ -37,18 +37,20 @@ def test_steps_are_lines_and_text_stands_between_them() -> None:
         stage(Stage.DECODE),
         FramesDecoded(media_index=1, done=3, total=9, attempt=1, at=0),
         stage(Stage.GENERATE),
+        text("analysis", "Hard."),
         text("reasoning", "It is "),
         text("reasoning", "red.", offset=6),
         text("answer", "red", num_tokens=9),
         ENDED,
     )
     assert shown(*events) == (
-        "decode (attempt 1)\nmedium 1: 3 of 9 frames\ngenerate (attempt 1)\n\nIt is red.\n\nred\n\nSUCCEEDED\n"
+        "decode (attempt 1)\nmedium 1: 3 of 9 frames\ngenerate (attempt 1)\n\nHard.\n\nIt is red.\n\nred\n\nSUCCEEDED\n"
     )
 
 
-def test_reasoning_is_dim_and_the_answer_is_not() -> None:
+def test_reasoning_and_analysis_are_dim_and_the_answer_is_not() -> None:
     transcript = Transcript()
+    assert "\x1b[2m" in transcript.show(text("analysis", "Hard."))
     assert "\x1b[2m" in transcript.show(text("reasoning", "so"))
     assert "\x1b[2m" not in transcript.show(text("answer", "red"))
 
