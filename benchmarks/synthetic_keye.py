@@ -104,6 +104,9 @@ class _Wordless:
     def convert_ids_to_tokens(self, ids: Any) -> list[str]:
         return []
 
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return []
+
 
 def make_processor(size: Size) -> KeyeProcessor:
     """Says how large images are; knows no end token, so that every answer has the same length."""

@@ -213,7 +213,11 @@ class ChatMessage(Asked):
 
 class GenerationOptions(Asked):
     """Unset sampling options take the checkpoint's `generation_config.json`; `temperature` 0 is greedy, as is all below
-    a millionth. A `repetition_penalty` below that counts as a millionth."""
+    a millionth. A `repetition_penalty` below that counts as a millionth.
+
+    `max_thinking_tokens` bounds what stands between `<think>` and `</think>`: once so many are written the block is
+    closed and the answer begun. 0 is an empty block.
+    """
 
     max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -222,6 +226,7 @@ class GenerationOptions(Asked):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     stop: Annotated[tuple[SomeText, ...], Field(max_length=8)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_thinking_tokens: Annotated[int, Field(ge=0, le=131072)] | None = added_in(2, None)
 
 
 class AnalysisJob(Asked):

@@ -124,6 +124,7 @@ class Generation(Report):
     stop: tuple[str, ...]
     seed: int
     thinking: str
+    max_thinking_tokens: int | None = None
 
 
 class WorkerIdentity(Report):

@@ -41,6 +41,7 @@ def submit(
     media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
     thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest answer, in tokens")] = None,
+    max_thinking_tokens: Annotated[int | None, typer.Option(help="longest thinking, in tokens")] = None,
     priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
     deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
@@ -64,11 +65,12 @@ def submit(
             if isinstance(job, Refusal):
                 raise job
         else:
+            options = {"max_new_tokens": max_new_tokens, "max_thinking_tokens": max_thinking_tokens}
             job = client.submit(
                 prompt=prompt,
                 media=media,
                 thinking=thinking,
-                generation={} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
+                generation={name: value for name, value in options.items() if value is not None},
                 priority=priority,
                 deadline_seconds=deadline_seconds,
                 idempotency_key=idempotency_key,

@@ -24,7 +24,7 @@ from keye.config.event import (
     read_event,
 )
 from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
-from keye.config.job import AnalysisJob, Content, MediaPart, Priority, VideoPart
+from keye.config.job import AnalysisJob, Content, GenerationOptions, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
     FailedAttempt,
@@ -172,6 +172,14 @@ def test_a_planted_new_word_of_a_report_is_kept_as_it_was_said(reader: Any, repo
     assert reader.dump_python(read, mode="json") == document
 
 
+def test_what_a_worker_before_0_3_told_has_no_analysis_apart() -> None:
+    for report in (RESULT, FAILURE):
+        document = report.model_dump(mode="json")
+        for each in objects_in(document):
+            each.pop("analysis", None)
+        assert OUTCOME.validate_json(json.dumps(document)) == report
+
+
 def test_a_failure_with_a_code_of_a_newer_release_is_raised_like_any_other() -> None:
     failure = OUTCOME.validate_json(json.dumps(FAILURE.model_dump(mode="json") | {"code": "PLANTED"}))
     assert isinstance(failure, JobFailure)
@@ -290,10 +298,14 @@ def test_a_job_that_uses_a_planted_new_field_is_named_as_newer_and_comes_back_wh
 
 @pytest.mark.holds(
     "docs/producers.md#from-any-language",
-    '2 with a `traceparent`, a `result_ttl_seconds`, a medium\'s `digest` or `content="auto"`, 1 for all others',
+    "2 with a `traceparent`, a `result_ttl_seconds`, `max_thinking_tokens`,",
+    'a medium\'s `digest` or `content="auto"`, 1 for all others',
 )
 @pytest.mark.holds(
     "docs/producers.md#from-python", "Workers before 0.3 leave a job with one of these two to newer ones."
+)
+@pytest.mark.holds(
+    "docs/producers.md#whether-it-thinks-first", "Workers before 0.3 leave a job with this bound to newer ones."
 )
 @pytest.mark.parametrize(("field", "value"), [("traceparent", TRACEPARENT), ("result_ttl_seconds", 60)])
 def test_a_job_of_a_later_field_is_sealed_for_workers_that_know_it_and_all_others_for_any(
@@ -306,6 +318,8 @@ def test_a_job_of_a_later_field_is_sealed_for_workers_that_know_it_and_all_other
     for newer in (VideoPart(uri="/a.mp4", digest=True), VideoPart(uri="/a.mp4", content=Content.AUTO)):
         assert seal(AnalysisJob(prompt="?", media=(newer,))).schema_version == 2
     assert seal(AnalysisJob(prompt="?", media=(VideoPart(uri="/a.mp4", content=Content.HD),))).schema_version == 1
+    assert seal(AnalysisJob(prompt="?", generation=GenerationOptions(max_thinking_tokens=0))).schema_version == 2
+    assert "max_thinking_tokens" not in seal(AnalysisJob(prompt="?")).model_dump_json()
     alone = json.loads(seal(AnalysisJob(prompt="?")).model_dump_json())
     assert alone["schema_version"] == 1
     assert field not in alone["job"]

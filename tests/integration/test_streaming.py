@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from redis import Redis
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from keye.producer import (
     JobEvent,
     JobFailed,
     JobFailure,
+    JobResult,
     JobState,
     Stage,
     StageStarted,
@@ -31,6 +33,7 @@ from keye.producer import (
 from keye.producer.cli import app
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.local_worker import SMALL_KEYE, LocalWorker
+from keye.worker.demo.scenes import draw_image_scene
 from tests.support.zoo import encode_clip, steady_times
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,6 +216,69 @@ def test_reasoning_is_told_apart_from_the_answer_while_the_model_thinks(client: 
     channels = [event.channel for event in texts(events)]
     assert channels == sorted(channels, reverse=True), "reasoning comes first"
     assert not any(bracket in event.text for event in texts(events) for bracket in "<>")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    draw_image_scene(np.random.default_rng(1), num_shapes=3).image.save(tmp_path / "shapes.png")
+    return str(tmp_path / "shapes.png")
+
+
+@pytest.mark.holds(
+    "docs/producers.md#whether-it-thinks-first",
+    "`thinking` is `auto` (the model decides)",
+    "What it writes comes in parts",
+    "What it did not write of the first two is None; `raw_text` has all of it",
+)
+@small_keye
+def test_the_sentence_in_which_the_model_decides_to_think_is_told_apart_from_what_it_thinks(
+    client: Client, worker_url: str, picture: str
+) -> None:
+    job = client.submit(prompt="What is in the image?", media=[picture], generation={"temperature": 0})
+    events = list(job.events(timeout=60))
+    result = job.result()
+    assert result.analysis == "I have to look closely, so I use /think."
+    assert result.reasoning
+    assert result.raw_text == (
+        f"<analysis>{result.analysis}</analysis><think>{result.reasoning}</think><answer>{result.answer}</answer>"
+    )
+    asked = {"prompt": "What is in the image?", "media": [picture], "generation": {"temperature": 0}}
+    plain = client.submit(asked | {"thinking": "no_think"}).result(timeout=60)
+    assert (plain.analysis, plain.reasoning, plain.answer) == (None, None, plain.raw_text)
+    for channel in ("analysis", "reasoning", "answer"):
+        assert joined(events, channel) == getattr(result, channel)
+        assert next(event.offset for event in texts(events) if event.channel == channel) == 0
+    shown = CliRunner().invoke(app, ["watch", job.id, "--redis-url", worker_url]).stdout
+    assert f"\n\n{result.analysis}\n\n{result.reasoning}\n\n{result.answer}\n\n" in shown
+
+
+@pytest.mark.holds(
+    "docs/producers.md#whether-it-thinks-first",
+    "is the most tokens that it may think",
+    "its thinking is closed and the answer begun for it",
+)
+@pytest.mark.parametrize("question", ["What is in the image?", "图里有什么？"])  # noqa: RUF001
+@small_keye
+def test_a_job_says_how_long_its_thinking_may_be_and_is_replayed_with_it(
+    client: Client, worker_url: str, picture: str, question: str
+) -> None:
+    def keye(*arguments: str) -> str:
+        return CliRunner().invoke(app, [*arguments, "--redis-url", worker_url]).stdout
+
+    asked = ("submit", question, picture, "--thinking", "think", "--wait", "--json", "--max-new-tokens", "200")
+    free = JobResult.model_validate_json(keye(*asked))
+    capped = JobResult.model_validate_json(keye(*asked, "--max-thinking-tokens", "4"))
+    assert free.reasoning
+    assert capped.reasoning
+    assert free.reasoning.startswith(capped.reasoning)
+    assert len(capped.reasoning) < len(free.reasoning)
+    assert capped.raw_text == f"<think>{capped.reasoning}</think><answer>{capped.answer}</answer>"
+    assert capped.answer
+    events = list(client.find(capped.job_id).events(timeout=0))
+    assert (joined(events, "reasoning"), joined(events, "answer")) == (capped.reasoning, capped.answer)
+    told = [result.generation and result.generation.max_thinking_tokens for result in (free, capped)]
+    assert told == [None, 4]
+    assert keye("replay", capped.job_id) == "the same: media, model, generation and text\n"
 
 
 @small_keye

@@ -39,6 +39,12 @@ class Detokenizer:
         """The characters that this token completes."""
         return self._decoder.decode(self._token_bytes[token_id])
 
+    def goes_on(self, token_id: int) -> bool:
+        """Whether this token continues a character that is begun."""
+        begun, _ = self._decoder.getstate()
+        # UTF-8: all but the first byte of a character are from 0x80 to 0xbf.
+        return bool(begun) and b"\x80" <= self._token_bytes[token_id][:1] < b"\xc0"
+
     def flush(self) -> str:
         """What an unfinished character at the end is shown as."""
         return self._decoder.decode(b"", final=True)

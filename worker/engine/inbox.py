@@ -27,7 +27,7 @@ OVERRUN_SECONDS = 2.0
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How tokens are chosen and when to stop. Temperature 0 is greedy, as is one too small to divide by; top_k 0 means
-    all, `seed` None is a new one."""
+    all, `seed` None is a new one, `max_thinking_tokens` None no bound but `max_new_tokens`."""
 
     max_new_tokens: int
     temperature: float = 0
@@ -36,6 +36,7 @@ class SamplingOptions:
     repetition_penalty: float = 1
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    max_thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Sampler:
         return [None if number == _NOT_A_NUMBER else number for number in numbers]
 
     def forget_batch(self) -> None:
-        """One of its sequences has ended."""
+        """One of its sequences has ended, or was given another token than the one that was chosen."""
         self._batch = None
 
 

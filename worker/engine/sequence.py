@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from keye.worker.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
 from keye.worker.engine.inbox import FinishReason, Generated, PendingGeneration
+from keye.worker.engine.thinking_budget import ThinkingBudget, ThinkingTags
 
 SECONDS_A_PRIORITY = 10
 
@@ -12,7 +13,13 @@ SECONDS_A_PRIORITY = 10
 class Sequence:
     """`num_cached` of its tokens have keys and values in the blocks of `block_table`."""
 
-    def __init__(self, pending: PendingGeneration, token_bytes: TokenBytes, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        pending: PendingGeneration,
+        token_bytes: TokenBytes,
+        eos_token_ids: Collection[int],
+        thinking_tags: ThinkingTags | None = None,
+    ) -> None:
         self.pending = pending
         self.num_prompt_tokens = len(pending.prompt.input_ids)
         self.rng = random.Random(pending.sampling.seed)
@@ -22,6 +29,8 @@ class Sequence:
         self.started_at: float | None = None
         self._first_token_at: float | None = None
         self._eos_token_ids = eos_token_ids
+        most = pending.sampling.max_thinking_tokens
+        self._budget = None if most is None or thinking_tags is None else ThinkingBudget(thinking_tags, most)
         self._detokenizer = Detokenizer(token_bytes)
         self._stop_strings = StopStrings(pending.sampling.stop)
         self._text: list[str] = []
@@ -56,7 +65,12 @@ class Sequence:
         return self.pending.is_abandoned or now >= self.pending.deadline
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
-        """Take the next token, deliver the text it completes, say whether the sequence is over."""
+        """Take the next token, deliver the text it completes, say whether the sequence is over.
+
+        Where its thinking has to end, another token than this one is taken.
+        """
+        if self._budget is not None:
+            token_id = self._budget.take(token_id, goes_on=self._detokenizer.goes_on(token_id))
         self.generated_ids.append(token_id)
         if self._first_token_at is None:
             self._first_token_at = now

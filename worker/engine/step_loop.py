@@ -22,6 +22,7 @@ from keye.worker.engine.scheduler import BlockPool, Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.snapshot import EngineSnapshot
 from keye.worker.engine.step_plan import Chunk, StepLimits
+from keye.worker.engine.thinking_budget import ThinkingTags
 from keye.worker.host_fault import HostFault, host_fault_of
 from keye.worker.model.attention_choice import choose_attention
 from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
@@ -66,6 +67,7 @@ class Engine:
         self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size), is_queue=True)
         self._processor = processor
         self._token_bytes = TokenBytes(processor.tokenizer)
+        self._thinking_tags = ThinkingTags.of(processor.tokenizer)
         self._limits = MemoryLimits(limits)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
         self._cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
@@ -180,7 +182,12 @@ class Engine:
         self._counters.step_seconds += time.monotonic() - started_at
 
     def _take_in(self, pending: PendingGeneration) -> None:
-        self._scheduler.add(Sequence(pending, self._token_bytes, self._processor.eos_token_ids))
+        if pending.sampling.max_thinking_tokens is not None and self._thinking_tags is None:
+            message = "max_thinking_tokens counts between <think> and </think>, which are no tokens of this model's."
+            pending.end(Fault(ErrorCode.INVALID_JOB, f"{message} Leave it out, or lower max_new_tokens."))
+            return
+        eos_token_ids = self._processor.eos_token_ids
+        self._scheduler.add(Sequence(pending, self._token_bytes, eos_token_ids, self._thinking_tags))
 
     def _next_tokens(self, chunks: Seq[Chunk]) -> list[int | None]:
         """The next token of each sequence whose end its chunk reaches."""
@@ -201,7 +208,12 @@ class Engine:
                 self._cache.wipe(sequence.block_table)
                 message = "The model's numbers overflowed. Run it at another precision."
                 self._fail(sequence, Fault(ErrorCode.INTERNAL, message))
-            elif reason := sequence.append(token_id, now):
+                continue
+            reason = sequence.append(token_id, now)
+            if sequence.generated_ids[-1] != token_id:
+                # It took note of the other as seen.
+                self._sampler.forget_batch()
+            if reason:
                 self._leave(sequence)
                 sequence.end(reason, now)
 

@@ -35,6 +35,7 @@ GENERATION: Values = {
         ([""], ["a"] * 9, [HALF], ["x" * FILL], [None]),
     ),
     "seed": ((0, 1, 2**32, 2**63 - 1), (-1, 2**63, LONGER, NAN)),
+    "max_thinking_tokens": ((0, 1, 131072), (-1, 131073, LONGER, NAN, 0.5)),
 }
 PIXELS = (784, 785, 2**31, 2**63, LONG, LONGER), (783, 0, -1, NAN)
 SIDES = (28, 29), (27, 0, 16385, LONGER)

@@ -11,6 +11,7 @@ import torch
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.thinking_budget import ThinkingTags
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 
 torch.set_num_threads(1)
@@ -34,7 +35,7 @@ def make_prompt() -> Callable[[list[int]], PreparedPrompt]:
 
 
 @pytest.fixture(scope="session")
-def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
+def make_sequence(tokenizer: Any, token_bytes: TokenBytes) -> MakeSequence:
     """Makes sequences in order of arrival; keywords are fields of `SamplingOptions`."""
 
     def make(
@@ -47,6 +48,6 @@ def make_sequence(token_bytes: TokenBytes) -> MakeSequence:
         options = SamplingOptions(**{"max_new_tokens": 8, **sampling})
         prompt = PreparedPrompt("", torch.tensor(ids), torch.arange(len(ids)).expand(3, -1), 0, 0)
         pending = PendingGeneration(prompt, options, priority, deadline)
-        return Sequence(pending, token_bytes, eos_token_ids)
+        return Sequence(pending, token_bytes, eos_token_ids, ThinkingTags.of(tokenizer))
 
     return make
