@@ -2,13 +2,16 @@
 words its faults are told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from inspect import get_annotations
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from keye.config.familiar_names import OF_A_JOB
 
 # More of them, or longer names of unknown fields, nobody reads.
 MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
@@ -20,6 +23,9 @@ class Contract(BaseModel):
     """What a caller asks: immutable, and refuses fields it does not know. A misspelt option must never be ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    stands_in: ClassVar[str] = ""
+    """Of a part of a job: where a caller writes its fields, for whoever wrote one elsewhere."""
 
 
 class Report(Contract):
@@ -78,6 +84,8 @@ def faults_of(error: ValidationError) -> list[str]:
     for fault in found:
         place, kind = fault["loc"], fault["type"]
         sentence = _sentence(fault)
+        if kind == "extra_forbidden":
+            sentence += _what_instead(str(place[-1]), _is_in_a_part(error.title, place))
         if place and _is_branch(place[-1]) and kind in ("string_type", "tuple_type"):
             # Of `str | tuple[...]`, what was given is one or neither.
             if kind == "tuple_type" or place[:-1] not in no_lists:
@@ -119,7 +127,7 @@ _SENTENCES = {
     "union_tag_not_found": "says no type. A part is written {part}",
 }
 # What the parts of other models' chats call it.
-_NAMES_ELSEWHERE = dict.fromkeys(("image", "video", "image_url", "video_url", "url", "path"), "uri")
+_URI_ELSEWHERE = ("image", "video", "image_url", "video_url", "url", "path", "file")
 
 
 def _sentence(fault: ErrorDetails) -> str:
@@ -128,18 +136,33 @@ def _sentence(fault: ErrorDetails) -> str:
         return f"Input should be a valid string, not {given}"
     if kind not in _SENTENCES:
         return fault["msg"].removeprefix("Value error, ") + f", not {given}" * kind.endswith("_type")
-    sentence = _SENTENCES[kind].format(**fault.get("ctx", {}), kind=given, part=A_PART)
-    if kind == "extra_forbidden":
-        name = str(fault["loc"][-1])
-        near = _NAMES_ELSEWHERE.get(name) or "".join(get_close_matches(name, _fields_of(Contract), 1))
-        sentence += f": did you mean {near}?" * (near not in ("", name))
-    return sentence
+    return _SENTENCES[kind].format(**fault.get("ctx", {}), kind=given, part=A_PART)
 
 
-def _fields_of(model: type[BaseModel]) -> set[str]:
+def _what_instead(name: str, is_in_a_part: bool) -> str:
+    """Of a name that is no field where it stands."""
+    if is_in_a_part and name in _URI_ELSEWHERE:
+        return ": did you mean uri?"
+    if name in OF_A_JOB:
+        return f": {OF_A_JOB[name]}"
+    models = list(_models_of(Contract))
+    if homes := {model.stands_in: None for model in models if name in get_annotations(model) and model.stands_in}:
+        return f": it stands in {' or '.join(homes)}"
+    near = get_close_matches(name, {field for model in models for field in model.model_fields}, 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _models_of(model: type[Contract]) -> Iterator[type[Contract]]:
     """Of all that a caller may ask."""
-    kinds = [kind for kind in model.__subclasses__() if kind is not Report]
-    return set(model.model_fields).union(*map(_fields_of, kinds))
+    yield model
+    for kind in model.__subclasses__():
+        if kind is not Report:
+            yield from _models_of(kind)
+
+
+def _is_in_a_part(title: str, place: Sequence[int | str]) -> bool:
+    """Whether it was given to a medium: by itself (`title` names what was made), or behind its number and type."""
+    return (len(place) == 1 and title in ("ImagePart", "VideoPart")) or place[-2:-1] in (("image",), ("video",))
 
 
 def _is_branch(place: int | str) -> bool:

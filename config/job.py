@@ -142,6 +142,8 @@ class MediaPart(Asked):
     `digest` has the worker read a local file once more, so that the result tells its SHA-256, as it does of others.
     """
 
+    stands_in = "a part of media"
+
     uri: Uri
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
@@ -180,6 +182,8 @@ class ImagePart(MediaPart):
 class VideoPart(MediaPart):
     """`fps` frames are read a second, or as many as `content` asks for; neither means the model's own 2 a second."""
 
+    stands_in = 'a video of media, as in {"type": "video", "uri": "s3://bucket/key", "fps": 1}'
+
     type: Literal["video"] = "video"
     fps: Annotated[float, Field(gt=0, le=60)] | None = None
     content: Content | None = None
@@ -207,6 +211,7 @@ AnyPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type"
 
 
 class ChatMessage(Asked):
+    stands_in = "a message"
     role: Literal["system", "user", "assistant"]
     content: Text | tuple[AnyPart, ...]
 
@@ -218,6 +223,8 @@ class GenerationOptions(Asked):
     `max_thinking_tokens` bounds what stands between `<think>` and `</think>`: once so many are written the block is
     closed and the answer begun. 0 is an empty block.
     """
+
+    stands_in = 'generation, as in {"generation": {"max_new_tokens": 256}}'
 
     max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -238,6 +245,8 @@ class AnalysisJob(Asked):
     it the workers' settings say.
     `traceparent` names the caller's trace (W3C Trace Context) in the workers' logs.
     """
+
+    stands_in = "the job itself"
 
     media: Annotated[tuple[AnyMedia, ...], Field(max_length=MAX_MEDIA)] = ()
     prompt: SomeText | None = None
