@@ -31,6 +31,7 @@ INSIDES = re.compile(
 HALF = "half \ud83d"
 PNG = b"\x89PNG\r\n\x1a\n"
 CAT = ImagePart(uri="/cat.png")
+QWENS = {"type": "image", "image": "file:///cat.png"}
 
 
 def photo() -> io.BytesIO:
@@ -59,6 +60,7 @@ UNDERSTOOD: dict[str, tuple[Any, list[str]]] = {
     "tensor": ([torch.zeros(20, 30, 4, dtype=torch.uint8)], ["data:image/png;base64,"]),
     "bytes in a part": ({"type": "image", "uri": PNG}, ["data:image/png;base64,"]),
     "OpenAI's": ({"type": "image_url", "image_url": {"url": "https://host/cat"}}, ["https://host/cat"]),
+    "Qwen's": (QWENS, ["file:///cat.png"]),
 }
 
 
@@ -108,7 +110,7 @@ REFUSED_MEDIA: dict[str, tuple[Any, str]] = {
         [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}],
         """type is none of 'image', 'video'. A part is written {"type": "image", "uri": """,
     ),
-    "Qwen's": ([{"type": "image", "image": "file:///cat.png"}], r"image\.image: is no field here: did you mean uri\?"),
+    "Qwen's beside ours": ([{**QWENS, "uri": "/cat.png"}], r"image\.image: is no field here: did you mean uri\?"),
     "untyped": ([{"url": "/cat.png"}], "says no type. A part is written"),
     "text part": ([TextPart(text="?")], "type is none of 'image', 'video'"),
     "path that UTF-8 does not hold": ([Path("/cat\udcff.png")], r"image\.uri: .* half a character"),
@@ -140,7 +142,7 @@ BROKEN: dict[str, dict[str, Any]] = {
             {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}
         ]
     },
-    "content is Qwen's": {"messages": [{"role": "user", "content": [{"type": "image", "image": "file:///c.png"}]}]},
+    "content is Qwen's beside ours": {"messages": [{"role": "user", "content": [{**QWENS, "uri": "/cat.png"}]}]},
     "no content": {"messages": [{"role": "robot"}]},
     "sizes that disagree": {"prompt": "?", "media": [{"type": "image", "uri": "/a", "resized_height": 99}]},
     "rates that disagree": {"prompt": "?", "media": [{"type": "video", "uri": "/a", "fps": 1, "content": "hd"}]},
