@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from keye.config.contract import Contract
 from keye.config.event import TextGenerated
+from keye.config.familiar_names import OF_A_WORKER
 from keye.config.faults import InvalidSettings, JobNotFound, Refusal
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Thinking, VideoPart
 from keye.config.outcome import JobResult, WorkerIdentity
@@ -210,6 +211,10 @@ def _settings(model_path: str | os.PathLike[str] | None, given: Mapping[str, Any
 
 
 def _tell_unknown(name: str) -> str:
+    if name in OF_A_WORKER:
+        return f"{name}: is no setting: {OF_A_WORKER[name]}"
+    if name in _OF_PARTS | _OF_GENERATION:
+        return f"{name}: is no setting: give it to analyze, video, batch or stream"
     near = get_close_matches(name, Settings.model_fields, 1)
     return f"{name}: is no setting" + (f", did you mean {near[0]}?" if near else "")
 

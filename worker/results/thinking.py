@@ -9,7 +9,7 @@ _TAG = re.compile("(</?(?:analysis|think|answer)>)")
 _LONGEST_TAG = len("</analysis>")
 _OPENED_BY: dict[str | None, Channel] = {"<analysis>": "analysis", "<think>": "reasoning", "<answer>": "answer"}
 _OPENED_BY[None] = "answer"
-_ENDED_BY = {"<analysis>": {"</analysis>"}, "<think>": {"</think>"}, "<answer>": {"</answer>", "<think>"}}
+_ENDED_BY = {"<analysis>": "</analysis>", "<think>": "</think>", "<answer>": "</answer>"}
 
 
 class Piece(NamedTuple):
@@ -27,9 +27,9 @@ class ThinkingSplitter:
     """Takes text in pieces; what it gives back, joined by channel, does not depend on where the text was cut.
 
     `<analysis>` holds the analysis, `<think>` the reasoning; `<answer>`, and all that stands in no block, is answer. A
-    block reaches to its own closing tag, an answer also to where the model thinks again, or to the end where it was cut
-    short. Blocks lose the white space around them, and those of a channel are joined by an empty line. `\\boxed{}` is
-    the caller's to read and stays.
+    block reaches to its own closing tag, or to the end where it was cut short; an answer without a word ends where the
+    model thinks instead. Blocks lose the white space around them, and those of a channel are joined by an empty line.
+    `\\boxed{}` is the caller's to read and stays.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,8 @@ class ThinkingSplitter:
     def _read(self, part: str) -> None:
         """A whole tag, or text without one. A tag inside a block that does not end it is text, and one that ends no
         block stands for nothing."""
-        is_border = part in _ENDED_BY[self._block] if self._block else _TAG.fullmatch(part)
+        thinks_instead = self._block == "<answer>" and self._block_is_blank and part == "<think>"
+        is_border = thinks_instead or part == _ENDED_BY[self._block] if self._block else _TAG.fullmatch(part)
         if not is_border:
             self._write(part)
             return
@@ -102,4 +103,4 @@ def part_text(raw_text: str) -> PartedText:
 
 
 def _may_become_tag(start: str) -> bool:
-    return any(tag.startswith(start) for opening, ends in _ENDED_BY.items() for tag in (opening, *ends))
+    return any(tag.startswith(start) for tags in _ENDED_BY.items() for tag in tags)

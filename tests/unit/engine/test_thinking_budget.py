@@ -55,9 +55,9 @@ def test_what_the_model_chooses_while_the_answer_is_begun_for_it_is_left_out(wri
 
 
 def test_several_blocks_share_the_budget_and_one_behind_it_is_closed_at_once(write: Write) -> None:
-    sequence = write(3, "<think>a,</think>", "b", "<think>c", "....", "d", "<think>", "....", "e")
-    assert text_of(sequence) == "<think>a,</think>b<think>c</think><answer>d<think></think><answer>e"
-    assert part_text(text_of(sequence)) == (None, "a,\n\nc", "b\n\nd\n\ne")
+    sequence = write(3, "<think>a,</think>", "b", "<think>c", "....", "<think>", "....", "e")
+    assert text_of(sequence) == "<think>a,</think>b<think>c</think><answer><think></think><answer>e"
+    assert part_text(text_of(sequence)) == (None, "a,\n\nc", "b\n\ne")
 
 
 @pytest.mark.holds("docs/producers.md#whether-it-thinks-first", "behind the character that it is at")
