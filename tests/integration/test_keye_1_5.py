@@ -26,8 +26,9 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, Workbench, load_sampling
+from keye.worker.tasks.attempt import Attempt, load_sampling
 from keye.worker.tasks.lookahead import Lookahead
+from keye.worker.tasks.workbench import Workbench
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "v1_5" / "checkpoint"
 NEW_TOKENS = 24

@@ -47,6 +47,7 @@ from keye.worker.tasks.probe import probe
 from keye.worker.tasks.starvation import Starvation
 from keye.worker.tasks.stragglers import dead_letter, expire
 from keye.worker.tasks.work_clock import WorkClock
+from keye.worker.tasks.workbench import Workbench
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
 from keye.worker.telemetry.log import flush_log
 from keye.worker.telemetry.presence import Announcer
@@ -155,7 +156,16 @@ class EngineStep(bootsteps.StartStopStep):
         self._drain_seconds = settings.drain_seconds
         self._renewal = LeaseRenewal(leases)
         self._cancels = CancelListener(redis, self._renewal.hurry)
-        bench = served.workbench(settings, self._decoders, EventWriter(redis), identity)
+        bench = Workbench.of(
+            settings,
+            inbox=served.engine.inbox,
+            processor=served.processor,
+            sampling=served.sampling,
+            model=served.model,
+            decoders=self._decoders,
+            events=EventWriter(redis),
+            worker=identity,
+        )
         self._lookahead = lookahead = bench.lookahead
         work = WorkClock(redis, min(settings.num_slots, StepLimits().max_running))
         worker.app.admission.has_room = lookahead.has_room

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ByteSize, TypeAdapter
@@ -24,10 +24,11 @@ from keye.config.connection import connect
 from keye.config.contract import escaped
 from keye.config.event import TextGenerated
 from keye.config.faults import Fault, InvalidJob, InvalidSettings, JobFailed, QueueUnavailable, install_command
+from keye.config.formats import media_type_of
 from keye.config.job import Content, GenerationOptions, Sampling, Thinking
 from keye.config.settings import Settings
 from keye.producer.cli import Transcript
-from keye.producer.client import Client
+from keye.producer.client import Client, build_job
 from keye.producer.console import OurConsole
 from keye.producer.shell import ExitCode as Ending
 from keye.producer.shell import command_line, tell
@@ -36,8 +37,12 @@ from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
 from keye.worker.daemon.gpus import WrongGpus, visible_gpus
 from keye.worker.demo.local_worker import SMALL_KEYE
+from keye.worker.in_process.local_media import LocalMedia
 from keye.worker.loading.before_torch import secure_torch
 from keye.worker.telemetry.health import HostFolder, judge_host
+
+if TYPE_CHECKING:
+    from keye.worker.in_process.analyzer import Analyzer
 
 
 def read_bytes(text: str) -> int:
@@ -251,36 +256,32 @@ def ask(
 
     A terminal shows the text as it is written, reasoning dimmed; elsewhere the answer alone is printed.
     """
-    if Path(prompt).is_file():
+    if Path(prompt).is_file() or (not media and len(prompt.split()) == 1 and media_type_of(prompt)):
         raise typer.BadParameter(f"{prompt} is a file. Give the question behind the media.")
     settings = read_settings()
-    from keye.worker.in_process.analyzer import Analyzer
-    from keye.worker.model.load import CheckpointFault
-    from keye.worker.model.precision import PrecisionUnavailable
-
     if settings.model_path is None:
         tell("KEYE_MODEL_PATH is not set: a small model answers, which knows drawn shapes only.", err=True)
     try:
-        with Analyzer(settings.model_path or SMALL_KEYE) as analyzer:
-            job = analyzer.submit(
-                prompt=prompt, media=media, thinking=thinking, generation={"max_new_tokens": max_new_tokens}
-            )
+        fields = {"media": media, "prompt": prompt, "thinking": thinking}
+        # Before the model, which takes its time.
+        job = build_job(fields | {"generation": {"max_new_tokens": max_new_tokens}}, LocalMedia(Path()))
+        if sys.stderr.isatty():
+            tell(escaped(f"Loading {settings.model_path or SMALL_KEYE} ..."), err=True)
+        with _load(settings.model_path or SMALL_KEYE) as analyzer:
+            asked = analyzer.submit(job)
             if as_json or not sys.stdout.isatty():
-                result = job.result()
+                result = asked.result()
                 tell(result.model_dump_json(indent=2) if as_json else result.answer)
             else:
                 transcript = Transcript()
-                for event in job.events():
+                for event in asked.events():
                     if isinstance(event, TextGenerated):
                         tell(transcript.show(event), end="", is_styled=True)
-                job.result()
+                asked.result()
                 tell("")
     except (InvalidJob, JobFailed) as error:
         tell(escaped(str(error)), err=True)
         raise typer.Exit(Ending.of(error)) from None
-    except (CheckpointFault, PrecisionUnavailable) as error:
-        logger.critical("%s", error)
-        raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
 
 
 @app.command()
@@ -289,6 +290,17 @@ def demo() -> None:
     from keye.worker.demo.demonstration import run_demo
 
     raise typer.Exit(run_demo())
+
+
+def _load(checkpoint: Path) -> "Analyzer":
+    from keye.worker.in_process.analyzer import Analyzer
+    from keye.worker.model.load import CheckpointFault
+
+    try:
+        return Analyzer(checkpoint)
+    except Exception as error:
+        logger.critical("The model cannot be served: %s", error, exc_info=not isinstance(error, CheckpointFault))
+        raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
 
 
 def read_settings() -> Settings:

@@ -24,9 +24,10 @@ from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.media.media_roots import MediaRoots
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, Workbench
+from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.lookahead import Lookahead, most_unprepared, most_waiting
 from keye.worker.tasks.starvation import Starvation
+from keye.worker.tasks.workbench import Workbench
 
 if TYPE_CHECKING:
     import torch

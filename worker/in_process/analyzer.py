@@ -30,6 +30,7 @@ from keye.worker.in_process.transport import InProcessEvents, InProcessTransport
 from keye.worker.loading.before_torch import secure_torch
 from keye.worker.media.job_media import DecoderPool
 from keye.worker.model.checkpoint_files import read_generation
+from keye.worker.tasks.workbench import Workbench
 
 if TYPE_CHECKING:
     from keye.producer.client import Medium
@@ -74,8 +75,16 @@ class Analyzer(Client):
             begun.callback(served.engine.stop)
             self._transport = transport = InProcessTransport(self._folder)
             begun.callback(transport.close)
-            identity = WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=served.device)
-            self._bench = served.workbench(chosen, decoders, InProcessEvents(transport), identity)
+            self._bench = Workbench.of(
+                chosen,
+                inbox=served.engine.inbox,
+                processor=served.processor,
+                sampling=served.sampling,
+                model=served.model,
+                decoders=decoders,
+                events=InProcessEvents(transport),
+                worker=WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=served.device),
+            )
             transport.start(self._bench)
             # Also where it is only dropped: the next one could not load beside it. At exit, too: else the interpreter
             # would end under the engine's thread.

@@ -19,9 +19,10 @@ from keye.producer.memory import MemoryTransport
 from keye.worker.host_fault import host_fault_of
 from keye.worker.leases.claims import Claimed, LateJob
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, Workbench
+from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.fault import CANCELLED_BEFORE, explain, failure_of
 from keye.worker.tasks.lookahead import Lookahead
+from keye.worker.tasks.workbench import Workbench
 
 # Jobs that have ended, of which results, events and ids can still be read; more than a client has ahead of its reader.
 MAX_ENDED = 10_000

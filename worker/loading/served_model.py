@@ -13,11 +13,10 @@ import av
 import keye
 from keye.config.codes import QUANTISED_BY
 from keye.config.host import share_of_cores
-from keye.config.outcome import ModelIdentity, WorkerIdentity
+from keye.config.outcome import ModelIdentity
 from keye.config.settings import Settings, VideoDecoder
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
-from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.checkpoint_digest import digest_checkpoint
 from keye.worker.model.device import choose_device, keep_to_cores, name_device
 from keye.worker.model.keye import KeyeForConditionalGeneration
@@ -26,9 +25,7 @@ from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.proof.golden_case import GENERATIONS
 from keye.worker.proof.numbers import prove_numbers
-from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Workbench, load_sampling
-from keye.worker.tasks.lookahead import Lookahead
+from keye.worker.tasks.attempt import load_sampling
 from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
@@ -47,27 +44,6 @@ class ServedModel:
     model: ModelIdentity
     device: str
     warnings: tuple[str, ...] = ()
-
-    def workbench(
-        self, settings: Settings, decoders: DecoderPool, events: EventWriter, worker: WorkerIdentity
-    ) -> Workbench:
-        """What attempts of a process with these settings work with."""
-        return Workbench(
-            inbox=self.engine.inbox,
-            processor=self.processor,
-            sampling=self.sampling,
-            media_limits=MediaLimits.of(settings),
-            media_cache=MediaCache(settings.cache_folder, settings.cache_bytes),
-            decoders=decoders,
-            lookahead=Lookahead(settings.decoders),
-            events=events,
-            model=self.model,
-            worker=worker,
-            max_generate_seconds=settings.max_generate_seconds,
-            max_attempt_seconds=settings.max_attempt_seconds,
-            newer_job_seconds=settings.newer_job_seconds,
-            media_retry_seconds=settings.media_retry_seconds,
-        )
 
 
 class LoadedModel(NamedTuple):

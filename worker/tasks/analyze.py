@@ -31,7 +31,7 @@ from keye.worker.leases.job_lease import LeaseStore, Postponement
 from keye.worker.leases.renewal import LeaseRenewal
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
-from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost, Workbench
+from keye.worker.tasks.attempt import Attempt, Drained, LeaseLost
 from keye.worker.tasks.fault import (
     ANOTHERS_ID,
     CANCELLED_BEFORE,
@@ -46,6 +46,7 @@ from keye.worker.tasks.moves import log_claim, log_given_back, log_retry
 from keye.worker.tasks.retry_policy import RetryDecision, decide_retry, is_to_blame, tell_tries, window_of
 from keye.worker.tasks.stragglers import Stragglers
 from keye.worker.tasks.work_clock import WorkClock
+from keye.worker.tasks.workbench import Workbench
 from keye.worker.telemetry import metrics, tell_warnings
 from keye.worker.telemetry.log import about
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from traceback import clear_frames
@@ -17,32 +17,30 @@ from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority,
 from keye.config.outcome import (
     Generation,
     JobResult,
-    ModelIdentity,
     PartialText,
     StageTimings,
     TokenUsage,
-    WorkerIdentity,
 )
-from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
+from keye.worker.engine.inbox import Generated, PendingGeneration, SamplingOptions
 from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import Interruption
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.fetch.fetched import Identity
-from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits, decode, fetch
+from keye.worker.media.job_media import decode, fetch
 from keye.worker.model.checkpoint_files import read_generation
-from keye.worker.results.event_writer import AttemptEvents, Coalescer, EventWriter
+from keye.worker.results.event_writer import AttemptEvents, Coalescer
 from keye.worker.results.thinking import part_text
 from keye.worker.sizing import Sizing
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
 from keye.worker.tasks.isolation import Isolation
-from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.moves import log_stage
 from keye.worker.tasks.turn import BRIEF_WAIT_SECONDS, Turn, Wanted
 from keye.worker.tasks.visual_inputs import media_warnings, visual_inputs
+from keye.worker.tasks.workbench import Workbench
 from keye.worker.telemetry.log import about
 
 if TYPE_CHECKING:
-    from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
+    from keye.worker.model.processor import PreparedPrompt
 
 FRAMES_TOLD_EVERY_SECONDS = 0.5
 # A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.
@@ -73,27 +71,6 @@ def complete_sampling(options: GenerationOptions, defaults: dict[str, Any]) -> S
     """The job's options, each one left out taken from the checkpoint, and a seed drawn, so that it can be told."""
     drawn = {"seed": secrets.randbelow(_NUM_SEEDS)}
     return SamplingOptions(**(defaults | drawn | options.model_dump(exclude_none=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class Workbench:
-    """What every attempt of this process works with; how long it leaves jobs of newer releases to others, and tries
-    unreachable media again."""
-
-    inbox: Inbox
-    processor: "KeyeProcessor"
-    sampling: dict[str, Any]
-    media_limits: MediaLimits
-    media_cache: MediaCache
-    decoders: DecoderPool
-    lookahead: Lookahead
-    events: EventWriter
-    model: ModelIdentity
-    worker: WorkerIdentity
-    max_generate_seconds: float = inf
-    max_attempt_seconds: float = inf
-    newer_job_seconds: float = 0
-    media_retry_seconds: float = 0
 
 
 class Attempt:

@@ -5,7 +5,7 @@ import time
 from keye.config.job import ImagePart, Thinking
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.media.job_media import decode, fetch
-from keye.worker.tasks.attempt import Workbench
+from keye.worker.tasks.workbench import Workbench
 
 # Of a worker whose jobs fill its decoders and its engine it does not show more.
 PROBE_SECONDS = 5.0

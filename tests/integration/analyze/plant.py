@@ -32,8 +32,8 @@ from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.results.outbox import Outbox
 from keye.worker.results.settlement import Settlement
-from keye.worker.tasks.attempt import Workbench
 from keye.worker.tasks.stragglers import dead_letter, expire
+from keye.worker.tasks.workbench import Workbench
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "preview" / "checkpoint"
 CONCURRENCY = 4

@@ -13,9 +13,10 @@ from keye.config.job import GenerationOptions, ImagePart
 from keye.config.outcome import JobResult
 from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, decode, fetch
-from keye.worker.tasks.attempt import Attempt, Workbench
+from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.starvation import Starvation
+from keye.worker.tasks.workbench import Workbench
 from tests.integration.analyze.plant import Plant, a_job
 from tests.support.conditions import eventually
 
