@@ -63,6 +63,19 @@ def tell(text: str, err: bool = False, end: str = "\n", is_styled: bool = False)
         print(visible(without_styles(text) if is_styled else text), file=stream, end=end, flush=True)
 
 
+def confirmed(question: str, is_sure: bool) -> bool:
+    """Whether to do what cannot be undone: `is_sure` (`--yes`), or whoever is at the terminal says so; else nobody can
+    be asked, and the command ends with INVALID.
+    """
+    if is_sure:
+        return True
+    if not sys.stdin.isatty():
+        tell(f"{question} Standard input is no terminal to ask at: say --yes.", err=True)
+        raise typer.Exit(ExitCode.INVALID)
+    tell(f"{question} [y/N] ", err=True, end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 # What typer tells of before it exits: click's ClickException, wherever typer's release has it from.
 _TOLD = cast(type[Exception], typer.BadParameter.__mro__[2])
 
