@@ -20,15 +20,17 @@ from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.job import Priority, Thinking
 from keye.config.terminal import visible
 from keye.config.wire import schemas
-from keye.producer import dead_cli
+from keye.producer import dead_cli, jobs_cli
 from keye.producer.job import Cancellation, Job
 from keye.producer.replay import differences
 from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, tell
 
 app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
 app.add_typer(dead_cli.app, name="dead")
+app.command("list", epilog=EXIT_CODES)(jobs_cli.list_jobs)
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
+OneJobId = Annotated[str | None, typer.Argument(metavar="JOB_ID", help="what `keye submit` printed")]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="queue it anew where the key's job ended without an answer")
 ]
@@ -150,9 +152,20 @@ def replay(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redi
 
 
 @app.command(epilog=EXIT_CODES)
-def cancel(job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
-    """Cancel a queued job, or ask the worker of a running one to stop."""
+def cancel(
+    job_id: OneJobId = None,
+    all_queued: Annotated[bool, typer.Option("--all-queued", help="each that waits, and none that runs")] = False,
+    is_sure: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Cancel a queued job, or ask the worker of a running one to stop; or cancel all that are queued."""
+    if (job_id is None) is not all_queued:
+        raise typer.BadParameter("give either a job, or --all-queued")
     with connected(redis_url) as client:
+        if job_id is None:
+            jobs_cli.cancel_all_queued(client, is_sure, as_json)
+            return
         cancellation = client.find(job_id).cancel()
         tell(json.dumps({"job_id": job_id, "cancellation": cancellation}) if as_json else cancellation)
         if cancellation is Cancellation.ALREADY_ENDED:
@@ -166,9 +179,12 @@ def plan(context: typer.Context) -> None:
 
 
 @app.command("status", epilog=EXIT_CODES)
-def show_status(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
-    """Print the queues, the workers, what runs, and how long all of it will take."""
+def show_status(job_id: OneJobId = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Print the queues, the workers, what runs, and how long all of it will take; or how far one job is."""
     with connected(redis_url) as client:
+        if job_id is not None:
+            jobs_cli.show_job(client, job_id, as_json)
+            return
         status = client.status()
     tell(status.model_dump_json() if as_json else "\n".join(status.lines()))
 

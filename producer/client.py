@@ -8,17 +8,20 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
 
 from pydantic import SecretStr, ValidationError
 
+from keye.config.codes import ErrorCode, JobState
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.event import EndedJob
-from keye.config.faults import InvalidJob, JobUnreadable, Refusal
+from keye.config.faults import InvalidJob, JobUnreadable, KeyeError, Refusal
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob, open_sealed, read_sealed, seal
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
-from keye.producer.job import Job
+from keye.producer.job import Cancellation, Job, cancel_queued
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
 from keye.producer.medium import is_many
+from keye.producer.progress import RECORD_FIELDS, JobStatus
+from keye.producer.records import Listing, list_jobs
 from keye.producer.status import FleetStatus, read_status
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
@@ -255,6 +258,43 @@ class Client:
         """What waits and runs, who is there, and how long it will take."""
         with reaching_redis("be read"):
             return read_status(self._transport.redis)
+
+    def job_status(self, job_id: str) -> JobStatus:
+        """How far a job is, since when, where and how it ended. Raises `JobNotFound` and `JobUnreadable`."""
+        while True:
+            record = self._transport.read_record(job_id, *RECORD_FIELDS)
+            found = self._transport.progress(job_id)
+            # It may have moved on between the two looks.
+            if record[0] == found[0]:
+                break
+        try:
+            return JobStatus.of_job(job_id, found, dict(zip(RECORD_FIELDS, record, strict=True)))
+        except ValueError:
+            raise JobUnreadable.of(job_id, "record") from None
+
+    def list_jobs(
+        self,
+        states: Iterable[JobState | str] = (),
+        codes: Iterable[ErrorCode | str] = (),
+        since_seconds: float | None = None,
+        older_seconds: float | None = None,
+        limit: int | None = 50,
+    ) -> Listing:
+        """The newest jobs of all clients: those in one of `states`, and that ended with one of `codes` (none: any).
+
+        With `since_seconds` only those submitted within that time, with `older_seconds` those submitted before it. A
+        job of which it cannot be read when counts as the oldest. None is no `limit`. Reads all records.
+        """
+        with reaching_redis("list the jobs"):
+            wanted = frozenset(states), frozenset(codes)
+            return list_jobs(self._transport.redis, *wanted, since_seconds, older_seconds, limit)
+
+    def cancel_queued(self, job_ids: Iterable[str]) -> Iterator[tuple[str, Cancellation | KeyeError]]:
+        """Cancel those of the jobs that are queued, and leave alone those that run by then; what became of each.
+
+        Goes on behind one that Redis refuses to cancel, and raises `QueueUnavailable` once it is away.
+        """
+        return cancel_queued(self._transport, job_ids)
 
     def verify(self) -> tuple[Ledger, list[Irregularity]]:
         """All jobs, and those in no legal state; reads everything, and for an operator."""

@@ -1,28 +1,37 @@
 """A handle on one submitted job: its state, progress, events, outcome. Any process may hold one for the same job."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from itertools import islice
 from typing import overload
 
+from redis.client import Pipeline
+
+from keye.config import keys
 from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.event import EventsMissing, Heartbeat, JobEvent
-from keye.config.faults import JobFailed, JobNotFound, JobUnreadable
+from keye.config.faults import JobFailed, JobNotFound, JobUnreadable, KeyeError
 from keye.config.outcome import JobFailure, JobResult, log_end
-from keye.config.wire import Outline, read_sealed
+from keye.config.wire import JobOutline, Outline, read_sealed
 from keye.producer.following import BEGINNING, End, EndsFollowing, EventsFollowing, Follow, order_of, taken
 from keye.producer.progress import Progress
-from keye.producer.transport import Transport
+from keye.producer.records import ask_each
+from keye.producer.transport import Transport, reaching_redis
 
 log = logging.getLogger(__name__)
 
+# Of jobs that are cancelled together, as they were sent, media inside them and all.
+SEALED_PER_ROUND_TRIP = 50
+
 
 class Cancellation(StrEnum):
-    """What `Job.cancel` did."""
+    """What `Job.cancel` did, or `Client.cancel_queued`, which alone leaves a job running."""
 
     CANCELLED = "cancelled"
     REQUESTED = "requested"
     ALREADY_ENDED = "already_ended"
+    LEFT_RUNNING = "left_running"
 
 
 class Job:
@@ -102,29 +111,60 @@ class Job:
         it did (REQUESTED); an ended job stays as it ended (ALREADY_ENDED).
         """
         sealed_json, attempts = self._transport.read_record(self.id, "sealed", "attempts")
-        job = Outline.of(read_sealed(sealed_json)).job
-        failure = JobFailure(
-            job_id=self.id,
-            code=ErrorCode.CANCELLED,
-            message="The caller cancelled the job while it was queued.",
-            stage=Stage.QUEUED,
-            retryable=False,
-            attempts=int(attempts or 0),
-            metadata=job.metadata,
-        )
+        job, failure = _end_in_queue(self.id, sealed_json, attempts)
         found = self._transport.cancel(self.id, job, failure.model_dump_json())
-        if found == JobState.QUEUED:
+        if found is None:
+            raise JobNotFound.of(self.id)
+        return _what_was_done(found, job, failure)
+
+
+def cancel_queued(transport: Transport, job_ids: Iterable[str]) -> Iterator[tuple[str, Cancellation | KeyeError]]:
+    """See `Client.cancel_queued`."""
+    remaining = iter(job_ids)
+    while batch := list(islice(remaining, SEALED_PER_ROUND_TRIP)):
+        with reaching_redis("read the jobs"):
+            read = ask_each(transport.redis, batch, len(batch), _ask_for_sealed)
+            ends = [(job_id, *_end_in_queue(job_id, *(values or (None, None)))) for job_id, (values,) in read]
+        found = transport.cancel_queued([(job_id, job, end.model_dump_json()) for job_id, job, end in ends])
+        for (job_id, job, failure), reply in zip(ends, found, strict=True):
+            if isinstance(reply, KeyeError):
+                yield job_id, reply
+            else:
+                done = _what_was_done(reply, job, failure)
+                yield job_id, Cancellation.LEFT_RUNNING if done is Cancellation.REQUESTED else done
+
+
+def _ask_for_sealed(reading: Pipeline, job_id: str) -> None:
+    reading.hmget(keys.record(job_id), ["sealed", "attempts"])
+
+
+def _end_in_queue(job_id: str, sealed_json: str | None, attempts: str | None) -> tuple[JobOutline, JobFailure]:
+    """What can be told of the job, and its outcome should it be cancelled now."""
+    job = Outline.of(read_sealed(sealed_json)).job
+    return job, JobFailure(
+        job_id=job_id,
+        code=ErrorCode.CANCELLED,
+        message="The caller cancelled the job while it was queued.",
+        stage=Stage.QUEUED,
+        retryable=False,
+        attempts=int(attempts or 0),
+        metadata=job.metadata,
+    )
+
+
+def _what_was_done(found: str | None, job: JobOutline, failure: JobFailure) -> Cancellation:
+    """To a job that was found in this state."""
+    match found:
+        case JobState.QUEUED:
             log_end(log, failure, **({"traceparent": job.traceparent} if job.traceparent else {}))
-        match found:
-            case None:
-                raise JobNotFound.of(self.id)
-            # A job that was cancelled before is cancelled: asking twice, or a reply that was lost, is no news.
-            case JobState.QUEUED | JobState.CANCELLED:
-                return Cancellation.CANCELLED
-            case JobState.RUNNING:
-                return Cancellation.REQUESTED
-            case _:
-                return Cancellation.ALREADY_ENDED
+            return Cancellation.CANCELLED
+        # A job that was cancelled before is cancelled: asking twice, or a reply that was lost, is no news.
+        case JobState.CANCELLED:
+            return Cancellation.CANCELLED
+        case JobState.RUNNING:
+            return Cancellation.REQUESTED
+        case _:
+            return Cancellation.ALREADY_ENDED
 
 
 def result_of(end: End) -> JobResult:

@@ -1,12 +1,15 @@
-"""How far a job is, as one snapshot."""
+"""How far a job is, as one snapshot; and all that an operator asks of one job."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from pydantic import ValidationError
 
-from keye.config.codes import JobState, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report
 from keye.config.event import FramesDecoded, StageStarted, TextGenerated, read_event
+from keye.config.outcome import OUTCOME, JobFailure
 
 
 class Progress(Report):
@@ -70,3 +73,52 @@ class Progress(Report):
             seconds_left=seconds_left,
             has_worker=bool(has_worker),
         )
+
+
+class JobStatus(Progress):
+    """Also who runs it or ran it last (`worker`, host:pid), and `since` when it is in its state, `seconds` ago by now.
+
+    Times are Unix seconds of the server's clock. `reason` is why it is queued again, `due_at` when the next attempt may
+    begin. `code`, `message` and `ended_in` (a stage) are those of a job that ended without an answer.
+    """
+
+    job_id: str
+    submitted_at: float | None
+    since: float | None
+    seconds: float | None
+    worker: str | None
+    reason: QueuedAgain | None = None
+    due_at: float | None = None
+    ended_in: Stage | None = None
+    code: ErrorCode | None = None
+    message: str | None = None
+
+    @classmethod
+    def of_job(cls, job_id: str, found: list[Any], record: Mapping[str, str]) -> Self:
+        """From what the script `progress` returns, and of the record `RECORD_FIELDS`. Raises `ValueError`."""
+        progress = Progress.of(found)
+        at = {
+            name: float(record[name]) if record[name] else None for name in ("submitted_at", "claimed_at", "ended_at")
+        }
+        told: dict[str, Any] = {"since": at["submitted_at"]}
+        if progress.state.is_final:
+            told["since"] = at["ended_at"]
+            with suppress(ValidationError):
+                if isinstance(outcome := OUTCOME.validate_json(record["outcome"]), JobFailure):
+                    told |= {"code": outcome.code, "message": outcome.message, "ended_in": outcome.stage}
+        elif progress.state is JobState.RUNNING:
+            told["since"] = at["claimed_at"]
+        else:
+            told["due_at"] = record["due_at"] or None
+            # The newest event is that of its return, if it was taken before.
+            with suppress(ValidationError):
+                if found[8:] and isinstance(event := read_event(found[8]), StageStarted):
+                    told |= {"since": event.at, "reason": event.reason}
+        if told["since"] is not None:
+            told["seconds"] = max(0.0, float(found[3]) - told["since"])
+        own = {"job_id": job_id, "submitted_at": at["submitted_at"], "worker": record["worker"] or None}
+        return cls(**{**dict(progress), "seconds": None, **own, **told})
+
+
+RECORD_FIELDS = ("state", "submitted_at", "claimed_at", "ended_at", "worker", "due_at", "outcome")
+"""All that `JobStatus.of_job` reads."""

@@ -5,9 +5,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -18,12 +18,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from keye.config import keys
 from keye.config.codes import JobState
-from keye.config.connection import (
-    ArgumentTooLarge,
-    check_arguments,
-    connect,
-    passes,
-)
+from keye.config.connection import ArgumentTooLarge, check_arguments, connect, passes
 from keye.config.event import JobEnded, StageStarted, read_event
 from keye.config.faults import (
     IdempotencyConflict,
@@ -90,9 +85,8 @@ class Transport:
         self.result_ttl_seconds = settings.result_ttl_seconds
         self.max_queue_depth = settings.max_queue_depth
         # Of one job's id or record that is no UTF-8, those who wait for others must not hear.
-        url = settings.full_redis_url()
         options: Any = {"retry_pause_seconds": 0.5, "encoding_errors": "backslashreplace"}
-        self._redis = connect(url, key_prefix=settings.key_prefix, **options)
+        self._redis = connect(settings.full_redis_url(), key_prefix=settings.key_prefix, **options)
         self._primary: Primary = self._redis.connection_pool.connection_kwargs["primary"]
         self._alone_until = 0.0
         self._submit = load_script(self.redis, "submit")
@@ -167,13 +161,23 @@ class Transport:
 
     def cancel(self, job_id: str, job: JobOutline, outcome_json: str) -> str | None:
         """Cancel by the script `end_queued`; returns the state the job was found in."""
-        waiting = (keys.LEASES, keys.queued(job.priority), keys.DEADLINES, keys.ENDED, keys.KEPT)
-        names = [keys.record(job_id), keys.events(job_id), *waiting, keys.unheard(job.priority)]
-        names += [keys.CANCELLATIONS, *keys.idempotency_of(job.idempotency_key)]
-        ttls = self.result_ttl_seconds, job.result_ttl_seconds or ""
-        args = (job_id, JobState.CANCELLED.value, outcome_json, *ttls)
         with reaching_redis("cancel the job"):
-            return cast(str | None, self._end_queued(keys=names, args=args))
+            return cast(str | None, self._end_queued(*self._cancellation(job_id, job, outcome_json)))
+
+    def cancel_queued(self, jobs: Iterable[tuple[str, JobOutline, str]]) -> list[str | KeyeError | None]:
+        """As `cancel` for each, in one round trip; those that run are not asked to stop."""
+        with reaching_redis("cancel the jobs"), self.redis.pipeline(transaction=False) as cancelling:
+            for names, args in starmap(self._cancellation, jobs):
+                self._end_queued(names, [*args, "queued"], client=cancelling)
+            replies = _passable(cancelling.execute(raise_on_error=False))
+        return [unavailable("cancel the job", each) if isinstance(each, RedisError) else each for each in replies]
+
+    def _cancellation(self, job_id: str, job: JobOutline, outcome_json: str) -> Submission:
+        names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.queued(job.priority), keys.DEADLINES]
+        names += [keys.ENDED, keys.KEPT, keys.unheard(job.priority), keys.CANCELLATIONS]
+        names += keys.idempotency_of(job.idempotency_key)
+        ttls = self.result_ttl_seconds, job.result_ttl_seconds or ""
+        return names, [job_id, JobState.CANCELLED.value, outcome_json, *ttls]
 
     def read_record(self, job_id: str, *fields: str) -> list[str]:
         """These fields of the job's record, "" for what is not there. Raises `JobNotFound` where the first is not."""
@@ -185,8 +189,8 @@ class Transport:
 
     def progress(self, job_id: str) -> list[Any]:
         """What the script `progress` finds. Raises `JobNotFound`."""
-        queued = [keys.queued(priority) for priority in Priority]
-        names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.ENDED, keys.CONTEXT, *queued]
+        names = [keys.record(job_id), keys.events(job_id), keys.LEASES, keys.ENDED, keys.CONTEXT]
+        names += map(keys.queued, Priority)
         with reaching_redis("read the job"):
             found = cast(list[Any] | None, self._progress(keys=names, args=[job_id, MAX_PROGRESS_EVENTS]))
         if found is None:
@@ -219,10 +223,9 @@ class Transport:
                 looks.append(unavailable("read the job", fault))
             else:
                 state, deadline_at, outcome_json = record
-                entry = next(iter(entries), None)
                 # A stream that nobody has written yet is an error.
                 gone = () if isinstance(stream, RedisError) else _gone(stream)
-                looks.append(Look(state, deadline_at, outcome_json, entry, now, *gone))
+                looks.append(Look(state, deadline_at, outcome_json, next(iter(entries), None), now, *gone))
         return looks
 
     def look_at_feed(self) -> FeedLook | KeyeError:

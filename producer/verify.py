@@ -21,6 +21,7 @@ from keye.config.outcome import OUTCOME
 from keye.config.scripts import load_script
 from keye.config.topology import QUEUE, SHARED_UNACKED, UNACKED, job_named_by, message_lists
 from keye.config.wire import MAX_JSON_PARTS, MAX_SEALED_BYTES
+from keye.producer.records import Record, read_records
 
 _FIELDS = ("state", "priority", "attempts", "max_attempts", "deadline_at", "outcome", "ended_at", "requeued_as")
 _NEVER = -1
@@ -51,7 +52,7 @@ class Ledger:
     """
 
     now: float
-    records: dict[str, dict[str, str | None]]
+    records: dict[str, Record]
     ttls: dict[str, int]
     leases: dict[str, float]
     queued: dict[str, float]
@@ -102,7 +103,7 @@ def judge(ledger: Ledger, lease_seconds: float) -> Iterator[Irregularity]:
             yield Irregularity(job_id, what)
 
 
-def _faults(ledger: Ledger, job_id: str, record: dict[str, str | None], overdue: float) -> Iterator[str]:
+def _faults(ledger: Ledger, job_id: str, record: Record, overdue: float) -> Iterator[str]:
     """What is wrong with one job: all that must not be of one in its state, and whether it is."""
     state, outcome = record["state"], record["outcome"]
     has_lease, is_listed, expires = job_id in ledger.leases, job_id in ledger.queued, ledger.ttls[job_id] != _NEVER
@@ -157,18 +158,10 @@ def read_ledger(redis: Redis) -> Ledger:
     unheard = frozenset(job_id for priority in Priority for job_id in _scores(redis, keys.unheard(priority)))
     messages = frozenset(_messages(redis))
     num_quarantined = redis.xlen(keys.QUARANTINE)
-    records: dict[str, dict[str, str | None]] = {}
+    records: dict[str, Record] = {}
     ttls: dict[str, int] = {}
-    for name in redis.scan_iter(match=keys.record("*"), count=1000, _type="hash"):
-        with redis.pipeline(transaction=False) as reading:
-            reading.hmget(name, list(_FIELDS))
-            reading.ttl(name)
-            values, ttl = reading.execute()
-        # Gone since: it expired.
-        if any(value is not None for value in values):
-            job_id = name.removeprefix(keys.record(""))
-            records[job_id] = dict(zip(_FIELDS, values, strict=True))
-            ttls[job_id] = ttl
+    for job_id, record, ttl in read_records(redis, _FIELDS):
+        records[job_id], ttls[job_id] = record, ttl
     now = seconds + microseconds / 1e6
     return Ledger(now, records, ttls, leases, queued, unheard, deadlines, dead, messages, num_quarantined)
 

@@ -7,16 +7,16 @@
 -- that have a message (sorted set), 9 cancellations (channel), 10 the job's idempotency key (string), if it has one
 -- ARGV: 1 job id, 2 CANCELLED or EXPIRED, 3 outcome (JSON of a JobFailure), 4 seconds until all of it expires where no
 -- worker has said so, 5 the same where the job says so itself, or "", 6 seconds until a running job's deadline is looked at
--- again
+-- again; of a cancellation anything where a running job is to be left alone
 -- Returns the state the job was found in, nil where there is no job, or the deadline has not passed
 local now, is_cancel = clock(), ARGV[2] == "CANCELLED"
 local state, deadline_at = unpack(redis.call("HMGET", KEYS[1], "state", "deadline_at"))
 if state == "RUNNING" then
-  if is_cancel then
+  if is_cancel and not ARGV[6] then
     redis.call("HSET", KEYS[1], "cancel_requested", "1")
     -- pcall: who may not publish is heard all the same, when the worker renews its lease.
     redis.pcall("PUBLISH", KEYS[9], ARGV[1])
-  else
+  elseif not is_cancel then
     redis.call("ZADD", KEYS[5], now + ARGV[6], ARGV[1])
   end
   return state

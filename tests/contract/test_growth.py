@@ -42,6 +42,7 @@ from keye.config.presence import EngineUse, Presence, StarvedSeconds, WorkerStat
 from keye.config.quarantine import QuarantinedMessage
 from keye.config.wire import JobOutline, Outline, SealedJob, open_sealed, record_of, seal
 from keye.producer.progress import Progress
+from keye.producer.records import JobSummary
 from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.broker.canvas import Asked, Canvas
 from keye.worker.leases.claims import Claimed
@@ -209,7 +210,7 @@ def test_every_report_is_tried_here() -> None:
 
     tried = {model for _, report in REPORTS for model in models_in(report)}
     # These are made by who reads.
-    others = {Outline.__base__, JobOutline, Outline, Event, EventsMissing, Heartbeat}
+    others = {Outline.__base__, JobOutline, Outline, Event, EventsMissing, Heartbeat, JobSummary}
     kinds = {*Report.__subclasses__(), *Event.__subclasses__()}
     assert {model for model in kinds if model.__module__ != __name__} - others == tried
 
