@@ -28,12 +28,16 @@ class StarvedSeconds(Report):
 
 
 class EngineUse(Report):
-    """How many sequences run now, and for how many of the `seconds` since it takes jobs it was starved."""
+    """How many sequences run now and how full the KV cache is, in blocks (0 of 0 where a worker does not tell), and for
+    how many of the `seconds` since it takes jobs it was starved.
+    """
 
     running: int
     max_running: int
     seconds: float
     starved_seconds: StarvedSeconds
+    kv_blocks_used: int = 0
+    num_kv_blocks: int = 0
 
 
 class Presence(Report):

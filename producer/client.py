@@ -20,6 +20,7 @@ from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, o
 from keye.producer.job import Cancellation, Job, cancel_queued
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
 from keye.producer.medium import is_many
+from keye.producer.overview import Overview, read_overview
 from keye.producer.progress import RECORD_FIELDS, JobStatus
 from keye.producer.records import Listing, list_jobs
 from keye.producer.status import FleetStatus, read_status
@@ -258,6 +259,11 @@ class Client:
         """What waits and runs, who is there, and how long it will take."""
         with reaching_redis("be read"):
             return read_status(self._transport.redis)
+
+    def overview(self) -> Overview:
+        """The same, and the jobs that run."""
+        with reaching_redis("be read"):
+            return read_overview(self._transport.redis)
 
     def job_status(self, job_id: str) -> JobStatus:
         """How far a job is, since when, where and how it ended. Raises `JobNotFound` and `JobUnreadable`."""

@@ -16,7 +16,7 @@ from keye.config.faults import KeyeError
 from keye.producer.client import Client
 from keye.producer.dead_cli import moment, parse_period
 from keye.producer.job import Cancellation
-from keye.producer.progress import JobStatus
+from keye.producer.progress import JobStatus, period
 from keye.producer.records import JobSummary
 from keye.producer.shell import AsJson, ExitCode, RedisUrl, confirmed, connected, tell
 
@@ -127,9 +127,3 @@ def lines_of(job: JobStatus) -> Iterator[str]:
         yield f"{'worker':<8}{job.worker}" + (", the last" if job.state is JobState.QUEUED else "")
     if not (job.has_worker or job.state.is_final):
         yield f"{'worker':<8}none is alive with its model loaded"
-
-
-def period(seconds: float) -> str:
-    """As `parse_period` reads it, in the largest unit that makes one of it."""
-    size, unit = next(((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "m")) if seconds >= s), (1, "s"))
-    return f"{seconds // size:.0f}{unit}"

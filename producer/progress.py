@@ -122,3 +122,9 @@ class JobStatus(Progress):
 
 RECORD_FIELDS = ("state", "submitted_at", "claimed_at", "ended_at", "worker", "due_at", "outcome")
 """All that `JobStatus.of_job` reads."""
+
+
+def period(seconds: float) -> str:
+    """As commands take one (`90s`, `2h`), in the largest unit that it makes one of."""
+    size, unit = next(((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "m")) if seconds >= s), (1, "s"))
+    return f"{seconds // size:.0f}{unit}"

@@ -45,6 +45,14 @@ class FleetStatus(Report):
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
+        yield from self.load_lines()
+        for present in self.workers:
+            yield from worker_lines(present)
+        if not self.workers:
+            yield f"{'worker':<8}none"
+
+    def load_lines(self) -> Iterator[str]:
+        """What there is to do, without who does it."""
         for queue in self.queues:
             since = f", the oldest for {queue.oldest_seconds:.0f} s" if queue.depth else ""
             yield f"{queue.priority:<8}{queue.depth} queued{since}"
@@ -57,20 +65,22 @@ class FleetStatus(Report):
         yield f"{'failed':<8}{self.dead_letters} (keye dead list)"
         if self.quarantined_messages:
             yield f"{'unread':<8}{self.quarantined_messages} messages (keye dead list --messages)"
-        for present in self.workers:
-            model = "" if present.model is None else f", {present.model.name} in {present.model.precision}"
-            yield escaped(f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}")
-            if present.engine is not None:
-                yield f"{'':<8}{_engine_use(present.engine)}"
-            if present.sickness:
-                yield f"{'':<8}{escaped(present.sickness)}"
-            yield from (f"{'':<8}{escaped(warning)}" for warning in present.warnings)
-        if not self.workers:
-            yield f"{'worker':<8}none"
 
 
-def _engine_use(engine: EngineUse) -> str:
+def worker_lines(present: Presence) -> Iterator[str]:
+    model = "" if present.model is None else f", {present.model.name} in {present.model.precision}"
+    yield escaped(f"{'worker':<8}{present.worker.name} {present.state} on {present.worker.device}{model}")
+    if present.engine is not None:
+        yield f"{'':<8}{engine_use(present.engine)}"
+    if present.sickness:
+        yield f"{'':<8}{escaped(present.sickness)}"
+    yield from (f"{'':<8}{escaped(warning)}" for warning in present.warnings)
+
+
+def engine_use(engine: EngineUse) -> str:
     told = f"{engine.running} of {engine.max_running} sequences run"
+    if engine.num_kv_blocks:
+        told += f", {engine.kv_blocks_used / engine.num_kv_blocks:.0%} of the KV cache is used"
     most_first = sorted(engine.starved_seconds, key=lambda item: -item[1])
     waited = [f"{seconds:.0f} s for {_STARVED_OF[cause]}" for cause, seconds in most_first if seconds >= 1]
     return told + (f"; of {engine.seconds:.0f} s the engine waited {', '.join(waited)}" if waited else "")

@@ -60,8 +60,9 @@ class Terminal:
 
     @property
     def screen(self) -> list[str]:
-        """The lines of what was drawn last, from the corner on."""
-        return _CONTROL.sub("", self.said.rpartition(_HOME)[2]).splitlines()
+        """The lines of what was drawn last and whole, from the corner on; of who never goes there, all lines."""
+        drawn = self.said.split(_HOME)
+        return _CONTROL.sub("", drawn[-2] if len(drawn) > 1 else drawn[0]).splitlines()
 
     def shows(self, text: str) -> bool:
         assert self.process.poll() is None, self.said

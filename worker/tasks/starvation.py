@@ -57,4 +57,6 @@ class Starvation(PeriodicThread):
             max_running=now.max_running,
             seconds=round(time.monotonic() - self._began_at, 1),
             starved_seconds=StarvedSeconds(**{cause: round(seconds, 1) for cause, seconds in self.seconds.items()}),
+            kv_blocks_used=now.blocks_used,
+            num_kv_blocks=now.num_blocks,
         )

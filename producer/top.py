@@ -1,0 +1,148 @@
+"""`keye top`: the fleet, looked at again and again in a terminal. What is shown of it: `keye.producer.overview`."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from keye.config.contract import escaped
+from keye.config.faults import KeyeError
+from keye.producer.client import Client
+from keye.producer.console import OurConsole
+from keye.producer.overview import Overview
+from keye.producer.shell import AsJson, RedisUrl, connected, tell
+
+INTERVAL_SECONDS = 2.0
+# From one look at the keyboard, and at the terminal's size, to the next.
+_TICK_SECONDS = 0.25
+
+
+def top(
+    interval: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="seconds between frames; default: 2 in a terminal, elsewhere one frame is all"),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print one frame and end")] = False,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Watch queues, workers and running jobs; q or Ctrl-C ends it. With --json, an object a frame, each in a line."""
+    try:
+        with connected(redis_url) as client:
+            # Of a wrong server one is told as by any other command.
+            overview = client.overview()
+            console = OurConsole()
+            if console.is_dumb_terminal or not sys.stdout.isatty() or once or as_json:
+                _print(client, overview, None if once else interval, as_json)
+            else:
+                _Screen(client, overview, console, interval or INTERVAL_SECONDS).run()
+    except KeyboardInterrupt:
+        # There is no other end to it.
+        return
+
+
+def _print(client: Client, overview: Overview, interval: float | None, as_json: bool) -> None:
+    columns = OurConsole().width if sys.stdout.isatty() else None
+    while True:
+        title = f"keye top {datetime.now():%Y-%m-%d %H:%M:%S}"
+        tell(overview.model_dump_json() if as_json else "\n".join([title, *overview.frame(columns)]))
+        if interval is None:
+            return
+        while True:
+            time.sleep(interval)
+            try:
+                overview = client.overview()
+                break
+            except (KeyeError, ValueError) as fault:
+                tell(escaped(str(fault)), err=True)
+
+
+class _Screen:
+    """Redis is read in a thread of its own: one that hangs keeps nobody from leaving."""
+
+    def __init__(self, client: Client, overview: Overview, console: OurConsole, interval: float) -> None:
+        self._client, self._console, self._interval = client, console, interval
+        self._overview, self._fault = overview, ""
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="keye-top", daemon=True).start()
+        live = Live(
+            get_renderable=self._shown,
+            console=self._console,
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        try:
+            with _ended_by_sigterm(), _keyboard() as typed_within, live:
+                while "q" not in typed_within(_TICK_SECONDS).lower():
+                    live.refresh()
+        finally:
+            self._is_over.set()
+
+    def _read(self) -> None:
+        while not self._is_over.wait(self._interval):
+            try:
+                self._overview, self._fault = self._client.overview(), ""
+            except Exception as fault:
+                # Whatever it is, somebody looks at this screen.
+                self._fault = str(fault) or repr(fault)
+
+    def _shown(self) -> Group:
+        columns, rows = self._console.size
+        title = Text(f"keye top {datetime.now():%H:%M:%S}, q ends it", style="bold", no_wrap=True)
+        lines = self._overview.frame(columns, rows - 1, self._fault)
+        return Group(title, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+@contextmanager
+def _keyboard() -> Iterator[Callable[[float], str]]:
+    """What is typed within so many seconds, without a line's end. Nothing where the keyboard is another's."""
+    if not sys.stdin.isatty():
+        yield _type_nothing
+        return
+    # Not on every system that a producer runs on.
+    import select
+    import termios
+    import tty
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+
+    def typed_within(seconds: float) -> str:
+        is_typed, _, _ = select.select([keyboard], [], [], seconds)
+        # Where there is nothing to be read the terminal is gone.
+        return (os.read(keyboard, 1024).decode(errors="replace") or "q") if is_typed else ""
+
+    try:
+        tty.setcbreak(keyboard)
+        yield typed_within
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """As by an exception, so that the terminal is left as it was."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _type_nothing(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
