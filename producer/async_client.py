@@ -39,7 +39,8 @@ class AsyncClient:
     ...         print(event)
 
     A task that is cancelled stops waiting at once; a job that it was submitting may be queued all the same.
-    What is for operators (dead letters, quarantine, replay, status, verify) has the synchronous client only.
+    What is for operators (dead letters, quarantine, replay, status, lists of jobs, verify) has the synchronous client
+    only.
     """
 
     def __init__(self, target: str | ProducerSettings | Client | None = None, *, key_prefix: str | None = None) -> None:

@@ -20,7 +20,7 @@ from keye.config.faults import InvalidJob, JobFailed, Refusal
 from keye.config.job import Priority, Thinking
 from keye.config.terminal import visible
 from keye.config.wire import schemas
-from keye.producer import dead_cli, jobs_cli, top
+from keye.producer import dead_cli, jobs_cli
 from keye.producer.job import Cancellation, Job
 from keye.producer.replay import differences
 from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, tell
@@ -28,7 +28,7 @@ from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_
 app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
 app.add_typer(dead_cli.app, name="dead")
 app.command("list", epilog=EXIT_CODES)(jobs_cli.list_jobs)
-app.command("top", epilog=EXIT_CODES)(top.top)
+app.command("top", epilog=EXIT_CODES)(jobs_cli.top)
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
 OneJobId = Annotated[str | None, typer.Argument(metavar="JOB_ID", help="what `keye submit` printed")]

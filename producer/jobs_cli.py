@@ -1,14 +1,14 @@
-"""`keye list`, and of `keye status` and `keye cancel` what they tell of one job and do to all that are queued."""
+"""`keye list` and `keye top`, and of `keye status` and `keye cancel` what is of one job or of all that are queued."""
 
 import json
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from keye.config.codes import ErrorCode, JobState
 from keye.config.contract import escaped
@@ -21,9 +21,12 @@ from keye.producer.records import JobSummary
 from keye.producer.shell import AsJson, ExitCode, RedisUrl, confirmed, connected, tell
 
 States = Annotated[
-    list[JobState] | None, typer.Option("--state", case_sensitive=False, help="only in this state; may be repeated")
+    list[JobState] | None,
+    typer.Option("--state", case_sensitive=False, metavar="STATE", help="only in this one; may be repeated"),
 ]
-Codes = Annotated[list[ErrorCode] | None, typer.Option("--code", help="only ended with this code; may be repeated")]
+Codes = Annotated[
+    list[ErrorCode] | None, typer.Option("--code", metavar="CODE", help="only ended with this one; may be repeated")
+]
 Since = Annotated[
     float | None,
     typer.Option(parser=parse_period, metavar="PERIOD", help="submitted within the last 90s, 30m, 2h or 7d"),
@@ -47,6 +50,23 @@ def list_jobs(
         tell(job.model_dump_json() if as_json else shortened(escaped(in_a_line(job))))
     if num_more := num_found - len(jobs):
         tell(f"{num_more:,} more (--limit)", err=True)
+
+
+def top(
+    interval: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="seconds between frames; default: 2 in a terminal, elsewhere one frame is all"),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print one frame and end")] = False,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Watch queues, workers and running jobs; q or Ctrl-C ends it. With --json, an object a frame, each in a line."""
+    # With what draws, which no other command needs.
+    from keye.producer.top import show
+
+    with suppress(KeyboardInterrupt), connected(redis_url) as client:
+        show(client, interval, once, as_json)
 
 
 def show_job(client: Client, job_id: str, as_json: bool) -> None:
@@ -97,6 +117,8 @@ def in_a_line(job: JobSummary) -> str:
 def shortened(line: str) -> str:
     """To the width of the terminal, if it goes to one."""
     if sys.stdout.isatty():
+        from rich.text import Text
+
         text = Text(line)
         text.truncate(shutil.get_terminal_size().columns, overflow="ellipsis")
         return text.plain

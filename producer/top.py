@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated
 
-import typer
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -20,35 +18,23 @@ from keye.config.faults import KeyeError
 from keye.producer.client import Client
 from keye.producer.console import OurConsole
 from keye.producer.overview import Overview
-from keye.producer.shell import AsJson, RedisUrl, connected, tell
+from keye.producer.shell import tell
 
 INTERVAL_SECONDS = 2.0
 # From one look at the keyboard, and at the terminal's size, to the next.
 _TICK_SECONDS = 0.25
 
 
-def top(
-    interval: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="seconds between frames; default: 2 in a terminal, elsewhere one frame is all"),
-    ] = None,
-    once: Annotated[bool, typer.Option("--once", help="print one frame and end")] = False,
-    as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-) -> None:
-    """Watch queues, workers and running jobs; q or Ctrl-C ends it. With --json, an object a frame, each in a line."""
-    try:
-        with connected(redis_url) as client:
-            # Of a wrong server one is told as by any other command.
-            overview = client.overview()
-            console = OurConsole()
-            if console.is_dumb_terminal or not sys.stdout.isatty() or once or as_json:
-                _print(client, overview, None if once else interval, as_json)
-            else:
-                _Screen(client, overview, console, interval or INTERVAL_SECONDS).run()
-    except KeyboardInterrupt:
-        # There is no other end to it.
-        return
+def show(client: Client, interval: float | None, once: bool, as_json: bool) -> None:
+    """One frame, and others where somebody looks or an `interval` (in seconds) is asked for; returns once he leaves.
+
+    Raises what `Client.overview` raises where the first cannot be had: a wrong server is told of as by any command.
+    """
+    overview, console = client.overview(), OurConsole()
+    if console.is_dumb_terminal or not sys.stdout.isatty() or once or as_json:
+        _print(client, overview, None if once else interval, as_json)
+    else:
+        _Screen(client, overview, console, interval or INTERVAL_SECONDS).run()
 
 
 def _print(client: Client, overview: Overview, interval: float | None, as_json: bool) -> None:

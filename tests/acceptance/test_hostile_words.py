@@ -136,6 +136,12 @@ def told(redis: Redis, client: Client) -> tuple[Job, Job]:
 COMMANDS = {
     "status": "status",
     "status as JSON": "status --json",
+    "top": "top --once",
+    "top as JSON": "top --once --json",
+    "status of a job": "status BAD",
+    "status of a job as JSON": "status BAD --json",
+    "list": "list",
+    "list as JSON": "list --json",
     "result": "result GOOD",
     "result of a failure": "result BAD",
     "result as JSON": "result GOOD --json",

@@ -32,8 +32,8 @@ TO_COPY = [
     ROOT / "docker-compose.yml",
 ]
 SOURCES = [path for room in ("config", "producer", "worker") for path in ROOT.glob(f"{room}/**/*.py")]
-# Spoken of, and named for short: they want an id, a file or a question.
-NAMES = {f"keye {name}" for name in ("submit", "watch", "result", "cancel", "dead", "dead show")}
+# Spoken of, and named for short: they want an id, a file, a question or a yes.
+NAMES = {f"keye {name}" for name in ("submit", "watch", "result", "cancel", "cancel --all-queued", "dead", "dead show")}
 # What they do takes a GPU, minutes or the whole host; tests/acceptance starts some of them in other files.
 ONLY_READ = {
     "keye-worker run",

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from keye.config import connection, keys, quarantine
-from keye.config.codes import ErrorCode, Stage
+from keye.config.codes import ErrorCode, JobState, Stage
 from keye.config.job import Priority
 from keye.config.outcome import JobFailure, ModelIdentity, WorkerIdentity
 from keye.config.presence import EXPIRY_SECONDS, EngineUse, Presence, StarvedSeconds, WorkerState
@@ -22,6 +23,8 @@ from keye.config.settings import Settings
 from keye.config.topology import message, message_list
 from keye.producer import Client, QueueFull, reader, transport
 from keye.producer.cli import app
+from keye.producer.jobs_cli import lines_of
+from keye.producer.progress import JobStatus
 from keye.producer.status import FleetStatus, QueueStatus
 from keye.worker.daemon import preflight, supervisor, watch
 from keye.worker.daemon.endpoint import HostCollector
@@ -48,7 +51,12 @@ MODEL = ModelIdentity(name="Keye-VL-8B-Preview", model_type="Keye", precision="b
 READY = Presence(worker=IDENTITY, state=WorkerState.READY, model=MODEL, max_tokens=40960, template_tokens=8).model_copy(
     update={
         "engine": EngineUse(
-            running=16, max_running=64, seconds=3600, starved_seconds=StarvedSeconds(fetch=3, decode=41)
+            running=16,
+            max_running=64,
+            seconds=3600,
+            starved_seconds=StarvedSeconds(fetch=3, decode=41),
+            kv_blocks_used=860,
+            num_kv_blocks=2000,
         )
     }
 )
@@ -145,7 +153,35 @@ def test_jobs_put_into_the_lists_are_not_counted(redis: Redis, redis_url: str) -
             client.submit(prompt="?")
 
 
-@pytest.mark.holds("docs/operations.md#what-became-of-one-job", "`keye result <job id>`, or what lies beneath it")
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-one-job",
+    "`keye status <job id>` tells how far it is and since when",
+    "keye status 7d3c0d6e-2c1c-4f0e-9a57-3c2f8d1b6a10",
+)
+def test_a_job_is_told_of_as_printed() -> None:
+    status = JobStatus(
+        job_id="7d3c0d6e-2c1c-4f0e-9a57-3c2f8d1b6a10",
+        state=JobState.RUNNING,
+        stage=Stage.GENERATE,
+        attempt=1,
+        frames_done=128,
+        frames_total=128,
+        num_tokens=312,
+        place=None,
+        seconds_left=12.4,
+        has_worker=True,
+        submitted_at=None,
+        since=datetime(2026, 11, 28, 3, 12, 45).timestamp(),
+        seconds=41.7,
+        worker="gpu-host-1:4711",
+    )
+    (block,) = printed(PAGE, "What became of one job?", language="")
+    assert [f"keye status {status.job_id}", *lines_of(status)] == block.splitlines()
+
+
+@pytest.mark.holds(
+    "docs/operations.md#what-became-of-one-job", "`keye result <job id>` has the answer; what lies beneath"
+)
 def test_what_lies_beneath_a_result_is_where_the_page_says(redis: Redis, redis_url: str) -> None:
     with connection.connect(redis_url) as connected:
         store, sealed = LeaseStore(connected, 30), a_job()

@@ -55,12 +55,16 @@ def do_everything(client: Client, workers: EchoWorkers, worker_url: str) -> None
     assert running.cancel() == "requested"
     assert running.state in ("RUNNING", "CANCELLED")
     assert list(client.results([waits, running], timeout=60))
+    assert running.id in {job.job_id for job in client.list_jobs(codes=["CANCELLED"]).jobs}
+    assert client.job_status(running.id).code == "CANCELLED"
     failed = client.submit(prompt="raise MemoryError", max_attempts=1)
     eventually(lambda: failed.state == "FAILED", within_seconds=60)
     client.dead_letters.requeue(next(client.dead_letters.select()))
     assert [each.answer for each in client.map("a", [[]])] == ["a"]
     assert next(client.watch(after="0", timeout=5)).id
-    assert client.status().workers
+    assert client.overview().workers
+    late = client.submit(prompt="?", priority="low")
+    assert dict(client.cancel_queued([late.id])).keys() == {late.id}
     assert list(client.quarantine.select()) == []
     retried = client.submit(prompt="?", media=["s3://bucket/nowhere.jpg"])
     # A worker imports boto first.

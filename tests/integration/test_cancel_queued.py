@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import Counter
 
 import pytest
@@ -20,9 +19,8 @@ from keye.worker.leases.job_lease import LeaseStore
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
 from tests.support.leased_jobs import claim
-from tests.support.terminal import Terminal, wait_until_shown
+from tests.support.terminal import KEYE, Terminal, wait_until_shown
 
-KEYE = (sys.executable, "-P", "-c", "from keye.producer.cli import app; app()")
 CANCEL = (*KEYE, "cancel", "--all-queued")
 
 
@@ -51,6 +49,10 @@ def states(client: Client) -> Counter[str]:
     return ledger.num_in_state
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "Jobs that run are left alone, and so are those that began meanwhile",
+)
 def test_all_that_wait_are_cancelled_and_none_that_runs(keye: CliRunner, client: Client, redis_url: str) -> None:
     runs, high, low = (client.submit(prompt="?", priority=priority) for priority in ("normal", "high", "low"))
     begin(redis_url, runs)
@@ -63,6 +65,10 @@ def test_all_that_wait_are_cancelled_and_none_that_runs(keye: CliRunner, client:
     assert (again.exit_code, again.stdout, again.stderr) == (ExitCode.OK, "", "0 cancelled\n")
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "`keye cancel --all-queued` says how many are queued and asks",
+)
 def test_without_a_terminal_nothing_is_cancelled_that_was_not_said_for_sure(keye: CliRunner, client: Client) -> None:
     job = client.submit(prompt="?")
     told = keye.invoke(app, ["cancel", "--all-queued"])
@@ -74,6 +80,10 @@ def test_without_a_terminal_nothing_is_cancelled_that_was_not_said_for_sure(keye
     assert job.state is JobState.QUEUED
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "`keye cancel --all-queued` says how many are queued and asks",
+)
 def test_who_is_asked_may_say_no(environ: dict[str, str], client: Client) -> None:
     jobs = [client.submit(prompt="?") for _ in range(2)]
     with Terminal(CANCEL, environ) as terminal:
@@ -84,6 +94,10 @@ def test_who_is_asked_may_say_no(environ: dict[str, str], client: Client) -> Non
     assert {job.state for job in jobs} == {JobState.QUEUED}
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "Jobs that run are left alone, and so are those that began meanwhile",
+)
 def test_what_begins_while_somebody_thinks_about_it_runs_on(
     environ: dict[str, str], client: Client, redis_url: str
 ) -> None:
@@ -112,6 +126,10 @@ def test_a_job_that_redis_refuses_to_cancel_does_not_keep_the_others(
     assert told.exit_code == ExitCode.UNAVAILABLE
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "Cut off in between, each job is either cancelled or queued, and the same command goes on.",
+)
 def test_cut_off_in_between_each_is_cancelled_or_queued(
     environ: dict[str, str], keye: CliRunner, client: Client
 ) -> None:

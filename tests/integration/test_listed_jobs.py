@@ -1,6 +1,7 @@
 """`keye list` and `keye status JOB` on a real server: what each tells, and of what nobody can read."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,10 @@ from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.results.settlement import Settlement
 from tests.support import leased_jobs
+from tests.support.checkout import PYTHONPATH
+from tests.support.conditions import eventually
 from tests.support.leased_jobs import a_failure, an_answer
+from tests.support.terminal import KEYE, Terminal
 
 WORKER = "gpu-host-1:4711"
 
@@ -65,6 +69,9 @@ def jobs(client: Client, worker: Redis) -> dict[str, Job]:
     return jobs
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood", "A line for each job, the newest first"
+)
 def test_each_job_is_a_line_of_where_it_is_the_newest_first(keye: CliRunner, jobs: dict[str, Job]) -> None:
     ids = {name: job.id for name, job in jobs.items()}
     assert lines(keye.invoke(app, ["list"])) == [
@@ -77,9 +84,14 @@ def test_each_job_is_a_line_of_where_it_is_the_newest_first(keye: CliRunner, job
     ]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood", "keye list --state RUNNING --older 2h"
+)
 @pytest.mark.parametrize(
     ("options", "names"),
     [
+        ("--state RUNNING --older 2h", ["runs"]),
+        ("--code MEDIA_NOT_FOUND --since 30m", []),
         ("--state QUEUED --state running", ["runs", "waits"]),
         ("--code INTERNAL --code CANCELLED", ["cancelled", "failed"]),
         ("--code INTERNAL --state CANCELLED", []),
@@ -96,6 +108,21 @@ def test_jobs_are_chosen_by_state_code_and_age(
     assert [each["job_id"] for each in told] == [jobs[name].id for name in names]
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "In a terminal lines end where that does; `--json` has all of it.",
+)
+def test_a_job_is_one_line_in_a_narrow_terminal_too(redis_url: str, jobs: dict[str, Job]) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("KEYE_", "COLUMNS"))}
+    with Terminal((*KEYE, "list"), {**own, "PYTHONPATH": PYTHONPATH, "KEYE_REDIS_URL": redis_url}) as terminal:
+        assert terminal.ended() == ExitCode.OK
+        eventually(lambda: jobs["waits"].id in terminal.said)
+        shown = terminal.screen
+    assert [line.split()[0] for line in shown] == [job.id for job in reversed(list(jobs.values()))]
+    assert max(map(len, shown)) == 60
+    assert shown[2] == f"{jobs['failed'].id}   2h FAILED INTERNAL g…"
+
+
 def test_the_newest_are_listed_and_the_others_counted(keye: CliRunner, jobs: dict[str, Job]) -> None:
     listed = keye.invoke(app, ["list", "--limit", "2"])
     assert [line.split()[0] for line in lines(listed)] == [jobs["late"].id, jobs["cancelled"].id]
@@ -104,6 +131,10 @@ def test_the_newest_are_listed_and_the_others_counted(keye: CliRunner, jobs: dic
     assert keye.invoke(app, ["list", "--state", "ODD"]).exit_code == ExitCode.INVALID
 
 
+@pytest.mark.holds(
+    "docs/operations.md#which-jobs-are-there-and-how-do-i-get-rid-of-a-flood",
+    "A record that a stranger has written into is `unreadable`",
+)
 def test_what_strangers_put_in_the_place_of_records_is_listed_as_unreadable(
     keye: CliRunner, client: Client, redis: Redis
 ) -> None:
@@ -189,6 +220,7 @@ def test_a_job_that_waits_for_another_attempt_tells_why_and_until_when(
     assert any(line.startswith("due     not before 20") for line in told)
 
 
+@pytest.mark.holds("docs/producers.md#from-the-shell", '`keye status "$id"` tells how far a job is, `keye list`')
 def test_an_ended_job_tells_how_it_ended(keye: CliRunner, jobs: dict[str, Job]) -> None:
     told = lines(keye.invoke(app, ["status", jobs["failed"].id]))
     assert told[1].startswith("state   FAILED for ")

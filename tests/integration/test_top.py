@@ -5,26 +5,28 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from typer.testing import CliRunner
 
 from keye.config import keys
 from keye.config.event import TextGenerated
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.presence import EngineUse, Presence, StarvedSeconds, WorkerState
 from keye.producer import Client, Job
+from keye.producer.cli import app
 from keye.producer.shell import ExitCode
+from keye.producer.top import INTERVAL_SECONDS
+from tests.chaos.echo_workers import EchoWorkers
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
 from tests.support.redis_server import RedisServer
-from tests.support.terminal import Terminal, wait_until_shown
+from tests.support.terminal import KEYE, Terminal, wait_until_shown
 from tests.support.worker_side import start
 
-KEYE = (sys.executable, "-P", "-c", "from keye.producer.cli import app; app()")
 TOP = (*KEYE, "top", "--interval", "0.2")
 WORKER = "gpu-host-1:4711"
 
@@ -66,6 +68,11 @@ def run_for(redis: Redis, job: Job, seconds: float, num_tokens: int) -> None:
     redis.xadd(keys.events(job.id), {"event": event.model_dump_json()})
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run",
+    "`keye top` shows the same in a terminal, every 2 s (`--interval`)",
+    "Ctrl-C or q ends it.",
+)
 @pytest.mark.parametrize("key", ["q", "\x03"], ids=["q", "Ctrl-C"])
 def test_a_small_terminal_shows_queues_workers_and_the_longest_jobs(
     environ: dict[str, str], client: Client, redis: Redis, key: str
@@ -80,6 +87,7 @@ def test_a_small_terminal_shows_queues_workers_and_the_longest_jobs(
         terminal.type(key)
         assert terminal.ended() == ExitCode.OK
         eventually(terminal.is_as_before)
+    assert INTERVAL_SECONDS == 2
     assert re.search("\x1b\\[[0-9;]*[34][0-9]", terminal.said) is None, "no colours"
     assert len(shown) == 20
     assert max(map(len, shown)) <= 60
@@ -103,6 +111,10 @@ def test_a_small_terminal_shows_queues_workers_and_the_longest_jobs(
     assert lines[-1] == "job     and 14 more"
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run",
+    "60 columns and 20 rows are enough: where not every worker has room, they are added up",
+)
 def test_what_ails_and_all_workers_together_are_told_where_not_each_has_room(
     environ: dict[str, str], redis: Redis
 ) -> None:
@@ -120,6 +132,10 @@ def test_what_ails_and_all_workers_together_are_told_where_not_each_has_room(
     assert "decoders, 30 s for media" in " ".join(" ".join(lines).split())
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run",
+    "A Redis that goes away is told of above what was seen last, until it is back.",
+)
 def test_a_redis_that_goes_away_is_told_of_and_comes_back(tmp_path: Path) -> None:
     with (
         RedisServer(tmp_path / "redis") as server,
@@ -139,6 +155,9 @@ def test_a_redis_that_goes_away_is_told_of_and_comes_back(tmp_path: Path) -> Non
         eventually(terminal.is_as_before)
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run", "Where there is no terminal one frame is printed"
+)
 def test_one_frame_is_printed_where_there_is_no_terminal(environ: dict[str, str], client: Client, redis: Redis) -> None:
     a_worker(redis)
     run_for(redis, client.submit(prompt="?"), 5, 7)
@@ -156,6 +175,10 @@ def test_one_frame_is_printed_where_there_is_no_terminal(environ: dict[str, str]
     assert "\x1b[?1049h" not in terminal.said
 
 
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run",
+    "with `--interval` one after another, with `--json` a line each",
+)
 def test_frames_follow_one_another_as_lines_of_json(environ: dict[str, str], client: Client, redis: Redis) -> None:
     with subprocess.Popen((*TOP, "--json"), env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -165,3 +188,23 @@ def test_frames_follow_one_another_as_lines_of_json(environ: dict[str, str], cli
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(30) == ExitCode.OK
+
+
+def test_what_a_worker_runs_is_seen_as_it_writes(
+    environ: dict[str, str], redis_url: str, client: Client, redis: Redis, tmp_path: Path
+) -> None:
+    workers = EchoWorkers(redis_url, redis, tmp_path, lease_seconds=3)
+    try:
+        (worker,) = workers.start_ready()
+        job = client.submit(prompt=f"write {tmp_path / 'go-on'}")
+        with Terminal(TOP, environ, columns=100) as terminal:
+            eventually(lambda: terminal.shows(f"{job.id} generate") and terminal.shows(f"1 {worker.name}"))
+            wait_until_shown(terminal, "1 of 1000 sequences run")
+            seen = CliRunner().invoke(app, ["status", job.id, "--redis-url", redis_url]).stdout
+            assert "stage   generate, attempt 1\ntokens  1\n" in seen
+            assert f"worker  {worker.name}\n" in seen
+            (tmp_path / "go-on").touch()
+            eventually(lambda: not terminal.shows(job.id))
+            wait_until_shown(terminal, "running 0")
+    finally:
+        workers.end()

@@ -6,6 +6,7 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from contextlib import suppress
 from typing import Self
 
 from tests.support.conditions import eventually
+
+# The command `keye` of this checkout.
+KEYE = (sys.executable, "-P", "-c", "from keye.producer.cli import app; app()")
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _HOME = "\x1b[H"
