@@ -127,8 +127,8 @@ def cancel_queued(transport: Transport, job_ids: Iterable[str]) -> Iterator[tupl
             ends = [(job_id, *_end_in_queue(job_id, *(values or (None, None)))) for job_id, (values,) in read]
         found = transport.cancel_queued([(job_id, job, end.model_dump_json()) for job_id, job, end in ends])
         for (job_id, job, failure), reply in zip(ends, found, strict=True):
-            if isinstance(reply, KeyeError):
-                yield job_id, reply
+            if reply is None or isinstance(reply, KeyeError):
+                yield job_id, reply or JobNotFound.of(job_id)
             else:
                 done = _what_was_done(reply, job, failure)
                 yield job_id, Cancellation.LEFT_RUNNING if done is Cancellation.REQUESTED else done
@@ -152,7 +152,7 @@ def _end_in_queue(job_id: str, sealed_json: str | None, attempts: str | None) ->
     )
 
 
-def _what_was_done(found: str | None, job: JobOutline, failure: JobFailure) -> Cancellation:
+def _what_was_done(found: str, job: JobOutline, failure: JobFailure) -> Cancellation:
     """To a job that was found in this state."""
     match found:
         case JobState.QUEUED:

@@ -45,6 +45,13 @@ class Overview(FleetStatus):
             jobs = _first(room - len(workers), jobs, "job")
         return [*head, *workers, *jobs][:rows]
 
+    def since(self, before: "Overview") -> "Overview":
+        """The same, but of engines that have told of themselves since then what they waited for in between."""
+        uses = {each.worker.name: each.engine for each in before.workers}
+        engines = (_between(uses.get(each.worker.name), each.engine) for each in self.workers)
+        workers = (e.model_copy(update={"engine": use}) for e, use in zip(self.workers, engines, strict=True))
+        return self.model_copy(update={"workers": tuple(workers)})
+
     def _together(self) -> str:
         """All workers as if they were one."""
         counts, starved = Counter[str](), Counter[str]()
@@ -57,19 +64,25 @@ class Overview(FleetStatus):
         )
 
     def _job_lines(self) -> Iterator[str]:
-        width = max((len(job.job_id) for job in self.jobs), default=0)
         if self.jobs:
-            yield f"{'job':<{width}} {'stage':<8} {'for':>4} {'tokens':>6} worker"
+            yield f"{'job':<36} {'stage':<8} {'for':>4} {'tokens':>6} worker"
         for job in self.jobs:
             lasted = "?" if job.claimed_at is None else period(max(0.0, self.at - job.claimed_at))
             tokens, stage = job.num_tokens or 0, job.stage or "?"
-            yield escaped(f"{job.job_id:<{width}} {stage:<8} {lasted:>4} {tokens:>6} {job.worker or '?'}")
+            yield escaped(f"{job.job_id:<36} {stage:<8} {lasted:>4} {tokens:>6} {job.worker or '?'}")
 
 
 def read_overview(redis: Redis) -> Overview:
     """Raises Redis' fault."""
     at, jobs = longest_running(redis, MAX_JOBS)
     return Overview(**dict(read_status(redis)), at=at, jobs=tuple(jobs))
+
+
+def _between(before: EngineUse | None, now: EngineUse | None) -> EngineUse | None:
+    if before is None or now is None or now.seconds <= before.seconds:
+        return now
+    waited = {cause: seconds - getattr(before.starved_seconds, cause) for cause, seconds in now.starved_seconds}
+    return now.model_copy(update={"seconds": now.seconds - before.seconds, "starved_seconds": StarvedSeconds(**waited)})
 
 
 def _wrapped(text: str, columns: int | None) -> list[str]:

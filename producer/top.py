@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,6 +22,8 @@ from keye.producer.overview import Overview
 from keye.producer.shell import tell
 
 INTERVAL_SECONDS = 2.0
+# Live, what engines lacked is told of so long, not since their start.
+STARVED_OVER_SECONDS = 60.0
 # From one look at the keyboard, and at the terminal's size, to the next.
 _TICK_SECONDS = 0.25
 
@@ -58,7 +61,9 @@ class _Screen:
 
     def __init__(self, client: Client, overview: Overview, console: OurConsole, interval: float) -> None:
         self._client, self._console, self._interval = client, console, interval
-        self._overview, self._fault = overview, ""
+        self._seen = overview, ""
+        # Those of the last minute or so.
+        self._overviews = deque([overview], maxlen=max(2, round(STARVED_OVER_SECONDS / interval)))
         self._is_over = threading.Event()
 
     def run(self) -> None:
@@ -81,15 +86,18 @@ class _Screen:
     def _read(self) -> None:
         while not self._is_over.wait(self._interval):
             try:
-                self._overview, self._fault = self._client.overview(), ""
+                overview = self._client.overview()
+                self._overviews.append(overview)
+                self._seen = overview.since(self._overviews[0]), ""
             except Exception as fault:
                 # Whatever it is, somebody looks at this screen.
-                self._fault = str(fault) or repr(fault)
+                self._seen = self._seen[0], str(fault) or repr(fault)
 
     def _shown(self) -> Group:
         columns, rows = self._console.size
         title = Text(f"keye top {datetime.now():%H:%M:%S}, q ends it", style="bold", no_wrap=True)
-        lines = self._overview.frame(columns, rows - 1, self._fault)
+        overview, fault = self._seen
+        lines = overview.frame(columns, rows - 1, fault)
         return Group(title, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 

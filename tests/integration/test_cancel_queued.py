@@ -12,7 +12,7 @@ from keye.config import keys
 from keye.config.codes import JobState
 from keye.config.connection import connect
 from keye.config.wire import SealedJob
-from keye.producer import Client, Job
+from keye.producer import Cancellation, Client, Job, JobNotFound
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from keye.worker.leases.job_lease import LeaseStore
@@ -124,6 +124,9 @@ def test_a_job_that_redis_refuses_to_cancel_does_not_keep_the_others(
     assert "WRONGTYPE" in lines[1]["error"]
     assert told.stderr.splitlines()[-1] == "2 cancelled, 1 refused"
     assert told.exit_code == ExitCode.UNAVAILABLE
+    done = dict(client.cancel_queued([jobs[0].id, "nobody"]))
+    assert done[jobs[0].id] is Cancellation.CANCELLED
+    assert isinstance(done["nobody"], JobNotFound)
 
 
 @pytest.mark.holds(

@@ -41,12 +41,15 @@ def environ(redis_url: str) -> dict[str, str]:
     return environ_of(redis_url)
 
 
-def a_worker(redis: Redis, pid: int = 4711, state: WorkerState = WorkerState.READY, sickness: str = "") -> None:
+def a_worker(
+    redis: Redis, pid: int = 4711, state: WorkerState = WorkerState.READY, sickness: str = "", later: float = 0
+) -> None:
+    """As it tells of itself `later` seconds later, half of which it waited for media."""
     use = EngineUse(
         running=16,
         max_running=64,
-        seconds=3600,
-        starved_seconds=StarvedSeconds(fetch=3, decode=41),
+        seconds=3600 + later,
+        starved_seconds=StarvedSeconds(fetch=3 + later / 2, decode=41),
         kv_blocks_used=43,
         num_kv_blocks=100,
     )
@@ -109,6 +112,17 @@ def test_a_small_terminal_shows_queues_workers_and_the_longest_jobs(
     assert lines[13].startswith(f"{jobs[19].id} generate  21m     19")
     assert lines[14].startswith(f"{jobs[18].id} generate  20m     18")
     assert lines[-1] == "job     and 14 more"
+
+
+@pytest.mark.holds(
+    "docs/operations.md#how-many-jobs-wait-and-how-many-run", "What engines waited for is told of the last minute."
+)
+def test_what_engines_wait_for_is_told_of_now(environ: dict[str, str], redis: Redis) -> None:
+    a_worker(redis)
+    with Terminal(TOP, environ, columns=100) as terminal:
+        wait_until_shown(terminal, "of 3600 s the engine waited 41 s for")
+        a_worker(redis, later=10)
+        wait_until_shown(terminal, "of 10 s the engine waited 5 s for")
 
 
 @pytest.mark.holds(
