@@ -65,7 +65,7 @@ def run(base: dict[str, str], *command: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("command", ["run", "doctor", "bench", "demo", "plan", "ask"])
 def test_worker_s_commands_say_what_to_install(base: dict[str, str], command: str, tmp_path: Path) -> None:
     files = {"plan": [str(tmp_path / "x.mp4")], "ask": ["What?"]}.get(command, [])
-    code, _, line = run(base, "-m", "keye.worker.daemon.cli", command, *files)
+    code, _, line = run(base | {"KEYE_MODEL_PATH": "/models"}, "-m", "keye.worker.daemon.cli", command, *files)
     assert (code, line.count("\n")) == (ExitCode.PREFLIGHT_FAILED, 1)
     assert line.startswith("keye-worker: ")
     assert line.endswith(f" is not installed. {INSTALL}\n")
