@@ -27,7 +27,7 @@ OF_A_WORKER = {
     **_names("load_in_4bit", _set("precision", "int4")),
     **_names("quantization quantization_config bits", _set("precision", "int8") + ", or int4"),
     **_names("torch_dtype dtype", _set("precision", "bfloat16") + ", or auto, float16, float32"),
-    **_names("device_map gpu gpus cuda", _set("device", "cuda") + "; `keye-worker run --gpus` says which GPUs"),
+    **_names("device_map gpu gpus cuda", _set("device", "cuda") + "; `keye-worker run --gpus 0,1` says which GPUs"),
     **_names("tensor_parallel_size", "a GPU has a model of its own: `keye-worker run --gpus all`"),
     **_names("gpu_memory_utilization max_memory", _set("gpu_memory_fraction", "0.8")),
     **_names(
