@@ -199,6 +199,9 @@ class JobFailure(Report):
         named = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_EXCEEDED: JobState.EXPIRED}
         return named.get(self.code, JobState.FAILED)
 
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
 
 Outcome = Annotated[JobResult | JobFailure, Field(discriminator="kind")]
 OUTCOME: TypeAdapter[JobResult | JobFailure] = TypeAdapter(Outcome)

@@ -43,6 +43,10 @@ def environ(folder: Path, **settings: str) -> dict[str, str]:
     "runs its jobs by a worker's own attempts, engine and decoders",
     "So a script and a fleet share verbs, answers and errors.",
 )
+@pytest.mark.holds(
+    "docs/from-a-script.md#what-becomes-of-my-transformers-script",
+    "answers as a worker does, token by token",
+)
 def test_its_answers_are_a_workers_token_by_token(
     photo: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +166,10 @@ def test_what_a_shell_gets_wrong_ends_with_a_sentence_and_a_code(
     assert "Traceback" not in asked.stderr
 
 
+@pytest.mark.holds(
+    "docs/from-a-script.md#what-becomes-of-my-transformers-script",
+    "shows the answer while it is written",
+)
 def test_a_terminal_shows_the_text_as_it_is_written(photo: Path, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     words = ["photo.png", "What do you see?", "--thinking", "think"]

@@ -37,6 +37,7 @@ NAMES = {f"keye {name}" for name in ("submit", "watch", "result", "cancel", "can
 # What they do takes a GPU, minutes or the whole host; tests/acceptance starts some of them in other files.
 ONLY_READ = {
     "keye-worker run",
+    "keye-worker ask",
     "keye-worker doctor",
     "keye-worker bench",
     "keye-worker demo",
@@ -74,7 +75,7 @@ def commands_of(block: str) -> Iterator[str]:
 def test_commands_are_found_wherever_they_stand() -> None:
     found = {(path.name, command) for path, command in printed_commands()}
     assert {
-        ("README.md", 'keye submit "What do you see?" shapes.png --wait'),
+        ("test-without-a-gpu.md", 'keye submit "What do you see?" shapes.png --wait'),
         ("README.md", "keye-worker run"),
         ("producers.md", 'keye submit "What is in the picture?" cat.jpg'),
         ("producers.md", "keye submit --job - --wait"),

@@ -1,4 +1,4 @@
-"""What README.md has a newcomer do, done as it is printed."""
+"""What README.md has a newcomer do, and the page it leads to for a worker to keep, done as it is printed."""
 
 import math
 import os
@@ -37,13 +37,14 @@ def shell(folder: Path) -> dict[str, str]:
     return os.environ | own | {"PATH": path, "PYTHONPATH": PYTHONPATH, "KEYE_DEVICE": "cpu"}
 
 
+@pytest.mark.holds("README.md#see-it-work", "To ask such a worker things yourself")
 @pytest.mark.holds(
-    "README.md#see-it-work",
+    "docs/test-without-a-gpu.md#and-with-a-real-worker",
     "To keep such a worker and ask it things yourself",
     "python -m keye.worker.demo.embedded_valkey",
 )
 def test_who_keeps_a_worker_is_answered(folder: Path, shell: dict[str, str]) -> None:
-    (block,) = (block for block in printed("README.md", "See it work", "") if "embedded_valkey" in block)
+    (block,) = printed("docs/test-without-a-gpu.md", "And with a real worker?", "")
     lines = [line.partition("  #")[0] for line in block.splitlines()]
     broker, export, run, draw, ask = filter(None, lines)
     pipe, bash = subprocess.PIPE, shutil.which("bash")

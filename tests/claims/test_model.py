@@ -201,6 +201,7 @@ def test_three_hooks_are_overridden() -> None:
     assert len(hooks) == 3
 
 
+@pytest.mark.holds("docs/from-a-script.md#pixels-precision-memory", "shrinks the weights from 17.3 GB to 10.3 or 7.3")
 @pytest.mark.holds("docs/model.md#precision", "weights of the 8B models | form")
 def test_weights_of_the_8b_models_take_as_many_gigabytes() -> None:
     counts = {name: math.prod(shape) for name, shape in tensor_shapes(KeyeConfig().to_dict()).items()}

@@ -114,6 +114,11 @@ def test_a_video_is_read_at_the_rate_and_the_size_that_are_asked(analyzer: Analy
         analyzer.video(b"\x89PNG\r\n\x1a\n", QUESTION)
 
 
+@pytest.mark.holds(
+    "docs/from-a-script.md#many-pictures",
+    "answers come in the order of the pictures",
+    "A bad one costs its neighbours nothing",
+)
 def test_a_batch_keeps_its_order_and_a_bad_item_is_an_item(analyzer: Analyzer, photo: Path) -> None:
     (photo.parent / "broken.png").write_bytes(photo.read_bytes()[:60])
     colours = ["red", "blue"] * 20
@@ -130,6 +135,7 @@ def test_a_batch_keeps_its_order_and_a_bad_item_is_an_item(analyzer: Analyzer, p
     assert [end.answer for end in good if isinstance(end, JobResult)] == [alone[colour] for colour in colours]
 
 
+@pytest.mark.holds("docs/from-a-script.md#many-pictures", "One prompt for all")
 def test_a_batch_asks_one_question_or_one_each(analyzer: Analyzer, photo: Path) -> None:
     questions = (question for question in (QUESTION, "图里有什么"))
     ends = analyzer.batch(iter(["photo", ["photo", "photo"]]), questions, thinking_mode="no_think", max_new_tokens=8)
@@ -184,6 +190,7 @@ def test_who_stops_reading_stops_the_job(endless: Analyzer, photo: Path) -> None
 
 
 @pytest.mark.holds("docs/design.md#decisions", "leases, further attempts, dead letters")
+@pytest.mark.holds("docs/from-a-script.md#from-a-script-to-a-fleet", "An `Analyzer` is a `Client`", "tries a job once")
 def test_a_job_has_a_clients_verbs(endless: Analyzer, photo: Path) -> None:
     job = endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one")
     assert endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one").id == job.id
@@ -214,6 +221,7 @@ def test_urgent_jobs_go_first_and_cancelled_ones_never(endless: Analyzer, photo:
     assert waiting[-1].state is JobState.CANCELLED
 
 
+@pytest.mark.holds("docs/from-a-script.md#from-a-script-to-a-fleet", "`AsyncClient(analyzer)` is the same")
 def test_a_task_of_asyncio_asks_by_the_same_verbs(photo: Path) -> None:
     async def ask() -> list[str]:
         async with AsyncClient(Analyzer(SMALL_KEYE, device="cpu")) as client:

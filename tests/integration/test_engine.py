@@ -265,6 +265,7 @@ class SmallDevice:
 
 @pytest.mark.holds("docs/design.md#one-job-walked", "Where memory runs out, the batch is halved")
 @pytest.mark.holds("docs/alerts.md#keyeoutofmemory", "Workers halve the batch and go on, slower.")
+@pytest.mark.holds("docs/from-a-script.md#pixels-precision-memory", "halves a step")
 def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
     start_engine: Callable[..., Engine],
     processor: KeyeProcessor,
@@ -281,6 +282,7 @@ def test_step_that_does_not_fit_is_halved_and_the_limit_is_learned(
     assert engine._scheduler.limits.max_step_tokens <= 20
 
 
+@pytest.mark.holds("docs/from-a-script.md#pixels-precision-memory", "Only a job that alone is too large fails")
 def test_job_without_room_for_a_single_token_fails_and_says_how_large_it_is(
     start_engine: Callable[..., Engine], processor: KeyeProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,4 +10,5 @@ def printed(page: str, heading: str | None = None, language: str = "python") -> 
     text = (ROOT / page).read_text()
     if heading:
         text = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block for named, block in blocks if named == language]

@@ -118,6 +118,7 @@ def test_flat_frames_keep_at_least_a_token_in_height() -> None:
     assert min(sizing().fit_frames(part, 4, 0, 100, 1000)[0]) >= 28
 
 
+@pytest.mark.holds("docs/from-a-script.md#a-video", "What does not fit into the model's context")
 @pytest.mark.holds("docs/producers.md#how-much-of-a-video-is-read", "What would not fit into the model's context")
 @pytest.mark.holds(
     "docs/model.md#frames",

@@ -76,6 +76,7 @@ def test_whole_checkpoint_has_no_faults(golden_checkpoint: Path) -> None:
 @pytest.mark.holds(
     "README.md#run-a-worker", "It reads the official Preview and 1.5 checkpoints as they are, runs no code from them"
 )
+@pytest.mark.holds("docs/from-a-script.md#which-generations-run", "Keye-VL-8B-Preview and Keye-VL-1.5-8B, natively")
 @pytest.mark.holds("docs/design.md#decisions", "The architecture is a `transformers` `PreTrainedModel`")
 @pytest.mark.holds("docs/model.md#what-model-is-this", "No code from a checkpoint is executed.")
 def test_auto_class_loads_our_model_and_no_code_from_the_folder(preview: Path) -> None:

@@ -169,6 +169,7 @@ def test_a_model_of_another_family_is_told(checkpoint: Path, model_type: Any) ->
     )
 
 
+@pytest.mark.holds("docs/from-a-script.md#which-generations-run", "Keye-VL 2.0 is another architecture")
 @pytest.mark.holds("docs/model.md#weights", "Keye-VL 2.0 is another architecture")
 @pytest.mark.parametrize(
     ("model_type", "architecture"),
