@@ -77,6 +77,7 @@ def test_commands_are_found_wherever_they_stand() -> None:
     assert {
         ("test-without-a-gpu.md", 'keye submit "What do you see?" shapes.png --wait'),
         ("README.md", "keye-worker run"),
+        ("README.zh-CN.md", 'keye-worker ask photo.jpg "What is it?"'),
         ("producers.md", 'keye submit "What is in the picture?" cat.jpg'),
         ("producers.md", "keye submit --job - --wait"),
         ("operations.md", "keye-worker plan --visual-tokens 6000 --gpu-memory 24GiB"),
