@@ -59,7 +59,8 @@ def test_a_decoder_that_stands_is_what_the_engine_waits_for(
 ) -> None:
     (tmp_path / "red.png").write_bytes(PICTURE)
     asked = {"prompt": "hello", "media": [str(tmp_path / "red.png")]}
-    worker = start(*ECHO, KEYE_DECODERS="1")
+    # What was decoded is not kept: the second question about a picture would need no decoder.
+    worker = start(*ECHO, KEYE_DECODERS="1", KEYE_FRAMES_CACHE_BYTES="0")
     pid = worker.wait_until_ready().worker.pid
     client.submit(**asked).result(timeout=60)
     (decoder,) = children_of(pid)
