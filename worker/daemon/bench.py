@@ -4,10 +4,12 @@
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,12 +58,44 @@ TIE_STEPS = 4
 FINEST_STEP = 2.0**-12
 
 
-def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[str]:
-    """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do."""
+class Measured(str):
+    """A row of Markdown; its `facts` are what it says, for programs."""
+
+    facts: dict[str, Any]
+
+    def __new__(cls, row: str, **facts: Any) -> "Measured":
+        measured = super().__new__(cls, row)
+        measured.facts = facts
+        return measured
+
+    def in_words(self) -> str:
+        """For a terminal that is narrower than the row."""
+        name, *facts = self.facts.items()
+        return f"{name[1]}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts)
+
+
+def run_bench(
+    settings: "Settings", new_tokens: int = NEW_TOKENS, tell: Callable[[str], object] = lambda _: None
+) -> Iterator[str]:
+    """Lines of Markdown, as they come. Raises as `load_configured_model` and `check_agreement` do.
+
+    What it will take, and what is measured now, goes to `tell`.
+    """
     # Here, because benchmarks run where there is torch and no pydantic.
-    from keye.worker.daemon.feeding import measure_feeding
+    from keye.worker.daemon.capacity import Capacity, card_bytes
+    from keye.worker.daemon.feeding import KINDS, measure_feeding
     from keye.worker.loading.served_model import load_configured_model
 
+    places, num_places = count(1), 4 + len(NUM_RUNNING) + len(KINDS)
+
+    def measuring(what: str) -> None:
+        tell(f"{next(places)} of {num_places}: {what}")
+
+    if settings.model_path is not None:
+        # What is wrong with a checkpoint is told by loading it.
+        with suppress(OSError, KeyError, ValueError):
+            card = card_bytes(settings.device)
+            tell(Capacity.of(settings.model_path, settings.precision, card, settings.gpu_memory_fraction).in_words())
     path, model, processor, precision = load_configured_model(settings)
     device = model.device
     processor.eos_token_ids = ()  # every answer has the same length, whatever it says
@@ -77,17 +111,22 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
         alone = answer(engine, prompt, new_tokens)
     finally:
         engine.stop()
+    tell(how_long(alone.queued_seconds + alone.generate_seconds, len(KINDS)))
     yield f"engine and `generate` say the same, {num_alike} of {new_tokens} tokens alike\n"
     encoding = encode_seconds(model, prompt)
     assert alone.first_token_seconds is not None
     yield "| stage of one job alone | ms |"
     yield "|---|---|"
-    yield f"| prepare the image, on the CPU | {1000 * prepare_seconds:.1f} |"
-    yield f"| encode the image | {1000 * encoding:.1f} |"
-    yield f"| read the prompt | {1000 * (alone.first_token_seconds - encoding):.1f} |"
-    yield f"| write a token | {1000 * decode_seconds(alone):.2f} |\n"
+    for stage, seconds in (
+        ("prepare the image, on the CPU", prepare_seconds),
+        ("encode the image", encoding),
+        ("read the prompt", alone.first_token_seconds - encoding),
+        ("write a token", decode_seconds(alone)),
+    ):
+        yield Measured(f"| {stage} | {1000 * seconds:.2f} |", measured=stage, milliseconds=round(1000 * seconds, 2))
+    yield ""
 
-    table, fed = Table(), []
+    table, fed = Table(measuring), []
     yield from table.head()
     yield from measure_plain(table, model, [prompt] * BATCH_SIZE, new_tokens)
     try:
@@ -98,12 +137,14 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
     except Exception as error:
         yield table.unmeasured("engine", error)
     else:
-        for num in NUM_RUNNING:
-            jobs = [prompt] * (2 * num)
-            yield table.row(f"engine, {num} jobs", partial(measure_engine, engine, jobs, new_tokens, num, device))
-        # Told last: it is another table.
-        fed = list(measure_feeding(engine, processor, device, settings, max(NUM_RUNNING), new_tokens))
-    engine.stop()
+        try:
+            for num in NUM_RUNNING:
+                jobs = [prompt] * (2 * num)
+                yield table.row(f"engine, {num} jobs", partial(measure_engine, engine, jobs, new_tokens, num, device))
+            # Told last: it is another table.
+            fed = list(measure_feeding(engine, processor, device, settings, max(NUM_RUNNING), new_tokens, measuring))
+        finally:
+            engine.stop()
     # Else the whole model would lie on the GPU beside its own smaller copy.
     del engine, model
 
@@ -115,6 +156,23 @@ def run_bench(settings: "Settings", new_tokens: int = NEW_TOKENS) -> Iterator[st
     yield from table.elsewhere()
     yield ""
     yield from fed
+
+
+def how_long(answer_seconds: float, num_kinds: int) -> str:
+    """Of all measures, from one answer: as long as their answers one by one, or, the better it batches, their turns."""
+    turns = NUM_ROUNDS * (4 + 2 * len(NUM_RUNNING)) + 4 * num_kinds
+    answers = NUM_ROUNDS * (3 + BATCH_SIZE + 2 * sum(NUM_RUNNING)) + 4 * num_kinds * max(NUM_RUNNING)
+    shortest, longest = (max(1, round(number * answer_seconds / 60)) for number in (turns, answers))
+    return f"An answer takes {answer_seconds:.1f} s, all measures {shortest} to {longest} minutes. Ctrl-C ends it."
+
+
+def each_in_a_thread(run: Callable[[Any], Any], jobs: Iterable[Any], num_threads: int) -> list[Any]:
+    """What it gives for each; raises what the first to fail raised. Who ends the wait does not wait for the rest."""
+    threads = ThreadPoolExecutor(num_threads)
+    try:
+        return list(threads.map(run, jobs))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 class JobSeconds(NamedTuple):
@@ -143,8 +201,10 @@ class Row:
 class Table:
     """In Markdown, told row by row as it is measured. Ratios are to plain `generate` with fused attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, measuring: Callable[[str], object] = lambda _: None) -> None:
+        """Each row's name goes to `measuring` before it is measured."""
         self.measured: dict[str, Row] = {}
+        self._measuring = measuring
 
     def head(self) -> Iterator[str]:
         yield f"Medians and ranges of {NUM_ROUNDS} rounds; decoding is its share of the time of a job.\n"
@@ -153,6 +213,7 @@ class Table:
 
     def row(self, name: str, measure: Callable[[], Row]) -> str:
         """What it measures or, where it fails, why."""
+        self._measuring(name)
         try:
             row = self.measured[name] = measure()
         except Exception as error:
@@ -161,17 +222,32 @@ class Table:
         spread = f"{min(row.seconds):.3f} - {max(row.seconds):.3f}"
         ratio = "" if plain is None else f"{speed / plain.images_per_second:.2f}"
         memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f} GiB"
-        return f"| {name} | {1 / speed:.3f} | {spread} | {speed:.2f} | {ratio} | {row.decode_share:.0%} | {memory} |"
+        return Measured(
+            f"| {name} | {1 / speed:.3f} | {spread} | {speed:.2f} | {ratio} | {row.decode_share:.0%} | {memory} |",
+            measured=name,
+            seconds_per_image=round(1 / speed, 3),
+            fastest=round(min(row.seconds), 3),
+            slowest=round(max(row.seconds), 3),
+            images_per_second=round(speed, 2),
+            ratio=None if plain is None else round(speed / plain.images_per_second, 2),
+            decode_share=round(row.decode_share, 2),
+            peak_bytes=row.peak_bytes,
+        )
 
     def unmeasured(self, name: str, error: Exception) -> str:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
-        return f"| {name} | not measured: {reason} | | | | | |"
+        return unmeasured(name, error, num_cells=6)
 
     def elsewhere(self) -> Iterator[str]:
         """What an article that many start from reports, of pictures and answers that it does not tell."""
         for name, seconds, speed, gigabytes in ELSEWHERE:
             name = f"reported elsewhere, not measured here: A100 40 GB, {name}"
             yield f"| {name} | {seconds} | | {speed} | | | {gigabytes} GB |"
+
+
+def unmeasured(name: str, error: Exception, num_cells: int) -> Measured:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+    row = f"| {name} | not measured: {reason} |{' |' * (num_cells - 1)}"
+    return Measured(row, measured=name, not_measured=reason)
 
 
 class Disagreement(Exception):
@@ -240,8 +316,7 @@ def measure_engine(
     """As many threads as jobs run at once, each handing in its next job when its last has ended."""
 
     def run() -> list[JobSeconds]:
-        with ThreadPoolExecutor(num_running) as threads:
-            answers = list(threads.map(lambda prompt: answer(engine, prompt, new_tokens), prompts))
+        answers = each_in_a_thread(lambda prompt: answer(engine, prompt, new_tokens), prompts, num_running)
         return [JobSeconds(each.queued_seconds + each.generate_seconds, _decoding(each)) for each in answers]
 
     return _measured(run, len(prompts), device)

@@ -78,6 +78,14 @@ class Capacity:
             "cache_tokens": self.num_tokens,
         }
 
+    def in_words(self) -> str:
+        """What a worker, or whoever runs an engine as it does, takes of the memory."""
+        weights = f"{self.memory.weights / _GIB:.1f} GiB of weights in {self.memory.precision}"
+        if self.card is None:
+            return f"It takes {weights} and up to {self.cache_bytes / _GIB:.1f} GiB for keys and values, on the CPU."
+        usable = self.fraction * self.card / _GIB
+        return f"It takes {usable:.1f} of the GPU's {self.card / _GIB:.1f} GiB (KEYE_GPU_MEMORY_FRACTION), {weights}."
+
     @property
     def reserve_bytes(self) -> int:
         """For the largest step, or a video, beside weights and cache."""

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from keye.config.host import share_of_cores
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, VideoPart
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
+from keye.worker.daemon.bench import Measured, each_in_a_thread, unmeasured
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
 from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
@@ -51,6 +51,7 @@ def measure_feeding(
     settings: Settings,
     num_running: int,
     new_tokens: int,
+    measuring: Callable[[str], object] = lambda _: None,
 ) -> Iterator[str]:
     """Lines of Markdown: a table with a row for photos and one for clips, and how to read it.
 
@@ -58,21 +59,30 @@ def measure_feeding(
     only, and both.
     """
     photo, clip = ("x".join(map(str, size)) for size in (PHOTO_SIZE, CLIP_SIZE))
+    names = f"photos, {photo}", f"clips, {clip}, {CLIP_SECONDS} s"
     num_cores = share_of_cores(settings.host_workers)
     yield "| jobs/s | decoders feed | engine takes | both together | engine waited | decoders that would do |"
     yield "|---|---|---|---|---|---|"
     with TemporaryDirectory() as name, _workbench(engine, processor, settings, Path(name)) as bench:
-        for kind, write in ((f"photos, {photo}", _write_photo), (f"clips, {clip}, {CLIP_SECONDS} s", _write_clip)):
+        for kind, write in zip(names, KINDS, strict=True):
+            measuring(f"whether decoders feed the engine: {kind}")
             try:
                 options = GenerationOptions(max_new_tokens=new_tokens, temperature=0)
                 job = AnalysisJob(media=(write(Path(name)),), prompt="What is to be seen?", generation=options)
                 feeds, takes, together, waited = _measure(bench, engine, [job] * 2 * num_running, num_running)
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
-                yield f"| {kind} | not measured: {reason} | | | | |"
+                yield unmeasured(kind, error, num_cells=5)
             else:
                 would_do = math.ceil(min(settings.decoders, num_cores) * takes / feeds)
-                yield f"| {kind} | {feeds:.2f} | {takes:.2f} | {together:.2f} | {waited} | {would_do} |"
+                yield Measured(
+                    f"| {kind} | {feeds:.2f} | {takes:.2f} | {together:.2f} | {waited} | {would_do} |",
+                    measured=kind,
+                    decoders_feed=round(feeds, 2),
+                    engine_takes=round(takes, 2),
+                    both_together=round(together, 2),
+                    engine_waited=waited,
+                    decoders_that_would_do=would_do,
+                )
     yield (
         f"\n{settings.decoders} decoders (KEYE_DECODERS) on {num_cores} cores, {new_tokens} new tokens an answer. The "
         "engine waited while it had room for another job and those that were left were decoded, or waited for memory "
@@ -169,8 +179,7 @@ def _measure(bench: Workbench, engine: "Engine", jobs: Sequence[AnalysisJob], nu
 def _seconds(run: Callable[[AnalysisJob], None], jobs: Sequence[AnalysisJob], num_threads: int) -> float:
     """Raises what the first job to fail raised."""
     began = time.perf_counter()
-    with ThreadPoolExecutor(num_threads) as threads:
-        list(threads.map(run, jobs))
+    each_in_a_thread(run, jobs, num_threads)
     return time.perf_counter() - began
 
 
@@ -203,3 +212,7 @@ def _scene(size: tuple[int, int]) -> np.ndarray:
     shapes = Image.fromarray(draws.integers(0, 256, (height // 60, width // 60, 3), np.uint8)).resize(size)
     noise = draws.integers(-8, 9, (height, width, 1), np.int16)
     return np.clip(np.asarray(shapes, np.int16) + noise, 0, 255).astype(np.uint8)
+
+
+# One of each is written for all its jobs.
+KINDS: tuple[Callable[[Path], ImagePart | VideoPart], ...] = _write_photo, _write_clip
