@@ -3,9 +3,12 @@
 What `keye watch` shows of a job's events: a line for each step, and the text as it comes. Prints nothing itself.
 """
 
+import codecs
 import json
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,21 +17,42 @@ from typing import Annotated, Any
 
 import typer
 
+from keye.config.codes import JobState
 from keye.config.contract import escaped
-from keye.config.event import EventsMissing, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
-from keye.config.faults import InvalidJob, JobFailed, Refusal
+from keye.config.event import (
+    EventsMissing,
+    FramesDecoded,
+    Heartbeat,
+    JobEnded,
+    JobEvent,
+    StageStarted,
+    TextGenerated,
+)
+from keye.config.faults import InvalidJob, JobFailed, QueueUnavailable, Refusal
 from keye.config.job import Priority, Thinking
 from keye.config.terminal import visible
-from keye.config.wire import schemas
+from keye.config.wire import SealedJob, schemas
 from keye.producer import dead_cli, jobs_cli
 from keye.producer.job import Cancellation, Job
+from keye.producer.many import batches
+from keye.producer.progress import Progress
 from keye.producer.replay import differences
-from keye.producer.shell import EXIT_CODES, AsJson, ExitCode, RedisUrl, command_line, connected, tell
+from keye.producer.shell import (
+    AsJson,
+    ExitCode,
+    RedisUrl,
+    command_line,
+    connected,
+    list_codes,
+    read_prompt,
+    tell,
+    telling_how_to_go_on,
+)
 
-app = command_line("Send analysis jobs to Keye-VL workers and read their answers.", EXIT_CODES)
+app = command_line("keye", "Send analysis jobs to Keye-VL workers and read their answers.", list_codes(ExitCode))
 app.add_typer(dead_cli.app, name="dead")
-app.command("list", epilog=EXIT_CODES)(jobs_cli.list_jobs)
-app.command("top", epilog=EXIT_CODES)(jobs_cli.top)
+app.command("list")(jobs_cli.list_jobs)
+app.command("top")(jobs_cli.top)
 
 JobId = Annotated[str, typer.Argument(help="what `keye submit` printed")]
 OneJobId = Annotated[str | None, typer.Argument(metavar="JOB_ID", help="what `keye submit` printed")]
@@ -37,22 +61,32 @@ RetryFailed = Annotated[
 ]
 Timeout = Annotated[float | None, typer.Option(help="seconds to wait; default: as long as it takes")]
 
+# How often whoever watches a queued job hears where it stands.
+PLACE_SECONDS = 3.0
 
-@app.command(epilog=EXIT_CODES)
+
+@app.command()
 def submit(
-    prompt: Annotated[str | None, typer.Argument(help="the question; left out with --job")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="the question, - for standard input; left out with --job")
+    ] = None,
     media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
-    thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
+    thinking: Annotated[
+        Thinking, typer.Option(metavar="MODE", help=f"whether it reasons before it answers: {', '.join(Thinking)}")
+    ] = Thinking.AUTO,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest answer, in tokens")] = None,
     max_thinking_tokens: Annotated[int | None, typer.Option(help="longest thinking, in tokens")] = None,
-    priority: Annotated[Priority, typer.Option(help="which queued jobs go first")] = Priority.NORMAL,
+    priority: Annotated[
+        Priority, typer.Option(metavar="LEVEL", help=f"which queued jobs go first: {', '.join(Priority)}")
+    ] = Priority.NORMAL,
     deadline_seconds: Annotated[float | None, typer.Option(help="give the job up after this long")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key and job is queued only once")] = None,
     retry_failed: RetryFailed = False,
     traceparent: Annotated[str | None, typer.Option(help="of W3C: the trace it belongs to, for workers' logs")] = None,
     result_ttl_seconds: Annotated[int | None, typer.Option(help="forget it so long after its end")] = None,
     job_file: Annotated[
-        typer.FileBinaryRead | None, typer.Option("--job", help="a whole job as JSON, - for standard input")
+        typer.FileBinaryRead | None,
+        typer.Option("--job", metavar="FILE", help="a whole job as JSON, - for standard input"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the answer and print it")] = False,
     timeout: Timeout = None,
@@ -64,72 +98,104 @@ def submit(
         raise typer.BadParameter("give either a prompt, or a whole job with --job")
     with connected(redis_url) as client:
         if job_file is not None:
-            (job,) = client.submit_many([read_job(job_file.read())], retry_failed)
-            if isinstance(job, Refusal):
-                raise job
+            fields = read_job(job_file.read())
         else:
             options = {"max_new_tokens": max_new_tokens, "max_thinking_tokens": max_thinking_tokens}
-            job = client.submit(
-                prompt=prompt,
-                media=media,
-                thinking=thinking,
-                generation={name: value for name, value in options.items() if value is not None},
-                priority=priority,
-                deadline_seconds=deadline_seconds,
-                idempotency_key=idempotency_key,
-                retry_failed=retry_failed,
-                traceparent=traceparent,
-                result_ttl_seconds=result_ttl_seconds,
-            )
+            fields = {
+                "prompt": read_prompt() if prompt == "-" else prompt,
+                "media": media,
+                "thinking": thinking,
+                "generation": {name: value for name, value in options.items() if value is not None},
+                "priority": priority,
+                "deadline_seconds": deadline_seconds,
+                "idempotency_key": idempotency_key,
+                "traceparent": traceparent,
+                "result_ttl_seconds": result_ttl_seconds,
+            }
+        # It has an id before it is sent, for who ends the sending.
+        (sealed,) = client.seal_all([fields])
+        if isinstance(sealed, Refusal):
+            raise sealed
+        with telling_how_to_go_on(sealed.job_id, "may be queued"):
+            (job,) = client.send([sealed], retry_failed)
+        if isinstance(job, Refusal):
+            raise job
         if wait:
-            print_result(job, timeout, as_json)
+            with telling_how_to_go_on(job.id, "goes on", QueueUnavailable):
+                print_result(job, timeout, as_json)
         else:
             tell(json.dumps({"job_id": job.id}) if as_json else escaped(job.id))
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def submit_many(
-    jobs: Annotated[typer.FileBinaryRead, typer.Argument(help="a job as JSON in each line, - for standard input")],
+    jobs: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="FILE", help="a job as JSON in each line, - for standard input")
+    ],
     retry_failed: RetryFailed = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted."""
+    """Queue many jobs and print their ids, a line each: an empty one for a job that was not accepted.
+
+    Blank lines are no jobs, and have none.
+    """
     refusals = []
+    numbers: deque[int] = deque()
+
+    def read() -> Iterator[dict[str, Any] | InvalidJob]:
+        for number, line in enumerate(jobs, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                numbers.append(number)
+                yield read_job(text)
+
     with connected(redis_url) as client:
-        for number, answer in enumerate(client.submit_many(map(read_job, jobs), retry_failed), 1):
-            if isinstance(answer, Refusal):
-                refusals.append(answer)
-                tell(escaped(f"line {number}: {answer}"), err=True)
-            tell(json.dumps({"line": number, "job_id": answer.id}) if as_json else escaped(answer.id or ""))
+        for batch in batches(client.seal_all(read())):
+            with telling_what_may_be_queued(numbers, batch):
+                answers = client.send(batch, retry_failed)
+            for answer in answers:
+                number = numbers.popleft()
+                if isinstance(answer, Refusal):
+                    refusals.append(answer)
+                    tell(escaped(f"line {number}: {answer}"), err=True)
+                tell(json.dumps({"line": number, "job_id": answer.id}) if as_json else escaped(answer.id or ""))
     if refusals:
         raise typer.Exit(ExitCode.of(refusals[0]))
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def result(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Wait for a job and print its answer, or why there is none."""
-    with connected(redis_url) as client:
+    with telling_how_to_go_on(job_id), connected(redis_url) as client:
         print_result(client.find(job_id), timeout, as_json)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
-    """Follow a job until it ends: its stages, and its text as it is written; with --json, one event a line."""
-    with connected(redis_url) as client:
+    """Follow a job until it ends: where it stands in the queue, its stages, and its text as it is written.
+
+    With --json, one event a line, and nothing else.
+    """
+    with telling_how_to_go_on(job_id), connected(redis_url) as client:
         job = client.find(job_id)
+        if as_json:
+            for said in job.events(timeout):
+                tell(said.model_dump_json())
+            job.result(timeout)
+            return
         transcript = Transcript()
-        for event in job.events(timeout):
-            if as_json:
-                tell(event.model_dump_json())
-            else:
-                tell(transcript.show(event), end="", is_styled=True)
+        tell(transcript.place(job.progress), end="")
+        for event in job.events(timeout, heartbeat_seconds=PLACE_SECONDS):
+            shown = transcript.place(job.progress) if isinstance(event, Heartbeat) else transcript.show(event)
+            tell(shown, end="", is_styled=True)
         result = job.result(timeout)
-        if not as_json:
-            tell(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
+        if transcript.has_gaps:
+            tell(escaped(f"Text is missing above; all of it: keye result {job_id} --json"), hang=0)
+        tell(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def replay(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Run a job again that was answered, as a new one with the same seed, and print what came out otherwise."""
     with connected(redis_url) as client:
@@ -137,7 +203,7 @@ def replay(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redi
             before = client.find(job_id).result(timeout=0)
             job = client.replay(job_id)
         tell(escaped(f"{job_id} -> {job.id}"), err=True)
-        with telling_which(f"{job.id}, its replay"):
+        with telling_which(f"{job.id}, its replay"), telling_how_to_go_on(job.id):
             after = job.result(timeout)
     found = differences(before, after)
     if as_json:
@@ -152,7 +218,7 @@ def replay(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redi
         raise typer.Exit(ExitCode.DIFFERENT)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def cancel(
     job_id: OneJobId = None,
     all_queued: Annotated[bool, typer.Option("--all-queued", help="each that waits, and none that runs")] = False,
@@ -176,10 +242,10 @@ def cancel(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def plan(context: typer.Context) -> None:
     """Tell frames, sizes, tokens and memory that files would come to: `keye-worker plan`."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "keye.worker.daemon.cli", "plan", *context.args])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "keye.worker.daemon.entry", "plan", *context.args])
 
 
-@app.command("status", epilog=EXIT_CODES)
+@app.command("status")
 def show_status(job_id: OneJobId = None, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Print the queues, the workers, what runs, and how long all of it will take; or how far one job is."""
     with connected(redis_url) as client:
@@ -187,16 +253,22 @@ def show_status(job_id: OneJobId = None, as_json: AsJson = False, redis_url: Red
             jobs_cli.show_job(client, job_id, as_json)
             return
         status = client.status()
-    tell(status.model_dump_json() if as_json else "\n".join(status.lines()))
+    if as_json:
+        tell(status.model_dump_json())
+    else:
+        tell("\n".join(status.lines()), hang=8)
 
 
-@app.command("verify", epilog=EXIT_CODES)
+@app.command("verify")
 def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Read everything that Redis holds of jobs, and print each job that is in no legal state."""
     with connected(redis_url) as client:
         ledger, irregularities = client.verify()
     for found in irregularities:
-        tell(json.dumps(found._asdict()) if as_json else escaped("  ".join(found)))
+        if as_json:
+            tell(json.dumps(found._asdict()))
+        else:
+            tell(escaped("  ".join(found)), hang=2)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(ledger.num_in_state.items()))
     summary = f"{len(ledger.records)} jobs ({counts}), {len(irregularities)} irregularities"
     summary += f", {ledger.num_quarantined} messages in quarantine"
@@ -208,6 +280,7 @@ def verify_jobs(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
 @app.command()
 def schema(
     folder: Annotated[Path | None, typer.Option("--write", help="write one file a schema into this folder")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, as without it")] = False,
 ) -> None:
     """Print the JSON Schemas of jobs, outcomes and events, for producers in other languages."""
     if folder is None:
@@ -239,6 +312,16 @@ def telling_which(job: str) -> Iterator[None]:
         raise typer.Exit(ExitCode.JOB_FAILED) from None
 
 
+@contextmanager
+def telling_what_may_be_queued(numbers: deque[int], batch: list[SealedJob | Refusal]) -> Iterator[None]:
+    """Of jobs whose ids are not printed yet, to who ends their sending by a signal."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        tell(f"Of lines {numbers[0]} to {numbers[len(batch) - 1]} all, some or none are queued.", err=True)
+        raise
+
+
 def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
     """The fields of a job, or why it has none."""
     try:
@@ -254,10 +337,26 @@ class Transcript:
     def __init__(self) -> None:
         self._channel: str | None = None
         self._shown: dict[str, int] = {}
+        self._place: tuple[int | None, bool] | None = None
+        self.has_gaps = False
+
+    def place(self, progress: Progress) -> str:
+        """A line where the job waits, once and whenever it has moved; else nothing."""
+        place = (progress.place, progress.has_worker) if progress.state is JobState.QUEUED else None
+        if place is None or place == self._place:
+            return ""
+        self._place = place
+        what = "queued" if progress.place is None else f"queued, {progress.place} before it"
+        if not progress.has_worker:
+            what += "; no worker is ready"
+        elif progress.seconds_left is not None:
+            what += f", done in about {progress.seconds_left:.0f} s"
+        return self._line(time.time(), what)
 
     def show(self, event: JobEvent | EventsMissing) -> str:
         match event:
             case EventsMissing(num_missing=number):
+                self.has_gaps = True
                 what = f"{'some' if number is None else number} events are missing: the stream keeps the newest"
             case TextGenerated():
                 return self._show_text(event)
@@ -268,15 +367,19 @@ class Transcript:
                 what = f"medium {index}: {done} of {total} frames"
             case JobEnded(state=state):
                 what = state.value
+        return self._line(event.at, what)
+
+    def _line(self, at: float, what: str) -> str:
         end_of_text = "" if self._channel is None else "\n\n"
         # Text behind a stage is another attempt's.
         self._channel, self._shown = None, {}
-        return f"{end_of_text}{datetime.fromtimestamp(event.at):%H:%M:%S}  {escaped(what)}\n"
+        return f"{end_of_text}{datetime.fromtimestamp(at):%H:%M:%S}  {escaped(what)}\n"
 
     def _show_text(self, event: TextGenerated) -> str:
         border = "\n" if self._channel is None else "" if self._channel == event.channel else "\n\n"
         shown = self._shown.get(event.channel, 0)
         gap = "[...]" if event.offset > shown else ""
+        self.has_gaps |= bool(gap)
         text = gap + event.text[max(0, shown - event.offset) :]
         self._channel = event.channel
         self._shown[event.channel] = event.offset + len(event.text)

@@ -26,11 +26,11 @@ from keye.config.faults import (
 from keye.config.quarantine import QuarantinedMessage
 from keye.producer.client import Client
 from keye.producer.dead_letters import DeadLetter
-from keye.producer.shell import EXIT_CODES, AsJson, CommandLine, ExitCode, RedisUrl, connected, tell
+from keye.producer.shell import AsJson, CommandLine, ExitCode, RedisUrl, confirmed, connected, tell
 from keye.producer.transport import is_refusal
 
 app = CommandLine(
-    no_args_is_help=True,
+    "keye",
     help="Look through the jobs that failed for good, and send them again; or through messages that nobody could read.",
 )
 
@@ -45,7 +45,9 @@ def parse_period(text: str) -> float:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-Codes = Annotated[list[ErrorCode] | None, typer.Option("--code", help="only with this code; may be repeated")]
+Codes = Annotated[
+    list[ErrorCode] | None, typer.Option("--code", metavar="CODE", help="only with this error code; may be repeated")
+]
 Since = Annotated[
     float | None, typer.Option(parser=parse_period, metavar="PERIOD", help="only of the last 90s, 30m, 2h or 7d")
 ]
@@ -54,7 +56,7 @@ All = Annotated[bool, typer.Option("--all", help="every dead letter; with --mess
 Messages = Annotated[bool, typer.Option("--messages", help="of the messages that no worker could read")]
 
 
-@app.command("list", epilog=EXIT_CODES)
+@app.command("list")
 def list_letters(
     code: Codes = None,
     since: Since = None,
@@ -69,11 +71,14 @@ def list_letters(
     faults: list[KeyeError] = []
     with connected(redis_url) as client:
         for found in select(client, code, since, messages):
-            tell(json.dumps(as_dict(found, faults)) if as_json else escaped(in_a_line(found, faults)))
+            if as_json:
+                tell(json.dumps(as_dict(found, faults)))
+            else:
+                tell(escaped(in_a_line(found, faults)), hang=2)
     exit_if_any(faults)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def show(
     job_or_message_id: Annotated[str, typer.Argument(metavar="ID", help="of a job that failed, or of a message")],
     messages: Messages = False,
@@ -88,11 +93,11 @@ def show(
         content = content_of(found) if isinstance(found, QuarantinedMessage) else {}
         tell(json.dumps(as_dict(found, faults) | content, indent=2))
     else:
-        tell("\n".join(map(escaped, (in_a_line(found, faults), *details_of(found, faults)))))
+        tell("\n".join(map(escaped, (in_a_line(found, faults), *details_of(found, faults)))), hang=2)
     exit_if_any(faults)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def requeue(
     ids: Ids = None,
     code: Codes = None,
@@ -121,28 +126,37 @@ def requeue(
     exit_if_any(faults)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def purge(
     ids: Ids = None,
     code: Codes = None,
     since: Since = None,
     every: All = False,
     messages: Messages = False,
+    is_sure: Annotated[bool, typer.Option("--yes", help="do not ask before those of --code, --since or --all")] = False,
+    as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Forget jobs (their input, their failure, all of it) or quarantined messages. Prints their ids."""
+    """Forget jobs (their input, their failure, all of it) or quarantined messages. Prints their ids.
+
+    Those that are not named one by one it counts, and asks.
+    """
     require_one_choice(ids, code, since, every)
     faults: list[KeyeError] = []
     with connected(redis_url) as client:
         chosen = [find(client, each, messages) for each in ids] if ids else list(select(client, code, since, messages))
+        what = f"{len(chosen)} {'quarantined message' if messages else 'dead letter'}{'s' * (len(chosen) != 1)}"
+        if not ids and chosen and not confirmed(f"Forget {what} for good?", is_sure):
+            tell("None was forgotten.", err=True)
+            return
         for each in chosen:
             if isinstance(each, QuarantinedMessage):
                 client.quarantine.purge([each.message_id])
-                tell(escaped(each.message_id))
-            else:
-                with sparing_the_others(each.job_id, faults):
-                    client.dead_letters.purge(each)
-                    tell(escaped(each.job_id))
+                tell(json.dumps({"message_id": each.message_id}) if as_json else escaped(each.message_id))
+                continue
+            with sparing_the_others(each.job_id, faults):
+                client.dead_letters.purge(each)
+                tell(json.dumps({"job_id": each.job_id}) if as_json else escaped(each.job_id))
     exit_if_any(faults)
 
 

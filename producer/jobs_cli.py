@@ -71,7 +71,10 @@ def top(
 
 def show_job(client: Client, job_id: str, as_json: bool) -> None:
     status = client.job_status(job_id)
-    tell(status.model_dump_json() if as_json else "\n".join(map(escaped, lines_of(status))))
+    if as_json:
+        tell(status.model_dump_json())
+    else:
+        tell("\n".join(map(escaped, lines_of(status))), hang=8)
 
 
 def cancel_all_queued(client: Client, is_sure: bool, as_json: bool) -> None:

@@ -1,19 +1,22 @@
 """What every `keye` command shares: its options, what it prints by, the connection, each error's exit code."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import CommandFunctionType
 
 import keye
-from keye.config import faults
+from keye.config import faults, terminal
 from keye.config.contract import escaped
-from keye.config.terminal import guard_terminal, let_styles_pass, unguarded, visible, without_styles
+from keye.config.job import MAX_TEXT_BYTES
+from keye.config.terminal import ended_by_signals, guard_terminal, has_styles, let_styles_pass, unguarded, visible
 from keye.producer.client import Client
 
 
@@ -39,28 +42,78 @@ class ExitCode(IntEnum):
     IRREGULAR = 9, "a job is in no legal state"
     FULL = 10, "the queue is full", faults.QueueFull
     DIFFERENT = 11, "the replayed job came to something else"
+    UNWRITABLE = terminal.UNWRITABLE, "the output cannot be written"
+    INTERRUPTED = terminal.INTERRUPTED, "ended by Ctrl-C"
+    UNREAD = terminal.UNREAD, "nobody reads the output any more"
+    TERMINATED = terminal.TERMINATED, "ended by SIGTERM"
 
     @classmethod
     def of(cls, error: Exception) -> Self:
         return next((code for code in cls if isinstance(error, code.errors)), cls.INVALID)
 
 
-EXIT_CODES = f"Exit codes: {'; '.join(f'{code.value} {code.meaning}' for code in ExitCode)}."
+def list_codes(codes: Iterable[Any]) -> str:
+    """One a line, as typer reads an epilog."""
+    return "\n".join(["Exit codes:", *(f"{code.value:>3} {code.meaning}" for code in codes)])
+
 
 RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def tell(text: str, err: bool = False, end: str = "\n", is_styled: bool = False) -> None:
+def tell(text: str, err: bool = False, end: str = "\n", is_styled: bool = False, hang: int | None = None) -> None:
     """All that a command prints, JSON too, to standard output or error: nothing in it that a terminal obeys.
 
-    Of a text that `is_styled` styles are left, for terminals; what others wrote in it has to be `visible` already.
+    Of a text that `is_styled` styles are left, for who has any; what others wrote in it has to be `visible` already.
+    A line longer than a terminal goes on between words, `hang` columns in: an error, and where `hang` is given.
     """
     stream = sys.stderr if err else sys.stdout
-    if is_styled and stream.isatty():
+    if is_styled and has_styles(stream):
         print(text, file=unguarded(stream), end=end, flush=True)
-    else:
-        print(visible(without_styles(text) if is_styled else text), file=stream, end=end, flush=True)
+        return
+    text = visible(terminal.without_styles(text) if is_styled else text)
+    if (err or hang is not None) and end == "\n" and stream.isatty():
+        text = folded(text, width_of(stream), hang or 0)
+    print(text, file=stream, end=end, flush=True)
+
+
+def folded(text: str, width: int, hang: int) -> str:
+    """Broken between words alone: what has none, an id say, can still be taken up whole."""
+    wrapper = textwrap.TextWrapper(
+        width,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+        expand_tabs=False,
+        replace_whitespace=False,
+    )
+    return "\n".join("\n".join(wrapper.wrap(line)) for line in text.split("\n"))
+
+
+def width_of(stream: TextIO) -> int:
+    """Of a terminal, in columns, as rich has it."""
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked if asked.isdecimal() else 0) or os.get_terminal_size(stream.fileno()).columns or 80
+
+
+def read_prompt() -> str:
+    """From standard input, without the line break at its end. Raises `InvalidJob`."""
+    if sys.stdin.isatty():
+        tell("Reading the prompt until Ctrl-D.", err=True)
+    # With its line break, and one more.
+    read = sys.stdin.buffer.read(MAX_TEXT_BYTES + 3)
+    if len(read) == MAX_TEXT_BYTES + 3:
+        raise faults.InvalidJob(f"1 fault: prompt: standard input has more than {MAX_TEXT_BYTES} bytes, the limit.")
+    try:
+        text = read.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise faults.InvalidJob(
+            f"1 fault: prompt: standard input is no UTF-8 from byte {fault.start + 1} on. Send text in UTF-8."
+        ) from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise faults.InvalidJob("1 fault: prompt: standard input is empty. Send the question there, or give it here.")
+    return text
 
 
 def confirmed(question: str, is_sure: bool) -> bool:
@@ -80,8 +133,18 @@ def confirmed(question: str, is_sure: bool) -> bool:
 _TOLD = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
+# What is left of 80 columns. In fewer, boxes of help leave no room for the names of options.
+_HELP_COLUMNS = 78
+
+
 class _Command(TyperCommand):
     """A command of ours, which prints in no colours but by `tell` and `OurConsole`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if formatter.width < _HELP_COLUMNS:
+            super(TyperCommand, self).format_help(ctx, formatter)
+        else:
+            super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         let_styles_pass(False)
@@ -93,9 +156,10 @@ class _Commands(TyperGroup):
     """Also what typer and Python print, of wrong arguments say, is nothing that a terminal obeys but typer's styles."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        guard_terminal()
-        let_styles_pass(True)
-        return super().main(*args, **options)
+        with ended_by_signals():
+            guard_terminal()
+            let_styles_pass(True)
+            return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _telling_visibly():
@@ -120,17 +184,19 @@ def _telling_visibly() -> Iterator[None]:
 class CommandLine(typer.Typer):
     """Commands of which nothing that others wrote reaches a terminal as it is, however they print it."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(cls=_Commands, **options)
+    def __init__(self, name: str, **options: Any) -> None:
+        """`name` is the program's, whose help lists the exit codes."""
+        super().__init__(cls=_Commands, no_args_is_help=True, **options)
+        self._pointer = f"Exit codes: see {name} --help"
 
     def command(self, *args: Any, **options: Any) -> "Callable[[CommandFunctionType], CommandFunctionType]":
-        return super().command(*args, cls=_Command, **options)
+        return super().command(*args, cls=_Command, epilog=self._pointer, **options)
 
 
-def command_line(what: str, epilog: str | None = None) -> CommandLine:
+def command_line(name: str, what: str, epilog: str) -> CommandLine:
     """A command of commands, which tells its version and, by -h too, its use."""
     return CommandLine(
-        no_args_is_help=True,
+        name,
         add_completion=False,
         pretty_exceptions_enable=False,
         help=what,
@@ -152,6 +218,19 @@ def _version(
     ] = False,
 ) -> None:
     pass
+
+
+@contextmanager
+def telling_how_to_go_on(job_id: str, what: str = "goes on", *errors: type[Exception]) -> Iterator[None]:
+    """Who ends the wait for a job by a signal hears its id and what may be done about it; of these `errors`, too."""
+    try:
+        yield
+    except BaseException as end:
+        is_terminated = isinstance(end, SystemExit) and end.code == ExitCode.TERMINATED
+        if is_terminated or isinstance(end, (KeyboardInterrupt, *errors)):
+            verbs = ", ".join(f"keye {verb} {job_id}" for verb in ("watch", "result", "cancel"))
+            tell(escaped(f"Job {job_id} {what}: {verbs}"), err=True)
+        raise
 
 
 @contextmanager

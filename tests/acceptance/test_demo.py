@@ -1,15 +1,17 @@
 """The first thing a new user runs."""
 
-import os
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from keye.config.job import AnalysisJob
-from keye.producer import Client
+from keye.producer import Client, Job
 from keye.worker.demo import demonstration, local_worker
 from keye.worker.demo.demonstration import Board
 from keye.worker.demo.errands import Errand
@@ -22,13 +24,25 @@ from tests.support.checkout import PYTHONPATH
 @pytest.mark.holds("README.md#see-it-work", "make demo # sets up .venv", "`demo.png` shows them")
 @pytest.mark.holds("docs/design.md#decisions", "Without a server or a GPU, `make demo` starts an embedded Valkey")
 def test_demo_answers_every_job_as_expected_and_saves_a_picture(tmp_path: Path) -> None:
-    environ = os.environ | {"COLUMNS": "200"}
-    command = [sys.executable, "-m", "keye.worker.daemon.cli", "demo"]
-    demo = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-m", "keye.worker.daemon.cli", "demo", "--json"]
+    demo = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "9 of 9 ended as expected" in demo.stdout
+    assert "9 of 9 ended as expected" in demo.stderr
+    jobs = [json.loads(line) for line in demo.stdout.splitlines()]
+    assert [job["is_right"] for job in jobs] == [True] * 9
+    assert {job["outcome"]["kind"] for job in jobs} == {"result", "failure"}
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 800
+
+
+@pytest.mark.parametrize(("columns", "has_times"), [(60, False), (100, True)])
+def test_what_a_terminal_has_no_room_for_is_left_out(columns: int, has_times: bool) -> None:
+    errand = Errand("changing.webm", AnalysisJob(prompt="Which colour does it become?"), "Yellow.", None)
+    console = Console(file=io.StringIO(), width=columns)
+    console.print(Board([errand], [Job("7", None)]))  # type: ignore[arg-type]
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in told
+    assert ("changing.webm" in told, "fetch" in told) == (True, has_times)
 
 
 def test_the_demo_waits_as_long_as_its_worker_gets_on(

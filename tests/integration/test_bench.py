@@ -1,19 +1,23 @@
 """`keye-worker bench` on the smallest checkpoint there is; what its figures are depends on the machine."""
 
 import gc
+import json
 import re
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from keye.config.settings import Settings
 from keye.worker.daemon import bench, feeding
 from keye.worker.daemon.bench import Disagreement, run_bench
+from keye.worker.daemon.cli import app
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.loading.served_model import LoadedModel, load_configured_model
 
@@ -38,8 +42,12 @@ def cells(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 @quiet
+@pytest.mark.holds(
+    "docs/operations.md#the-cpu-is-busy-and-the-gpu-is-not-why", "It tells first how much memory it takes"
+)
 def test_bench_prints_a_row_for_each_way_and_each_stage() -> None:
-    lines = list(run_bench(SETTINGS, new_tokens=4))
+    told: list[str] = []
+    lines = list(run_bench(SETTINGS, 4, told.append))
     assert lines[0] == "checkpoint in float32 on cpu"
     assert "engine and `generate` say the same, 4 of 4 tokens alike\n" in lines
     rows = cells(lines)
@@ -54,6 +62,15 @@ def test_bench_prints_a_row_for_each_way_and_each_stage() -> None:
         assert float(ratio) == pytest.approx(float(speed) / float(rows[bench.PLAIN][2]), rel=0.1)
         assert 0 < int(decoding.rstrip("%")) < 100
     assert rows["reported elsewhere, not measured here: A100 40 GB, default"] == ["1.2", "", "0.83", "", "", "28 GB"]
+    memory, duration, *progress = told
+    assert re.fullmatch(r"It takes .* GiB of weights in float32 and up to 2\.0 GiB .*, on the CPU\.", memory)
+    assert re.fullmatch(r"An answer takes .* s, all measures \d+ to \d+ minutes\. Ctrl-C ends it\.", duration)
+    assert [line.split(": ")[0] for line in progress] == [f"{place} of 8" for place in range(1, 9)]
+    assert (progress[0], progress[4]) == (f"1 of 8: {bench.PLAIN}", "5 of 8: engine, 4 jobs")
+    measured = {line.facts["measured"]: line.facts for line in lines if isinstance(line, bench.Measured)}
+    assert {"write a token", bench.PLAIN, *ways, bench.IN_8_BITS, "photos, 400x300"} <= measured.keys()
+    assert measured[bench.PLAIN]["images_per_second"] == float(rows[bench.PLAIN][2])
+    assert json.loads(json.dumps(measured)) == measured
 
 
 @quiet
@@ -133,6 +150,39 @@ def test_bench_compares_no_speeds_where_one_side_says_something_else(monkeypatch
     monkeypatch.setattr(ModelRunner, "run", wrong)
     with pytest.raises(Disagreement, match="at token 1 of 2"):
         list(run_bench(SETTINGS, new_tokens=2))
+
+
+def test_who_stops_a_measure_does_not_wait_for_what_is_left_of_it() -> None:
+    asked: list[int] = []
+    is_over = threading.Event()
+
+    def answer(number: int) -> None:
+        asked.append(number)
+        if number == 0:
+            raise KeyboardInterrupt
+        is_over.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.each_in_a_thread(answer, range(100), 2)
+    is_over.set()
+    assert len(asked) < 10
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_bench_prints_what_it_measures_and_tells_the_rest_apart(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(settings: Settings, tell: Callable[[str], object]) -> Iterator[str]:
+        tell("1 of 1: it")
+        yield "in words"
+        yield "| | s |"
+        yield bench.Measured("| it | 1 |", measured="it", seconds=1)
+
+    monkeypatch.setattr(bench, "run_bench", measure)
+    told = CliRunner().invoke(app, ["bench", *options])
+    printed = '{"measured": "it", "seconds": 1}\n' if options else "in words\n| | s |\n| it | 1 |\n"
+    assert (told.exit_code, told.stdout, told.stderr) == (0, printed, "1 of 1: it\n")
+    assert bench.Measured("| it | 1 |", measured="it", seconds_per_image=1).in_words() == "it: seconds per image 1"
 
 
 def test_bench_without_a_checkpoint_says_what_to_set() -> None:

@@ -285,7 +285,7 @@ def test_keye_dead_lists_shows_requeues_and_purges(client: Client, worker: Redis
     assert keye("purge")[0] == ExitCode.INVALID
     assert keye("purge", other.id, "--all")[0] == ExitCode.INVALID
     assert keye("list", "--since", "yesterday")[0] == ExitCode.INVALID
-    assert keye("purge", "--all") == (ExitCode.OK, f"{other.id}\n")
+    assert keye("purge", "--all", "--yes") == (ExitCode.OK, f"{other.id}\n")
     assert keye("list") == (ExitCode.OK, "")
 
 

@@ -88,6 +88,7 @@ def test_many_jobs_come_as_lines_and_each_is_told_of(keye: CliRunner, client: Cl
     assert sent.exit_code == ExitCode.INVALID
 
 
+@pytest.mark.holds("docs/producers.md#from-the-shell", "`keye result ID --json` prints its failure")
 def test_a_failure_is_told_in_a_line_or_as_json(keye: CliRunner, client: Client, redis: Redis) -> None:
     job = client.submit(JOB)
     settle(redis, job, failure(job))
@@ -96,7 +97,7 @@ def test_a_failure_is_told_in_a_line_or_as_json(keye: CliRunner, client: Client,
     assert json.loads(keye.invoke(app, ["result", job.id, "--json"]).stdout)["media_index"] == 0
 
 
-@pytest.mark.holds("docs/producers.md#while-it-runs", "From the shell, `keye watch`.")
+@pytest.mark.holds("docs/producers.md#while-it-runs", "From the shell, `keye watch`:")
 def test_watch_shows_every_stage_and_the_end(keye: CliRunner, client: Client, redis: Redis) -> None:
     job = client.submit(JOB)
     start(redis, job)

@@ -195,11 +195,11 @@ def test_only_messages_are_purged_by_messages_and_only_letters_without(
     older, old, new, newest = (put(redis, b"?", seconds_ago=ago) for ago in (3 * HOUR, 2 * HOUR, 60, 0))
     assert keye("dead", "purge", "--messages", failed)[0] == ExitCode.NOT_FOUND
     assert keye("dead", "purge", "--messages", old) == (ExitCode.OK, f"{old}\n")
-    assert keye("dead", "purge", "--messages", "--since", "1h") == (ExitCode.OK, f"{new}\n{newest}\n")
-    assert keye("dead", "purge", "--all") == (ExitCode.OK, f"{failed}\n")
+    assert keye("dead", "purge", "--messages", "--since", "1h", "--yes") == (ExitCode.OK, f"{new}\n{newest}\n")
+    assert keye("dead", "purge", "--all", "--yes") == (ExitCode.OK, f"{failed}\n")
     assert [message.message_id for message in client.quarantine.select()] == [older]
     failed = fail(redis, client)
-    assert keye("dead", "purge", "--messages", "--all") == (ExitCode.OK, f"{older}\n")
+    assert keye("dead", "purge", "--messages", "--all", "--yes") == (ExitCode.OK, f"{older}\n")
     assert keye("dead", "list", "--messages") == (ExitCode.OK, "")
     assert client.dead_letters.find(failed).job_id == failed
 

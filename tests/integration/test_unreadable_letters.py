@@ -139,7 +139,7 @@ def test_list_tells_which_cannot_be_read_and_purge_forgets_them(client: Client, 
         assert shown[0].startswith(job_id), name
         assert "unreadable: " in "".join(shown), name
 
-    assert keye("purge", "--all") == (0, [first, *ids.values(), last], [])
+    assert keye("purge", "--all", "--yes") == (0, [first, *ids.values(), last], [])
     assert redis.exists(*map(keys.record, ids.values())) == 0
 
 
@@ -149,7 +149,7 @@ def test_key_of_another_type_costs_its_own_letter_alone(client: Client, redis: R
         fail(redis, job)
     redis.delete(keys.idempotency("1"))
     redis.rpush(keys.idempotency("1"), "no string")
-    code, purged, told = keye("purge", "--all")
+    code, purged, told = keye("purge", "--all", "--yes")
     assert code == ExitCode.UNAVAILABLE
     assert purged == [jobs[0].id, jobs[2].id]
     assert [line.split(": ")[0] for line in told] == [jobs[1].id]
@@ -210,7 +210,7 @@ def test_stranger_in_quarantine_is_listed_shown_and_purged_as_a_message(redis: R
     assert all("cannot be read" in row for row in rows[1:4])
     assert [json.loads(row)["message_id"] for row in keye("list", "--messages", "--json")[1]] == ids
     assert '{"hello": "\\u001b[2J"}' in keye("show", ids[1])[1]
-    assert keye("purge", "--messages", "--all") == (0, ids, [])
+    assert keye("purge", "--messages", "--all", "--yes") == (0, ids, [])
     assert redis.xlen(keys.QUARANTINE) == 0
 
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from pydantic import ByteSize, TypeAdapter
@@ -27,11 +27,11 @@ from keye.config.faults import Fault, InvalidJob, InvalidSettings, JobFailed, Qu
 from keye.config.formats import media_type_of
 from keye.config.job import Content, GenerationOptions, Sampling, Thinking
 from keye.config.settings import Settings
+from keye.producer import shell
 from keye.producer.cli import Transcript
 from keye.producer.client import Client, build_job
 from keye.producer.console import OurConsole
-from keye.producer.shell import ExitCode as Ending
-from keye.producer.shell import command_line, tell
+from keye.producer.shell import AsJson, command_line, list_codes, read_prompt, tell, width_of
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
@@ -50,10 +50,17 @@ def read_bytes(text: str) -> int:
     return TypeAdapter(ByteSize).validate_python(text)
 
 
-app = command_line(f"Answers Keye-VL analysis jobs from the queue. Needs: {escape(install_command('worker'))}")
+app = command_line(
+    "keye-worker",
+    f"Answers Keye-VL analysis jobs from the queue. Needs: {escape(install_command('worker'))}",
+    list_codes([*ExitCode, *(code for code in shell.ExitCode if code >= shell.ExitCode.UNWRITABLE)]),
+)
 
 logger = logging.getLogger("keye-worker")
 
+# Wide enough for the rows of `keye-worker bench`, and of `keye-worker plan`.
+BENCH_COLUMNS = 120
+PLAN_COLUMNS = 80
 
 Gpus = Annotated[
     str | None,
@@ -65,7 +72,10 @@ Gpus = Annotated[
 
 
 @app.command()
-def run(gpus: Gpus = None) -> None:
+def run(
+    gpus: Gpus = None,
+    as_json: Annotated[bool, typer.Option("--json", help="log as JSON: KEYE_LOG_FORMAT=json")] = False,
+) -> None:
     """Check the set-up, then run one worker process per GPU (or one on the CPU) until SIGTERM."""
     from keye.worker.daemon.endpoint import HostCollector, serving
     from keye.worker.daemon.host_limits import raise_open_files
@@ -74,6 +84,9 @@ def run(gpus: Gpus = None) -> None:
     from keye.worker.media.decode.sandbox import hide_memory
     from keye.worker.telemetry.log import set_up_log
 
+    if as_json:
+        # Workers read it, too.
+        os.environ["KEYE_LOG_FORMAT"] = "json"
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
     raise_open_files()
@@ -102,16 +115,15 @@ def run(gpus: Gpus = None) -> None:
 def probe(
     live: Annotated[bool, typer.Option("--live", help="nothing of this host's hangs (as without options)")] = False,
     ready: Annotated[bool, typer.Option("--ready", help="at least one worker takes jobs")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell in a fifth of a second, without HTTP, whether this host's workers are live or ready: exit code 0 or 1."""
     # The command itself does not come by here, but to say how it is used.
-    raise typer.Exit(ask_host(["--live"] * live + ["--ready"] * ready))
+    raise typer.Exit(ask_host(["--live"] * live + ["--ready"] * ready + ["--json"] * as_json))
 
 
 @app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def status(as_json: AsJson = False) -> None:
     """Print how this host's workers are, then the queues, all workers, and how long the work will take."""
     settings = read_settings()
     here = judge_host(settings.run_folder)
@@ -119,18 +131,17 @@ def status(
         with Client(settings) as client:
             fleet = client.status()
     except QueueUnavailable as error:
-        logger.critical("this host: %s; %s", here.reason, error)
-        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+        raise ended(f"this host: {here.reason}; {error}") from None
     if as_json:
         tell(json.dumps({"host": here._asdict(), "fleet": fleet.model_dump(mode="json")}))
     else:
-        tell("\n".join([escaped(f"{'host':<8}{here.reason}"), *fleet.lines()]))
+        tell("\n".join([escaped(f"{'host':<8}{here.reason}"), *fleet.lines()]), hang=8)
 
 
 @app.command()
 def doctor(
     gpus: Gpus = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON, one object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, a finding a line")] = False,
 ) -> None:
     """Examine everything a worker needs, ending with one job through the real engine; a line of cure for each fault.
 
@@ -159,41 +170,56 @@ def _examine(gpus: str | None) -> Iterator[Finding]:
 
 
 @app.command()
-def bench() -> None:
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, a measure a line")] = False,
+) -> None:
     """Measure images a second, memory, the time of each stage, and whether decoders feed the engine on this machine."""
     settings = read_settings()
     secure_torch(settings.cache_folder)
-    from keye.worker.daemon.bench import Disagreement, run_bench
+    from keye.worker.daemon.bench import Disagreement, Measured, run_bench
     from keye.worker.model.load import CheckpointFault
     from keye.worker.model.precision import PrecisionUnavailable
 
+    is_wide = not sys.stdout.isatty() or width_of(sys.stdout) >= BENCH_COLUMNS
     try:
-        for line in run_bench(settings):
-            tell(line)
+        for line in run_bench(settings, tell=partial(tell, err=True)):
+            if as_json:
+                if isinstance(line, Measured):
+                    tell(json.dumps(line.facts))
+            elif is_wide or not line.startswith("|"):
+                tell(line, hang=0)
+            elif isinstance(line, Measured):
+                tell(line.in_words(), hang=2)
     except (ValueError, CheckpointFault, PrecisionUnavailable, Disagreement) as error:
-        logger.critical("%s", error)
-        raise typer.Exit(ExitCode.MODEL_LOAD_FAILED) from None
+        raise ended(str(error), ExitCode.MODEL_LOAD_FAILED) from None
 
 
 @app.command()
 def plan(
     files: Annotated[list[Path] | None, typer.Argument(help="images and videos of one job, in order")] = None,
     fps: Annotated[float | None, typer.Option(help="frames a second of videos")] = None,
-    content: Annotated[Content | None, typer.Option(help="what videos show, instead of fps")] = None,
-    sampling: Annotated[Sampling, typer.Option(help="which frames of videos are read")] = Sampling.EVEN,
+    content: Annotated[
+        Content | None, typer.Option(metavar="KIND", help=f"what videos show, instead of fps: {', '.join(Content)}")
+    ] = None,
+    sampling: Annotated[
+        Sampling, typer.Option(metavar="HOW", help=f"which frames of videos are read: {', '.join(Sampling)}")
+    ] = Sampling.EVEN,
     start_seconds: Annotated[float | None, typer.Option(help="where videos are read from")] = None,
     end_seconds: Annotated[float | None, typer.Option(help="where they are read to")] = None,
     max_frames: Annotated[int | None, typer.Option(help="most frames of a video")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="most pixels of an image or frame")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = GenerationOptions().max_new_tokens,
-    text_tokens: Annotated[int, typer.Option(min=0, help="about how long the question is")] = 256,
-    visual_tokens: Annotated[int, typer.Option(min=0, help="of a job without files")] = 0,
+    text_tokens: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="about how long the question is")] = 256,
+    visual_tokens: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="of a job without files")] = 0,
     gpu_memory: Annotated[
         int | None,
         typer.Option(parser=read_bytes, metavar="BYTES", help="of a card that is not here: 24GiB, 81559MiB"),
     ] = None,
-    precision: Annotated[PrecisionSetting | None, typer.Option(help="instead of KEYE_PRECISION")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    precision: Annotated[
+        PrecisionSetting | None,
+        typer.Option(metavar="PRECISION", help=f"instead of KEYE_PRECISION: {', '.join(get_args(PrecisionSetting))}"),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what files come to with KEYE_MODEL_PATH, how many such jobs a GPU runs together, and what to lower.
 
@@ -223,8 +249,7 @@ def plan(
     except InvalidJob as error:
         raise typer.BadParameter(str(error)) from None
     except (OSError, KeyError, ValueError, Fault) as error:
-        logger.critical("%s", error)
-        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+        raise ended(str(error)) from None
     totals = planning.sum_up(planned, facts, room)
     shape = capacity.JobShape(totals["visual_tokens"] if planned else visual_tokens, text_tokens, max_new_tokens)
     lower = partial(planning.max_pixels_for, parts=parts, planned=planned, facts=facts, room=room)
@@ -236,21 +261,25 @@ def plan(
         tell(json.dumps({"media": [asdict(medium) for medium in planned], **totals, "memory": memory}))
         return
     console = OurConsole()
-    if planned:
+    if planned and console.width < PLAN_COLUMNS:
+        tell("\n".join(planning.as_lines(planned, totals)), hang=2)
+    elif planned:
         console.print(planning.as_table(planned, totals))
     console.print(capacity.as_table(fitting, shape, settings.num_slots))
     for line in advice:
-        console.print(f"- {line}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"- {line}", hang=2)
 
 
 @app.command()
 def ask(
     *,
     media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
-    prompt: Annotated[str, typer.Argument(help="the question")],
-    thinking: Annotated[Thinking, typer.Option(help="whether the model reasons before it answers")] = Thinking.AUTO,
+    prompt: Annotated[str, typer.Argument(help="the question, - for standard input")],
+    thinking: Annotated[
+        Thinking, typer.Option(metavar="MODE", help=f"whether it reasons before it answers: {', '.join(Thinking)}")
+    ] = Thinking.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = GenerationOptions().max_new_tokens,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer one question here and now, without a queue, with KEYE_MODEL_PATH or else a small model that comes along.
 
@@ -262,7 +291,7 @@ def ask(
     if settings.model_path is None:
         tell("KEYE_MODEL_PATH is not set: a small model answers, which knows drawn shapes only.", err=True)
     try:
-        fields = {"media": media, "prompt": prompt, "thinking": thinking}
+        fields = {"media": media, "prompt": read_prompt() if prompt == "-" else prompt, "thinking": thinking}
         # Before the model, which takes its time.
         job = build_job(fields | {"generation": {"max_new_tokens": max_new_tokens}}, LocalMedia(Path()))
         if sys.stderr.isatty():
@@ -281,15 +310,17 @@ def ask(
                 tell("")
     except (InvalidJob, JobFailed) as error:
         tell(escaped(str(error)), err=True)
-        raise typer.Exit(Ending.of(error)) from None
+        raise typer.Exit(shell.ExitCode.of(error)) from None
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, a job a line")] = False,
+) -> None:
     """Run real jobs through a broker, an S3 server and a worker of its own, on the CPU; saves demo.png."""
     from keye.worker.demo.demonstration import run_demo
 
-    raise typer.Exit(run_demo())
+    raise typer.Exit(run_demo(as_json))
 
 
 def _load(checkpoint: Path) -> "Analyzer":
@@ -308,8 +339,13 @@ def read_settings() -> Settings:
     try:
         return Settings.read()
     except InvalidSettings as error:
-        logger.critical("settings: %s", error)
-        raise typer.Exit(ExitCode.PREFLIGHT_FAILED) from None
+        raise ended(f"settings: {error}") from None
+
+
+def ended(why: str, code: ExitCode = ExitCode.PREFLIGHT_FAILED) -> typer.Exit:
+    """To be raised; its reason is told."""
+    tell(escaped(why), err=True)
+    return typer.Exit(code)
 
 
 def _divided(settings: Settings, asked: str | None) -> tuple[Settings, list[str]]:

@@ -5,12 +5,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from keye.config.terminal import guard_terminal
+from keye.config.terminal import end_at_ctrl_c, guard_terminal
 
 RUN_FOLDER = "/var/tmp/keye-run"
 
 
 def main() -> None:
+    end_at_ctrl_c()
     match sys.argv[1:]:
         case ["probe", *options] if not {"--help", "-h"}.intersection(options):
             sys.exit(probe(options))
@@ -21,16 +22,22 @@ def main() -> None:
 
 
 def probe(options: list[str]) -> int:
-    """`--live` (without options, too) or `--ready`: 0 or 1, and why; 2 for a wrong option."""
+    """`--live` (without options, too) or `--ready`, and `--json`: 0 or 1, and why; 2 for a wrong option."""
     from keye.worker.telemetry.health import judge_host
 
     guard_terminal()
-    if len(options) > 1 or not {*options} <= {"--live", "--ready"}:
-        print(f"keye-worker probe: {' '.join(options)} is not --live or --ready.", file=sys.stderr)
+    asked = [option for option in options if option != "--json"]
+    if len(asked) > 1 or not {*asked} <= {"--live", "--ready"}:
+        print(f"keye-worker probe: {' '.join(asked)} is not --live or --ready.", file=sys.stderr)
         return 2
     verdict = judge_host(Path(_run_folder()))
-    asked, is_so = ("ready", verdict.is_ready) if options == ["--ready"] else ("live", verdict.is_live)
-    print(f"{asked if is_so else f'not {asked}'}: {verdict.reason}")
+    what, is_so = ("ready", verdict.is_ready) if asked == ["--ready"] else ("live", verdict.is_live)
+    if asked == options:
+        print(f"{what if is_so else f'not {what}'}: {verdict.reason}", flush=True)
+    else:
+        import json
+
+        print(json.dumps(verdict._asdict()), flush=True)
     return 0 if is_so else 1
 
 

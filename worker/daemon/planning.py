@@ -1,7 +1,7 @@
 """`keye-worker plan`: what a job's media would become, told without a model. Decodes a frame a video."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,6 +9,7 @@ from typing import Self
 from rich.markup import escape
 from rich.table import Table
 
+from keye.config.contract import escaped
 from keye.config.formats import format_of_file
 from keye.config.job import ImagePart, VideoPart
 from keye.config.terminal import visible
@@ -145,6 +146,17 @@ def sum_up(planned: Sequence[PlannedMedium], facts: CheckpointFacts, room: int) 
     }
 
 
+def as_lines(planned: Sequence[PlannedMedium], totals: dict[str, int]) -> Iterator[str]:
+    """For a terminal that has no room for the table."""
+    for medium in planned:
+        frames = "" if medium.fps is None else f"{medium.frames} frames ({medium.fps:.3g}/s), "
+        sizes = f"{_in_words(medium.original_size)} shown at {_in_words(medium.size)}"
+        why = medium.warning or "; ".join(medium.reasons)
+        told = f"{frames}{sizes}, {medium.visual_tokens:,} visual tokens{f'; {why}' if why else ''}"
+        yield escaped(f"{medium.name.rpartition('/')[2]}: {told}")
+    yield f"in all {totals['visual_tokens']:,} of {totals['room']:,} visual tokens; {_memory(totals)}"
+
+
 def as_table(planned: Sequence[PlannedMedium], totals: dict[str, int]) -> Table:
     table = Table("file", "of", "frames", "shown at", "visual tokens", "why not what was asked", show_footer=True)
     for medium in planned:
@@ -153,11 +165,13 @@ def as_table(planned: Sequence[PlannedMedium], totals: dict[str, int]) -> Table:
         shown = (_in_words(medium.original_size), frames, _in_words(medium.size), f"{medium.visual_tokens:,}")
         table.add_row(escape(visible(medium.name.rpartition("/")[2])), *shown, escape(visible(why)))
     table.columns[4].footer = f"{totals['visual_tokens']:,} of {totals['room']:,}"
-    table.caption = (
-        f"memory: pixels {totals['pixel_bytes'] / 2**20:,.0f} MiB, patches {totals['patch_bytes'] / 2**20:,.0f} MiB, "
-        f"cache {totals['cache_bytes'] / 2**20:,.0f} MiB"
-    )
+    table.caption = _memory(totals)
     return table
+
+
+def _memory(totals: dict[str, int]) -> str:
+    of = {what: totals[f"{what}_bytes"] / 2**20 for what in ("pixel", "patch", "cache")}
+    return f"memory: pixels {of['pixel']:,.0f} MiB, patches {of['patch']:,.0f} MiB, cache {of['cache']:,.0f} MiB"
 
 
 def _in_words(size: tuple[int, int]) -> str:

@@ -1,7 +1,9 @@
 """`keye-worker demo`: real jobs through a real broker, worker and S3 server, with answers that can be checked."""
 
+import json
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,6 +23,7 @@ from keye.config.faults import JobFailed
 from keye.config.outcome import JobFailure, JobResult
 from keye.producer import Client, Job
 from keye.producer.console import OurConsole
+from keye.producer.shell import tell
 from keye.worker.demo.embedded_valkey import EmbeddedValkey
 from keye.worker.demo.ending_signals import EndingSignals
 from keye.worker.demo.errands import Errand, draw_errands
@@ -27,22 +31,27 @@ from keye.worker.demo.local_worker import LocalWorker
 from keye.worker.demo.poster import draw_poster
 
 POSTER = Path("demo.png")
+# In fewer there is no room for all columns.
+TABLE_COLUMNS = 80
 # How long a worker with jobs to do may say nothing of any.
 QUIET_SECONDS = 60.0
 _BUCKET = "demo"
 
 
-def run_demo() -> int:
-    """Run every errand and show how it went; 0 if each ended as expected, else 1, with the worker's log."""
+def run_demo(as_json: bool = False) -> int:
+    """Run every errand and show how it went; 0 if each ended as expected, else 1, with the worker's log.
+
+    As JSON each job's end is a line on standard output, and all else is on standard error.
+    """
     # What has begun is ended once signals are noted only.
     with EndingSignals() as signals, ExitStack() as begun:
         temporary = begun.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         with signals.unwinding():
-            return _run_errands(Path(temporary), begun)
+            return _run_errands(Path(temporary), begun, as_json)
 
 
-def _run_errands(folder: Path, begun: ExitStack) -> int:
-    console = OurConsole()
+def _run_errands(folder: Path, begun: ExitStack, as_json: bool) -> int:
+    console = OurConsole(sys.stderr if as_json else sys.stdout)
     started = time.monotonic()
     broker, endpoint = begun.enter_context(EmbeddedValkey()), begun.enter_context(_s3_server())
     errands = draw_errands(folder, lambda path: _upload(endpoint, path))
@@ -52,10 +61,15 @@ def _run_errands(folder: Path, begun: ExitStack) -> int:
     client = begun.enter_context(Client(broker.url))
     console.print(f"Worker ready after {time.monotonic() - started:.1f} s. {len(errands)} jobs:")
     board = Board(errands, [client.submit(errand.job) for errand in errands])
-    with Live(board, console=console, refresh_per_second=10):
+    if as_json:
         board.follow(lambda: worker.process.poll() is None)
-    if not console.is_terminal:
-        console.line()  # Live ends its last line on terminals only
+        for line in board.as_json():
+            tell(line)
+    else:
+        with Live(board, console=console, refresh_per_second=10):
+            board.follow(lambda: worker.process.poll() is None)
+        if not console.is_terminal:
+            console.line()  # Live ends its last line on terminals only
     num_right = sum(board.is_right(i) for i in range(len(errands)))
     if num_right < len(errands):
         console.print((folder / "worker.log").read_text(), style="dim", markup=False, highlight=False)
@@ -102,10 +116,17 @@ class Board:
         found = outcome.answer if isinstance(outcome, JobResult) else outcome and outcome.code
         return found == self.errands[i].expected
 
-    def __rich__(self) -> Table:
-        table = Table(Column("medium", overflow="fold"), "question")
-        table.add_column("answer, or why there is none", overflow="fold")
-        table.add_column("ms: fetch + decode + generate", width=13)
+    def as_json(self) -> Iterator[str]:
+        for i, (errand, outcome) in enumerate(zip(self.errands, self.outcomes, strict=True)):
+            told = {"medium": errand.label, "question": errand.job.prompt, "is_right": self.is_right(i)}
+            yield json.dumps(told | {"outcome": None if outcome is None else outcome.model_dump(mode="json")})
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        is_narrow = options.max_width < TABLE_COLUMNS
+        heads = ["medium: question"] if is_narrow else ["medium", "question"]
+        table = Table(*(Column(head, overflow="fold") for head in (*heads, "answer, or why there is none")))
+        if not is_narrow:
+            table.add_column("ms: fetch + decode + generate", width=13)
         table.add_column("right?")
         for i, errand in enumerate(self.errands):
             match self.outcomes[i]:
@@ -117,9 +138,10 @@ class Board:
                     text, times = f"{self._stages[i]} ...", ""
             verdict = "" if self.outcomes[i] is None else "✓" if self.is_right(i) else f"✗ {errand.expected}"
             # As Text: a model's answer is not markup.
-            cells = (errand.label, errand.job.prompt or "", text, times, verdict)
-            table.add_row(*map(Text, cells))
-        return table
+            medium, question = errand.label, errand.job.prompt or ""
+            whole, narrow = (medium, question, text, times, verdict), (f"{medium}: {question}", text, verdict)
+            table.add_row(*map(Text, narrow if is_narrow else whole))
+        yield table
 
 
 @contextmanager

@@ -159,20 +159,17 @@ def test_the_table_has_room_jobs_and_what_to_lower() -> None:
 
 
 @pytest.mark.usefixtures("checkpoint")
-def test_files_and_a_number_of_visual_tokens_exclude_each_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    arguments = ["plan", str(tmp_path / "a.png"), "--visual-tokens", "9"]
-    assert CliRunner().invoke(app, arguments).exit_code == ExitCode.PREFLIGHT_FAILED
-    assert "--visual-tokens 9 is for a job without files" in caplog.text
+def test_files_and_a_number_of_visual_tokens_exclude_each_other(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["plan", str(tmp_path / "a.png"), "--visual-tokens", "9"])
+    assert told.exit_code == ExitCode.PREFLIGHT_FAILED
+    assert "--visual-tokens 9 is for a job without files" in told.stderr
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYE_MODEL_PATH", str(tmp_path))
-    assert CliRunner().invoke(app, ["plan"]).exit_code == ExitCode.PREFLIGHT_FAILED
-    assert "config.json" in caplog.text
+    told = CliRunner().invoke(app, ["plan"])
+    assert told.exit_code == ExitCode.PREFLIGHT_FAILED
+    assert "config.json" in told.stderr
 
 
 @pytest.mark.usefixtures("checkpoint")

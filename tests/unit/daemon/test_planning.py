@@ -80,9 +80,10 @@ def test_keye_worker_plan_prints_a_table_or_json(clip: Path, photo: Path, monkey
 
 
 def test_file_that_cannot_be_read_ends_the_plan_with_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYE_MODEL_PATH", str(PREVIEW))
     (tmp_path / "list.mp4").write_text("#EXTM3U\n/etc/passwd\n")
-    assert CliRunner().invoke(app, ["plan", str(tmp_path / "list.mp4")]).exit_code != 0
-    assert "playlist" in caplog.text
+    told = CliRunner().invoke(app, ["plan", str(tmp_path / "list.mp4")])
+    assert told.exit_code != 0
+    assert "playlist" in told.stderr

@@ -1,6 +1,7 @@
 """What a probe makes of the files of a host's workers."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -105,6 +106,9 @@ def test_the_probe_finds_its_folder_in_the_environment_and_in_env_files(folder: 
         assert (found.returncode, found.stdout) == (0, "live: cpu loading\n")
     not_ready = run_probe("--ready", cwd=tmp_path)
     assert (not_ready.returncode, not_ready.stdout) == (1, "not ready: cpu loading\n")
+    as_json = run_probe("--ready", "--json", cwd=tmp_path)
+    told = {"is_live": True, "is_ready": False, "reason": "cpu loading"}
+    assert (as_json.returncode, json.loads(as_json.stdout)) == (1, told)
     assert run_probe("--alive", cwd=tmp_path).returncode == 2
     nobody = run_probe(cwd=tmp_path, KEYE_RUN_FOLDER="/nowhere")
     assert nobody.returncode == 1
