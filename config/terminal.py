@@ -61,6 +61,8 @@ def has_styles(stream: "TextIO | OutputStream") -> bool:
 class OutputStream:
     """Standard output or error: where it cannot be written to, the command ends, quietly where nobody reads it."""
 
+    ends_at_faults = True
+
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
@@ -76,10 +78,9 @@ class OutputStream:
     def _ending_at_faults(self) -> Iterator[None]:
         try:
             yield
-        except BlockingIOError:
-            # Of a worker's, whose log nobody waits to read.
-            raise
         except OSError as fault:
+            if not self.ends_at_faults:
+                raise
             # Else Python would try once more as it ends, and say so.
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
@@ -130,6 +131,11 @@ def guard_terminal() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
         elif name != "stdin" and not isinstance(stream, GuardedStream):
             setattr(sys, name, cast(TextIO, GuardedStream(stream)))
+
+
+def outlive_output() -> None:
+    """For a daemon, which does not end with who reads what libraries print."""
+    OutputStream.ends_at_faults = False
 
 
 def let_styles_pass(do: bool) -> None:

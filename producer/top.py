@@ -1,7 +1,6 @@
 """`keye top`: the fleet, looked at again and again in a terminal. What is shown of it: `keye.producer.overview`."""
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -77,7 +76,7 @@ class _Screen:
             redirect_stderr=False,
         )
         try:
-            with _ended_by_sigterm(), _keyboard() as typed_within, live:
+            with _keyboard() as typed_within, live:
                 while "q" not in typed_within(_TICK_SECONDS).lower():
                     live.refresh()
         finally:
@@ -125,16 +124,6 @@ def _keyboard() -> Iterator[Callable[[float], str]]:
         yield typed_within
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """As by an exception, so that the terminal is left as it was."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _type_nothing(seconds: float) -> str:

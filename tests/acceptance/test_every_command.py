@@ -207,6 +207,18 @@ class TestOutput:
         said = "The output cannot be written: No space left on device. What was done is done; what it would say is lost"
         assert dict(zip(PRINTING, told, strict=True)) == dict.fromkeys(PRINTING, (ExitCode.UNWRITABLE, f"{said}.\n"))
 
+    def test_that_nobody_reads_does_not_end_a_daemon(self, environ: dict[str, str]) -> None:
+        """Who prints hears of it, a library as a rule."""
+        code = (
+            "from keye.config.terminal import *; guard_terminal(); outlive_output()\n"
+            "try: print('said', flush=True)\nexcept BrokenPipeError: raise SystemExit(0)"
+        )
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-c", code]
+        with open(writer, "wb") as unread:
+            assert subprocess.run(command, stdout=unread, env=environ, check=False).returncode == 0
+
     def test_that_is_closed_is_no_fault(self, environ: dict[str, str]) -> None:
         command = f"{sys.executable} -m keye schema >&- 2>&- <&-"
         assert subprocess.run(command, shell=True, env=environ, check=False).returncode == 0

@@ -27,6 +27,7 @@ from keye.config.faults import Fault, InvalidJob, InvalidSettings, JobFailed, Qu
 from keye.config.formats import media_type_of
 from keye.config.job import Content, GenerationOptions, Sampling, Thinking
 from keye.config.settings import Settings
+from keye.config.terminal import outlive_output
 from keye.producer import shell
 from keye.producer.cli import Transcript
 from keye.producer.client import Client, build_job
@@ -89,6 +90,7 @@ def run(
         os.environ["KEYE_LOG_FORMAT"] = "json"
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
+    outlive_output()
     raise_open_files()
     hide_memory()
     try:
