@@ -274,6 +274,8 @@ def test_a_job_says_how_long_its_thinking_may_be_and_is_replayed_with_it(
     assert len(capped.reasoning) < len(free.reasoning)
     assert capped.raw_text == f"<think>{capped.reasoning}</think><answer>{capped.answer}</answer>"
     assert capped.answer
+    assert capped.warnings == ("Thinking was ended after 4 tokens (max_thinking_tokens).",)
+    assert free.warnings == ()
     events = list(client.find(capped.job_id).events(timeout=0))
     assert (joined(events, "reasoning"), joined(events, "answer")) == (capped.reasoning, capped.answer)
     told = [result.generation and result.generation.max_thinking_tokens for result in (free, capped)]

@@ -52,8 +52,8 @@ class Generated:
     """What a generation came to.
 
     `token_ids` holds all that was generated, the end token too; `text` neither special tokens nor the stop string nor
-    what follows it. Seconds: from submitting to the first step, from submitting to the first token (None when there
-    was none), from the first step to the end.
+    what follows it. `has_cut_thinking` where `max_thinking_tokens` ended it. Seconds: from submitting to the first
+    step, from submitting to the first token (None when there was none), from the first step to the end.
     """
 
     text: str
@@ -63,6 +63,7 @@ class Generated:
     queued_seconds: float
     first_token_seconds: float | None
     generate_seconds: float
+    has_cut_thinking: bool = False
 
 
 class PendingGeneration:

@@ -100,5 +100,6 @@ class Sequence:
                 queued_seconds=started_at - submitted_at,
                 first_token_seconds=None if self._first_token_at is None else self._first_token_at - submitted_at,
                 generate_seconds=now - started_at,
+                has_cut_thinking=self._budget is not None and self._budget.has_cut,
             )
         )

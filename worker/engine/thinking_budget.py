@@ -33,6 +33,7 @@ class ThinkingBudget:
         self._num_left = max_tokens
         self._is_thinking = False
         self._forced: list[int] = []
+        self.has_cut = False
 
     def take(self, chosen: int, *, goes_on: bool) -> int:
         """The next token: the one that was chosen, or what ends the thinking instead.
@@ -42,7 +43,7 @@ class ThinkingBudget:
         opening, closing, ending = self._tags
         is_spent = self._is_thinking and self._num_left <= 0 and chosen != closing
         if is_spent and not (goes_on and self._num_left > -_MOST_TOKENS_OF_A_CHARACTER):
-            self._forced = list(ending)
+            self._forced, self.has_cut = list(ending), True
         token_id = self._forced.pop(0) if self._forced else chosen
         if token_id == closing:
             self._is_thinking = False

@@ -140,6 +140,8 @@ class Attempt:
         with self._in_stage(Stage.GENERATE, is_brief=True):
             sampling = complete_sampling(self.job.generation, self._bench.sampling)
             generated = self._generate(prompt, sampling)
+        if generated.has_cut_thinking:
+            warnings += (f"Thinking was ended after {sampling.max_thinking_tokens} tokens (max_thinking_tokens).",)
         return JobResult(
             job_id=self.lease.job_id,
             **part_text(generated.text)._asdict(),
