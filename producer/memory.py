@@ -71,7 +71,8 @@ class MemoryTransport(Transport):
             self.add(keys.ENDED, {"job_id": job_id, "state": state.value, "seconds": ""})
             self._ended.append(job_id)
             if self._max_ended is not None and len(self._ended) > self._max_ended:
-                self.forget(self._ended.popleft())
+                self.forget(oldest := self._ended.popleft())
+                self._owners = {key: entry for key, entry in self._owners.items() if entry.split()[0] != oldest}
                 del self._streams[keys.ENDED][0]
                 self._num_trimmed += 1
 
@@ -79,7 +80,6 @@ class MemoryTransport(Transport):
         with self._changed:
             del self.records[job_id]
             self._streams.pop(keys.events(job_id), None)
-            self._owners = {key: entry for key, entry in self._owners.items() if entry.split()[0] != job_id}
 
     def submit(self, sealed: SealedJob, retry_failed: bool = False) -> str:
         entry = f"{sealed.job_id} {fingerprint_of(sealed.job)}"

@@ -14,7 +14,7 @@ from keye_vl_utils import vision_process
 
 from keye.config.job import VideoPart
 from keye.config.settings import Settings
-from keye.worker.daemon import loading
+from keye.worker.loading import served_model
 from keye.worker.model import attention_choice, image_processing, keye, vision_tower
 from keye.worker.model.checkpoint import UNUSED_TENSORS, VARIANTS, tensor_shapes
 from keye.worker.model.checkpoint_digest import digest_checkpoint
@@ -228,16 +228,16 @@ def test_a_start_proves_the_generation_of_its_checkpoint(monkeypatch: pytest.Mon
         proven.extend(folder.name for folder in generations)  # type: ignore[attr-defined]
         return "proven"
 
-    monkeypatch.setattr(loading, "prove_numbers", prove)
+    monkeypatch.setattr(served_model, "prove_numbers", prove)
     for name in ("preview", "v1_5"):
-        served = loading.load_served_model(Settings(model_path=GOLDEN / name / "checkpoint", device="cpu"))
+        served = served_model.load_served_model(Settings(model_path=GOLDEN / name / "checkpoint", device="cpu"))
         served.engine.stop()
         assert served.model.checkpoint == digest_checkpoint(GOLDEN / name / "checkpoint")
         told = dict(each.split("==") for each in served.model.packages)
         assert told["torch"] == version("torch")
         assert {"transformers", "tokenizers", "numpy", "pillow", "av", "keye-worker", "libavcodec"} <= told.keys()
     assert proven == ["preview", "v1_5"]
-    cases = {folder.name: len(list(folder.glob("cases/*.npz"))) for folder in loading.GENERATIONS.values()}
+    cases = {folder.name: len(list(folder.glob("cases/*.npz"))) for folder in served_model.GENERATIONS.values()}
     assert cases == {"preview": 4, "v1_5": 4}
 
 
@@ -259,7 +259,7 @@ def test_bounds_of_the_proof_are_the_codes() -> None:
 @pytest.mark.holds("docs/model.md#proof", "Tokens are the reference's up to where the two best logits are nearer")
 @pytest.mark.parametrize(("margin", "is_told"), [(1.9, False), (2.1, True)])
 def test_a_token_may_be_another_where_the_best_logits_are_near(margin: float, is_told: bool) -> None:
-    (case, *_) = GoldenCase.of(loading.GENERATIONS["Keye"])
+    (case, *_) = GoldenCase.of(served_model.GENERATIONS["Keye"])
     accepted = numbers._accepted_logit_error(case, torch.bfloat16)
     proof = numbers._Proof.__new__(numbers._Proof)
     expected = case.arrays["generated_ids"][0].tolist()

@@ -87,7 +87,7 @@ def run(
 
     if as_json:
         # Workers read it, too.
-        os.environ["KEYE_LOG_FORMAT"] = "json"
+        os.environ.update(KEYE_LOG_FORMAT="json")
     settings = read_settings()
     set_up_log(settings, "supervisor", logging.INFO)
     outlive_output()
