@@ -192,8 +192,9 @@ def test_who_stops_reading_stops_the_job(endless: Analyzer, photo: Path) -> None
 @pytest.mark.holds("docs/design.md#decisions", "leases, further attempts, dead letters")
 @pytest.mark.holds("docs/from-a-script.md#from-a-script-to-a-fleet", "An `Analyzer` is a `Client`", "tries a job once")
 def test_a_job_has_a_clients_verbs(endless: Analyzer, photo: Path) -> None:
-    job = endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one")
-    assert endless.submit(prompt=QUESTION, media=["photo"], generation=LONG, idempotency_key="one").id == job.id
+    asked = {"prompt": QUESTION, "media": ["photo"], "generation": LONG, "idempotency_key": photo.parent.name}
+    job = endless.submit(**asked)
+    assert endless.submit(**asked).id == job.id
     assert next(event for event in job.events() if isinstance(event, TextGenerated)).text
     assert endless.find(job.id).progress.num_tokens > 0
     assert job.cancel() is Cancellation.REQUESTED

@@ -4,6 +4,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -42,16 +43,16 @@ def nobody() -> Iterator[str]:
 
 
 SERVERS = {
-    "none": nobody(),
-    "HTTP": listening(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"),
-    "hanging": listening(None),
+    "none": nobody,
+    "HTTP": partial(listening, b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"),
+    "hanging": partial(listening, None),
 }
 
 
 def test_each_command_tells_in_a_line_that_redis_cannot_be_asked() -> None:
     said = {}
     for name, server in SERVERS.items():
-        with server as url:
+        with server() as url:
             # A mute one takes two seconds each.
             for command in COMMANDS[:: 2 if name == "hanging" else 1]:
                 told = CliRunner().invoke(app, [*command.split(), "--redis-url", url])
