@@ -1,7 +1,6 @@
 """`keye list` and `keye top`, and of `keye status` and `keye cancel` what is of one job or of all that are queued."""
 
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from keye.producer.dead_cli import moment, parse_period
 from keye.producer.job import Cancellation
 from keye.producer.progress import JobStatus, period
 from keye.producer.records import JobSummary
-from keye.producer.shell import AsJson, ExitCode, RedisUrl, confirmed, connected, tell
+from keye.producer.shell import AsJson, ExitCode, RedisUrl, confirmed, connected, tell, width_of
 
 States = Annotated[
     list[JobState] | None,
@@ -123,7 +122,7 @@ def shortened(line: str) -> str:
         from rich.text import Text
 
         text = Text(line)
-        text.truncate(shutil.get_terminal_size().columns, overflow="ellipsis")
+        text.truncate(width_of(sys.stdout), overflow="ellipsis")
         return text.plain
     return line
 

@@ -9,7 +9,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from keye.config.presence import Presence
 from keye.config.quarantine import entry_of
 from keye.config.terminal import visible
 from keye.producer import Client, ImagePart, Job
+from tests.support.terminal import read_all
 from tests.support.worker_side import answer, settle
 
 # A title, a cleared screen, colours, hidden words; the same in one byte each; a bell, a line that is written over, a
@@ -68,12 +68,7 @@ def to_a_terminal(command: list[str], environ: Mapping[str, str]) -> str:
     termios.tcsetattr(theirs, termios.TCSANOW, settings)
     with subprocess.Popen(command, env=environ, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL):
         os.close(theirs)
-        told = b""
-        with suppress(OSError):  # the other end is closed
-            while piece := os.read(ours, 65536):
-                told += piece
-    os.close(ours)
-    text = told.decode()
+        text = read_all(ours).decode()
     assert "\x1b[31mFAKE" not in text
     assert "\x1b[8m" not in text
     return STYLE.sub("", text)

@@ -20,6 +20,7 @@ from keye.worker.demo.scenes import draw_image_scene
 from tests.acceptance.conftest import is_alive
 from tests.support.checkout import PYTHONPATH
 from tests.support.conditions import eventually
+from tests.support.terminal import read_all
 from tests.support.zoo import encode_clip
 
 ASK = [sys.executable, "-m", "keye.worker.daemon.cli", "ask"]
@@ -175,14 +176,7 @@ def test_a_terminal_shows_the_text_as_it_is_written(photo: Path, tmp_path: Path)
     words = ["photo.png", "What do you see?", "--thinking", "think"]
     with subprocess.Popen([*ASK, *words], cwd=tmp_path, env=environ(tmp_path), stdout=follower) as asking:
         os.close(follower)
-        shown = b""
-        # A terminal that nobody holds any more reads as an error.
-        try:
-            while piece := os.read(leader, 1000):
-                shown += piece
-        except OSError:
-            pass
-        os.close(leader)
+        shown = read_all(leader)
     assert asking.returncode == 0
     # In pieces, as they come: reasoning dim, the answer not.
     pieces = re.findall(r"(\x1b\[2m|\x1b\[22m)(.*?)\x1b\[0m", shown.decode(), re.DOTALL)

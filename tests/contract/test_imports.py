@@ -87,28 +87,11 @@ ALLOWED: dict[str, set[str]] = {
         "keye.worker.tasks",
         "keye.worker.telemetry",
     },
-    "keye.worker.in_process": {
-        "keye.config",
-        "keye.producer",
-        "keye.worker.engine",
-        "keye.worker.host_fault",
-        "keye.worker.leases",
-        "keye.worker.loading",
-        "keye.worker.media",
-        "keye.worker.media.*",
-        "keye.worker.model",
-        "keye.worker.periodic_thread",
-        "keye.worker.private_folder",
-        "keye.worker.proof",
-        "keye.worker.results",
-        "keye.worker.sizing",
-        "keye.worker.tasks",
-        "keye.worker.telemetry",
-    },
     "keye.worker.daemon": {"keye.config", "keye.producer", "keye.worker.*"},
     # The demo plays every part: it draws, submits and works.
     "keye.worker.demo": {"keye.config", "keye.producer", "keye.worker.*"},
 }
+ALLOWED["keye.worker.in_process"] = ALLOWED["keye.worker.loading"] | {"keye.producer", "keye.worker.loading"}
 MAY_IMPORT_TORCH = ("keye.worker.model", "keye.worker.engine", "keye.worker.proof", "keye.worker.daemon.bench")
 ENGINE_WITHOUT_TORCH = tuple(
     f"keye.worker.engine.{name}" for name in ("inbox", "sequence", "scheduler", "step_plan", "detokenizer")

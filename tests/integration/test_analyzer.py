@@ -211,7 +211,8 @@ def test_a_job_has_a_clients_verbs(endless: Analyzer, photo: Path) -> None:
 def test_urgent_jobs_go_first_and_cancelled_ones_never(endless: Analyzer, photo: Path) -> None:
     """Of those that wait until others have left the engine."""
     running = [endless.submit(prompt=QUESTION, generation=LONG) for _ in range(64)]
-    waiting = [endless.submit(prompt=QUESTION, generation={"max_new_tokens": 2}) for _ in range(40)]
+    waiting = [endless.submit(prompt=QUESTION, generation={"max_new_tokens": 2}) for _ in range(39)]
+    waiting.append(endless.submit(prompt=QUESTION, media=[Image.new("RGB", (9, 9))]))
     urgent = endless.submit(prompt=QUESTION, generation={"max_new_tokens": 2}, priority="high")
     assert waiting[-1].state is urgent.state is JobState.QUEUED
     assert waiting[-1].cancel() is Cancellation.CANCELLED
@@ -220,6 +221,7 @@ def test_urgent_jobs_go_first_and_cancelled_ones_never(endless: Analyzer, photo:
     ended = [job.id for job, _ in endless.results([waiting[-2], urgent], timeout=60)]
     assert ended == [urgent.id, waiting[-2].id]
     assert waiting[-1].state is JobState.CANCELLED
+    eventually(lambda: not list(endless._folder.iterdir()))
 
 
 @pytest.mark.holds("docs/from-a-script.md#from-a-script-to-a-fleet", "`AsyncClient(analyzer)` is the same")

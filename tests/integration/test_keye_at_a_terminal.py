@@ -10,7 +10,6 @@ import sys
 import termios
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from fcntl import ioctl
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from keye.producer import Client, Job, JobState
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from tests.support.checkout import ROOT
+from tests.support.terminal import read_all
 from tests.support.worker_side import JOB, answer, settle
 
 COLUMNS = 60
@@ -57,11 +57,7 @@ def at_a_terminal(line: str, environ: Mapping[str, str], typed: str = "") -> tup
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     with subprocess.Popen([sys.executable, "-m", module, *words], env=environ, **streams) as command:  # type: ignore[call-overload]
         os.close(theirs)
-        seen = b""
-        with suppress(OSError):  # the other end is closed
-            while piece := os.read(ours, 65536):
-                seen += piece
-    os.close(ours)
+        seen = read_all(ours)
     return command.returncode, seen.decode().replace("\r\n", "\n")
 
 

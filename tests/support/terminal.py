@@ -99,5 +99,15 @@ class Terminal:
         os.close(self._ours)
 
 
+def read_all(ours: int) -> bytes:
+    """What was written to a terminal, until nobody holds its other end; closes this one."""
+    seen = b""
+    with suppress(OSError):  # the other end is closed
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    return seen
+
+
 def wait_until_shown(terminal: Terminal, text: str) -> None:
     eventually(lambda: terminal.shows(text))

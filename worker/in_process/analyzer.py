@@ -74,8 +74,7 @@ class Analyzer(Client):
             served = load_served_model(chosen)
             begun.callback(served.engine.stop)
             self._transport = transport = InProcessTransport(self._folder)
-            begun.callback(transport.close)
-            self._bench = Workbench.of(
+            bench = Workbench.of(
                 chosen,
                 inbox=served.engine.inbox,
                 processor=served.processor,
@@ -85,14 +84,17 @@ class Analyzer(Client):
                 events=InProcessEvents(transport),
                 worker=WorkerIdentity(host=socket.gethostname(), pid=os.getpid(), device=served.device),
             )
-            transport.start(self._bench)
+            transport.start(bench)
+            begun.callback(transport.close)
             # Also where it is only dropped: the next one could not load beside it. At exit, too: else the interpreter
             # would end under the engine's thread.
             self._close = weakref.finalize(self, _close, begun.pop_all(), os.getpid())
         for warning in served.warnings:
             log.warning("%s", warning)
-        # What transformers would draw with, where the checkpoint says not to draw.
-        self._temperature = read_generation(checkpoint).get("temperature") or 1.0
+        # Where the checkpoint says not to draw, as transformers would.
+        self._drawing: dict[str, Any] = {}
+        if not served.sampling["temperature"]:
+            self._drawing["temperature"] = read_generation(checkpoint).get("temperature") or 1.0
 
     def analyze(
         self,
@@ -194,10 +196,8 @@ class Analyzer(Client):
         generation = {name: value for name, value in options.items() if name in _OF_GENERATION}
         rest = {name: value for name, value in options.items() if name not in {*of_parts, *generation}}
         if isinstance(generation.get("do_sample"), bool):
-            if not generation.pop("do_sample"):
-                generation["temperature"] = 0
-            elif not self._bench.sampling["temperature"]:
-                generation.setdefault("temperature", self._temperature)
+            draws = generation.pop("do_sample")
+            generation = self._drawing | generation if draws else generation | {"temperature": 0}
         parts = [_part(each, of_parts) for each in (media if is_many(media) else (media,))]
         return {"prompt": prompt, "media": parts, "thinking": thinking, "generation": generation, **rest}
 

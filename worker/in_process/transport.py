@@ -10,17 +10,18 @@ from itertools import count
 from pathlib import Path
 
 from keye.config import keys
-from keye.config.codes import ErrorCode, JobState, Stage
+from keye.config.codes import ErrorCode, JobState
 from keye.config.faults import Fault, JobNotFound
-from keye.config.job import Priority
+from keye.config.job import AnalysisJob, Priority
 from keye.config.outcome import JobFailure, JobResult
 from keye.config.wire import JobOutline, SealedJob
+from keye.producer.job import Job
 from keye.producer.memory import MemoryTransport
 from keye.worker.host_fault import host_fault_of
-from keye.worker.leases.claims import Claimed, LateJob
+from keye.worker.leases.claims import Claimed
 from keye.worker.results.event_writer import EventWriter
 from keye.worker.tasks.attempt import Attempt
-from keye.worker.tasks.fault import CANCELLED_BEFORE, explain, failure_of
+from keye.worker.tasks.fault import explain, failure_of
 from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.workbench import Workbench
 
@@ -61,11 +62,9 @@ class InProcessTransport(MemoryTransport):
             self._changed.notify()
         self._starter.join()
         for _, _, sealed in self._queued:
-            fault = Fault(ErrorCode.CANCELLED, CANCELLED_BEFORE)
-            failure = failure_of(fault, Stage.QUEUED, LateJob(sealed.job_id, "", attempt=0), sealed.job.metadata)
-            # Else it was cancelled already, and may be forgotten.
-            with suppress(ValueError, JobNotFound):
-                self.end(sealed.job_id, failure.state, failure.model_dump_json())
+            # Else it was cancelled before, and is forgotten.
+            with suppress(JobNotFound):
+                Job(sealed.job_id, self).cancel()
         running = list(self._running.values())
         for attempt, _ in running:
             attempt.interrupt("cancelled")
@@ -107,6 +106,7 @@ class InProcessTransport(MemoryTransport):
                     started = {"attempts": str(lease.attempt), "claimed_at": str(lease.claimed_at)}
                     self.move(sealed.job_id, JobState.RUNNING, started)
                 except (ValueError, JobNotFound):  # it was cancelled, and may be forgotten
+                    self._remove_media(sealed.job)
                     continue
                 attempt = Attempt(bench, sealed.job, lease)
                 thread = threading.Thread(target=self._run, args=(bench.lookahead, attempt), daemon=True)
@@ -127,15 +127,18 @@ class InProcessTransport(MemoryTransport):
     def _end(self, attempt: Attempt, ended: JobResult | BaseException) -> None:
         job_id = attempt.lease.job_id
         outcome = ended if isinstance(ended, JobResult) else _failure_of(ended, attempt)
-        for path in (Path(part.uri) for part in attempt.job.all_media()):
-            if path.parent == self._folder:
-                path.unlink(missing_ok=True)
+        self._remove_media(attempt.job)
         for event_json in attempt.events.unwritten:
             self.add(keys.events(job_id), {"event": event_json})
         with self._changed:
             self.end(job_id, outcome.state, outcome.model_dump_json())
             del self._running[job_id]
             self._changed.notify()
+
+    def _remove_media(self, job: AnalysisJob) -> None:
+        for path in (Path(part.uri) for part in job.all_media()):
+            if path.parent == self._folder:
+                path.unlink(missing_ok=True)
 
 
 class InProcessEvents(EventWriter):
