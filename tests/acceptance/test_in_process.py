@@ -84,12 +84,12 @@ def test_its_answers_are_a_workers_token_by_token(
 
 # Whoever runs the tests in the background has children ignore it.
 SCRIPT = """
-import signal, sys, threading, time
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from keye import Analyzer
 analyzer = Analyzer(sys.argv[1])
 print(analyzer.analyze("photo.png", "What do you see?").answer, flush=True)
-print(threading.active_count(), file=sys.stderr)
+sys.stdin.readline()
 """
 ENDS = {
     "without a word": ("", 0),
@@ -115,13 +115,15 @@ def children_of(pid: int) -> list[int]:
 def test_a_script_that_ends_leaves_no_process(how: str, photo: Path, tmp_path: Path) -> None:
     last, expected = ENDS[how]
     command = [sys.executable, "-c", f"{SCRIPT}\n{last}", str(SMALL_KEYE)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(  # type: ignore[call-overload]
         command, cwd=tmp_path, env=environ(tmp_path), start_new_session=True, **streams
     ) as script:
         assert script.stdout.readline() == "A red circle.\n"
         decoders = children_of(script.pid)
         assert decoders
+        script.stdin.write("\n")
+        script.stdin.flush()
         if expected < 0:
             # As a terminal does it: to all of the group, decoders too, had they not one of their own.
             os.killpg(script.pid, -expected)
