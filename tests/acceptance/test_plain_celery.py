@@ -165,9 +165,10 @@ def test_sigterm_ends_the_taking_of_jobs_within_a_second_and_a_second_one_the_pr
 
 
 @pytest.mark.holds("docs/operations.md#how-did-a-process-end", "a model that was not ready after `KEYE_LOAD_SECONDS`")
-def test_a_model_that_never_gets_ready_ends_the_worker(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "fault").write_text("hang")
+@pytest.mark.parametrize(("fault", "told"), [("hang", "KEYE_LOAD_SECONDS"), ("freeze", "Timeout (0:00:15)!")])
+def test_a_model_that_never_gets_ready_ends_the_worker(start: Start, tmp_path: Path, fault: str, told: str) -> None:
+    (tmp_path / "fault").write_text(fault)
     worker = start(*CELERY, **faulty_engine(tmp_path / "fault"), KEYE_LOAD_SECONDS="10")
     assert worker.exit_code(within_seconds=120) == 1
-    assert "Timeout (0:00:10)!" in worker.log  # and below it, where each thread was
+    assert told in worker.log  # and below it, where each thread was
     assert "bootsteps.py" in worker.log

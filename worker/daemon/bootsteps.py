@@ -1,6 +1,5 @@
 """Puts the engine, the leases and our presence into a Celery worker's life. What a job does lives in `tasks`."""
 
-import faulthandler
 import gc
 import logging
 import os
@@ -30,7 +29,7 @@ from keye.worker.daemon.findings import Severity, as_message, fault, select
 from keye.worker.daemon.host_limits import raise_open_files
 from keye.worker.daemon.preflight import check_celery, check_transport
 from keye.worker.daemon.vitals import Vitals
-from keye.worker.daemon.watch import Watch
+from keye.worker.daemon.watch import Watch, limit_load
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.leases.job_lease import LeaseStore
 from keye.worker.leases.reaper import Reaper
@@ -51,7 +50,6 @@ from keye.worker.tasks.workbench import Workbench
 from keye.worker.telemetry.health import HEARTBEAT_VARIABLE, Health, Heartbeat
 from keye.worker.telemetry.log import flush_log
 from keye.worker.telemetry.presence import Announcer
-from keye.worker.telemetry.standard_streams import STDERR
 
 if TYPE_CHECKING:
     from keye.worker.loading.served_model import ServedModel
@@ -135,8 +133,7 @@ class EngineStep(bootsteps.StartStopStep):
         # Where one hangs that lets no other run, only the hundred youngest threads are told of: those of the pool are
         # older than the engine's, and younger than the main one, which reads the model.
         self._start_pool = cache(partial(_start_threads, worker.pool))
-        # A network disk may never answer, and what waits for it can hold Python's lock.
-        faulthandler.dump_traceback_later(settings.load_seconds, exit=True, file=STDERR)
+        load_limit = limit_load(settings.load_seconds)
         try:
             served = self.load(settings)
             self._start_pool()
@@ -177,6 +174,7 @@ class EngineStep(bootsteps.StartStopStep):
         self._client = Client(settings)
         guard_commands(self._cancel, settings.celery_control)
         self._watch = Watch(served.engine, settings.step_seconds, analyst.stragglers, self._renewal, self._heartbeat)
+        load_limit.cancel()
         self._watch.start()
         self._vitals = Vitals(served.engine, served.model, self._decoders, bench.media_cache, work)
         self._vitals.start()

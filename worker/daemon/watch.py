@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import os
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ PATIENCE_SECONDS = 15.0
 # How long its neighbours may go on before they are requeued, and how long that may take.
 FINISH_SECONDS = 5.0
 REQUEUE_SECONDS = 5.0
+# Beyond the limit of a load: a thread of Python was not let run all this time.
+FROZEN_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,27 @@ class Watch(PeriodicThread):
             _end(ExitCode.JOB_HUNG)
 
 
-def _end(code: ExitCode) -> None:
+def limit_load(seconds: float) -> threading.Timer:
+    """Ends this process, by 1, unless this is cancelled within so long; the limit of a `Watch` follows.
+
+    A network disk may never answer, and what waits for it can hold Python's lock. Only then does `faulthandler`, which
+    needs no lock, tell where each thread was: beside threads that run, its look at them can crash (3.11).
+    """
+    faulthandler.dump_traceback_later(seconds + FROZEN_SECONDS, exit=True, file=STDERR)
+    limit = threading.Timer(seconds, _end_load, (seconds,))
+    limit.daemon = True
+    limit.start()
+    return limit
+
+
+def _end_load(seconds: float) -> None:
+    logger.critical(
+        "The model was not ready after %g s (KEYE_LOAD_SECONDS). This process ends. Where each thread was:", seconds
+    )
+    _end(1)
+
+
+def _end(code: int) -> None:
     """At once: the threads that hang would be waited for."""
     # The limit on silence may be shorter than what follows, and would end this by another code.
     faulthandler.dump_traceback_later(3 * FLUSH_SECONDS, exit=True, file=STDERR)
