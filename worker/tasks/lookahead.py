@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keye.worker.tasks.attempt import Attempt, Phase
 
-# From the message on: what takes no longer is soon at a decoder, or in the engine.
+# From the message on: what takes no longer will soon wait for a decoder, or for the engine.
 BRIEFLY_SECONDS = 0.1
 
 
@@ -83,7 +83,7 @@ class Lookahead:
         has_room = (
             phases.count("fetch") + num_unclaimed < self._most_fetching
             and phases.count("decoder") + num_asking + num_new < self._most_waiting
-            and phases.count("engine") < self._most_waiting
+            and phases.count("engine") + num_new < self._most_waiting
             and "memory" not in phases
         )
         self._has_refused = not has_room

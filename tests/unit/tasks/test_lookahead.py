@@ -39,9 +39,10 @@ def test_each_kind_of_wait_has_its_bound(phases: str, most: int) -> None:
     assert not has_room(*[phases] * most, *["running"] * 100)
 
 
-def test_what_was_taken_and_is_not_claimed_yet_counts_as_on_its_way() -> None:
-    assert has_room(*["running"] * 64, *["decoder"] * 3, num_taken=67 + 4)
-    assert not has_room(*["running"] * 64, *["decoder"] * 3, num_taken=67 + 5)
+@pytest.mark.parametrize("phase", ["decoder", "engine"])
+def test_what_was_taken_and_is_not_claimed_yet_counts_as_on_its_way(phase: str) -> None:
+    assert has_room(*["running"] * 64, *[phase] * 3, num_taken=67 + 4)
+    assert not has_room(*["running"] * 64, *[phase] * 3, num_taken=67 + 5)
 
 
 def test_who_is_about_to_ask_for_a_decoder_counts_with_those_that_wait_for_one() -> None:
