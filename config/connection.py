@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, cast
 
 from redis import BlockingConnectionPool, Redis
@@ -137,11 +137,15 @@ class ArgumentTooLarge(ValueError):
     """Redis would close the connection on this command, now and whenever it is sent again."""
 
 
-def check_arguments(redis: Redis, arguments: Iterable[object]) -> None:
+def check_arguments(redis: Redis, arguments: Collection[object]) -> None:
     """Raises `ArgumentTooLarge` for the largest of a command's arguments, and Redis' own fault where it is away.
 
     Not for transactions: there the sum counts. Of a script's arguments, and in a pipeline, each counts alone.
     """
+    longest = max((text for text in arguments if isinstance(text, str)), key=len, default="")
+    if _ROOM_BYTES + 4 * len(longest) <= LOWEST_LIMIT_BYTES:
+        # Whatever is in it, and in the others.
+        return
     size = _ROOM_BYTES + max((len(text.encode()) for text in arguments if isinstance(text, str)), default=0)
     if size <= LOWEST_LIMIT_BYTES:
         return

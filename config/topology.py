@@ -59,9 +59,11 @@ def job_named_by(message: Any) -> str | None:
     return next(filter(is_job_id, named), None)
 
 
-def message(job_id: str, sealed: Any, priority: Priority) -> str:
-    """What lies in that list for one delivery of `sealed` (decoded JSON of a `SealedJob`) that has a record."""
-    return message_around(body_of({"sealed": sealed}), job_id, PRIORITY_STEPS[priority], is_recorded=True)
+def message(job_id: str, sealed_json: str | None, priority: Priority) -> str:
+    """What lies in that list for one delivery of a job that has a record: its `SealedJob`, None for what is there."""
+    # As `body_of` has it, without reading and writing the job once more.
+    body = f'[[], {{"sealed": {sealed_json or "null"}}}, {{}}]'
+    return message_around(body, job_id, PRIORITY_STEPS[priority], is_recorded=True)
 
 
 def body_of(arguments: dict[str, Any]) -> str:

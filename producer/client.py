@@ -138,7 +138,7 @@ class Client:
             yield _refuse(error)
 
     def _seal(self, job: AnalysisJob | Mapping[str, Any]) -> SealedJob:
-        return seal(job if isinstance(job, AnalysisJob) else build_job(job, self._media()))
+        return seal(job) if isinstance(job, AnalysisJob) else seal(build_job(job, self._media()), is_new=True)
 
     def _media(self) -> Media:
         """For those of a job."""

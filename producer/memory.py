@@ -15,10 +15,10 @@ from keye.config.codes import LEGAL_MOVES, UNANSWERED, JobState
 from keye.config.event import JobEnded
 from keye.config.faults import JobNotFound, KeyeError, Refusal
 from keye.config.job import Priority
-from keye.config.wire import JobOutline, SealedJob
+from keye.config.wire import JobOutline, SealedJob, fingerprint_of
 from keye.producer.following import BEGINNING, Entry, FeedLook, Look, order_of
 from keye.producer.reader import Reader
-from keye.producer.transport import MAX_PROGRESS_EVENTS, Transport, fingerprint_of
+from keye.producer.transport import MAX_PROGRESS_EVENTS, Transport
 
 
 class MemoryTransport(Transport):

@@ -1,9 +1,6 @@
 """How jobs reach Redis, and what is read of them there: their records and their events."""
 
-import hashlib
-import json
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,13 +26,14 @@ from keye.config.faults import (
     QueueUnavailable,
     Refusal,
 )
-from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, ChatMessage, Priority, TextPart
+from keye.config.job import Priority
 from keye.config.primary import DEMOTED, Primary, refusal_of
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
 from keye.config.topology import message, message_list
-from keye.config.wire import JobOutline, SealedJob
+from keye.config.wire import JobOutline, SealedJob, fingerprint_of
 from keye.producer.following import BEGINNING, Entry, FeedLook, Look
+from keye.producer.least_tokens import least_tokens
 from keye.producer.reader import OUTAGE_PAUSE_SECONDS, Reader
 
 # Of a job whose progress is asked for, the events that tell it: frames come every half second for each video.
@@ -49,29 +47,6 @@ WAIT_MS = 500
 REPLICATION_SECONDS = 15.0
 # How long none is looked for where there was none: one that comes back takes longer to be put in the primary's place.
 ALONE_SECONDS = 1.0
-# White space and digits of ASCII, which no release of Unicode sees otherwise; workers drop the noncharacter.
-_WORDS = re.compile(r"[0-9]|[^ \t\r\n0-9\ufdd0][^ \t\r\n0-9]*")
-
-
-def fingerprint_of(job: AnalysisJob) -> str:
-    """The same for two jobs that ask for the same thing, within whatever traces, and whatever release sends them."""
-    # Producers of 0.2 say the default.
-    asked = {"max_attempts": DEFAULT_MAX_ATTEMPTS, **job.model_dump(mode="json", exclude={"traceparent"})}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def least_tokens(job: AnalysisJob) -> int:
-    """Fewest that texts, media and answer can come to, whatever the vocabulary; the chat template's are not among them.
-
-    Keye-VL's tokenizers cut at white space and around each digit before they look at a vocabulary.
-    """
-    return sum(map(_least_text_tokens, job.conversation())) + len(job.all_media()) + job.generation.max_new_tokens
-
-
-def _least_text_tokens(turn: ChatMessage) -> int:
-    parts = [TextPart(text=turn.content)] if isinstance(turn.content, str) else turn.content
-    # Neighbouring texts are joined before they are read, and may meet within a word.
-    return len(_WORDS.findall("".join(part.text if isinstance(part, TextPart) else " " for part in parts)))
 
 
 # Keys and arguments of the script.
@@ -298,8 +273,9 @@ class Transport:
         names += [*map(keys.queued, queued), *keys.idempotency_of(job.idempotency_key)]
         if retry_failed and job.idempotency_key is not None:
             names.append(keys.record(""))
-        args: list[str | float] = [job_id, fingerprint_of(job), least_tokens(job), job.deadline_seconds or ""]
-        args += [message(job_id, sealed.model_dump(mode="json"), job.priority), self.max_queue_depth or ""]
+        fingerprint = "" if job.idempotency_key is None else fingerprint_of(job)
+        args: list[str | float] = [job_id, fingerprint, least_tokens(job), job.deadline_seconds or ""]
+        args += [message(job_id, record["sealed"], job.priority), self.max_queue_depth or ""]
         args += chain.from_iterable(record.items())
         try:
             check_arguments(self.redis, args)

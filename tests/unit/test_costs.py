@@ -15,9 +15,9 @@ from keye.config.job import AnalysisJob, ImagePart, Priority
 from keye.config.settings import Settings
 from keye.config.terminal import visible
 from keye.config.topology import message
-from keye.config.wire import open_sealed, seal
+from keye.config.wire import fingerprint_of, open_sealed, seal
 from keye.producer import medium
-from keye.producer.transport import fingerprint_of, least_tokens
+from keye.producer.least_tokens import least_tokens
 from keye.worker.broker.admission import read_message
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.engine.detokenizer import StopStrings

@@ -237,7 +237,8 @@ class LeaseStore:
     def _message(self, job_id: str, sealed_json: str | None, priority: Priority) -> str:
         """Without the job where it cannot be read, or would be more than Redis takes: what counts is the record."""
         try:
-            whole = message(job_id, json.loads(sealed_json or ""), priority)
+            json.loads(sealed_json or "")
+            whole = message(job_id, sealed_json, priority)
             check_arguments(self.redis, (whole,))
         except ValueError:  # `ArgumentTooLarge` is one
             return message(job_id, None, priority)

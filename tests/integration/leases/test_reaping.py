@@ -362,7 +362,7 @@ def test_messages_that_workers_of_the_release_before_left_go_to_the_head_of_thei
     """Ours only, and only those that its workers would have handed out themselves were there any."""
 
     def hold(name: str, queue: str, taken_at: float) -> None:
-        entry = [json.loads(message(name, {"of": name}, priority)), "", queue]
+        entry = [json.loads(message(name, json.dumps({"of": name}), priority)), "", queue]
         redis.hset(SHARED_UNACKED, name, json.dumps(entry))
         redis.zadd(SHARED_UNACKED_INDEX, {name: taken_at})
 

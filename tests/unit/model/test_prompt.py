@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, TextPart
-from keye.producer.transport import least_tokens
+from keye.producer.least_tokens import least_tokens
 from keye.worker.model.checkpoint import load_chat_template
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.positions import PlaceholderMismatch

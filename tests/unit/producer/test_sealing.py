@@ -8,8 +8,7 @@ import pytest
 
 from keye.config.job import AnalysisJob, VideoPart
 from keye.config.topology import message
-from keye.config.wire import open_sealed, seal
-from keye.producer.transport import fingerprint_of
+from keye.config.wire import fingerprint_of, open_sealed, seal
 
 JOB = AnalysisJob(prompt="Who waves?", media=(VideoPart(uri="s3://clips/wave.mp4", fps=2),), metadata={"a": 1, "b": 2})
 
@@ -25,7 +24,7 @@ def changed(**fields: Any) -> AnalysisJob:
 def test_the_worker_reads_the_same_job_from_record_and_message() -> None:
     sealed = seal(JOB)
     from_record = open_sealed(json.loads(sealed.record["sealed"]))
-    published = message(sealed.job_id, sealed.model_dump(mode="json"), JOB.priority)
+    published = message(sealed.job_id, sealed.model_dump_json(), JOB.priority)
     _, arguments, _ = json.loads(b64decode(json.loads(published)["body"]))
     from_message = open_sealed(arguments["sealed"])
     assert from_record == from_message == sealed
