@@ -34,7 +34,8 @@ ecosystem: $(INSTALLED)
 # numbers of tests/support/scale.py: a few hours. One after another, since they measure how soon something is over.
 soak: $(INSTALLED)
 	SOAK=1 $(BIN)/pytest -q -s --timeout 7200 tests/soak tests/chaos tests/integration/test_damage.py \
-		tests/integration/test_states_machine.py
+		tests/integration/test_states_machine.py tests/integration/batch/test_deaths.py \
+		tests/integration/batch/test_outages.py
 
 # The pictures of the source archive of that Pillow which is locked.
 corpus: $(INSTALLED)

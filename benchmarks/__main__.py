@@ -5,6 +5,7 @@ import argparse
 from benchmarks import (
     ahead,
     auto_content,
+    batch,
     decode,
     device_operations,
     drain,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "pipeline": pipeline.run,
     "in_process": in_process.run,
     "queue": queue.run,
+    "batch": batch.run,
     "drain": drain.run,
     "waiting": waiting.run,
     "precision": precision.run,

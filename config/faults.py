@@ -15,6 +15,8 @@ KeyeError
 ├── MessageNotFound      (LookupError)
 ├── FeedGap              (LookupError)
 ├── InvalidEventId       (ValueError)
+├── InvalidBatch         (ValueError)
+├── OutputUnwritable     (OSError)
 ├── UnknownSchemaVersion (ValueError)
 └── InvalidSettings      (ValueError)
 """
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from keye.config.outcome import JobFailure, PartialText
 
 
-def install_command(extra: Literal["worker", "upload", "quantised", "decoders"]) -> str:
+def install_command(extra: Literal["worker", "upload", "heic", "quantised", "decoders"]) -> str:
     """What a sentence about a missing package ends with."""
     return f"pip install 'keye-worker[{extra}]'"
 
@@ -183,6 +185,14 @@ class FeedGap(KeyeError, LookupError):
 
 class InvalidEventId(KeyeError, ValueError):
     """No event has such an id."""
+
+
+class InvalidBatch(KeyeError, ValueError):
+    """The input or the output of a batch cannot be used, or not together; no line of it is to blame."""
+
+
+class OutputUnwritable(KeyeError, OSError):
+    """The disk takes no more of what a batch writes, or none of it. Asked for again, with room, it goes on."""
 
 
 class UnknownSchemaVersion(KeyeError, ValueError):

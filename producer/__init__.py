@@ -15,6 +15,7 @@ from keye.config.faults import (
     DeadLetterNotFound,
     FeedGap,
     IdempotencyConflict,
+    InvalidBatch,
     InvalidEventId,
     InvalidJob,
     InvalidSettings,
@@ -24,6 +25,7 @@ from keye.config.faults import (
     JobUnreadable,
     KeyeError,
     MessageNotFound,
+    OutputUnwritable,
     QueueFull,
     QueueUnavailable,
     Refusal,
@@ -44,7 +46,9 @@ from keye.config.job import (
 )
 from keye.config.outcome import JobFailure, JobResult, PartialText
 from keye.config.settings import Settings
-from keye.producer.async_client import AsyncClient, AsyncJob
+from keye.producer.async_client import AsyncBatch, AsyncClient, AsyncJob
+from keye.producer.batch.batch import Batch
+from keye.producer.batch.progress import BatchProgress
 from keye.producer.client import Client
 from keye.producer.following import End
 from keye.producer.job import Cancellation, Job
@@ -52,8 +56,11 @@ from keye.producer.progress import Progress
 
 __all__ = [
     "AnalysisJob",
+    "AsyncBatch",
     "AsyncClient",
     "AsyncJob",
+    "Batch",
+    "BatchProgress",
     "Cancellation",
     "ChatMessage",
     "Client",
@@ -69,6 +76,7 @@ __all__ = [
     "Heartbeat",
     "IdempotencyConflict",
     "ImagePart",
+    "InvalidBatch",
     "InvalidEventId",
     "InvalidJob",
     "InvalidSettings",
@@ -84,6 +92,7 @@ __all__ = [
     "JobUnreadable",
     "KeyeError",
     "MessageNotFound",
+    "OutputUnwritable",
     "PartialText",
     "Priority",
     "Progress",

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from keye.config.codes import JobState
@@ -15,7 +16,9 @@ from keye.config.job import AnalysisJob
 from keye.config.outcome import JobResult
 from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob
-from keye.producer.client import Client, JobFields, JobOptions
+from keye.producer.batch.batch import Batch
+from keye.producer.batch.progress import BatchProgress
+from keye.producer.client import BatchOptions, Client, JobFields, JobOptions
 from keye.producer.following import End, taken_async
 from keye.producer.job import Cancellation, Job, result_of
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, refused_as_full
@@ -91,6 +94,17 @@ class AsyncClient:
         for answers in ahead:
             async for end in self._in_order(answers):
                 yield end
+
+    async def submit_batch(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        prompt: str | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> "AsyncBatch":
+        """See `Client.submit_batch`."""
+        submit = partial(self._client.submit_batch, source, output, prompt, **options)
+        return AsyncBatch(await self._call(submit), self._call)
 
     async def _send_patiently(self, batch: list[SealedJob | Refusal]) -> "list[AsyncJob | Refusal]":
         answers = await self._call(lambda: self._client.send(batch))
@@ -185,3 +199,29 @@ class AsyncJob:
         """See `Job.cancel`."""
         cancellation: Cancellation = await self._call(self._job.cancel)
         return cancellation
+
+
+class AsyncBatch:
+    """`Batch` for asyncio."""
+
+    def __init__(self, batch: Batch, call: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
+        self._batch = batch
+        self._call = call
+
+    @property
+    def progress(self) -> BatchProgress:
+        """See `Batch.progress`."""
+        return self._batch.progress
+
+    @property
+    def errors_path(self) -> Path:
+        """See `Batch.errors_path`."""
+        return self._batch.errors_path
+
+    async def wait(self, timeout: float | None = None) -> BatchProgress:
+        """See `Batch.wait`."""
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._batch.done)), timeout)
+
+    async def stop(self) -> None:
+        """See `Batch.stop`."""
+        await self._call(self._batch.stop)

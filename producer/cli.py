@@ -32,7 +32,8 @@ from keye.config.faults import InvalidJob, JobFailed, QueueUnavailable, Refusal
 from keye.config.job import Priority, Thinking
 from keye.config.terminal import visible
 from keye.config.wire import SealedJob, schemas
-from keye.producer import dead_cli, jobs_cli
+from keye.producer import batch_cli, dead_cli, jobs_cli
+from keye.producer.batch.lines import read_fields
 from keye.producer.job import Cancellation, Job
 from keye.producer.many import batches
 from keye.producer.progress import Progress
@@ -50,6 +51,7 @@ from keye.producer.shell import (
 )
 
 app = command_line("keye", "Send analysis jobs to Keye-VL workers and read their answers.", list_codes(ExitCode))
+app.add_typer(batch_cli.app, name="batch")
 app.add_typer(dead_cli.app, name="dead")
 app.command("list")(jobs_cli.list_jobs)
 app.command("top")(jobs_cli.top)
@@ -98,7 +100,7 @@ def submit(
         raise typer.BadParameter("give either a prompt, or a whole job with --job")
     with connected(redis_url) as client:
         if job_file is not None:
-            fields = read_job(job_file.read())
+            fields = read_fields(job_file.read())
         else:
             options = {"max_new_tokens": max_new_tokens, "max_thinking_tokens": max_thinking_tokens}
             fields = {
@@ -148,7 +150,7 @@ def submit_many(
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if text.strip():
                 numbers.append(number)
-                yield read_job(text)
+                yield read_fields(text)
 
     with connected(redis_url) as client:
         for batch in batches(client.seal_all(read())):
@@ -320,15 +322,6 @@ def telling_what_may_be_queued(numbers: deque[int], batch: list[SealedJob | Refu
     except (KeyboardInterrupt, SystemExit):
         tell(f"Of lines {numbers[0]} to {numbers[len(batch) - 1]} all, some or none are queued.", err=True)
         raise
-
-
-def read_job(text: bytes) -> dict[str, Any] | InvalidJob:
-    """The fields of a job, or why it has none."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as fault:
-        return InvalidJob(f"1 fault: job: is no JSON ({fault})")
-    return fields if isinstance(fields, dict) else InvalidJob("1 fault: job: is no JSON object")
 
 
 class Transcript:

@@ -15,6 +15,7 @@ from keye.config.faults import InvalidJob, JobUnreadable, KeyeError, Refusal
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
 from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob, open_sealed, read_sealed, seal
+from keye.producer.batch.batch import Batch
 from keye.producer.dead_letters import DeadLetters, Quarantine
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Cancellation, Job, cancel_queued
@@ -62,6 +63,15 @@ class JobFields(JobOptions, total=False):
     idempotency_key: str | None
 
 
+class BatchOptions(JobOptions, total=False):
+    """Of `Client.submit_batch`."""
+
+    errors: str | PathLike[str] | None
+    report: str | PathLike[str] | None
+    retry_failed: bool
+    max_in_flight: int
+
+
 class Client:
     """Sends jobs to the workers of one Redis. One client serves all threads of a process, and its forked children.
 
@@ -69,6 +79,9 @@ class Client:
     ...     job = client.submit(prompt="What is in the picture?", media=["s3://bucket/cat.jpg"])
     ...     print(job.result(timeout=60).answer)
     """
+
+    # That end with it.
+    _batches: tuple[Batch, ...] = ()
 
     def __init__(self, target: str | ProducerSettings | None = None, *, key_prefix: str | None = None) -> None:
         """`target` is a Redis URL or settings; without it `KEYE_REDIS_URL` is read, as a worker reads it.
@@ -200,6 +213,39 @@ class Client:
         for job, end in self.results(answers):
             yield from in_order.add(job, end)
 
+    def submit_batch(
+        self,
+        source: str | PathLike[str],
+        output: str | PathLike[str],
+        prompt: str | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> Batch:
+        """Ask what each line of a file asks, or `prompt` about all that a folder or `s3://` prefix holds.
+
+        `source` is JSON lines (fields of a job and a `custom_id`, or those of OpenAI's batches), a CSV or TSV table
+        whose first row names its columns, a folder, or a prefix of a bucket. Answers go to `output`, a line of JSON
+        each, and what failed to `errors` (`out.errors.jsonl` beside `out.jsonl`); `report` is a page about both, for
+        people. The batch runs until every line has ended; asked for again, after whatever ended it, it goes on where it
+        was, with `retry_failed` with what failed too. At most `max_in_flight` of its jobs wait or run at a time. The
+        other options and `prompt` are for lines that do not say their own; their priority is low.
+
+        Raises `InvalidBatch` where these cannot be used, or not together, and `InvalidJob` for options of no job.
+        """
+        from keye.producer.batch.opening import open_batch
+
+        batch = open_batch(self, source, output, prompt, endpoint_url=self._settings.s3_endpoint_url, **options)
+        self._batches = (*(each for each in self._batches if not each.done.done()), batch)
+        batch.start()
+        return batch
+
+    def let_go(self, job_ids: Iterable[str]) -> None:
+        """Of jobs that were answered, once that is written down elsewhere: they are kept for some minutes more."""
+        self._transport.let_go(job_ids)
+
+    def kept_seconds(self) -> float:
+        """For how long an ended job is kept that does not say so itself."""
+        return self._transport.kept_seconds()
+
     def watch(self, after: str | None = None, timeout: float | None = None) -> Iterator[EndedJob]:
         """All jobs of all clients as they end: behind the one whose `id` is `after`, or from now on; "0" is the first.
 
@@ -308,7 +354,9 @@ class Client:
             return verify(self._transport.redis, self._settings.lease_seconds)
 
     def close(self) -> None:
-        """Whoever waits hears it."""
+        """Whoever waits hears it; a batch can be gone on with by another client."""
+        for batch in self._batches:
+            batch.stop()
         self._transport.close()
 
     def __enter__(self) -> Self:

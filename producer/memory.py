@@ -1,11 +1,12 @@
 """What clients need of Redis, in dictionaries of this process: for `keye.testing`, and for jobs that run in it."""
 
 import itertools
+import math
 import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from redis import Redis
@@ -85,6 +86,8 @@ class MemoryTransport(Transport):
         entry = f"{sealed.job_id} {fingerprint_of(sealed.job)}"
         with self._changed:
             owner = self._owners.get(sealed.job.idempotency_key or "")
+            if owner is None and sealed.job_id in self.records:
+                return sealed.job_id
             if owner and retry_failed and self._may_take_over(entry, owner):
                 owner = None
             num_queued = 0 if self.max_queue_depth is None else self._num_queued
@@ -172,6 +175,12 @@ class MemoryTransport(Transport):
 
     def wake(self, stream: str) -> None:
         self.add(stream, {})
+
+    def let_go(self, job_ids: Iterable[str]) -> None:
+        """They go with this process, or by `max_ended`."""
+
+    def kept_seconds(self) -> float:
+        return math.inf
 
     def close(self) -> None:
         self.reader.close()

@@ -152,7 +152,9 @@ class Reader:
             except QueueUnavailable as fault:
                 self._sit_out(followings, fault)
             except Exception as error:
-                log.exception("The reader of jobs' events failed")
+                # Where nobody waits any more, its connections were closed under it.
+                if self._followings:
+                    log.exception("The reader of jobs' events failed")
                 for following in followings:
                     _fail_all(following, error)
 

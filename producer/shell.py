@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
     IRREGULAR = 9, "a job is in no legal state"
     FULL = 10, "the queue is full", faults.QueueFull
     DIFFERENT = 11, "the replayed job came to something else"
-    UNWRITABLE = terminal.UNWRITABLE, "the output cannot be written"
+    UNWRITABLE = terminal.UNWRITABLE, "the output cannot be written", faults.OutputUnwritable
     INTERRUPTED = terminal.INTERRUPTED, "ended by Ctrl-C"
     UNREAD = terminal.UNREAD, "nobody reads the output any more"
     TERMINATED = terminal.TERMINATED, "ended by SIGTERM"

@@ -30,7 +30,7 @@ from keye.config.job import Priority
 from keye.config.primary import DEMOTED, Primary, refusal_of
 from keye.config.scripts import load_script
 from keye.config.settings import ProducerSettings
-from keye.config.topology import message, message_list
+from keye.config.topology import message, message_list, result_key
 from keye.config.wire import JobOutline, SealedJob, fingerprint_of
 from keye.producer.following import BEGINNING, Entry, FeedLook, Look
 from keye.producer.least_tokens import least_tokens
@@ -47,6 +47,8 @@ WAIT_MS = 500
 REPLICATION_SECONDS = 15.0
 # How long none is looked for where there was none: one that comes back takes longer to be put in the primary's place.
 ALONE_SECONDS = 1.0
+# How long a job is kept that was let go of, for whoever else reads it.
+RELEASED_SECONDS = 600
 
 
 # Keys and arguments of the script.
@@ -67,6 +69,7 @@ class Transport:
         self._submit = load_script(self.redis, "submit")
         self._end_queued = load_script(self.redis, "end_queued")
         self._progress = load_script(self.redis, "progress")
+        self._release = load_script(self.redis, "release")
         self.reader = Reader(self)
 
     @property
@@ -260,6 +263,20 @@ class Transport:
             waking.xadd(stream, {"": ""}, maxlen=1)
             waking.expire(stream, WAKE_TTL_SECONDS)
             waking.execute()
+
+    def let_go(self, job_ids: Iterable[str]) -> None:
+        """See `Client.let_go`."""
+        with reaching_redis("let go of the jobs"), self.redis.pipeline(transaction=False) as pipe:
+            for each in job_ids:
+                # Apart: as the page had it before, a producer has the right to the first two alone.
+                for names in ([keys.record(each), keys.events(each)], [result_key(each)]):
+                    self._release(names, [RELEASED_SECONDS], client=pipe)
+            pipe.execute(raise_on_error=False)
+
+    def kept_seconds(self) -> float:
+        """See `Client.kept_seconds`."""
+        with reaching_redis("be read"):
+            return float(self.redis.hget(keys.KEPT, "result") or self.result_ttl_seconds)
 
     def close(self) -> None:
         self.reader.close()

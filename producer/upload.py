@@ -81,8 +81,7 @@ class Media:
 
                 from keye.config.bounded_s3 import code_of
 
-                with _making_client:
-                    client = _client(os.getpid(), self._endpoint_url)
+                client = s3_client(self._endpoint_url)
                 file.seek(0)
                 # All of a file that boto3 asks for.
                 client.upload_fileobj(cast(IO[bytes], file), bucket, key, ExtraArgs={"ContentType": mime})
@@ -205,6 +204,12 @@ class Media:
 
 # Threads may share a client but not make one; forked children may not even share it.
 _making_client = threading.Lock()
+
+
+def s3_client(endpoint_url: str | None) -> "S3Client":
+    """That of this process. Raises `ImportError`, and `ValueError` where the endpoint is no URL."""
+    with _making_client:
+        return _client(os.getpid(), endpoint_url)
 
 
 @cache

@@ -19,6 +19,8 @@ import pytest
 from celery import Celery
 from PIL import Image
 from redis import Redis
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 
 from keye.config.presence import Presence, WorkerState, list_present
 from keye.config.topology import ANALYZE_TASK
@@ -206,6 +208,22 @@ def slow_store() -> Iterator[SlowStore]:
         store.may_go_on.set()
         store.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    """Debian's Chromium; its log "performance" has what it asks the network for."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        told = "Chromium is not installed: apt-get install chromium chromium-driver"
+        pytest.fail(told) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(told)
+    options = ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # Chromium's sandbox is not for root, and /dev/shm is small in containers.
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(option)
+    with Chrome(options, Service(driver)) as browser:
+        yield browser
 
 
 @pytest.fixture

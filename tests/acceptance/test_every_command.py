@@ -39,6 +39,7 @@ WORDS = {
     "keye submit": "?",
     "keye submit-many": "JOBS",
     "keye cancel": "x",
+    "keye batch run": "JOBS -o OUTPUT",
     "keye dead requeue": "--all",
     "keye dead purge": "--all --yes",
 }
@@ -72,7 +73,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def words_of(name: str, folder: Path) -> list[str]:
     """The command, with what it cannot go without."""
     required = " ".join("x" for param in COMMANDS[name].params if param.required)
-    return f"{name} {WORDS.get(name, required)}".replace("JOBS", str(folder / "jobs")).split()
+    return (
+        f"{name} {WORDS.get(name, required)}".replace("JOBS", str(folder / "jobs"))
+        .replace("OUTPUT", str(folder / "answers"))
+        .split()
+    )
 
 
 def ask_all(environ: dict[str, str], folder: Path, *options: str) -> dict[str, Ended]:

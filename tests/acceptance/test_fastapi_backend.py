@@ -1,15 +1,11 @@
 """examples/fastapi_backend as a person uses it: its page in Debian's Chromium, uvicorn and workers beside it."""
 
-import os
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -49,20 +45,6 @@ class Person:
     @property
     def answer(self) -> str:
         return self.find("#answer").text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        told = "Chromium is not installed: apt-get install chromium chromium-driver"
-        pytest.fail(told) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(told)
-    options = ChromeOptions()
-    # Chromium's sandbox is not for root, and /dev/shm is small in containers.
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(option)
-    with Chrome(options, Service(driver)) as browser:
-        yield browser
 
 
 @pytest.fixture

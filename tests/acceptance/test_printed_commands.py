@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from click.exceptions import UsageError
 from redis import Redis
@@ -33,7 +34,20 @@ TO_COPY = [
 ]
 SOURCES = [path for room in ("config", "producer", "worker") for path in ROOT.glob(f"{room}/**/*.py")]
 # Spoken of, and named for short: they want an id, a file, a question or a yes.
-NAMES = {f"keye {name}" for name in ("submit", "watch", "result", "cancel", "cancel --all-queued", "dead", "dead show")}
+NAMES = {
+    f"keye {name}"
+    for name in (
+        "submit",
+        "watch",
+        "result",
+        "cancel",
+        "cancel --all-queued",
+        "dead",
+        "dead show",
+        "dead purge",
+        "batch",
+    )
+}
 # What they do takes a GPU, minutes or the whole host; tests/acceptance starts some of them in other files.
 ONLY_READ = {
     "keye-worker run",
@@ -82,6 +96,7 @@ def test_commands_are_found_wherever_they_stand() -> None:
         ("producers.md", "keye submit --job - --wait"),
         ("operations.md", "keye-worker plan --visual-tokens 6000 --gpu-memory 24GiB"),
         ("deploy.md", "keye-worker status"),
+        ("batches.md", 'keye batch run s3://photos/2026/ "What is shown?" -o captions.jsonl'),
         ("verify.py", "keye dead list --messages"),
         ("status.py", "keye dead list"),
     } <= found
@@ -90,14 +105,27 @@ def test_commands_are_found_wherever_they_stand() -> None:
 @pytest.mark.holds("docs/producers.md#from-the-shell", 'id=$(keye submit "What is in the picture?" cat.jpg)')
 @pytest.mark.holds("README.md#ask-a-question", 'keye submit "What is in the image?" /srv/media/cat.jpg --wait')
 def test_every_printed_command_runs_as_printed(
-    start: Start, client: Client, redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    client: Client,
+    redis: Redis,
+    redis_url: str,
+    s3_endpoint: str,
+    s3_credentials: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    store = boto3.client("s3", endpoint_url=s3_endpoint)
+    store.create_bucket(Bucket="photos")
+    store.put_object(Bucket="photos", Key="2026/cat.png", Body=PICTURE)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(PICTURE)
     for picture in ("cat.jpg", "shapes.png"):
         (tmp_path / picture).write_bytes(PICTURE)
     (tmp_path / "jobs.jsonl").write_text('{"prompt": "hello"}\n')
     environ = {"KEYE_REDIS_URL": redis_url, "KEYE_MODEL_PATH": str(ROOT / "worker/demo/checkpoint")}
-    start(*ECHO).wait_until_ready()
+    environ["KEYE_S3_ENDPOINT_URL"] = s3_endpoint
+    start(*ECHO, KEYE_S3_ENDPOINT_URL=s3_endpoint, KEYE_S3_BUCKETS="photos").wait_until_ready()
     wrong = []
     for path, command in sorted({(str(path.relative_to(ROOT)), command) for path, command in printed_commands()}):
         failed = client.submit(prompt="?", media=["/nowhere.png"])

@@ -35,7 +35,7 @@ def test_the_clients_differ_in_what_is_for_operators() -> None:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     # No page speaks of them.
-    inner = {"job", "send", "seal_all", "seal_about", "follow_ends", "follow_feed"}
+    inner = {"job", "send", "seal_all", "seal_about", "let_go", "kept_seconds", "follow_ends", "follow_feed"}
     assert verbs(Client) - verbs(AsyncClient) - inner == {
         *("dead_letters", "quarantine", "replay", "status", "overview", "verify"),
         *("list_jobs", "job_status", "cancel_queued"),

@@ -138,7 +138,7 @@ def test_the_wheel_holds_what_users_run_and_nothing_else(packages: Path) -> None
         f"keye/{path.relative_to(ROOT)}"
         for room in ("config", "producer", "worker")
         for path in (ROOT / room).rglob("*")
-        if path.suffix in {".py", ".lua", ".npz", ".png"} or path.parent.name in {"checkpoint", "cases"}
+        if path.suffix in {".py", ".lua", ".css", ".npz", ".png"} or path.parent.name in {"checkpoint", "cases"}
     }
     alone = {"keye/__init__.py", "keye/__main__.py", "keye/py.typed", "keye/testing.py"}
     assert {name for name in files if name.startswith("keye/")} == in_checkout | alone

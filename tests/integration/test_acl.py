@@ -39,7 +39,7 @@ def url_of(user: str, server: RedisServer) -> str:
     return server.url.replace("redis://", f"redis://{user}:secret@")
 
 
-def do_everything(client: Client, workers: EchoWorkers, worker_url: str) -> None:
+def do_everything(client: Client, workers: EchoWorkers, worker_url: str, folder: Path) -> None:
     """What the documents show, and what befalls jobs."""
     findings = list(check_broker(worker_url, LEASE_SECONDS, False))
     assert select(findings, Severity.FAULT) == []
@@ -61,6 +61,8 @@ def do_everything(client: Client, workers: EchoWorkers, worker_url: str) -> None
     eventually(lambda: failed.state == "FAILED", within_seconds=60)
     client.dead_letters.requeue(next(client.dead_letters.select()))
     assert [each.answer for each in client.map("a", [[]])] == ["a"]
+    (lines := folder / "in.jsonl").write_text('{"custom_id": "a", "prompt": "hello"}\n')
+    assert client.submit_batch(lines, folder / "out.jsonl").wait(60).answered == 1
     assert next(client.watch(after="0", timeout=5)).id
     assert client.overview().workers
     late = client.submit(prompt="?", priority="low")
@@ -129,7 +131,7 @@ def test_what_the_page_grants_is_enough_and_none_of_it_too_much(server: RedisSer
     workers = EchoWorkers(url_of("worker", server), server.redis, tmp_path, LEASE_SECONDS, **store)
     try:
         with Recorder(server, tmp_path / "commands") as recorder, Client(url_of("producer", server)) as client:
-            do_everything(client, workers, url_of("worker", server))
+            do_everything(client, workers, url_of("worker", server), tmp_path)
     finally:
         workers.end()
     assert server.redis.execute_command("ACL", "LOG", 99) == []

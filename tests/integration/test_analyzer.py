@@ -225,6 +225,22 @@ def test_urgent_jobs_go_first_and_cancelled_ones_never(endless: Analyzer, photo:
 
 
 @pytest.mark.holds("docs/from-a-script.md#from-a-script-to-a-fleet", "`AsyncClient(analyzer)` is the same")
+@pytest.mark.holds("docs/batches.md#from-python", "an `Analyzer` runs a batch without Redis")
+def test_a_batch_in_a_file_goes_on_where_a_process_died(photo: Path, tmp_path: Path, endless: Analyzer) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(3):
+        shutil.copy(photo, photos / f"{number}.png")
+    asked = photos, tmp_path / "answers.jsonl", QUESTION
+    # Of what this process takes with it nobody can say how it would have ended.
+    batch = endless.submit_batch(*asked)
+    eventually(lambda: batch.progress.in_flight == 3)
+    batch.stop()
+    with Analyzer(SMALL_KEYE, device="cpu") as another:
+        assert another.submit_batch(*asked).wait(120)[:3] == (3, 3, 0)
+    answers = map(json.loads, asked[1].read_text().splitlines())
+    assert sorted(line["custom_id"] for line in answers) == ["0.png", "1.png", "2.png"]
+
+
 def test_a_task_of_asyncio_asks_by_the_same_verbs(photo: Path) -> None:
     async def ask() -> list[str]:
         async with AsyncClient(Analyzer(SMALL_KEYE, device="cpu")) as client:

@@ -21,6 +21,8 @@ class Scale:
     num_damaged_files: int
     num_histories: int
     num_media: int
+    num_batch_lines: int
+    num_batch_kills: int
 
     @property
     def restart_seconds(self) -> float:
@@ -44,6 +46,8 @@ SHORT = Scale(
     num_damaged_files=60,
     num_histories=40,
     num_media=150,
+    num_batch_lines=2000,
+    num_batch_kills=4,
 )
 LONG = Scale(
     lease_seconds=30,
@@ -61,5 +65,7 @@ LONG = Scale(
     num_damaged_files=500,
     num_histories=2000,
     num_media=10_000,
+    num_batch_lines=20_000,
+    num_batch_kills=20,
 )
 SCALE = LONG if os.environ.get("SOAK") else SHORT

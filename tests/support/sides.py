@@ -26,10 +26,10 @@ from keye.worker.results.settlement import Settlement
 class RedisWorker:
     """Does to jobs in Redis by the real scripts what `keye.testing.MemoryClient` does to those in memory."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, result_ttl_seconds: int = 3600) -> None:
         self._redis = redis
         self._store = LeaseStore(redis, lease_seconds=30)
-        self._settlement = Settlement(redis, 3600, 3600)
+        self._settlement = Settlement(redis, result_ttl_seconds, 3600)
         self._leases: dict[str, Claimed] = {}
         self._written: dict[str, str] = {}
 

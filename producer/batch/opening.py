@@ -1,0 +1,139 @@
+"""A batch as somebody asks for it: what its source is, where its answers go, and where an earlier run left it."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keye.config.contract import escaped
+from keye.config.faults import InvalidBatch, InvalidJob
+from keye.config.formats import media_type_of
+from keye.config.job import Priority
+from keye.producer.batch.batch import MAX_IN_FLIGHT, Batch
+from keye.producer.batch.journal import SUFFIX, Journal
+from keye.producer.batch.lines import Ended, State, named
+from keye.producer.batch.listing import Folder, Prefix
+from keye.producer.batch.output import Output
+from keye.producer.batch.report.report import check_path, write_report
+from keye.producer.batch.source import TABLE_SUFFIXES, JsonLines, Source, Table, open_file
+from keye.producer.client import build_job
+
+if TYPE_CHECKING:
+    from keye.producer.client import Client
+
+_FILES = (*TABLE_SUFFIXES, ".jsonl", ".ndjson", ".json")
+
+
+def open_batch(
+    client: "Client",
+    given: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    prompt: str | None,
+    *,
+    endpoint_url: str | None,
+    errors: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
+    retry_failed: bool = False,
+    max_in_flight: int = MAX_IN_FLIGHT,
+    **options: Any,
+) -> Batch:
+    """One that is to be started; see `Client.submit_batch`. Raises `InvalidBatch`, and `InvalidJob`."""
+    build_job({**options, "prompt": "?" if prompt is None else prompt})
+    answers, page = Path(output), None if report is None else Path(report)
+    if not answers.name:
+        raise InvalidBatch(f"{escaped(os.fspath(output))!r} names no file for the answers.")
+    failures = answers.with_suffix(f".errors{answers.suffix}") if errors is None else Path(errors)
+    journal_path = answers.with_name(answers.name + SUFFIX)
+    try:
+        files = [each.resolve() for each in (Path(given), answers, failures, journal_path, page) if each is not None]
+    except ValueError as fault:
+        raise InvalidBatch(f"{escaped(os.fspath(given))} or a file for what comes of it is none: {fault}.") from None
+    if twice := next((each for each in files if files.count(each) > 1), None):
+        raise InvalidBatch(
+            f"{escaped(str(twice))} is given twice. The input, the answers, the errors and a report are a file each."
+        )
+    for path in files[1:]:
+        if path.exists() and not path.is_file():
+            raise InvalidBatch(f"{escaped(str(path))} is no file, which could be written and gone on with.")
+    if page is not None:
+        check_path(page)
+    with ExitStack() as opened:
+        source = open_source(os.fspath(given), prompt, endpoint_url)
+        opened.callback(source.close)
+        is_new = not (journal_path.exists() and journal_path.stat().st_size)
+        for path in (answers, failures):
+            if is_new and path.exists() and path.stat().st_size:
+                raise InvalidBatch(
+                    f"{escaped(str(path))} is there already, and no batch began it that could be gone on with. Give "
+                    "another output, or remove it."
+                )
+        asked = {"prompt": prompt, **options}
+        if not isinstance(source, JsonLines | Table):
+            asked["input"] = os.fspath(given)
+        journal = Journal(str(journal_path), json.dumps(asked, sort_keys=True, default=str))
+        opened.callback(journal.close)
+        source.go_to(journal.position)
+        outputs = [Output(path, written) for path, written in zip((answers, failures), journal.written, strict=True)]
+        ended: list[Ended] = []
+        for each in outputs:
+            each.recover(lambda line: _take(line, journal, ended))
+        journal.end(ended, *(each.written for each in outputs))
+        if retry_failed:
+            journal.retry_failed()
+            outputs[1].empty()
+        defaults = {"priority": Priority.LOW, **({} if prompt is None else {"prompt": prompt}), **options}
+        write = None
+        if page is not None:
+            write = partial(write_report, page, os.fspath(given), {"prompt": prompt, **options}, endpoint_url)
+        batch = Batch(client, source, journal, (outputs[0], outputs[1]), defaults, max_in_flight, retry_failed, write)
+        opened.pop_all()
+    return batch
+
+
+def open_source(given: str, prompt: str | None, endpoint_url: str | None) -> Source:
+    """Raises `InvalidBatch`."""
+    source: Source
+    if given[:5].lower() == "s3://":
+        if given.lower().endswith(_FILES):
+            raise InvalidBatch(f"{escaped(given)} is a file of a bucket. Download it, and give it from here.")
+        source = Prefix(given, endpoint_url)
+    elif os.path.isdir(given):
+        source = Folder(given)
+    else:
+        if media_type_of(given) is not None:
+            raise InvalidBatch(
+                f"{escaped(given)} is a medium itself. Give the folder or the prefix that it is in; of one alone "
+                "`keye submit` asks."
+            )
+        source = open_file(given)
+    if prompt is None and not isinstance(source, JsonLines) and "prompt" not in getattr(source, "columns", ()):
+        source.close()
+        what = "holds no questions"
+        if isinstance(source, Table):
+            what = f"has no column prompt, but {', '.join(source.columns)}"
+        raise InvalidBatch(f"{escaped(given)} {escaped(what)}. Give one question, for all.")
+    return source
+
+
+def _take(line: Mapping[str, Any], journal: Journal, ended: list[Ended]) -> bool | None:
+    """Whether a line was written of one whose end is not known yet, which is noted then; None where nothing is."""
+    response, custom_id = line.get("response"), line.get("custom_id")
+    job_id = response.get("request_id") if isinstance(response, Mapping) else line.get("job_id")
+    try:
+        row = journal.find(None if custom_id is None else named(custom_id), job_id)
+    except InvalidJob:
+        row = None
+    if row is None or row.state in (State.ANSWERED, State.FAILED):
+        return None
+    if row.state is State.UNSENT and job_id != journal.job_id(row):
+        # Its failure, which was not removed yet when it was to be sent again.
+        return False
+    timings, error = line.get("timings"), line.get("error")
+    seconds = timings.get("queued", 0) + timings.get("total", 0) if isinstance(timings, Mapping) else None
+    code = error.get("code") if isinstance(error, Mapping) else line.get("code")
+    ended.append(Ended(row.number, time.time(), seconds, code))
+    return True
