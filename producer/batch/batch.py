@@ -72,7 +72,6 @@ class Batch:
         outputs: tuple[Output, Output],
         defaults: Mapping[str, Any],
         max_in_flight: int,
-        retry_failed: bool,
         report: "WriteReport | None",
     ) -> None:
         """`outputs` take the answers, and the errors. `defaults` are fields of a job that its line need not say."""
@@ -81,7 +80,6 @@ class Batch:
         self._journal = journal
         self._output, self._errors = outputs
         self._max_in_flight = max_in_flight
-        self._retry_failed = retry_failed
         self._report = report
         self._questions = Questions(client, source, journal, defaults)
         counts = journal.counts()
@@ -183,9 +181,12 @@ class Batch:
                 self._sit_out(fault)
                 continue
             del rows[:LINES_AT_A_TIME]
-            self._questions.never_sent += [row for row, _, end in ended if _was_never_sent(row, end)]
+            # As the journal has them, so that they come from there once, whatever becomes of them when they are sent.
+            to_send = [
+                row._replace(state=State.UNSENT, owner=None) for row, _, end in ended if _was_never_sent(row, end)
+            ]
             in_flight = [row._replace(state=State.SENT) for each in by_id if each not in ends for row in by_id[each]]
-            self._journal.mark_sent(in_flight)
+            self._journal.mark_sent([*in_flight, *to_send])
             for row in in_flight:
                 self._launch(row, self._journal.job_id(row), None)
             self._write(each for each in ended if not _was_never_sent(each[0], each[2]))
@@ -248,7 +249,9 @@ class Batch:
         if not batch:
             return False
         self._journal.mark_sending(row for row, sealed in batch if isinstance(sealed, SealedJob))
-        return self._take_answers(batch, self._client.send([each for _, each in batch], self._retry_failed))
+        # What has failed under an idempotency key would be answered by that failure.
+        answers = self._client.send([each for _, each in batch], retry_failed=any(row.run for row, _ in batch))
+        return self._take_answers(batch, answers)
 
     def _take_answers(self, batch: list[tuple[Row, SealedJob | Refusal]], answers: list[Job | Refusal]) -> bool:
         sent, not_taken, refused, again, trouble = [], [], [], [], ""

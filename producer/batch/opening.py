@@ -71,9 +71,8 @@ def open_batch(
                     f"{escaped(str(path))} is there already, and no batch began it that could be gone on with. Give "
                     "another output, or remove it."
                 )
-        asked = {"prompt": prompt, **options}
-        if not isinstance(source, JsonLines | Table):
-            asked["input"] = os.fspath(given)
+        defaults = {"priority": Priority.LOW, **({} if prompt is None else {"prompt": prompt}), **options}
+        asked = defaults if isinstance(source, JsonLines | Table) else {**defaults, "input": os.fspath(given)}
         journal = Journal(str(journal_path), json.dumps(asked, sort_keys=True, default=str))
         opened.callback(journal.close)
         source.go_to(journal.position)
@@ -85,11 +84,10 @@ def open_batch(
         if retry_failed:
             journal.retry_failed()
             outputs[1].empty()
-        defaults = {"priority": Priority.LOW, **({} if prompt is None else {"prompt": prompt}), **options}
         write = None
         if page is not None:
-            write = partial(write_report, page, os.fspath(given), {"prompt": prompt, **options}, endpoint_url)
-        batch = Batch(client, source, journal, (outputs[0], outputs[1]), defaults, max_in_flight, retry_failed, write)
+            write = partial(write_report, page, os.fspath(given), defaults, endpoint_url)
+        batch = Batch(client, source, journal, (outputs[0], outputs[1]), defaults, max_in_flight, write)
         opened.pop_all()
     return batch
 

@@ -20,8 +20,7 @@ LINES_AT_A_TIME, BYTES_AT_A_TIME = 250, 8 * 2**20
 
 
 class Questions:
-    """`never_sent` are lines of the journal that were about to be sent; `num_lines` are in it, and `is_read` is whether
-    these are all that the source has."""
+    """`num_lines` are in the journal, and `is_read` is whether these are all that the source has."""
 
     def __init__(self, client: "Client", source: Source, journal: "Journal", defaults: Mapping[str, Any]) -> None:
         """`defaults` are fields of a job that its line need not say."""
@@ -29,7 +28,6 @@ class Questions:
         self._source = source
         self._journal = journal
         self._defaults = defaults
-        self.never_sent: list[Row] = []
         self.num_lines = sum(journal.counts().values())
         self.is_read = False
 
@@ -42,8 +40,8 @@ class Questions:
             yield row, sealed
 
     def _old(self) -> Iterator[tuple[Row, Line]]:
-        """Lines that were read before, or that failed."""
-        for row in chain(self.never_sent, self._journal.unsent(LINES_AT_A_TIME)):
+        """Lines that were read before and not sent, or that failed."""
+        for row in self._journal.unsent(LINES_AT_A_TIME):
             yield row, self._source.read(row.number, row.start)
 
     def _new(self) -> Iterator[tuple[Row, Line]]:

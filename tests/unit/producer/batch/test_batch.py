@@ -205,6 +205,54 @@ def test_a_full_queue_is_waited_for_and_told_of(source: Write, output: Path) -> 
         assert batch.progress.trouble == ""
 
 
+class Dying(MemoryClient):
+    """Its batch ends when something is sent."""
+
+    def send(self, *jobs: Any, **options: Any) -> Any:
+        raise RuntimeError("dead")
+
+
+def test_what_was_about_to_be_sent_to_a_queue_that_is_full_by_then_is_answered_once(
+    source: Write, output: Path
+) -> None:
+    given = source(*({"prompt": "?"} for _ in range(6)))
+    with Dying() as client, pytest.raises(RuntimeError):
+        client.submit_batch(given, output, max_in_flight=3).wait(30)
+    with MemoryClient(max_queue_depth=1) as client:
+        batch = client.submit_batch(given, output, max_in_flight=3)
+        for number in range(6):
+            eventually(lambda number=number: len(client.jobs) > number)
+            client.answer(client.jobs[number], "yes")
+        assert batch.wait(30)[:3] == (6, 6, 0)
+    assert [line["line"] for line in read(output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_failed_under_a_key_runs_again_though_its_retry_died(
+    source: Write, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = source({"prompt": "?", "idempotency_key": "order 7"})
+    with MemoryClient() as client:
+        batch = client.submit_batch(given, output)
+        eventually(lambda: batch.progress.in_flight == 1)
+        client.start(client.jobs[0])
+        client.fail(client.jobs[0], ErrorCode.MEDIA_CORRUPT)
+        assert batch.wait(30).failed == 1
+        with monkeypatch.context() as dying, pytest.raises(RuntimeError):
+            dying.setattr(client, "send", Dying.send)
+            client.submit_batch(given, output, retry_failed=True).wait(30)
+        batch = client.submit_batch(given, output)
+        eventually(lambda: len(client.jobs) == 2)
+        client.answer(client.jobs[1], "yes")
+        assert batch.wait(30)[:3] == (1, 1, 0)
+
+
+def test_a_priority_that_is_said_is_that_which_goes_without_saying(source: Write, output: Path) -> None:
+    given = source({"prompt": "?"})
+    with MemoryClient(lambda job: "yes") as client:
+        client.submit_batch(given, output).wait(30)
+        assert client.submit_batch(given, output, priority="low").wait(30).answered == 1
+
+
 @pytest.mark.parametrize("change", [{"prompt": "other"}, {"thinking": "think"}])
 def test_another_question_is_another_batch(source: Write, output: Path, change: dict[str, Any]) -> None:
     given = source({"media": ["s3://photos/1.jpg"]})
