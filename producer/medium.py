@@ -172,8 +172,7 @@ def _inline(uri: str, start: int) -> str | OpenFile:
 def _open(path: str, opened: ExitStack) -> str | OpenFile:
     shown = f"'{escaped(path[:MAX_PLACE_CHARS])}'"
     try:
-        # A pipe would keep us waiting for whoever writes into it.
-        file = opened.enter_context(open(path, "rb", opener=_open_at_once))  # noqa: SIM115
+        file = opened.enter_context(open(path, "rb", opener=open_at_once))  # noqa: SIM115
         is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         if os.path.isabs(path):
@@ -187,7 +186,8 @@ def _open(path: str, opened: ExitStack) -> str | OpenFile:
     return OpenFile(file, os.path.abspath(path))
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """An opener: a pipe would keep us waiting for whoever writes into it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

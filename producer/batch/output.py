@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class Output:
         """So much of it is known. Raises `InvalidBatch` where that is not there any more."""
         self.path = path
         self.written = written
-        self._file: int | None = None
+        self._file: FileIO | None = None
         found = Written()
         if path.exists():
             with self._telling(), path.open("rb") as file:
@@ -58,15 +59,13 @@ class Output:
             return
         with self._telling():
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                os.fsync(folder)
-                os.close(folder)
+                self._file = self.path.open("ab", buffering=0)
+                _sync_folder(self.path.parent)
             left = memoryview(text)
             while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
-            found = os.fstat(self._file)
+                left = left[os.write(self._file.fileno(), left) :]
+            os.fsync(self._file.fileno())
+            found = os.fstat(self._file.fileno())
         self.written = self.written.and_then(text)
         if found.st_size != self.written.size or not found.st_nlink:
             raise InvalidBatch(
@@ -77,12 +76,13 @@ class Output:
     def empty(self) -> None:
         self.written = Written()
         if self.path.exists():
-            with self._telling():
-                os.truncate(self.path, 0)
+            with self._telling(), self.path.open("wb") as file:
+                # Behind a power cut it would be taken for how what is sent next ended.
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     @contextmanager
@@ -92,6 +92,16 @@ class Output:
         except OSError as fault:
             what = f"{escaped(str(self.path))} cannot be written: {fault.strerror}. {ONCE_IT_CAN}"
             raise OutputUnwritable(what) from fault
+
+
+def _sync_folder(path: Path) -> None:
+    # Where a folder cannot be opened, its entries are on the disk with the file.
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _read(text: bytes) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from keye.config.wire import MAX_SEALED_BYTES
 from keye.producer.batch.lines import Line, named, read_fields
 from keye.producer.batch.openai import read_request
 from keye.producer.batch.written import Written
+from keye.producer.medium import open_at_once
 
 _BYTES_AT_A_TIME = 2**20
 _TOO_LONG = (
@@ -302,7 +303,7 @@ def open_file(path: str) -> JsonLines | Table:
 def _open(path: str) -> BinaryIO:
     with _reading(path):
         try:
-            file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+            file = open(path, "rb", opener=open_at_once)  # noqa: SIM115
         except ValueError as fault:
             raise OSError(0, str(fault)) from None
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

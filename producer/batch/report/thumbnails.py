@@ -24,7 +24,7 @@ from keye.config.faults import install_command
 from keye.config.formats import format_of_file, read_inline
 from keye.config.medium_name import name_medium
 from keye.producer.batch.report.thumbnail_child import CPU_SECONDS, TOO_LARGE
-from keye.producer.medium import is_uri
+from keye.producer.medium import is_uri, open_at_once
 from keye.producer.upload import s3_client
 
 # Of each: pixels of its longer side, and bytes.
@@ -97,7 +97,7 @@ class Thumbnails:
                 file = _held(read_inline(uri))
             else:
                 path = os.fsdecode(unquote_to_bytes(urlsplit(uri).path)) if scheme == "file" else uri
-                file = open(path, "rb", 0, opener=_open_at_once)  # noqa: SIM115
+                file = open(path, "rb", 0, opener=open_at_once)  # noqa: SIM115
             opened.enter_context(file)
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise _NoThumbnail("it is a pipe or a device")
@@ -188,8 +188,3 @@ def _held(content: bytes) -> FileIO:
     file.write(content)
     file.seek(0)
     return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe would keep us waiting for whoever writes into it.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

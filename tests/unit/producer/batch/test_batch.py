@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,13 +238,25 @@ def test_what_failed_under_a_key_runs_again_though_its_retry_died(
         client.start(client.jobs[0])
         client.fail(client.jobs[0], ErrorCode.MEDIA_CORRUPT)
         assert batch.wait(30).failed == 1
-        with monkeypatch.context() as dying, pytest.raises(RuntimeError):
+        with monkeypatch.context() as dying:
             dying.setattr(client, "send", Dying.send)
-            client.submit_batch(given, output, retry_failed=True).wait(30)
+            batch = client.submit_batch(given, output, retry_failed=True)
+            with pytest.raises(RuntimeError):
+                batch.wait(30)
         batch = client.submit_batch(given, output)
         eventually(lambda: len(client.jobs) == 2)
         client.answer(client.jobs[1], "yes")
         assert batch.wait(30)[:3] == (1, 1, 0)
+
+
+def test_it_runs_where_no_folder_is_opened_and_no_read_can_be_told_not_to_wait(
+    source: Write, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on Windows.
+    for name in ("O_NONBLOCK", "O_DIRECTORY"):
+        monkeypatch.delattr(os, name)
+    with MemoryClient(lambda job: "yes") as client:
+        assert client.submit_batch(source({"prompt": "?"}), output).wait(30).answered == 1
 
 
 def test_a_priority_that_is_said_is_that_which_goes_without_saying(source: Write, output: Path) -> None:
