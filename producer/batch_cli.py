@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import wait
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -81,6 +81,8 @@ def run(
             with telling() as tell_of:
                 ended = watched(batch, tell_of)
         except (KeyboardInterrupt, SystemExit):
+            if report is not None:
+                tell("Its report is being written. Ctrl-C once more ends at once, without it.", err=True)
             batch.stop()
             told = escaped(in_a_line(batch.progress, ""))
             tell(f"{told}. What is in flight is answered all the same. The same command goes on from here.", err=True)
@@ -115,12 +117,10 @@ def number(count: int, of: str) -> str:
 def watched(batch: Batch, tell_of: Callable[[BatchProgress, str], None]) -> BatchProgress:
     """Until it is done. Raises what has ended it."""
     pace = Pace()
-    while True:
-        try:
-            return batch.wait(LOOK_SECONDS)
-        except NotYet:
-            progress = batch.progress
-            tell_of(progress, pace.of(progress, time.monotonic()))
+    while not wait([batch.done], LOOK_SECONDS).done:
+        progress = batch.progress
+        tell_of(progress, pace.of(progress, time.monotonic()))
+    return batch.wait()
 
 
 class Pace:

@@ -234,8 +234,8 @@ class Client:
         from keye.producer.batch.opening import open_batch
 
         batch = open_batch(self, source, output, prompt, endpoint_url=self._settings.s3_endpoint_url, **options)
-        self._batches = (*(each for each in self._batches if not each.done.done()), batch)
         batch.start()
+        self._batches = (*(each for each in self._batches if not each.done.done()), batch)
         return batch
 
     def let_go(self, job_ids: Iterable[str]) -> None:

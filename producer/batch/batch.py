@@ -48,6 +48,8 @@ WAIT_SECONDS = 0.25
 # How often it is asked whether anybody is there to answer.
 WORKER_SECONDS = 3.0
 STOP_SECONDS = 5.0
+# For its thumbnails, and for reading all that was written.
+REPORT_SECONDS = 60.0
 # How long Redis may be away or refuse, and how often it is asked.
 OUTAGE_SECONDS, PAUSE_SECONDS = 600.0, 1.0
 
@@ -138,8 +140,8 @@ class Batch:
         if not self._must_stop.is_set():
             self._must_stop.set()
             self._ends.wake()
-            # It may be waiting for a server or a store that says nothing, and loses nothing wherever it ends.
-            self._thread.join(STOP_SECONDS)
+            # It may be waiting for a server or a store that says nothing; but for a report, it loses nothing by ending.
+            self._thread.join(STOP_SECONDS if self._report is None else STOP_SECONDS + REPORT_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -195,8 +197,10 @@ class Batch:
         if not isinstance(end, JobNotFound):
             return end
         asked, kept_seconds = self._questions.read(row), self._client.kept_seconds()
-        if not isinstance(asked, InvalidJob) and isinstance(own := asked.get("result_ttl_seconds"), int):
-            kept_seconds = min(kept_seconds, own)
+        own = None if isinstance(asked, InvalidJob) else asked.get("result_ttl_seconds")
+        if own is not None and math.isfinite(kept_seconds):
+            # Text, in a table.
+            kept_seconds = float(own)
         return Missing(time.time() - row.sent_at, kept_seconds)
 
     def _round(self, to_send: Iterator[tuple[Row, SealedJob | Refusal]]) -> None:

@@ -42,6 +42,8 @@ def open_batch(
     **options: Any,
 ) -> Batch:
     """One that is to be started; see `Client.submit_batch`. Raises `InvalidBatch`, and `InvalidJob`."""
+    if max_in_flight < 1:
+        raise InvalidBatch(f"max_in_flight is {max_in_flight}: nothing would ever be sent. Give 1 or more.")
     build_job({**options, "prompt": "?" if prompt is None else prompt})
     answers, page = Path(output), None if report is None else Path(report)
     if not answers.name:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,42 @@ def test_it_runs_where_no_folder_is_opened_and_no_read_can_be_told_not_to_wait(
         monkeypatch.delattr(os, name)
     with MemoryClient(lambda job: "yes") as client:
         assert client.submit_batch(source({"prompt": "?"}), output).wait(30).answered == 1
+
+
+@pytest.mark.parametrize(
+    ("own_seconds", "away_seconds", "code"),
+    [
+        (None, 3000, "JOB_LOST"),
+        (60, 3000, "OUTCOME_EXPIRED"),
+        (7200, 5000, "JOB_LOST"),
+        (7200, 8000, "OUTCOME_EXPIRED"),
+    ],
+)
+def test_how_long_a_job_says_it_is_kept_tells_what_became_of_it(
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_seconds: int | None,
+    away_seconds: int,
+    code: str,
+) -> None:
+    monkeypatch.setattr(MemoryClient, "kept_seconds", lambda self: 3600.0)
+    given = tmp_path / "in.csv"
+    given.write_text(f"prompt,result_ttl_seconds\n?,{own_seconds or ''}\n")
+    with MemoryClient() as client:
+        batch = client.submit_batch(given, output)
+        eventually(lambda: batch.progress.in_flight == 1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + away_seconds)
+    with MemoryClient() as client:
+        client.submit_batch(given, output).wait(30)
+    assert [line["code"] for line in errors_of(output)] == [code]
+
+
+@pytest.mark.parametrize("max_in_flight", [0, -1])
+def test_a_batch_that_may_send_nothing_is_refused(source: Write, output: Path, max_in_flight: int) -> None:
+    with MemoryClient() as client, pytest.raises(InvalidBatch, match=r"max_in_flight is .* Give 1 or more"):
+        client.submit_batch(source({"prompt": "?"}), output, max_in_flight=max_in_flight)
 
 
 def test_a_priority_that_is_said_is_that_which_goes_without_saying(source: Write, output: Path) -> None:

@@ -1,9 +1,11 @@
 """How fast the lines of a batch end, and when all have: as it is told."""
 
+from concurrent.futures import Future
+
 import pytest
 
 from keye.producer.batch.progress import BatchProgress
-from keye.producer.batch_cli import Pace, in_a_line
+from keye.producer.batch_cli import Pace, in_a_line, watched
 
 PROGRESS = BatchProgress(
     lines=1_000_000,
@@ -60,3 +62,16 @@ def test_what_it_waits_for_is_told_last() -> None:
         "500,012 of about 2,000,000 lines, 12 failed, 4,096 in flight, 0.0 lines/s; Redis could not be read; "
         "no worker is ready"
     )
+
+
+def test_a_time_out_that_ends_a_batch_is_not_taken_for_one_of_the_wait() -> None:
+    class Ended:
+        done: Future[BatchProgress] = Future()
+        progress = PROGRESS
+
+        def wait(self, timeout: float | None = None) -> BatchProgress:
+            return self.done.result(timeout)
+
+    Ended.done.set_exception(TimeoutError("of a disk"))
+    with pytest.raises(TimeoutError, match="of a disk"):
+        watched(Ended(), lambda *_: None)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -111,6 +112,22 @@ def test_of_a_batch_that_was_stopped_it_says_so(source: Write, tmp_path: Path) -
     page = (tmp_path / "r.html").read_text()
     assert "not ended" in page
     assert "read so far, and more to come" in page
+
+
+def test_a_batch_that_was_stopped_waits_for_its_report(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*given: Any) -> Any:
+        time.sleep(0.5)
+        return write_report(*given)
+
+    monkeypatch.setattr("keye.producer.batch.batch.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("keye.producer.batch.opening.write_report", slow)
+    with MemoryClient() as client:
+        batch = client.submit_batch(source({"prompt": "one"}), tmp_path / "out.jsonl", report=tmp_path / "r.html")
+        eventually(lambda: client.jobs)
+        batch.stop()
+        assert (tmp_path / "r.html").exists()
 
 
 @pytest.mark.parametrize(
