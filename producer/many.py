@@ -25,12 +25,17 @@ def batches(
     size, num_chars = first, 0
     for job in jobs:
         batch.append(job)
-        num_chars += 0 if isinstance(job, Refusal) else sum(len(medium.uri) for medium in job.job.all_media())
+        num_chars += num_chars_of(job)
         if len(batch) == size or num_chars > CHARS_PER_ROUND_TRIP:
             yield batch
             batch, size, num_chars = [], min(2 * size, JOBS_PER_ROUND_TRIP), 0
     if batch:
         yield batch
+
+
+def num_chars_of(job: SealedJob | Refusal) -> int:
+    """That its media have, which may be inside it."""
+    return 0 if isinstance(job, Refusal) else sum(len(medium.uri) for medium in job.job.all_media())
 
 
 def refused_as_full(answers: Iterable[object]) -> dict[int, float]:

@@ -30,7 +30,7 @@ from keye.producer.batch.questions import LINES_AT_A_TIME, Questions
 from keye.producer.batch.source import Source
 from keye.producer.following import End
 from keye.producer.job import Job
-from keye.producer.many import refused_as_full
+from keye.producer.many import CHARS_PER_ROUND_TRIP, num_chars_of, refused_as_full
 
 if TYPE_CHECKING:
     # By way of SQLite, which not every Python has.
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from keye.producer.batch.report.report import WriteReport
     from keye.producer.client import Client
 
-# Of the media of what is sent at a time, which are held several times meanwhile.
-CHARS_AT_A_TIME = 8 * 2**20
 # Of media inside the messages of all that is in flight, in the memory of Redis.
 MAX_CHARS_IN_FLIGHT = 256 * 2**20
 # Of the jobs that wait or run for one batch: enough for dozens of GPUs.
@@ -132,7 +130,9 @@ class Batch:
         return self._done
 
     def wait(self, timeout: float | None = None) -> BatchProgress:
-        """Until it is `done`. Raises `TimeoutError` after so long, and what has ended it."""
+        """Until it is `done`. Raises `TimeoutError` after so long, what has ended it, and `InvalidBatch` in a fork."""
+        if not (self._thread.is_alive() or self._done.done()):
+            raise InvalidBatch("This process was forked from the one that runs this batch. Wait there.")
         return self._done.result(timeout)
 
     def stop(self) -> None:
@@ -242,14 +242,14 @@ class Batch:
         batch: list[tuple[Row, SealedJob | Refusal]] = []
         num_chars = 0
         most = min(LINES_AT_A_TIME, self._max_in_flight - len(self._in_flight))
-        while len(batch) < most and num_chars < CHARS_AT_A_TIME and not self._must_stop.is_set():
+        while len(batch) < most and num_chars < CHARS_PER_ROUND_TRIP and not self._must_stop.is_set():
             sealed = self._unsent.popleft() if self._unsent else next(to_send, None)
             if sealed is None:
                 self._has_more = False
                 break
             row, job = sealed
             batch.append((row._replace(state=State.SENDING, sent_at=time.time()), job))
-            num_chars += _num_chars(job)
+            num_chars += num_chars_of(job)
         if not batch:
             return False
         self._journal.mark_sending(row for row, sealed in batch if isinstance(sealed, SealedJob))
@@ -293,7 +293,7 @@ class Batch:
             return
         job = sealed.job if sealed is not None and row.owner is None else None
         is_lean = job is not None and job.result_ttl_seconds is None and job.idempotency_key is None
-        flight = self._in_flight[job_id] = Flight([row], _num_chars(sealed), is_lean)
+        flight = self._in_flight[job_id] = Flight([row], 0 if sealed is None else num_chars_of(sealed), is_lean)
         self._chars_in_flight += flight.num_chars
 
     def _write(self, ended: Iterable[tuple[Row, str, End | Missing]]) -> None:
@@ -334,7 +334,3 @@ class Batch:
 def _was_never_sent(row: Row, end: End | Missing) -> bool:
     """Or it ran in a process that kept how it ended for itself, and has gone with that."""
     return isinstance(end, Missing) and end.is_lost and (row.state is State.SENDING or math.isinf(end.kept_seconds))
-
-
-def _num_chars(sealed: SealedJob | Refusal | None) -> int:
-    return sum(len(medium.uri) for medium in sealed.job.all_media()) if isinstance(sealed, SealedJob) else 0

@@ -145,7 +145,7 @@ def _failures(errors: Path, counts: Mapping[str, int]) -> list[Failures]:
         fault = line["error"] if isinstance(line.get("error"), Mapping) else line
         code = fault.get("code")
         if isinstance(code, str) and code in spreads and spreads[code].takes_next():
-            name = line.get("custom_id") or f"line {line['line']}" if "line" in line else "without custom_id"
+            name = line.get("custom_id") or (f"line {line['line']}" if "line" in line else "without custom_id")
             # Said of many, it is said once.
             said = re.sub(r"\Aline \d+: ", "", str(fault.get("message")))
             message = Excerpt.of(said, _MESSAGE_BYTES).text

@@ -92,11 +92,14 @@ def test_a_forked_child_leaves_it_to_its_parent(client: Client, answering: Answe
     eventually(lambda: batch.progress.in_flight == 5)
     if (child := os.fork()) == 0:
         try:
+            with pytest.raises(InvalidBatch, match="was forked from the one that runs this batch"):
+                batch.wait(30)
             client.close()
             gc.collect()
-        finally:
             os._exit(0)
-    os.waitpid(child, 0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
     answering.go_on()
     assert batch.wait(30).answered == NUM_LINES
     assert is_whole(tmp_path)

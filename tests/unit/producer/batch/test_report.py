@@ -86,6 +86,17 @@ def test_it_says_what_was_asked_and_how_it_went(source: Write, tmp_path: Path) -
     assert page.count(">the common question<") == 1
 
 
+def test_failures_are_called_by_their_lines_in_either_form(source: Write, tmp_path: Path) -> None:
+    given = source(
+        {"custom_id": "theirs", "body": {"messages": [], "tools": [{}]}},
+        {"custom_id": "theirs", "body": {"messages": []}},
+        {"custom_id": "theirs"},
+    )
+    page = report_of(given, tmp_path)
+    for name in ("theirs", "without custom_id", "line 3"):
+        assert f"<li>{name}</li>" in page
+
+
 @pytest.mark.holds(
     "docs/batches.md#how-do-i-look-at-it",
     "Given again after all has ended",
