@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pillow_heif import register_heif_opener
 
-from keye.producer.batch import thumbnail_child, thumbnails
+from keye.producer.batch.report import thumbnail_child, thumbnails
 from keye.producer.batch.report.thumbnails import MAX_BYTES, SIDE, Thumbnail, Thumbnails
 from tests.support.image_bombs import jpeg_of_gigapixels, jpeg_of_scans, webp_of_268_megapixels
 from tests.support.video_bombs import elsewhere, garbage, large_frames, motion_jpeg_of_4_gigapixels
