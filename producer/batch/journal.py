@@ -174,12 +174,12 @@ class Journal:
             found = self._db.execute("select state, count(*) from lines group by state").fetchall()
         return {state: dict(found).get(state, 0) for state in State}
 
-    def answered(self, custom_id: str) -> tuple[Row, float] | None:
-        """The line that is so called, if it was answered, and in how many seconds."""
+    def answered(self, custom_id: str) -> tuple[Row, float | None] | None:
+        """The line that is so called, if it was answered, and in how many seconds; None where a crash took that."""
         rows = self._rows("state = 2 and custom_id = ?", custom_id)
         if not rows:
             return None
-        (seconds,) = self._one("select ifnull(seconds, 0) from lines where number = ?", rows[0].number)
+        (seconds,) = self._one("select seconds from lines where number = ?", rows[0].number)
         return rows[0], seconds
 
     def failures(self) -> dict[str, int]:

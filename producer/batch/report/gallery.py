@@ -76,7 +76,8 @@ def _answer_of(text: bytes, prompt: str | None, journal: Journal, read: Read) ->
         if found is None:
             return None
         row, seconds = found
-        facts = [f"{seconds:,.1f} s", f"{usage['prompt_tokens']:,} tokens read, {usage['completion_tokens']:,} written"]
+        facts = [] if seconds is None else [f"{seconds:,.1f} s"]
+        facts.append(f"{usage['prompt_tokens']:,} tokens read, {usage['completion_tokens']:,} written")
         if finish_reason == "length":
             facts.append("cut off at its most tokens")
         question, media = _asked(row, read)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import time
 import tracemalloc
@@ -106,6 +107,15 @@ def test_it_is_written_again_after_all_has_ended_and_after_the_input_has_gone(so
     report_of(given, tmp_path)
     (tmp_path / "r.html").unlink()
     assert "of one" in report_of(given, tmp_path)
+
+
+def test_of_a_time_that_is_not_known_it_says_nothing(source: Write, tmp_path: Path) -> None:
+    given = source({"custom_id": "a", "prompt": "one"})
+    assert re.search(r"[\d.]+ s · \d+ tokens read", report_of(given, tmp_path))
+    # As of a line in OpenAI's form that was written when its runner died.
+    with closing(sqlite3.connect(tmp_path / "out.jsonl.journal")) as db, db:
+        db.execute("update lines set seconds = null")
+    assert re.search(r">\d+ tokens read", report_of(given, tmp_path))
 
 
 def test_of_nothing_it_says_so(source: Write, tmp_path: Path) -> None:
