@@ -52,6 +52,10 @@ REPORT_SECONDS = 60.0
 OUTAGE_SECONDS, PAUSE_SECONDS = 600.0, 1.0
 
 
+# Fields of a job by which somebody asks for it to be kept.
+_KEPT_BY = {"result_ttl_seconds", "idempotency_key"}
+
+
 class Flight(NamedTuple):
     """The lines that a job answers: two may have one idempotency key. `num_chars` of media are inside its message."""
 
@@ -190,7 +194,9 @@ class Batch:
             in_flight = [row._replace(state=State.SENT) for each in by_id if each not in ends for row in by_id[each]]
             self._journal.mark_sent([*in_flight, *to_send])
             for row in in_flight:
-                self._launch(row, self._journal.job_id(row), None)
+                asked = self._questions.read(row)
+                is_lean = not isinstance(asked, InvalidJob) and not asked.keys() & _KEPT_BY
+                self._launch(row, self._journal.job_id(row), Flight([], 0, is_lean))
             self._write(each for each in ended if not _was_never_sent(each[0], each[2]))
 
     def _how(self, row: Row, end: End) -> End | Missing:
@@ -274,7 +280,8 @@ class Batch:
                     row = row._replace(owner=answer.id)
                     self._ends.suspect(answer.id)
                 sent.append(row := row._replace(state=State.SENT))
-                self._launch(row, answer.id, sealed)
+                is_lean = all(getattr(sealed.job, name) is None for name in _KEPT_BY)
+                self._launch(row, answer.id, Flight([], num_chars_of(sealed), is_lean))
         self._trouble = trouble
         self._journal.mark_sent([*sent, *not_taken])
         self._write(refused)
@@ -285,16 +292,13 @@ class Batch:
             raise away[0]
         return bool(sent)
 
-    def _launch(self, row: Row, job_id: str, sealed: SealedJob | None) -> None:
+    def _launch(self, row: Row, job_id: str, flight: Flight) -> None:
         """Its job is queued, or was by whoever ran this batch before."""
-        if job_id in self._in_flight:
-            # By an idempotency key.
-            self._in_flight[job_id].rows.append(row)
-            return
-        job = sealed.job if sealed is not None and row.owner is None else None
-        is_lean = job is not None and job.result_ttl_seconds is None and job.idempotency_key is None
-        flight = self._in_flight[job_id] = Flight([row], 0 if sealed is None else num_chars_of(sealed), is_lean)
-        self._chars_in_flight += flight.num_chars
+        if job_id not in self._in_flight:
+            self._in_flight[job_id] = flight
+            self._chars_in_flight += flight.num_chars
+        # Else by an idempotency key.
+        self._in_flight[job_id].rows.append(row)
 
     def _write(self, ended: Iterable[tuple[Row, str, End | Missing]]) -> None:
         """On the disk, and then let go of."""

@@ -11,6 +11,7 @@ from keye.config import keys
 from keye.config.topology import result_key
 from keye.producer.transport import RELEASED_SECONDS
 from tests.acceptance.conftest import ECHO, Start
+from tests.support.conditions import eventually
 
 OWN_SECONDS = 5000
 
@@ -20,8 +21,9 @@ OWN_SECONDS = 5000
     "An answer that is written down is kept in Redis for ten more minutes",
     "Jobs with a `result_ttl_seconds` or an",
 )
+@pytest.mark.parametrize("is_gone_on_with", [False, True])
 def test_answers_that_are_written_down_go_soon_and_all_else_stays_as_long_as_it_would(
-    start: Start, client: Client, redis: Redis, tmp_path: Path
+    start: Start, client: Client, redis: Redis, tmp_path: Path, is_gone_on_with: bool
 ) -> None:
     (tmp_path / "in.jsonl").write_text(
         "".join(
@@ -34,8 +36,12 @@ def test_answers_that_are_written_down_go_soon_and_all_else_stays_as_long_as_it_
             )
         )
     )
-    start(*ECHO).wait_until_ready()
     somebody = client.submit(prompt="key", priority="low", idempotency_key="somebody's")
+    if is_gone_on_with:
+        before = client.submit_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+        eventually(lambda: before.progress.in_flight == 4)
+        before.stop()
+    start(*ECHO).wait_until_ready()
     ended = client.submit_batch(tmp_path / "in.jsonl", output := tmp_path / "out.jsonl").wait(120)
     assert (ended.answered, ended.failed) == (3, 1)
     answers = {line["custom_id"]: line["job_id"] for line in map(json.loads, output.read_text().splitlines())}
