@@ -74,6 +74,8 @@ class _Lines:
 
     def __init__(self, file: BinaryIO, position: Position) -> None:
         self._file = file
+        # Behind a line that is not ended, which is the last, even where somebody is still writing it.
+        self._end: int | None = None
         self.go_back(position)
 
     @property
@@ -85,11 +87,13 @@ class _Lines:
         self._file.seek(self._offset)
 
     def __iter__(self) -> Iterator[bytes]:
-        while text := self._read(MAX_SEALED_BYTES + 1):
+        while self._offset != self._end and (text := self._read(MAX_SEALED_BYTES + 1)):
             self.number += 1
             part = text
-            while not part.endswith(b"\n") and (part := self._read(_BYTES_AT_A_TIME)):
+            while len(text) > MAX_SEALED_BYTES and not part.endswith(b"\n") and (part := self._read(_BYTES_AT_A_TIME)):
                 pass
+            if not part.endswith(b"\n"):
+                self._end = self._offset
             yield text.removeprefix(codecs.BOM_UTF8) if self.number == 1 else text
 
     def _read(self, size: int) -> bytes:
@@ -127,15 +131,18 @@ class _File:
     def go_to(self, position: Position) -> None:
         known = Written(int(position.end), position.checksum)
         with _open(self._path) as file, _reading(self._path):
-            if Written.read(file, known.size) != known:
+            is_same = Written.read(file, known.size) == known
+            file.seek(max(0, known.size - 1))
+            if known.size and file.read(1) != b"\n":
+                # The last line was not ended. If it is longer now, somebody was still writing it.
+                end = file.readline(MAX_SEALED_BYTES)
+                is_same = is_same and not end.strip()
+                known = known.and_then(end)
+            if not is_same:
                 raise InvalidBatch(
                     f"{escaped(self._path)} is not what it was: its first {position.number:,} lines were read before, "
                     "and have changed since. Put it back as it was, or begin another batch: with another output."
                 )
-            file.seek(max(0, known.size - 1))
-            if known.size and file.read(1) != b"\n" and not (end := file.readline(MAX_SEALED_BYTES)).strip():
-                # Lines were added behind a last one that had no end, which is no line between.
-                known = known.and_then(end)
         self.position = position._replace(end=known.size, checksum=known.checksum)
 
     def share(self) -> float:

@@ -154,6 +154,20 @@ def test_lines_behind_a_last_one_without_an_end_have_their_own_numbers(
     assert answers(tmp_path) == [("a", 1), ("b", 2)]
 
 
+@pytest.mark.parametrize("beginning", ['{"custom_id": "b", "pro', '{"custom_id": "b", "prompt": "b"}'])
+def test_a_last_line_that_somebody_was_still_writing_has_changed(
+    client: Client, answering: Answering, tmp_path: Path, beginning: str
+) -> None:
+    ask(tmp_path, "a")
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write(beginning)
+        file.flush()
+        client.submit_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl").wait(30)
+        file.write('mpt": "b"}\n')
+    with pytest.raises(InvalidBatch, match=r"in\.jsonl is not what it was: its first 2 lines were read before"):
+        client.submit_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", retry_failed=True)
+
+
 @pytest.mark.parametrize("harm", [truncate, change, put_in_front])
 def test_an_input_whose_lines_have_changed_is_not_gone_on_with(
     client: Client, folder: Path, harm: Callable[[Path], object]

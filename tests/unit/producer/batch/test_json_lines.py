@@ -71,6 +71,20 @@ def test_a_line_that_is_no_job_costs_itself(tmp_path: Path, text: bytes, fault: 
     assert fault in str(broken.asked)
 
 
+def test_a_line_without_an_end_is_the_last_even_where_somebody_is_still_writing_it(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(GOOD + b"\n" + GOOD[:9])
+    source = JsonLines(str(path))
+    lines = source.lines()
+    found = [next(lines), next(lines)]
+    with path.open("ab") as file:
+        file.write(GOOD[9:] + b"\n" + GOOD)
+    assert list(lines) == []
+    assert [line.number for line in found] == [1, 2]
+    assert source.position.end == len(GOOD) + 10
+    source.close()
+
+
 @pytest.mark.parametrize("text", ['{"prompt": "?", "generation": {"temperature": NaN}}', '{"prompt": "\\ud800"}'])
 def test_what_json_takes_and_no_job_does_is_refused_under_its_name(tmp_path: Path, text: str) -> None:
     (line,) = lines_of(tmp_path / "in.jsonl", text.encode())
