@@ -18,7 +18,7 @@ from keye.config.job import Priority, Thinking
 from keye.producer.batch.batch import MAX_IN_FLIGHT, Batch
 from keye.producer.batch.progress import BatchProgress
 from keye.producer.console import OurConsole
-from keye.producer.shell import AsJson, CommandLine, ExitCode, RedisUrl, connected, tell
+from keye.producer.shell import AsJson, CommandLine, ExitCode, RedisUrl, connected, read_prompt, tell
 
 # Between two looks at how far it is; and between two lines of that where nobody watches, but for what is news.
 LOOK_SECONDS, LINE_SECONDS, NEWS_SECONDS = 0.2, 30.0, 3.0
@@ -36,7 +36,9 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="the answers, a line of JSON each")],
     prompt: Annotated[
         str | None,
-        typer.Argument(help="the question, for what does not say its own; a folder or a bucket needs one"),
+        typer.Argument(
+            help="the question, for what does not say its own; a folder or a bucket needs one; - for standard input"
+        ),
     ] = None,
     errors: Annotated[
         Path | None, typer.Option(help="what has no answer, and why; default: OUTPUT's name with .errors in it")
@@ -70,7 +72,7 @@ def run(
         batch = client.submit_batch(
             source,
             output,
-            prompt,
+            read_prompt() if prompt == "-" else prompt,
             errors=errors,
             report=report,
             retry_failed=retry_failed,

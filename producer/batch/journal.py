@@ -243,7 +243,7 @@ class Journal:
             # What Python itself raises has none; the upper bytes are details.
             code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
-                why = "is in use: another process runs this batch."
+                why = "is in use: this batch is running already."
             elif code in _UNWRITABLE:
                 why, kind = f"cannot be written: {fault}. {ONCE_IT_CAN}", OutputUnwritable
             raise kind(f"{escaped(self._path)} {why}") from fault

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keye.config.contract import escaped
-from keye.config.faults import InvalidBatch, InvalidJob
+from keye.config.faults import InvalidBatch, InvalidJob, OutputUnwritable
 from keye.config.formats import media_type_of
 from keye.config.job import Priority
 from keye.producer.batch.batch import MAX_IN_FLIGHT, Batch
@@ -20,6 +20,7 @@ from keye.producer.batch.listing import Folder, Prefix
 from keye.producer.batch.output import Output
 from keye.producer.batch.report.report import check_path, write_report
 from keye.producer.batch.source import TABLE_SUFFIXES, JsonLines, Source, Table, open_file
+from keye.producer.batch.written import ONCE_IT_CAN
 from keye.producer.client import build_job
 
 if TYPE_CHECKING:
@@ -51,24 +52,30 @@ def open_batch(
     failures = answers.with_suffix(f".errors{answers.suffix}") if errors is None else Path(errors)
     journal_path = answers.with_name(answers.name + SUFFIX)
     try:
-        files = [each.resolve() for each in (Path(given), answers, failures, journal_path, page) if each is not None]
+        given_ones = (Path(given), answers, failures, journal_path, page)
+        files = [os.path.realpath(each) for each in given_ones if each is not None]
     except ValueError as fault:
         raise InvalidBatch(f"{escaped(os.fspath(given))} or a file for what comes of it is none: {fault}.") from None
     if twice := next((each for each in files if files.count(each) > 1), None):
         raise InvalidBatch(
-            f"{escaped(str(twice))} is given twice. The input, the answers, the errors and a report are a file each."
+            f"{escaped(twice)} is given twice. The input, the answers, the errors and a report are a file each."
         )
-    for path in files[1:]:
-        if path.exists() and not path.is_file():
-            raise InvalidBatch(f"{escaped(str(path))} is no file, which could be written and gone on with.")
+    for name in files[1:]:
+        # A link that leads round in a circle is none.
+        if os.path.lexists(name) and not os.path.isfile(name):
+            raise InvalidBatch(f"{escaped(name)} is no file, which could be written and gone on with.")
+    for path in (answers, failures):
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            why = f"there is no folder {escaped(str(path.parent))} that may be written to"
+            raise OutputUnwritable(f"{escaped(str(path))} cannot be written: {why}. {ONCE_IT_CAN}")
     if page is not None:
         check_path(page)
     with ExitStack() as opened:
         source = open_source(os.fspath(given), prompt, endpoint_url)
         opened.callback(source.close)
-        is_new = not (journal_path.exists() and journal_path.stat().st_size)
+        is_new = not (os.path.exists(journal_path) and journal_path.stat().st_size)
         for path in (answers, failures):
-            if is_new and path.exists() and path.stat().st_size:
+            if is_new and os.path.exists(path) and path.stat().st_size:
                 raise InvalidBatch(
                     f"{escaped(str(path))} is there already, and no batch began it that could be gone on with. Give "
                     "another output, or remove it."

@@ -22,9 +22,10 @@ class Output:
         self.written = written
         self._file: FileIO | None = None
         found = Written()
-        if path.exists():
-            with self._telling(), path.open("rb") as file:
-                found = Written.read(file, written.size)
+        with self._telling():
+            if path.exists():
+                with path.open("rb") as file:
+                    found = Written.read(file, written.size)
         if found != written:
             raise InvalidBatch(
                 f"{escaped(str(path))} is not what it was: of the {written.size:,} bytes that were written some are "

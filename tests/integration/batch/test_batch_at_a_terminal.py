@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from tests.chaos.echo_workers import EchoWorkers
+from tests.integration.batch.conftest import Answering
 from tests.support.conditions import eventually
 from tests.support.terminal import KEYE, Terminal, wait_until_shown
 
@@ -224,10 +225,35 @@ class TestDisk:
         assert (ended.returncode, ended.stdout) == (ExitCode.OK, f"300 lines: 300 answered ({answers}), 0 failed\n")
         assert custom_ids(answers) == sorted(f"line-{number}" for number in range(1, 301))
 
-    def test_that_has_no_such_folder(self, redis_url: str, questions: Path) -> None:
-        ended = in_process(redis_url, questions, "-o", questions.parent / "nowhere" / "answers.jsonl")
+    @pytest.mark.parametrize(
+        "names", [("nowhere/answers.jsonl", "errors.jsonl"), ("answers.jsonl", "nowhere/errors.jsonl")]
+    )
+    def test_that_has_no_such_folder(self, redis_url: str, questions: Path, names: tuple[str, str]) -> None:
+        answers, errors = (questions.parent / name for name in names)
+        ended = in_process(redis_url, questions, "-o", answers, "--errors", errors)
         assert (ended.exit_code, ended.stdout) == (ExitCode.UNWRITABLE, "")
-        assert "nowhere/answers.jsonl" in ended.stderr
+        assert re.fullmatch(
+            r".*nowhere/.*\.jsonl cannot be written: there is no folder .*nowhere that may .*\n", ended.stderr
+        )
+        assert not answers.with_name("answers.jsonl.journal").exists()
+
+
+def test_the_question_for_all_may_be_piped(redis_url: str, answering: Answering, tmp_path: Path, answers: Path) -> None:
+    (tmp_path / "media.csv").write_text("media\ns3://photos/1.jpg\n")
+    keye = CliRunner(env={"KEYE_REDIS_URL": redis_url})
+    command = ["batch", "run", str(tmp_path / "media.csv"), "-", "-o", str(answers)]
+    ended = keye.invoke(app, command, input="What is shown,\nand where?\n")
+    assert ended.exit_code == ExitCode.OK, ended.stderr
+    assert json.loads(answers.read_text())["answer"] == "What is shown,\nand where?"
+
+
+@pytest.mark.parametrize("option", ["--output", "--errors"])
+def test_a_name_that_no_file_can_have_is_a_sentence(
+    redis_url: str, questions: Path, answers: Path, option: str
+) -> None:
+    ended = in_process(redis_url, questions, "-o", answers, option, questions.parent / ("x" * 260))
+    assert (ended.exit_code, ended.stdout) == (ExitCode.UNWRITABLE, "")
+    assert re.fullmatch(r".*/x+(\.journal)? cannot be written: .*\n", ended.stderr)
 
 
 @pytest.mark.holds(
@@ -253,6 +279,7 @@ class TestDisk:
         (["jobs.jsonl", "-o", "answers", "--errors", "./answers"], "answers is given twice"),
         (["jobs.jsonl", "-o", "answers", "--report", "answers"], "answers is given twice"),
         (["jobs.jsonl", "-o", ""], "names no file"),
+        (["jobs.jsonl", "-o", "loop"], "loop is no file"),
         (["jobs.jsonl", "-o", "-"], "not standard input"),
         (["-", "-o", "answers"], "not standard input"),
         (["jobs.jsonl", "-o", "answers", "--max-new-tokens", "0"], "generation.max_new_tokens"),
@@ -269,6 +296,7 @@ def test_what_is_no_batch_is_a_sentence_and_leaves_nothing(
     (tmp_path / "list.json").write_text('[\n  {"prompt": "?"}\n]\n')
     (tmp_path / "jobs.jsonl").write_text('{"prompt": "?"}\n')
     os.mkfifo("pipe")
+    os.symlink("loop", "loop")
     before = sorted(tmp_path.rglob("*"))
     ended = in_process(redis_url, *words, COLUMNS="200")
     assert (ended.exit_code, ended.stdout) == (ExitCode.INVALID, "")

@@ -89,7 +89,7 @@ def test_a_second_one_is_refused_and_the_first_goes_on(command: Command, redis: 
     second = command.begin()
     _, err = second.communicate(timeout=30)
     assert second.returncode == ExitCode.INVALID
-    assert err.startswith("out.jsonl.journal is in use: another process runs this batch.")
+    assert err.startswith("out.jsonl.journal is in use: this batch is running already.")
     with Answering(redis) as answering:
         assert first.wait(60) == ExitCode.OK
     assert is_whole(tmp_path / "out.jsonl")

@@ -345,7 +345,7 @@ def test_one_process_has_a_batch_at_a_time(source: Write, output: Path) -> None:
     given = source({"prompt": "?"})
     with MemoryClient() as client:
         batch = client.submit_batch(given, output)
-        with pytest.raises(InvalidBatch, match="is in use: another process runs this batch"):
+        with pytest.raises(InvalidBatch, match="is in use: this batch is running already"):
             client.submit_batch(given, output)
         batch.stop()
         client.submit_batch(given, output).stop()
