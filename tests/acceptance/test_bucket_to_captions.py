@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.usefixtures("s3_credentials")
 
 def run(command: str, folder: Path, redis_url: str, **settings: str) -> tuple[int, str, str]:
     environ = os.environ | {"KEYE_REDIS_URL": redis_url, **settings}
-    ended = subprocess.run(
-        shlex.split(command, comments=True), cwd=folder, env=environ, capture_output=True, text=True, timeout=120
-    )
+    keye, *words = shlex.split(command, comments=True)
+    command_line = [str(Path(sys.executable).with_name(keye)), *words]
+    ended = subprocess.run(command_line, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
     return ended.returncode, ended.stdout, ended.stderr
 
 

@@ -29,7 +29,7 @@ def write_record(redis: Redis, sealed: dict[str, Any], deadline_at: float | str 
 
 def push(redis: Redis, sealed: dict[str, Any], is_recorded: bool = True) -> None:
     priority = sealed["job"]["priority"]
-    whole = json.loads(message(sealed["job_id"], sealed, priority))
+    whole = json.loads(message(sealed["job_id"], json.dumps(sealed), priority))
     assert whole["headers"].pop("keye_recorded")
     if is_recorded:
         whole["headers"]["keye_recorded"] = True

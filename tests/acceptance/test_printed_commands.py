@@ -45,6 +45,7 @@ NAMES = {
         "dead",
         "dead show",
         "dead purge",
+        "batch run",
         "batch",
     )
 }

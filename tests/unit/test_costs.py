@@ -59,7 +59,7 @@ def submit_and_open(prompt: str) -> None:
 
 def admit(prompt: str) -> None:
     sealed = seal(AnalysisJob(prompt=prompt))
-    read_message(message(sealed.job_id, sealed.model_dump(mode="json"), Priority.NORMAL).encode(), ())
+    read_message(message(sealed.job_id, sealed.model_dump_json(), Priority.NORMAL).encode(), ())
 
 
 def look_at(given: str) -> None:
