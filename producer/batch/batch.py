@@ -191,13 +191,16 @@ class Batch:
             to_send = [
                 row._replace(state=State.UNSENT, owner=None) for row, _, end in ended if _was_never_sent(row, end)
             ]
-            in_flight = [row._replace(state=State.SENT) for each in by_id if each not in ends for row in by_id[each]]
-            self._journal.mark_sent([*in_flight, *to_send])
-            for row in in_flight:
+            unsent = {row.number for row in to_send}
+            sent = [
+                row._replace(state=State.SENT) for each in by_id.values() for row in each if row.number not in unsent
+            ]
+            self._journal.mark_sent([*sent, *to_send])
+            for row in sent:
                 asked = self._questions.read(row)
                 is_lean = not isinstance(asked, InvalidJob) and not asked.keys() & _KEPT_BY
                 self._launch(row, self._journal.job_id(row), Flight([], 0, is_lean))
-            self._write(each for each in ended if not _was_never_sent(each[0], each[2]))
+            self._write(each for each in ended if each[0].number not in unsent)
 
     def _how(self, row: Row, end: End) -> End | Missing:
         if not isinstance(end, JobNotFound):

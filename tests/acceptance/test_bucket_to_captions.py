@@ -55,6 +55,8 @@ def test_a_bucket_becomes_a_file_of_captions(
     assert OF_A_BUCKET.strip() in (ROOT / "README.md").read_text()
     store = boto3.session.Session().resource("s3", endpoint_url=s3_endpoint)
     bucket = store.create_bucket(Bucket="photos")
+    # Other tests have one of this name.
+    bucket.objects.all().delete()
     pictures = [f"2026/{number}.png" for number in range(12)]
     for key in (*pictures, "2025/before.png", "2026/notes.txt"):
         bucket.put_object(Key=key, Body=PICTURE)

@@ -41,7 +41,7 @@ class InProcessTransport(MemoryTransport):
         super().__init__(self._queue, max_ended=MAX_ENDED)
         self._folder = folder
         self._pid = os.getpid()
-        # Guards all that follows.
+        # Guards all that follows. Whoever reads waits for it, too: what is for the starter wakes all.
         self._changed = threading.Condition()
         self._is_closed = False
         self._queued: list[tuple[int, int, SealedJob]] = []
@@ -59,7 +59,7 @@ class InProcessTransport(MemoryTransport):
         """Take no more, cancel all there is, and return once it has ended."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._starter.join()
         for _, _, sealed in self._queued:
             # Else it was cancelled before, and is forgotten.
@@ -86,11 +86,11 @@ class InProcessTransport(MemoryTransport):
             if self._is_closed:
                 raise RuntimeError("The analyzer is closed. Make another one.")
             heappush(self._queued, (list(Priority).index(sealed.job.priority), next(self._numbers), sealed))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _wake(self) -> None:
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _begin_jobs(self, bench: Workbench) -> None:
         while True:
@@ -133,7 +133,7 @@ class InProcessTransport(MemoryTransport):
         with self._changed:
             self.end(job_id, outcome.state, outcome.model_dump_json())
             del self._running[job_id]
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _remove_media(self, job: AnalysisJob) -> None:
         for path in (Path(part.uri) for part in job.all_media()):
