@@ -4,6 +4,7 @@ import argparse
 
 from benchmarks import (
     ahead,
+    answers,
     auto_content,
     batch,
     decode,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "device_operations": device_operations.run,
     "pipeline": pipeline.run,
     "in_process": in_process.run,
+    "answers": answers.run,
     "queue": queue.run,
     "batch": batch.run,
     "drain": drain.run,

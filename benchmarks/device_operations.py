@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.pretended_cuda import PretendedCuda, Tally, pretended_cuda
 from benchmarks.synthetic_keye import NUM_TEXT_TOKENS, make_model, make_processor, make_prompt, real_size
+from keye.worker.daemon.bench import anew
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.step_loop import Engine
 from keye.worker.engine.step_plan import StepLimits
@@ -35,7 +36,7 @@ def run() -> str:
             _row("in the graph of a decoding step", cuda.recordings[0]),
         ]
         for name, options in (("greedy", _GREEDY), ("sampled", _SAMPLED), ("with a repetition penalty", _PENALISED)):
-            pendings = [engine.inbox.submit(words, options) for _ in range(NUM_JOBS)]
+            pendings = [engine.inbox.submit(anew(words), options) for _ in range(NUM_JOBS)]
             _step_until_decoding(engine)
             engine._step()
             lines.append(_row(f"around it, {name}", _count_step(engine, cuda)))
@@ -44,9 +45,9 @@ def run() -> str:
             _abandon(engine, pendings[1:])
         pendings = [engine.inbox.submit(picture, _GREEDY)]
         lines.append(_row("a step that reads an image and its prompt", _count_step(engine, cuda)))
-        pendings += [engine.inbox.submit(words, _GREEDY) for _ in range(NUM_JOBS - 2)]
+        pendings += [engine.inbox.submit(anew(words), _GREEDY) for _ in range(NUM_JOBS - 2)]
         _step_until_decoding(engine)
-        pendings.append(engine.inbox.submit(_words(picture.num_visual_tokens), _GREEDY))
+        pendings.append(engine.inbox.submit(anew(_words(picture.num_visual_tokens)), _GREEDY))
         lines.append(_row("a step that reads a text while others decode", _count_step(engine, cuda)))
         _abandon(engine, pendings)
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ def run() -> str:
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey() as broker:
         folder = Path(name)
         kinds = (image_jobs(folder, 32), video_jobs(folder, 8), video_jobs(folder, 4, size=(1280, 720), fps=30))
-        settings = {"KEYE_MEDIA_ROOTS": name, "KEYE_FRAMES_CACHE_BYTES": "0"}
+        settings = {"KEYE_MEDIA_ROOTS": name, "KEYE_FRAMES_CACHE_BYTES": "0", "KEYE_PREFIX_CACHE": "false"}
         with LocalWorker(broker.url, folder / "worker.log", settings), Client(broker.url) as client:
             _drain(client, _mixed(kinds, (60, 20, 10)))
             for mix in MIXES:

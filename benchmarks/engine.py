@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from keye.worker.daemon.bench import check_agreement
+from keye.worker.daemon.bench import anew, check_agreement
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.demo.scenes import draw_image_scene
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
@@ -68,7 +68,7 @@ def _throughput(
 ) -> Iterator[str]:
     def by_engine() -> None:
         jobs = zip(prompts, lengths, strict=True)
-        _read([engine.inbox.submit(prompt, replace(GREEDY, max_new_tokens=new)) for prompt, new in jobs])
+        _read([engine.inbox.submit(anew(prompt), replace(GREEDY, max_new_tokens=new)) for prompt, new in jobs])
 
     def one_by_one() -> None:
         for prompt, new in zip(prompts, lengths, strict=True):
@@ -94,13 +94,13 @@ def _throughput(
 
 def _latency(engine: Engine, prompts: list[PreparedPrompt]) -> Iterator[str]:
     short, long = replace(GREEDY, max_new_tokens=16), replace(GREEDY, max_new_tokens=512)
-    idle = [_seconds(lambda: _read([engine.inbox.submit(prompts[0], short)])) for _ in range(10 * ROUNDS)]
+    idle = [_seconds(lambda: _read([engine.inbox.submit(anew(prompts[0]), short)])) for _ in range(10 * ROUNDS)]
     beside = []
     for _ in range(ROUNDS):
-        busy = [engine.inbox.submit(prompt, long) for prompt in prompts[1:9]]
+        busy = [engine.inbox.submit(anew(prompt), long) for prompt in prompts[1:9]]
         for pending in busy:
             next(pending.deltas())
-        beside.append(_seconds(lambda: _read([engine.inbox.submit(prompts[0], short)])))
+        beside.append(_seconds(lambda: _read([engine.inbox.submit(anew(prompts[0]), short)])))
         assert not any(pending.has_ended for pending in busy), "the long jobs ended first"
         _read(busy)
     yield "| a job of 16 new tokens | ms | ratio |"
@@ -118,7 +118,8 @@ def _overhead(engine: Engine, prompts: list[PreparedPrompt]) -> Iterator[str]:
         for _ in range(ROUNDS):
             before = engine.snapshot()
             with _forward_clock(engine) as forward:
-                _read([engine.inbox.submit(prompt, replace(options, max_new_tokens=200)) for prompt in prompts[:16]])
+                asked = replace(options, max_new_tokens=200)
+                _read([engine.inbox.submit(anew(prompt), asked) for prompt in prompts[:16]])
             after = engine.snapshot()
             in_steps = after.step_seconds - before.step_seconds
             steps.append(in_steps / (after.steps - before.steps))

@@ -42,7 +42,7 @@ from benchmarks.synthetic_keye import (
 )
 from keye.config.codes import PrecisionSetting
 from keye.config.faults import Fault
-from keye.worker.daemon.bench import answer, decode_seconds, measure_engine, wait_for
+from keye.worker.daemon.bench import anew, answer, decode_seconds, measure_engine, wait_for
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.memory import measure_cache_bytes
 from keye.worker.engine.model_memory import ModelMemory
@@ -528,7 +528,7 @@ def _small_engine(device: torch.device) -> Iterator[tuple[Engine, list[PreparedP
 
 def _answers(engine: Engine, prompts: Sequence[PreparedPrompt]) -> list[tuple[int, ...]]:
     """All prompts at once."""
-    pendings = [engine.inbox.submit(prompt, SamplingOptions(40)) for prompt in prompts]
+    pendings = [engine.inbox.submit(anew(prompt), SamplingOptions(40)) for prompt in prompts]
     for pending in pendings:
         for _ in pending.deltas():
             pass
@@ -538,7 +538,7 @@ def _answers(engine: Engine, prompts: Sequence[PreparedPrompt]) -> list[tuple[in
 def _outcomes(engine: Engine, prompts: Sequence[PreparedPrompt]) -> list[str]:
     """All prompts at once; a word on each."""
     outcomes = []
-    for pending in [engine.inbox.submit(prompt, SamplingOptions(8)) for prompt in prompts]:
+    for pending in [engine.inbox.submit(anew(prompt), SamplingOptions(8)) for prompt in prompts]:
         try:
             for _ in pending.deltas():
                 pass

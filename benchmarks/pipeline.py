@@ -35,7 +35,7 @@ def run() -> str:
         # Clips as cameras make them: here decoding is most of the work. Enough jobs that the first and the last, while
         # which a core waits, do not count.
         videos = 3 * video_jobs(folder, 16, size=(1280, 720), fps=30)
-        settings = {"KEYE_MEDIA_ROOTS": name, "KEYE_FRAMES_CACHE_BYTES": "0"}
+        settings = {"KEYE_MEDIA_ROOTS": name, "KEYE_FRAMES_CACHE_BYTES": "0", "KEYE_PREFIX_CACHE": "false"}
         with LocalWorker(broker.url, folder / "worker.log", settings), Client(broker.url) as client:
             plain = PlainLoop(folder)
             return "\n".join(

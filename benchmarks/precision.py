@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from keye.config.codes import PrecisionSetting
+from keye.worker.daemon.bench import anew
 from keye.worker.demo.local_worker import SMALL_KEYE
 from keye.worker.engine.inbox import SamplingOptions
 from keye.worker.engine.step_loop import Engine
@@ -62,7 +63,7 @@ def _prepare(processor: KeyeProcessor, exam: Exam) -> PreparedPrompt:
 
 def _tokens_per_second(engine: Engine, prompts: Sequence[PreparedPrompt]) -> float:
     began = time.perf_counter()
-    pendings = [engine.inbox.submit(prompt, _GREEDY) for prompt in prompts]
+    pendings = [engine.inbox.submit(anew(prompt), _GREEDY) for prompt in prompts]
     for pending in pendings:
         for _ in pending.deltas():
             pass

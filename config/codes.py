@@ -71,6 +71,12 @@ class ErrorCode(OpenEnum):
     MEDIA_UNSUPPORTED = "MEDIA_UNSUPPORTED", "media", False, "It is no image or video of a kind that is decoded here."
     MEDIA_CORRUPT = "MEDIA_CORRUPT", "media", False, "It is damaged so that nothing usable can be decoded."
     MEDIA_TOO_LARGE = "MEDIA_TOO_LARGE", "media", False, "It exceeds a limit on bytes, pixels, memory or decoding time."
+    ANSWER_INCOMPLETE = (
+        "ANSWER_INCOMPLETE",
+        "caller",
+        False,
+        "The answer did not come to fit its response_schema within max_new_tokens.",
+    )
     CANCELLED = "CANCELLED", "caller", False, "The caller cancelled the job."
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED", "caller", False, "The job did not end within its deadline_seconds."
     TIME_LIMIT_EXCEEDED = "TIME_LIMIT_EXCEEDED", "service", True, "A stage or the attempt outlasted its worker's limit."

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from keye.config.familiar_names import OF_A_JOB
+from keye.config.faults import InvalidJob
 
 # More of them, or longer names of unknown fields, nobody reads.
 MAX_FAULTS, MAX_PLACE_CHARS = 100, 200
@@ -26,6 +27,24 @@ class Contract(BaseModel):
 
     stands_in: ClassVar[str] = ""
     """Of a part of a job: where a caller writes its fields, for whoever wrote one elsewhere."""
+
+
+class Asked(Contract):
+    """What a caller makes himself: `InvalidJob` where it is faulty, with every fault.
+
+    It is checked again as part of another: a copy that was changed, or metadata that was filled later, never was.
+    """
+
+    model_config = ConfigDict(revalidate_instances="always")
+
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise InvalidJob(describe_faults(error)) from None
+
+    # To pydantic it is its own: it would call another for each model within a model, and lose the places of faults.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class Report(Contract):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError
 
-from keye.config.codes import JobState, QueuedAgain, Stage
+from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report
 
 
@@ -49,6 +49,9 @@ Channel = Literal["analysis", "reasoning", "answer"]
 class TextGenerated(Event):
     """The next text of an attempt's analysis, reasoning or answer; each channel's texts, joined, are the outcome's.
 
+    Of a job with several answers each has channels of its own, told by `question` and `sample`; `num_tokens_of_all`
+    counts what is written of all of them by then.
+
     `offset` is the number of characters (code points) that the attempt has written to the channel before; a reader who
     has fewer missed some, and finds all of it in the outcome. `num_tokens` counts all channels, this text included.
     """
@@ -58,6 +61,24 @@ class TextGenerated(Event):
     text: str
     offset: int
     num_tokens: int
+    attempt: int
+    at: float
+    question: int = Field(default=0, exclude_if=lambda question: question == 0)
+    sample: int = Field(default=0, exclude_if=lambda sample: sample == 0)
+    num_tokens_of_all: int | None = Field(default=None, exclude_if=lambda number: number is None)
+
+
+class AnswerEnded(Event):
+    """One of several answers to a job is complete, or cannot be given: then `code` says why, as in the outcome.
+
+    `num_tokens_of_all` as in `TextGenerated`.
+    """
+
+    type: Literal["answered"] = "answered"
+    question: int
+    sample: int
+    code: ErrorCode | None = Field(default=None, exclude_if=lambda code: code is None)
+    num_tokens_of_all: int = 0
     attempt: int
     at: float
 
@@ -89,7 +110,7 @@ class EventsMissing(Event):
     at: float
 
 
-JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | JobEnded, Field(discriminator="type")]
+JobEvent = Annotated[StageStarted | FramesDecoded | TextGenerated | AnswerEnded | JobEnded, Field(discriminator="type")]
 EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 
 

@@ -9,37 +9,37 @@ from typing import Annotated, Any, Literal, Self, TypeGuard
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     JsonValue,
-    ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic_core import core_schema, to_json
 
-from keye.config.contract import Contract, added_in, describe_faults
-from keye.config.faults import InvalidJob
+from keye.config.contract import Asked, added_in
+from keye.config.response_schema import ResponseSchema
+from keye.config.text import SomeText, Text
 
 MAX_MEDIA = 64
+MAX_SAMPLES = 16  # of one question
+MAX_ANSWERS = 64  # of one job: its questions, each as often as it is to be answered
+MAX_LOGPROBS = 131072  # of one job, ten megabytes of its result
 MAX_METADATA_BYTES = 16 * 1024
 MAX_INLINE_BYTES = 2**20  # of one `data:` URI, decoded
 MAX_INLINE_URI_CHARS = 12 * 2**20  # of all `data:` URIs of a job together: 9 MiB as base64
 MAX_URI_BYTES = 4096  # of any other URI: Linux' PATH_MAX, and more than S3 lets a key have
 # Of all that is to be read or matched as text, as UTF-8: eight bytes for each token of the longest context there is.
 MAX_TEXT_BYTES = 2**20
-# Of a job that does not say how many it may have.
-DEFAULT_MAX_ATTEMPTS = 3
+# Logits divided by much less go beyond what float32 holds, and what is drawn is the best already.
+LEAST_TEMPERATURE = 1e-6
+DEFAULT_MAX_ATTEMPTS = 3  # of a job that does not say how many it may have
+MAX_SEEDS = 2**63
 SCHEMES = ("s3", "file", "data", "https")
 _TO_SEND = 'To send a file itself, give the client {"type": ..., "uri": Path(...)}'
-
-
-def _is_whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half a character (a lone surrogate)") from None
-    return text
 
 
 def _is_no_path(uri: Any) -> Any:
@@ -61,9 +61,6 @@ def _is_of_a_trace(value: str) -> str:
     return value
 
 
-# Python's `str` may hold what neither JSON nor Redis can. No type of pydantic's: the schema is the same without.
-Text = Annotated[str, AfterValidator(_is_whole)]
-SomeText = Annotated[str, Field(min_length=1), AfterValidator(_is_whole)]
 Uri = Annotated[str, Field(min_length=1, max_length=4 * 1024 * 1024), BeforeValidator(_is_no_path)]
 Pixels = Annotated[int, Field(ge=28 * 28)]
 Side = Annotated[int, Field(ge=28, le=16384)]
@@ -114,24 +111,6 @@ class Sampling(StrEnum):
 
     EVEN = "even"
     KEYFRAMES = "keyframes"
-
-
-class Asked(Contract):
-    """What a caller makes himself: `InvalidJob` where it is faulty, with every fault.
-
-    It is checked again as part of another: a copy that was changed, or metadata that was filled later, never was.
-    """
-
-    model_config = ConfigDict(revalidate_instances="always")
-
-    def __init__(self, /, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise InvalidJob(describe_faults(error)) from None
-
-    # To pydantic it is its own: it would call another for each model within a model, and lose the places of faults.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class MediaPart(Asked):
@@ -221,7 +200,9 @@ class GenerationOptions(Asked):
     a millionth. A `repetition_penalty` below that counts as a millionth.
 
     `max_thinking_tokens` bounds what stands between `<think>` and `</think>`: once so many are written the block is
-    closed and the answer begun. 0 is an empty block.
+    closed and the answer begun. 0 is an empty block. Nothing ends an answer before it has `min_tokens`, but a
+    `response_schema` that it fulfils. `n` answers are drawn, each with a seed of its own. `logprobs` has the result
+    tell how probable the model thought each token that was written.
     """
 
     stands_in = 'generation, as in {"generation": {"max_new_tokens": 256}}'
@@ -232,13 +213,62 @@ class GenerationOptions(Asked):
     top_k: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     stop: Annotated[tuple[SomeText, ...], Field(max_length=8)] = ()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEEDS)] | None = None
     max_thinking_tokens: Annotated[int, Field(ge=0, le=131072)] | None = added_in(2, None)
+    min_tokens: Annotated[int, Field(ge=0, le=131072)] = added_in(2, 0)
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = added_in(2, 1)
+    logprobs: bool = added_in(2, default=False)
+
+    @model_validator(mode="after")
+    def _asks_what_can_be(self) -> Self:
+        if self.min_tokens > self.max_new_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if self.n > 1 and self.temperature is not None and self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"n {self.n} of a greedy answer are all the same: raise temperature, or leave n out")
+        return self
+
+
+class Question(Asked):
+    """One of several about the same media; what it leaves out, single options too, is as the job says."""
+
+    stands_in = 'a question, as in {"questions": [{"prompt": "What is it?"}]}'
+
+    prompt: SomeText
+    thinking: Thinking | None = None
+    generation: GenerationOptions | None = None
+    response_schema: ResponseSchema | None = None
+
+    @field_serializer("generation")
+    def _own(self, options: GenerationOptions | None) -> dict[str, Any] | None:
+        # A default that was said stays said: the job may have another.
+        return {name: getattr(options, name) for name in sorted(options.model_fields_set)} if options else None
+
+    def completed(self, general: GenerationOptions) -> Self:
+        """With the job's options beside its own. Raises `ValueError` where they cannot be together."""
+        if self.generation is None:
+            return self
+        options = general.model_copy(update=self._own(self.generation))
+        options._asks_what_can_be()  # type: ignore[operator]
+        return self.model_copy(update={"generation": options})
+
+
+class _OrText:
+    """A question may be given as its text. Not in JSON, which is then read as strictly as all of a job."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        question = handler(source)
+        or_text = core_schema.no_info_before_validator_function(
+            lambda given: {"prompt": given} if isinstance(given, str) else given, question
+        )
+        return core_schema.json_or_python_schema(question, or_text)
 
 
 class AnalysisJob(Asked):
-    """One question about some media: either `media` and a `prompt`, or full chat `messages` that hold their media.
+    """What is asked about some media: either `media` and a `prompt`, or full chat `messages` that hold their media.
 
+    Of `questions` about the same `media`, in place of `prompt`, each is answered by itself, and they share what they
+    have in common. Beside `messages`, each is a further part of the last one.
     `max_attempts` bounds all attempts together. Without it workers may die under the job twice and it is tried again,
     and unreachable media are tried for as long as the workers' settings say.
     `result_ttl_seconds` is how long all that is kept of the job stays once it has ended, also where it failed; without
@@ -260,6 +290,8 @@ class AnalysisJob(Asked):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     traceparent: Traceparent | None = added_in(2, None)
     result_ttl_seconds: Lifetime | None = added_in(2, None)
+    response_schema: ResponseSchema | None = added_in(2, None)
+    questions: Annotated[tuple[Annotated[Question, _OrText], ...], Field(max_length=MAX_ANSWERS)] = added_in(2, ())
 
     @field_validator("metadata")
     @classmethod
@@ -275,10 +307,16 @@ class AnalysisJob(Asked):
             raise ValueError(f"metadata is {size} bytes of JSON, the limit is {MAX_METADATA_BYTES}: store a reference")
         return metadata
 
+    @field_validator("questions")
+    @classmethod
+    def _are_completed(cls, questions: tuple[Question, ...], info: ValidationInfo) -> tuple[Question, ...]:
+        general = info.data.get("generation")
+        return tuple(question.completed(general) for question in questions) if general else questions
+
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt (with media) or messages, not both and not neither")
+        if (self.prompt is None) == (self.messages is None and not self.questions):
+            raise ValueError("give either prompt or questions (with media) or messages, not both and not neither")
         if self.messages is not None:
             if self.media:
                 raise ValueError("with messages, put the media into the messages' content")
@@ -286,27 +324,56 @@ class AnalysisJob(Asked):
                 raise ValueError(f"the last message must be the user's, it is the {self.messages[-1].role}'s")
             if len(self.all_media()) > MAX_MEDIA:
                 raise ValueError(f"{len(self.all_media())} media in the messages, the limit is {MAX_MEDIA}")
+        if any(each.response_schema is not None and each.generation.stop for each in self.by_question()):
+            raise ValueError("stop would cut an answer that has to fit a response_schema: give one of them")
+        asked = [each.generation for each in self.by_question()]
+        if (num_answers := sum(options.n for options in asked)) > MAX_ANSWERS:
+            raise ValueError(f"{num_answers} answers (questions x n), a job may have {MAX_ANSWERS}: send several jobs")
+        if (num := sum(each.n * each.max_new_tokens for each in asked if each.logprobs)) > MAX_LOGPROBS:
+            raise ValueError(f"logprobs of {num} tokens (max_new_tokens x n), the limit is {MAX_LOGPROBS}: lower them")
         return self
 
     @model_validator(mode="after")
     def _is_of_a_size(self) -> Self:
-        texts = [p.text if isinstance(p, TextPart) else "" for p in self.all_parts()]
-        size = sum(len(text.encode(errors="replace")) for text in (*texts, *self.generation.stop))
+        asked: tuple[AnalysisJob | Question, ...] = (self, *self.questions)
+        texts = [part.text for part in self.all_parts() if isinstance(part, TextPart)]
+        texts += [question.prompt for question in self.questions]
+        texts += [stop for each in asked if each.generation for stop in each.generation.stop]
+        size = sum(len(text.encode(errors="replace")) for text in texts)
+        size += sum(len(to_json(each.response_schema)) for each in asked if each.response_schema is not None)
         if size > MAX_TEXT_BYTES:
-            raise ValueError(f"prompt, messages and stop are {size} bytes of text, the limit is {MAX_TEXT_BYTES}")
+            raise ValueError(
+                f"prompt, messages, questions, schemas and stop are {size} bytes of text, the limit is {MAX_TEXT_BYTES}"
+            )
         inline = sum(len(part.uri) for part in self.all_media() if part.uri[:5].lower() == "data:")
         if inline > MAX_INLINE_URI_CHARS:
             raise ValueError(f"{inline} characters of data: URIs, a job may have {MAX_INLINE_URI_CHARS}: upload them")
         return self
 
+    def by_question(self) -> "tuple[AnalysisJob, ...]":
+        """The job once for each of its questions, as if that were all it asks."""
+        return tuple(map(self._of_one, self.questions)) or (self,)
+
+    def _of_one(self, question: Question) -> "AnalysisJob":
+        own = {name: value for name, value in question if name != "prompt" and value is not None}
+        if self.messages is None:
+            return self.model_copy(update={**own, "questions": (), "prompt": question.prompt})
+        *before, last = self.messages
+        parts = (TextPart(text=last.content),) if isinstance(last.content, str) else last.content
+        last = last.model_copy(update={"content": (*parts, TextPart(text=question.prompt))})
+        return self.model_copy(update={**own, "questions": (), "messages": (*before, last)})
+
     def conversation(self) -> tuple[ChatMessage, ...]:
-        """The job as chat messages; a plain prompt is one user turn with its media before the text."""
+        """The job as chat messages; a plain prompt is one user turn with its media before the text.
+
+        Without `questions`: `by_question` has conversations that end with one.
+        """
         return self.messages or (ChatMessage(role="user", content=self.all_parts()),)
 
     def all_parts(self) -> tuple[TextPart | ImagePart | VideoPart, ...]:
-        """All that the model is shown, in prompt order."""
+        """All that the model is shown, in prompt order, but the `questions`."""
         if self.messages is None:
-            return (*self.media, TextPart(text=self.prompt or ""))
+            return self.media if self.prompt is None else (*self.media, TextPart(text=self.prompt))
         contents = [message.content for message in self.messages]
         return tuple(p for c in contents for p in ((TextPart(text=c),) if isinstance(c, str) else c))
 

@@ -26,11 +26,13 @@ class FailedAttempt(Report):
 
 
 class TokenUsage(Report):
-    """`prompt_tokens` counts everything the model read, `visual_tokens` the part of it that came from media."""
+    """`prompt_tokens` counts everything the model read, `visual_tokens` the part of it that came from media, and
+    `cached_tokens` the part that was found in the cache: read for another job or question before."""
 
     prompt_tokens: int
     visual_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 class StageTimings(Report):
@@ -125,6 +127,16 @@ class Generation(Report):
     seed: int
     thinking: str
     max_thinking_tokens: int | None = None
+    min_tokens: int = 0
+
+
+class TokenLogprob(Report):
+    """A token that was written: its text (half a character is shown as U+FFFD), and the natural logarithm of how
+    probable the model thought it, before any option of sampling."""
+
+    token_id: int
+    token: str
+    logprob: float
 
 
 class WorkerIdentity(Report):
@@ -138,11 +150,43 @@ class WorkerIdentity(Report):
         return f"{self.host}:{self.pid}"
 
 
+class Answer(Report):
+    """One of the answers to a job of several; fields as in `JobResult`. `question` and `sample` count from 0."""
+
+    kind: Literal["answer"] = "answer"
+    question: int
+    sample: int
+    answer: str
+    reasoning: str | None
+    raw_text: str
+    finish_reason: Literal["stop", "length"] | str
+    usage: TokenUsage
+    first_token_seconds: float | None
+    generation: Generation
+    analysis: str | None = None
+    parsed: JsonValue = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Unanswered(Report):
+    """In the place of an answer that could not be given, whatever became of the others."""
+
+    kind: Literal["unanswered"] = "unanswered"
+    question: int
+    sample: int
+    code: ErrorCode
+    message: str
+
+
 class JobResult(Report):
     """`raw_text` is all the model wrote; `analysis` (in a sentence or two, whether to think), `reasoning` and `answer`
     are its parts, tags removed. Workers before 0.3 told the analysis as part of the reasoning.
 
-    `warnings` are for a person: what may make the answer worse than it could be.
+    `warnings` are for a person: what may make the answer worse than it could be. `parsed` is what the answer says where
+    the job has a `response_schema`: what the JSON says, or the text that fits.
+
+    Of a job with `questions`, or with `n` above 1, `answers` holds all, question by question; what stands here is then
+    the first that was answered, and `usage` counts all of them.
     """
 
     kind: Literal["result"] = "result"
@@ -161,6 +205,9 @@ class JobResult(Report):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     generation: Generation | None = None
     analysis: str | None = None
+    parsed: JsonValue = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    answers: tuple[Annotated[Answer | Unanswered, Field(discriminator="kind")], ...] = ()
 
     @property
     def state(self) -> JobState:

@@ -231,6 +231,12 @@ class Settings(ProducerSettings):
         description="share of the GPU's memory that weights, cache and the largest step may take",
     )
 
+    prefix_cache: bool = Field(
+        default=True,
+        description="whether jobs share what the model has computed of the same beginning, text and media; how soon a "
+        "job is answered then tells whether somebody asked the like",
+    )
+
     concurrency: int | None = Field(
         default=None,
         ge=1,

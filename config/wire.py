@@ -14,10 +14,10 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, Validato
 from pydantic_core import PydanticSerializationError, to_json
 
 from keye.config.codes import JobState
-from keye.config.contract import Report, describe_faults, version_needed
+from keye.config.contract import Asked, Report, describe_faults, version_needed
 from keye.config.event import EVENT
 from keye.config.faults import InvalidJob, UnknownSchemaVersion
-from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, Asked, JobId, Lifetime, Priority, Traceparent, VideoPart
+from keye.config.job import DEFAULT_MAX_ATTEMPTS, AnalysisJob, JobId, Lifetime, Priority, Traceparent, VideoPart
 from keye.config.outcome import OUTCOME
 
 # The newest that this release reads and seals. Raised by a job's new field or value, never by reports.
@@ -129,13 +129,15 @@ class Outline(_Lenient):
 
 
 def kind_of(job: AnalysisJob) -> str:
-    """Jobs of one kind take about as long: as many media, frames and new tokens, each rounded up to a power of two."""
+    """Jobs of one kind take about as long: as many media, frames and new tokens (of all answers together), each rounded
+    up to a power of two."""
     media = job.all_media()
     videos = [part for part in media if isinstance(part, VideoPart)]
     frames = max((part.max_frames or 0 for part in videos), default=0)
     rate = max((part.fps or 0 for part in videos), default=0)
     pixels = max((part.max_pixels or 0 for part in media), default=0)
-    counts = (len(media) - len(videos), len(videos), frames, ceil(rate), pixels, job.generation.max_new_tokens)
+    new_tokens = sum(each.generation.n * each.generation.max_new_tokens for each in job.by_question())
+    counts = (len(media) - len(videos), len(videos), frames, ceil(rate), pixels, new_tokens)
     return ":".join([*(str(num and 1 << (num - 1).bit_length()) for num in counts), job.thinking.value])
 
 

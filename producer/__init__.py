@@ -2,6 +2,7 @@
 
 from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.event import (
+    AnswerEnded,
     EndedJob,
     EventsMissing,
     FramesDecoded,
@@ -39,12 +40,13 @@ from keye.config.job import (
     GenerationOptions,
     ImagePart,
     Priority,
+    Question,
     Sampling,
     TextPart,
     Thinking,
     VideoPart,
 )
-from keye.config.outcome import JobFailure, JobResult, PartialText
+from keye.config.outcome import Answer, JobFailure, JobResult, PartialText, TokenLogprob, Unanswered
 from keye.config.settings import Settings
 from keye.producer.async_client import AsyncBatch, AsyncClient, AsyncJob
 from keye.producer.batch.batch import Batch
@@ -56,6 +58,8 @@ from keye.producer.progress import Progress
 
 __all__ = [
     "AnalysisJob",
+    "Answer",
+    "AnswerEnded",
     "AsyncBatch",
     "AsyncClient",
     "AsyncJob",
@@ -96,6 +100,7 @@ __all__ = [
     "PartialText",
     "Priority",
     "Progress",
+    "Question",
     "QueueFull",
     "QueueUnavailable",
     "QueuedAgain",
@@ -107,6 +112,8 @@ __all__ = [
     "TextGenerated",
     "TextPart",
     "Thinking",
+    "TokenLogprob",
+    "Unanswered",
     "UnknownSchemaVersion",
     "UploadFailed",
     "VideoPart",

@@ -18,14 +18,15 @@ from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob
 from keye.producer.batch.batch import Batch
 from keye.producer.batch.progress import BatchProgress
-from keye.producer.client import BatchOptions, Client, JobFields, JobOptions
+from keye.producer.client import Client
+from keye.producer.fields import BatchOptions, JobFields, JobOptions
 from keye.producer.following import End, taken_async
 from keye.producer.job import Cancellation, Job, result_of
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, refused_as_full
 from keye.producer.progress import Progress
 
 if TYPE_CHECKING:
-    from keye.producer.client import Medium
+    from keye.producer.fields import Medium
 
 # Of one client, for what is not waiting: reading and encoding media, uploads, a way to Redis and back.
 MAX_THREADS = 16

@@ -18,7 +18,18 @@ from keye.config.job import Priority, Thinking
 from keye.producer.batch.batch import MAX_IN_FLIGHT, Batch
 from keye.producer.batch.progress import BatchProgress
 from keye.producer.console import OurConsole
-from keye.producer.shell import AsJson, CommandLine, ExitCode, RedisUrl, connected, read_prompt, tell
+from keye.producer.shell import (
+    Also,
+    AsJson,
+    CommandLine,
+    ExitCode,
+    RedisUrl,
+    SchemaFile,
+    asked_of,
+    connected,
+    read_schema,
+    tell,
+)
 
 # Between two looks at how far it is; and between two lines of that where nobody watches, but for what is news.
 LOOK_SECONDS, LINE_SECONDS, NEWS_SECONDS = 0.2, 30.0, 3.0
@@ -40,6 +51,8 @@ def run(
             help="the question, for what does not say its own; a folder or a bucket needs one; - for standard input"
         ),
     ] = None,
+    also: Also = None,
+    response_schema: SchemaFile = None,
     errors: Annotated[
         Path | None, typer.Option(help="what has no answer, and why; default: OUTPUT's name with .errors in it")
     ] = None,
@@ -60,19 +73,21 @@ def run(
     redis_url: RedisUrl = None,
 ) -> None:
     """Ask what each line asks, and write down each answer as it comes. Begun again, it goes on where it was."""
+    if also and prompt is None:
+        raise typer.BadParameter("--also is for another question: give the first too")
     options: dict[str, Any] = {"thinking": thinking, "priority": priority}
     if max_new_tokens is not None:
         options["generation"] = {"max_new_tokens": max_new_tokens}
-    options = {name: value for name, value in options.items() if value is not None}
     if "-" in (source, str(output)):
         raise typer.BadParameter("what is to be gone on with needs files, not standard input or output")
     with connected(redis_url) as client:
+        options |= {**asked_of(prompt, also), "response_schema": read_schema(response_schema)}
+        options = {name: value for name, value in options.items() if value is not None}
         # Whoever mistook its URL hears it now; later on Redis may be away for a while.
         client.kept_seconds()
         batch = client.submit_batch(
             source,
             output,
-            read_prompt() if prompt == "-" else prompt,
             errors=errors,
             report=report,
             retry_failed=retry_failed,

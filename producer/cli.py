@@ -1,54 +1,42 @@
-"""`keye`: the client for shells and scripts. Arguments in, text or JSON out, a typed exit code; nothing else.
-
-What `keye watch` shows of a job's events: a line for each step, and the text as it comes. Prints nothing itself.
-"""
+"""`keye`: the client for shells and scripts. Arguments in, text or JSON out, a typed exit code; nothing else."""
 
 import codecs
 import json
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from keye.config.codes import JobState
 from keye.config.contract import escaped
-from keye.config.event import (
-    EventsMissing,
-    FramesDecoded,
-    Heartbeat,
-    JobEnded,
-    JobEvent,
-    StageStarted,
-    TextGenerated,
-)
+from keye.config.event import Heartbeat
 from keye.config.faults import InvalidJob, JobFailed, QueueUnavailable, Refusal
 from keye.config.job import Priority, Thinking
-from keye.config.terminal import visible
 from keye.config.wire import SealedJob, schemas
 from keye.producer import batch_cli, dead_cli, jobs_cli
 from keye.producer.batch.lines import read_fields
 from keye.producer.job import Cancellation, Job
 from keye.producer.many import batches
-from keye.producer.progress import Progress
 from keye.producer.replay import differences
 from keye.producer.shell import (
+    Also,
     AsJson,
     ExitCode,
     RedisUrl,
+    SchemaFile,
+    asked_of,
     command_line,
     connected,
     list_codes,
-    read_prompt,
+    read_schema,
     tell,
     telling_how_to_go_on,
 )
+from keye.producer.transcript import Transcript, end_if_unanswered, tell_answers
 
 app = command_line("keye", "Send analysis jobs to Keye-VL workers and read their answers.", list_codes(ExitCode))
 app.add_typer(batch_cli.app, name="batch")
@@ -73,6 +61,8 @@ def submit(
         str | None, typer.Argument(help="the question, - for standard input; left out with --job")
     ] = None,
     media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
+    also: Also = None,
+    response_schema: SchemaFile = None,
     thinking: Annotated[
         Thinking, typer.Option(metavar="MODE", help=f"whether it reasons before it answers: {', '.join(Thinking)}")
     ] = Thinking.AUTO,
@@ -104,8 +94,9 @@ def submit(
         else:
             options = {"max_new_tokens": max_new_tokens, "max_thinking_tokens": max_thinking_tokens}
             fields = {
-                "prompt": read_prompt() if prompt == "-" else prompt,
+                **asked_of(prompt, also),
                 "media": media,
+                "response_schema": read_schema(response_schema),
                 "thinking": thinking,
                 "generation": {name: value for name, value in options.items() if value is not None},
                 "priority": priority,
@@ -192,9 +183,11 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False, redis
             shown = transcript.place(job.progress) if isinstance(event, Heartbeat) else transcript.show(event)
             tell(shown, end="", is_styled=True)
         result = job.result(timeout)
+        tell_answers(result, is_first_told=True)
         if transcript.has_gaps:
             tell(escaped(f"Text is missing above; all of it: keye result {job_id} --json"), hang=0)
         tell(f"{result.usage.completion_tokens} tokens in {result.timings.total:.2f} s")
+        end_if_unanswered(result)
 
 
 @app.command()
@@ -301,7 +294,11 @@ def print_result(job: Job, timeout: float | None, as_json: bool) -> None:
             raise
         tell(failed.failure.model_dump_json(indent=2))
         raise typer.Exit(ExitCode.JOB_FAILED) from None
-    tell(answer.model_dump_json(indent=2) if as_json else answer.answer)
+    if as_json:
+        tell(answer.model_dump_json(indent=2))
+    else:
+        tell_answers(answer)
+    end_if_unanswered(answer)
 
 
 @contextmanager
@@ -322,58 +319,3 @@ def telling_what_may_be_queued(numbers: deque[int], batch: list[SealedJob | Refu
     except (KeyboardInterrupt, SystemExit):
         tell(f"Of lines {numbers[0]} to {numbers[len(batch) - 1]} all, some or none are queued.", err=True)
         raise
-
-
-class Transcript:
-    """One job's events, in order, to text whose only control characters are its styles: all but the answer is dim."""
-
-    def __init__(self) -> None:
-        self._channel: str | None = None
-        self._shown: dict[str, int] = {}
-        self._place: tuple[int | None, bool] | None = None
-        self.has_gaps = False
-
-    def place(self, progress: Progress) -> str:
-        """A line where the job waits, once and whenever it has moved; else nothing."""
-        place = (progress.place, progress.has_worker) if progress.state is JobState.QUEUED else None
-        if place is None or place == self._place:
-            return ""
-        self._place = place
-        what = "queued" if progress.place is None else f"queued, {progress.place} before it"
-        if not progress.has_worker:
-            what += "; no worker is ready"
-        elif progress.seconds_left is not None:
-            what += f", done in about {progress.seconds_left:.0f} s"
-        return self._line(time.time(), what)
-
-    def show(self, event: JobEvent | EventsMissing) -> str:
-        match event:
-            case EventsMissing(num_missing=number):
-                self.has_gaps = True
-                what = f"{'some' if number is None else number} events are missing: the stream keeps the newest"
-            case TextGenerated():
-                return self._show_text(event)
-            case StageStarted(stage=stage, attempt=attempt, reason=reason):
-                why = "" if reason is None else f", {reason.replace('_', ' ')}"
-                what = f"{stage} (attempt {attempt}{why})"
-            case FramesDecoded(media_index=index, done=done, total=total):
-                what = f"medium {index}: {done} of {total} frames"
-            case JobEnded(state=state):
-                what = state.value
-        return self._line(event.at, what)
-
-    def _line(self, at: float, what: str) -> str:
-        end_of_text = "" if self._channel is None else "\n\n"
-        # Text behind a stage is another attempt's.
-        self._channel, self._shown = None, {}
-        return f"{end_of_text}{datetime.fromtimestamp(at):%H:%M:%S}  {escaped(what)}\n"
-
-    def _show_text(self, event: TextGenerated) -> str:
-        border = "\n" if self._channel is None else "" if self._channel == event.channel else "\n\n"
-        shown = self._shown.get(event.channel, 0)
-        gap = "[...]" if event.offset > shown else ""
-        self.has_gaps |= bool(gap)
-        text = gap + event.text[max(0, shown - event.offset) :]
-        self._channel = event.channel
-        self._shown[event.channel] = event.offset + len(event.text)
-        return border + typer.style(visible(text), dim=event.channel != "answer")

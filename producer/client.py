@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pydantic import SecretStr, ValidationError
 
@@ -12,11 +12,12 @@ from keye.config.codes import ErrorCode, JobState
 from keye.config.contract import escaped, faults_of, list_faults, name_kind
 from keye.config.event import EndedJob
 from keye.config.faults import InvalidJob, JobUnreadable, KeyeError, Refusal
-from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, MediaPart, Priority, Thinking
+from keye.config.job import AnalysisJob
 from keye.config.settings import ProducerSettings
 from keye.config.wire import SealedJob, open_sealed, read_sealed, seal
 from keye.producer.batch.batch import Batch
 from keye.producer.dead_letters import DeadLetters, Quarantine
+from keye.producer.fields import BatchOptions, JobFields, JobOptions
 from keye.producer.following import End, EndsFollowing, FeedFollowing, Follow, order_of, taken
 from keye.producer.job import Cancellation, Job, cancel_queued
 from keye.producer.many import BATCHES_AHEAD, Awaited, InOrder, batches, refused_as_full
@@ -24,52 +25,14 @@ from keye.producer.medium import is_many
 from keye.producer.overview import Overview, read_overview
 from keye.producer.progress import RECORD_FIELDS, JobStatus
 from keye.producer.records import Listing, list_jobs
+from keye.producer.replay import seeded
 from keye.producer.status import FleetStatus, read_status
 from keye.producer.transport import Transport, reaching_redis
 from keye.producer.upload import Media
 from keye.producer.verify import Irregularity, Ledger, verify
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    class Array(Protocol):
-        """Of numpy, or of whoever gives one of its arrays."""
-
-        def __array__(self) -> Any: ...
-
-    File = bytes | bytearray | memoryview | IO[bytes] | Image | Array
-    Medium = str | PathLike[str] | File | MediaPart | Mapping[str, Any]
-
-
-class JobOptions(TypedDict, total=False):
-    """How to answer: fields of an `AnalysisJob` that many jobs may share, as loosely as a client takes them."""
-
-    thinking: Thinking | str
-    generation: GenerationOptions | Mapping[str, Any]
-    priority: Priority | str
-    deadline_seconds: float | None
-    max_attempts: int | None
-    metadata: Mapping[str, Any]
-    traceparent: str | None
-    result_ttl_seconds: int | None
-
-
-class JobFields(JobOptions, total=False):
-    """All fields of an `AnalysisJob`."""
-
-    media: "Medium | Iterable[Medium] | None"
-    prompt: str | None
-    messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]] | None
-    idempotency_key: str | None
-
-
-class BatchOptions(JobOptions, total=False):
-    """Of `Client.submit_batch`."""
-
-    errors: str | PathLike[str] | None
-    report: str | PathLike[str] | None
-    retry_failed: bool
-    max_in_flight: int
+    from keye.producer.fields import Medium
 
 
 class Client:
@@ -227,7 +190,8 @@ class Client:
         each, and what failed to `errors` (`out.errors.jsonl` beside `out.jsonl`); `report` is a page about both, for
         people. The batch runs until every line has ended; asked for again, after whatever ended it, it goes on where it
         was, with `retry_failed` with what failed too. At most `max_in_flight` of its jobs wait or run at a time. The
-        other options and `prompt` are for lines that do not say their own; their priority is low.
+        other options and `prompt`, or `questions` in its place, are for lines that do not say their own; their priority
+        is low.
 
         Raises `InvalidBatch` where these cannot be used, or not together, and `InvalidJob` for options of no job.
         """
@@ -275,7 +239,7 @@ class Client:
         return Job(job_id, self._transport)
 
     def replay(self, job_id: str) -> Job:
-        """Queue a job once more that has ended with an answer, as a new one, with the seed that its result tells.
+        """Queue a job once more that has ended with an answer, as a new one, with the seeds that its result tells.
 
         It is the same job but for that and its idempotency key, which would lead back to the first. Raises what
         `Job.result` and `submit` raise, and `JobUnreadable`.
@@ -286,10 +250,7 @@ class Client:
             job = open_sealed(read_sealed(sealed_json)).job
         except ValueError:
             raise JobUnreadable.of(job_id, "input") from None
-        # Workers before 0.3 do not tell the seed that they drew.
-        seed = job.generation.seed if result.generation is None else result.generation.seed
-        generation = job.generation.model_copy(update={"seed": seed})
-        return self.submit(job.model_copy(update={"generation": generation, "idempotency_key": None}))
+        return self.submit(seeded(job, result).model_copy(update={"idempotency_key": None}))
 
     @property
     def dead_letters(self) -> DeadLetters:

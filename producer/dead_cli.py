@@ -242,13 +242,15 @@ def details_of(found: DeadLetter | QuarantinedMessage, faults: list[KeyeError]) 
 
 
 def describe_job(letter: DeadLetter) -> str:
-    """The prompt and the media in a line; what cannot be read says so."""
+    """The questions and the media in a line; what cannot be read says so."""
     try:
         job = letter.job
     except (InvalidJob, JobUnreadable, UnknownSchemaVersion) as unreadable:
         return f"unreadable: {unreadable}"
     uris = [part.uri if len(part.uri) < 200 else f"{part.uri[:40]}..." for part in job.all_media()]
-    return " ".join([json.dumps(job.prompt, ensure_ascii=False) if job.prompt else "(chat messages)", *uris])
+    prompts = [each.prompt for each in job.questions] if job.prompt is None else [job.prompt]
+    asked = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
+    return " ".join([*(["(chat messages)"] if job.messages else []), *asked, *uris])
 
 
 def as_dict(found: DeadLetter | QuarantinedMessage, faults: list[KeyeError]) -> dict[str, Any]:

@@ -11,8 +11,14 @@ _WORDS = re.compile(r"[0-9]|[^ \t\r\n0-9\ufdd0][^ \t\r\n0-9]*")
 def least_tokens(job: AnalysisJob) -> int:
     """Fewest that texts, media and answer can come to, whatever the vocabulary; the chat template's are not among them.
 
+    Of several questions, each of which is read by itself, those of the longest.
+
     Keye-VL's tokenizers cut at white space and around each digit before they look at a vocabulary.
     """
+    return max(map(_of_one, job.by_question()))
+
+
+def _of_one(job: AnalysisJob) -> int:
     return sum(map(_least_text_tokens, job.conversation())) + len(job.all_media()) + job.generation.max_new_tokens
 
 

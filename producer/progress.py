@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report
-from keye.config.event import FramesDecoded, StageStarted, TextGenerated, read_event
+from keye.config.event import AnswerEnded, FramesDecoded, StageStarted, TextGenerated, read_event
 from keye.config.outcome import OUTCOME, JobFailure
 
 
@@ -16,9 +16,9 @@ class Progress(Report):
     """`stage` and all counts are those of the newest `attempt`; `stage` is None once the job has ended.
 
     Of all its videos together `frames_done` of `frames_total` are decoded (None before the first is begun), and
-    `num_tokens` are written. `place` is how many queued jobs go before it, None while it is not in the queue.
-    `seconds_left` is an estimate from how long the fleet's newest hundred jobs ran; None where nothing tells.
-    `has_worker` is False while no worker with its model loaded is alive.
+    `num_tokens` of all answers are written. `place` is how many queued jobs go before it, None while it is not in
+    the queue. `seconds_left` is an estimate from how long the fleet's newest hundred jobs ran; None where nothing
+    tells. `has_worker` is False while no worker with its model loaded is alive.
     """
 
     state: JobState
@@ -51,9 +51,11 @@ class Progress(Report):
                 case FramesDecoded(attempt=of_attempt) if of_attempt == attempt:
                     stage = Stage.DECODE if stage is Stage.OPEN else stage
                     frames.setdefault(event.media_index, event)
-                case TextGenerated(attempt=of_attempt) if of_attempt == attempt:
+                case TextGenerated(attempt=of_attempt) | AnswerEnded(attempt=of_attempt) if of_attempt == attempt:
                     stage = Stage.GENERATE if stage is Stage.OPEN else stage
-                    num_tokens = event.num_tokens if num_tokens is None else num_tokens
+                    if num_tokens is None:
+                        of_one = event.num_tokens if isinstance(event, TextGenerated) else 0
+                        num_tokens = event.num_tokens_of_all or of_one
         seconds_left = None
         if state.is_final:
             seconds_left = 0.0

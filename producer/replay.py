@@ -1,4 +1,4 @@
-"""What two answers to one job have otherwise: media, model, generation and text. Reads nothing itself."""
+"""A job that is to be answered again as it was, and what two answers to one have otherwise. Reads nothing itself."""
 
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from keye.config.outcome import JobResult, MediaSeen
+from keye.config.job import MAX_SEEDS, AnalysisJob
+from keye.config.outcome import Answer, JobResult, MediaSeen
 
 # Of what differs as many lines are told, each with so much of either side: a person compares them.
 MAX_DIFFERENCES = 50
@@ -23,6 +24,24 @@ class Difference(NamedTuple):
     after: str
 
 
+def seeded(job: AnalysisJob, result: JobResult) -> AnalysisJob:
+    """The job with the seeds that its answers were drawn by, as far as they are told: workers before 0.3 told none."""
+    answers = [each for each in result.answers if isinstance(each, Answer)]
+    # Samples have those that follow the first's, which may be among the unanswered.
+    seeds = {each.question: (each.generation.seed - each.sample) % MAX_SEEDS for each in answers}
+    if not result.answers and result.generation is not None:
+        seeds[0] = result.generation.seed
+    drawn = []
+    for index, asked in enumerate(job.by_question()):
+        seed = seeds.get(index, asked.generation.seed)
+        drawn.append(asked.generation.model_copy(update={"seed": seed}))
+    if not job.questions:
+        return job.model_copy(update={"generation": drawn[0]})
+    pairs = zip(job.questions, drawn, strict=True)
+    questions = tuple(question.model_copy(update={"generation": generation}) for question, generation in pairs)
+    return job.model_copy(update={"questions": questions})
+
+
 def differences(before: JobResult, after: JobResult) -> list[Difference]:
     """None where the same model saw the same pixels and wrote the same text; at most `MAX_DIFFERENCES`."""
     found = [*_media(before, after)]
@@ -31,6 +50,9 @@ def differences(before: JobResult, after: JobResult) -> list[Difference]:
     found += _fields("generation", before.generation, after.generation)
     found += _of("finish_reason", before.finish_reason, after.finish_reason)
     found += _of("raw_text", before.raw_text, after.raw_text)
+    for index, pair in enumerate(zip_longest(before.answers, after.answers)):
+        for name in ("code", "finish_reason", "raw_text"):
+            found += _of(f"answers[{index}].{name}", *(getattr(each, name, None) for each in pair))
     return found[:MAX_DIFFERENCES]
 
 

@@ -1,9 +1,10 @@
 """What every `keye` command shares: its options, what it prints by, the connection, each error's exit code."""
 
+import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Any, Self, TextIO, cast
@@ -58,6 +59,13 @@ def list_codes(codes: Iterable[Any]) -> str:
 
 
 RedisUrl = Annotated[str | None, typer.Option(help="default: KEYE_REDIS_URL, from the environment or .env")]
+Also = Annotated[
+    list[str] | None, typer.Option("--also", metavar="QUESTION", help="another question about the same media")
+]
+SchemaFile = Annotated[
+    typer.FileBinaryRead | None,
+    typer.Option("--schema", metavar="FILE", help="what the answer has to fit: a JSON Schema, or a list of choices"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -114,6 +122,24 @@ def read_prompt() -> str:
     if not text:
         raise faults.InvalidJob("1 fault: prompt: standard input is empty. Send the question there, or give it here.")
     return text
+
+
+def asked_of(prompt: str | None, also: Sequence[str] | None) -> dict[str, Any]:
+    """As fields of a job: the question, - for standard input, or several."""
+    prompt = read_prompt() if prompt == "-" else prompt
+    return {"questions": [prompt, *also]} if also else {"prompt": prompt}
+
+
+def read_schema(file: typer.FileBinaryRead | None) -> Any:
+    """Raises `InvalidJob` where it is no JSON."""
+    if file is None:
+        return None
+    try:
+        if (schema := json.loads(file.read())) is None:
+            raise ValueError("it is null")
+    except (ValueError, RecursionError) as fault:
+        raise faults.InvalidJob(f"1 fault: response_schema: --schema is no JSON ({escaped(str(fault))})") from None
+    return schema
 
 
 def confirmed(question: str, is_sure: bool) -> bool:

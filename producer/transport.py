@@ -310,8 +310,12 @@ class Transport:
             case RedisError() as error:
                 return unavailable("queue the job", error)
             case ["too_long", context]:
+                asked = job.by_question()
+                longest = max(range(len(asked)), key=lambda index: least_tokens(asked[index]))
+                new = asked[longest].generation.max_new_tokens
+                place = f"questions.{longest}" if job.questions else "job"
                 return InvalidJob(
-                    f"1 fault: job: at least {least_tokens(job)} tokens, {job.generation.max_new_tokens} of them new "
+                    f"1 fault: {place}: at least {least_tokens(job)} tokens, {new} of them new "
                     f"(generation.max_new_tokens); beside the chat template the workers hold {context} for one job. "
                     "Lower max_new_tokens, or shorten the text"
                 )

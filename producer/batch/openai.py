@@ -8,7 +8,8 @@ from keye.config.contract import MAX_PLACE_CHARS, escaped, list_faults, name_kin
 from keye.config.familiar_names import OF_A_JOB
 from keye.config.faults import InvalidJob
 from keye.config.job import AnalysisJob, GenerationOptions, Thinking
-from keye.config.outcome import JobResult
+from keye.config.outcome import Answer, JobResult, TokenLogprob
+from keye.producer.batch.lines import read_fields
 
 # Servers differ in what is before it.
 _ENDPOINT = "chat/completions"
@@ -17,15 +18,14 @@ _OF_A_LINE = {"custom_id", "method", "url", "body"}
 # How they are called there, and what says nothing about the answer.
 _OF_GENERATION = {name: name for name in GenerationOptions.model_fields}
 _OF_GENERATION |= {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
-_OF_A_JOB = AnalysisJob.model_fields.keys() - {"media", "prompt", "messages", "generation"}
+_OF_A_JOB = AnalysisJob.model_fields.keys() - {"media", "prompt", "messages", "generation", "questions"}
 _SAYS_NOTHING = {"model", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_salt"}
 _SAYS_NOTHING |= {"prompt_cache_options", "prompt_cache_retention", "parallel_tool_calls", "stream_options"}
-# What may be said because it is so: a job has one text for its answer, which is not weighted by what it holds.
+_SAYS_NOTHING |= {"guided_decoding_backend"}
+# What may be said because it is so.
 _AS_IT_IS: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "stream": (False,),
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -35,14 +35,12 @@ _AS_IT_IS: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "verbosity": ("medium",),
 }
 # The same of vLLM's.
 _AS_IT_IS |= {
     "priority": (0,),
     "min_p": (0,),
-    "min_tokens": (0,),
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "ignore_eos": (False,),
@@ -54,6 +52,17 @@ _AS_IT_IS |= {
     "add_special_tokens": (False,),
     "echo": (False,),
 }
+# Each says what the answer has to fit: by OpenAI, by vLLM today and before, by us; and what else it cannot be.
+_OF_A_SCHEMA = {
+    "response_format": '{"type": "json_schema", "json_schema": {"schema": ...}}, {"type": "json_object"} or '
+    '{"type": "text"}',
+    "structured_outputs": "an object with one of json, regex, choice and json_object",
+    "guided_json": "a JSON Schema, an object or the text of one",
+    "guided_regex": "a regular expression, as text",
+    "guided_choice": "a list of texts",
+    "response_schema": "",
+}
+_ANY_OBJECT = {"type": "object"}
 _THINKING = {"none": Thinking.NO_THINK, "minimal": Thinking.NO_THINK}
 _THINKING |= dict.fromkeys(("low", "medium", "high", "xhigh"), Thinking.THINK)
 # What vLLM's `mm_processor_kwargs` may say of each medium; of a picture, but for the last.
@@ -100,6 +109,13 @@ def _take(fields: dict[str, Any], name: str, body: Mapping[str, Any]) -> str | N
         elif name == "top_k" and value == -1:
             value = 0  # of vLLM: all
         fields["generation"][_OF_GENERATION[name]] = value
+    elif name in _OF_A_SCHEMA:
+        try:
+            schema = _schema(name, value)
+        except ValueError:
+            return f"can only be {_OF_A_SCHEMA[name]} here, or left out"
+        if schema is not None and fields.setdefault("response_schema", schema) is not schema:
+            return "says once more what the answer has to fit: say it once"
     elif name in _OF_A_JOB:
         fields[name] = value
     elif name == "reasoning_effort" and isinstance(value, str) and value in _THINKING:
@@ -115,6 +131,30 @@ def _take(fields: dict[str, Any], name: str, body: Mapping[str, Any]) -> str | N
     else:
         return f"is no field here: {OF_A_JOB.get(name, 'leave it out')}"
     return None
+
+
+def _schema(name: str, value: Any) -> Any:
+    """The `response_schema` that it says, None where any text will do. Raises `ValueError` where it says none."""
+    match name, value:
+        case "response_format", {"type": "text"}:
+            return None
+        case "response_format", {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            return schema
+        case "response_format", {"type": "json_object"}:
+            return _ANY_OBJECT
+        case "response_format", {"type": "json_schema", "json_schema": dict() as named} if named.get("schema") is None:
+            return _ANY_OBJECT
+        case "structured_outputs", dict():
+            said = [(f"guided_{kind}", each) for kind, each in value.items() if each not in (None, False)]
+            if len(said) == 1:
+                return _schema(*said[0])
+        case "guided_json", str():
+            return _schema(name, read_fields(value.encode()))
+        case ("guided_json", dict()) | ("guided_regex", str()) | ("guided_choice", list()) | ("response_schema", _):
+            return value
+        case "guided_json_object", True:
+            return _ANY_OBJECT
+    raise ValueError(name)
 
 
 def _messages(given: Any, processor: Any) -> Any:
@@ -150,31 +190,43 @@ def _shown(name: str) -> str:
 
 
 def answered(custom_id: str, result: JobResult, ended_at: float) -> dict[str, Any]:
-    """The line of the output for one that was answered; its body is a `chat.completion`."""
-    message = {"role": "assistant", "content": result.answer, "refusal": None}
-    if result.reasoning is not None:
-        message["reasoning_content"] = result.reasoning
+    """The line of the output for one that was answered; its body is a `chat.completion`.
+
+    Of `n` answers those that could not be given are no choices: the others' `index` tells.
+    """
     usage = result.usage
+    answers = [answer for answer in result.answers if isinstance(answer, Answer)]
     body = {
         "id": f"chatcmpl-{result.job_id}",
         "object": "chat.completion",
         "created": int(ended_at),
         "model": result.model.name,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "logprobs": None,
-                "finish_reason": "length" if result.finish_reason == "length" else "stop",
-            }
-        ],
+        "choices": [_choice(answer.sample, answer) for answer in answers] or [_choice(0, result)],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
     }
     return _line(custom_id, result.job_id, 200, body, None)
+
+
+def _choice(index: int, answer: Answer | JobResult) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.answer, "refusal": None}
+    if answer.reasoning is not None:
+        message["reasoning_content"] = answer.reasoning
+    logprobs = None
+    if answer.logprobs is not None:
+        logprobs = {"content": list(map(_logprob, answer.logprobs)), "refusal": None}
+    finish_reason = "length" if answer.finish_reason == "length" else "stop"
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprob(each: TokenLogprob) -> dict[str, Any]:
+    # Of half a character it is not told which half.
+    in_bytes = None if "\ufffd" in each.token else list(each.token.encode())
+    return {"token": each.token, "bytes": in_bytes, "logprob": each.logprob, "top_logprobs": []}
 
 
 def unanswered(custom_id: str | None, job_id: str, code: str, message: str, is_callers: bool) -> dict[str, Any]:

@@ -45,7 +45,11 @@ def open_batch(
     """One that is to be started; see `Client.submit_batch`. Raises `InvalidBatch`, and `InvalidJob`."""
     if max_in_flight < 1:
         raise InvalidBatch(f"max_in_flight is {max_in_flight}: nothing would ever be sent. Give 1 or more.")
-    build_job({**options, "prompt": "?" if prompt is None else prompt})
+    asks = prompt is not None or bool(options.get("questions"))
+    job = build_job({**options, "prompt": prompt if asks else "?"})
+    # As JSON, whatever they were made of.
+    own = {"questions", "response_schema"} & options.keys()
+    options |= job.model_dump(mode="json", include=own, exclude_defaults=True)
     answers, page = Path(output), None if report is None else Path(report)
     if not answers.name:
         raise InvalidBatch(f"{escaped(os.fspath(output))!r} names no file for the answers.")
@@ -71,7 +75,7 @@ def open_batch(
     if page is not None:
         check_path(page)
     with ExitStack() as opened:
-        source = open_source(os.fspath(given), prompt, endpoint_url)
+        source = open_source(os.fspath(given), asks, endpoint_url)
         opened.callback(source.close)
         is_new = not (os.path.exists(journal_path) and journal_path.stat().st_size)
         for path in (answers, failures):
@@ -101,8 +105,8 @@ def open_batch(
     return batch
 
 
-def open_source(given: str, prompt: str | None, endpoint_url: str | None) -> Source:
-    """Raises `InvalidBatch`."""
+def open_source(given: str, asks: bool, endpoint_url: str | None) -> Source:
+    """`asks` is whether there is a question for all of it. Raises `InvalidBatch`."""
     source: Source
     if given[:5].lower() == "s3://":
         if given.lower().endswith(_FILES):
@@ -117,7 +121,8 @@ def open_source(given: str, prompt: str | None, endpoint_url: str | None) -> Sou
                 "`keye submit` asks."
             )
         source = open_file(given)
-    if prompt is None and not isinstance(source, JsonLines) and "prompt" not in getattr(source, "columns", ()):
+    has_own = isinstance(source, JsonLines) or not {"prompt", "questions"}.isdisjoint(getattr(source, "columns", ()))
+    if not asks and not has_own:
         source.close()
         what = "holds no questions"
         if isinstance(source, Table):

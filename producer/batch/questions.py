@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Read at a time; and how many bytes of a file these are, which are held several times meanwhile.
 LINES_AT_A_TIME, BYTES_AT_A_TIME = 250, 8 * 2**20
 
+# Where a line says one of them, none of those that are said for all is asked of it.
+_ASK = {"prompt", "messages", "questions"}
+
 
 class Questions:
     """`num_lines` are in the journal, and `is_read` is whether these are all that the source has."""
@@ -78,6 +81,7 @@ class Questions:
         own, general = fields.get("generation"), self._defaults.get("generation")
         if isinstance(own, Mapping) and isinstance(general, Mapping):
             fields["generation"] = {**general, **own}
-        if "messages" in asked and "prompt" not in asked:
-            fields.pop("prompt", None)
+        if not asked.keys().isdisjoint(_ASK):
+            for name in _ASK - asked.keys():
+                fields.pop(name, None)
         return fields

@@ -5,13 +5,14 @@ What a folder or a bucket holds is in `listing`.
 
 import codecs
 import csv
+import json
 import os
 import re
 import shlex
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from keye.config.contract import escaped
@@ -281,10 +282,18 @@ class Table(_File):
             elif name in GenerationOptions.model_fields:
                 fields["generation"][name] = [cell] if name == "stop" else cell
             elif name in _OF_A_JOB:
-                fields[name] = cell
+                fields[name] = _of_cell(name, cell)
             else:
                 fields["metadata"][name] = cell
         return Line(number, start, custom_id, fields)
+
+
+def _of_cell(name: str, cell: str) -> Any:
+    """What is no plain text stands there as JSON; a regular expression may begin as a list does."""
+    if name in ("questions", "response_schema") and cell.startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return cell
 
 
 def open_file(path: str) -> JsonLines | Table:

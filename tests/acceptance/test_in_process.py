@@ -185,3 +185,19 @@ def test_a_terminal_shows_the_text_as_it_is_written(photo: Path, tmp_path: Path)
     written = {style: "".join(text for each, text in pieces if each == style) for style, _ in pieces}
     assert written["\x1b[2m"].startswith("red circle")
     assert written["\x1b[22m"] == "A red circle."
+
+
+@pytest.mark.holds("docs/answers.md#answers-that-fit", "Both go with a job, with a batch, and with the worker's `ask`.")
+def test_several_questions_are_answered_one_by_one(photo: Path, tmp_path: Path) -> None:
+    words = ["photo.png", "What do you see?", "--also", "What colour is it?", "--thinking", "no_think"]
+    asked = ask(tmp_path, *words)
+    first, second = asked.stdout.splitlines()
+    assert (asked.returncode, first) == (0, "question 1: A red circle.")
+    assert second.startswith("question 2: ")
+    leader, follower = pty.openpty()
+    with subprocess.Popen([*ASK, *words], cwd=tmp_path, env=environ(tmp_path), stdout=follower) as asking:
+        os.close(follower)
+        shown = read_all(leader).decode()
+    assert asking.returncode == 0
+    # The first as it is written, and nothing of the other within it.
+    assert re.sub(r"\x1b\[\d*m", "", shown).split() == ["A", "red", "circle.", *second.split()]

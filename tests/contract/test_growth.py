@@ -13,6 +13,7 @@ from keye.config.codes import ErrorCode, JobState, QueuedAgain, Stage
 from keye.config.contract import Report, added_in, version_needed
 from keye.config.event import (
     EVENT,
+    AnswerEnded,
     EndedJob,
     Event,
     EventsMissing,
@@ -27,6 +28,7 @@ from keye.config.faults import InvalidJob, JobFailed, UnknownSchemaVersion
 from keye.config.job import AnalysisJob, Content, GenerationOptions, MediaPart, Priority, VideoPart
 from keye.config.outcome import (
     OUTCOME,
+    Answer,
     FailedAttempt,
     Generation,
     JobFailure,
@@ -35,7 +37,9 @@ from keye.config.outcome import (
     ModelIdentity,
     PartialText,
     StageTimings,
+    TokenLogprob,
     TokenUsage,
+    Unanswered,
     WorkerIdentity,
 )
 from keye.config.presence import EngineUse, Presence, StarvedSeconds, WorkerState
@@ -51,28 +55,37 @@ from keye.worker.results.outbox import Verdict
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 MODEL = ModelIdentity(name="Keye", model_type="Keye", precision="bfloat16")
 WORKER = WorkerIdentity(host="here", pid=1, device="cpu")
+USAGE = TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=2)
+GENERATION = Generation(
+    max_new_tokens=9, temperature=0.5, top_p=1, top_k=0, repetition_penalty=1, stop=(), seed=1, thinking="auto"
+)
+ANSWER = Answer(
+    question=0,
+    sample=0,
+    answer="a cat",
+    analysis=None,
+    reasoning=None,
+    raw_text="a cat",
+    finish_reason="stop",
+    usage=USAGE,
+    first_token_seconds=None,
+    generation=GENERATION,
+    logprobs=(TokenLogprob(token_id=1, token="a cat", logprob=-0.5),),
+)
 RESULT = JobResult(
     job_id="1",
     answer="a cat",
     reasoning=None,
     raw_text="a cat",
     finish_reason="stop",
-    usage=TokenUsage(prompt_tokens=9, visual_tokens=4, completion_tokens=2),
+    usage=USAGE,
     timings=StageTimings(total=1.5),
     media=(MediaSeen(type="image", original_size=(56, 56), resized_size=(56, 56), visual_tokens=4),),
     model=MODEL,
     worker=WORKER,
     attempts=1,
-    generation=Generation(
-        max_new_tokens=9,
-        temperature=0.5,
-        top_p=1,
-        top_k=0,
-        repetition_penalty=1,
-        stop=(),
-        seed=1,
-        thinking="auto",
-    ),
+    generation=GENERATION,
+    answers=(ANSWER, Unanswered(question=0, sample=1, code=ErrorCode.OUT_OF_MEMORY, message="why")),
 )
 FAILURE = JobFailure(
     job_id="1",
@@ -125,6 +138,7 @@ REPORTS: list[tuple[Any, Any]] = [
     (TypeAdapter(Progress), PROGRESS),
     (TypeAdapter(FleetStatus), STATUS),
     (EVENT, StageStarted(stage=Stage.QUEUED, attempt=1, at=1, reason=QueuedAgain.LOST)),
+    (EVENT, AnswerEnded(question=0, sample=1, code=ErrorCode.OUT_OF_MEMORY, attempt=1, at=1)),
 ]
 
 

@@ -1,5 +1,6 @@
 """Generated text on a real stream: in few events, in order, and whole even where the server was full meanwhile."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from keye.config.outcome import JobFailure
 from keye.config.wire import seal
 from keye.worker.leases.claims import Claimed, QueuedJob
 from keye.worker.leases.job_lease import LeaseStore
-from keye.worker.results.event_writer import MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter
+from keye.worker.results.event_writer import MAX_WAIT_SECONDS, MAX_WAITING_TOKENS, AttemptEvents, Coalescer, EventWriter
 from keye.worker.results.settlement import Settlement
 from tests.support.conditions import eventually
 
@@ -66,6 +67,18 @@ def test_the_first_text_is_told_at_once_and_the_next_waits_for_company(
     coalescer.flush()
     said.flush()
     assert told() == [("answer", "A", 0, 1), ("answer", "bcd", 1, 4)]
+
+
+def test_of_many_answers_side_by_side_each_tells_its_text_less_often(said: AttemptEvents, told: Told) -> None:
+    alone, one_of_many = Coalescer(said, question=0), Coalescer(said, question=1, num_answers=8000)
+    for each in (alone, one_of_many):
+        each.push("A", 1)
+    begun_at = time.monotonic()
+    eventually(lambda: time.monotonic() - begun_at > MAX_WAIT_SECONDS)
+    one_of_many.push("b", 1)
+    assert [text for _, text, _, _ in told()] == ["A", "A"]
+    alone.push("b", 1)
+    assert [text for _, text, _, _ in told()] == ["A", "A", "b"]
 
 
 @pytest.mark.holds("docs/producers.md#while-it-runs", "or every 32 tokens, whichever is first")

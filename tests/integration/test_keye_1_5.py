@@ -26,8 +26,9 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, load_sampling
+from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.lookahead import Lookahead
+from keye.worker.tasks.sampling import load_sampling
 from keye.worker.tasks.workbench import Workbench
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "v1_5" / "checkpoint"
@@ -38,8 +39,8 @@ torch.set_num_threads(1)  # The model is tiny; threads that wait for each other 
 class NotingProcessor(KeyeProcessor):
     """The real one; keeps the prompts it made."""
 
-    def prepare(self, *args: Any, **kwargs: Any) -> PreparedPrompt:
-        self.latest = super().prepare(*args, **kwargs)
+    def prepare_text(self, *args: Any, **kwargs: Any) -> PreparedPrompt:
+        self.latest = super().prepare_text(*args, **kwargs)
         return self.latest
 
 

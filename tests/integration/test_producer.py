@@ -255,6 +255,8 @@ class TestSubmitMany:
         assert taken.id not in str(conflict)
         assert [type(refusal) for refusal in (empty, too_long, odd)] == [InvalidJob] * 3
         assert "at least 5001 tokens" in str(too_long)
+        with pytest.raises(InvalidJob, match=r"1 fault: questions\.1: at least 6000 tokens, 1024 of them new"):
+            client.submit(questions=["?", "word " * 4976, "!"])
         assert redis.llen(QUEUES["normal"]) == 3
 
     def test_half_a_character_in_one_of_many_jobs_costs_the_others_nothing(self, client: Client, redis: Redis) -> None:

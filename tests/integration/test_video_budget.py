@@ -18,8 +18,9 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.results.event_writer import EventWriter
-from keye.worker.tasks.attempt import Attempt, load_sampling
+from keye.worker.tasks.attempt import Attempt
 from keye.worker.tasks.lookahead import Lookahead
+from keye.worker.tasks.sampling import load_sampling
 from keye.worker.tasks.workbench import Workbench
 from tests.support.zoo import encode_clip
 

@@ -3,6 +3,7 @@
 All before it is real: fetching, the cache, decoders, leases, settlement. `celery -A tests.soak.numbered_worker worker`.
 """
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +38,12 @@ def read(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
 class NumberProcessor(EchoProcessor):
     sizing = Sizing(factor=1, min_pixels=1, max_pixels=2**20)
 
-    def prepare(self, messages: list[dict[str, Any]], images: Any, videos: Any, thinking: str) -> EchoPrompt:
+    def prepare_media(self, images: Any, videos: Any) -> Any:
         text = " ".join(str(read(np.asarray(image.pixels))) for image in images)
-        return EchoPrompt(text, text.encode())
+        return SimpleNamespace(pixel_values=None, pixel_values_videos=None, text=text)
+
+    def prepare_text(self, messages: list[dict[str, Any]], media: Any, thinking: str) -> EchoPrompt:
+        return EchoPrompt(media.text, media.text.encode())
 
 
 class NumberStep(EngineStep):

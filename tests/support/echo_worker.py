@@ -54,7 +54,10 @@ class EchoProcessor:
     def count_text_tokens(self, messages: list[dict[str, Any]], thinking: str) -> int:
         return len(_last_text(messages))
 
-    def prepare(self, messages: list[dict[str, Any]], images: Any, videos: Any, thinking: str) -> EchoPrompt:
+    def prepare_media(self, images: Any, videos: Any) -> Any:
+        return SimpleNamespace(pixel_values=None, pixel_values_videos=None)
+
+    def prepare_text(self, messages: list[dict[str, Any]], media: Any, thinking: str) -> EchoPrompt:
         text = _last_text(messages)
         match text.split():
             case ["raise", name]:

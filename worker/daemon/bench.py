@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from secrets import token_bytes
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -322,9 +323,14 @@ def measure_engine(
     return _measured(run, len(prompts), device)
 
 
+def anew(prompt: PreparedPrompt) -> PreparedPrompt:
+    """The same prompt, of which an engine finds nothing in its caches that it has computed for another."""
+    return replace(prompt, salt=token_bytes(16))
+
+
 def answer(engine: Engine, prompt: PreparedPrompt, new_tokens: int) -> Generated:
     """One greedy generation. An engine whose processor has no end tokens writes exactly `new_tokens`."""
-    pending = engine.inbox.submit(prompt, SamplingOptions(new_tokens))
+    pending = engine.inbox.submit(anew(prompt), SamplingOptions(new_tokens))
     for _ in pending.deltas():
         pass
     return pending.generated

@@ -29,10 +29,20 @@ from keye.config.job import Content, GenerationOptions, Sampling, Thinking
 from keye.config.settings import Settings
 from keye.config.terminal import outlive_output
 from keye.producer import shell
-from keye.producer.cli import Transcript
 from keye.producer.client import Client, build_job
 from keye.producer.console import OurConsole
-from keye.producer.shell import AsJson, command_line, list_codes, read_prompt, tell, width_of
+from keye.producer.shell import (
+    Also,
+    AsJson,
+    SchemaFile,
+    asked_of,
+    command_line,
+    list_codes,
+    read_schema,
+    tell,
+    width_of,
+)
+from keye.producer.transcript import Transcript, end_if_unanswered, tell_answers
 from keye.worker.daemon.entry import probe as ask_host
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Finding, Severity, as_message, as_rows, fault, select
@@ -277,6 +287,8 @@ def ask(
     *,
     media: Annotated[list[str] | None, typer.Argument(help="images and videos in order: files or URIs")] = None,
     prompt: Annotated[str, typer.Argument(help="the question, - for standard input")],
+    also: Also = None,
+    response_schema: SchemaFile = None,
     thinking: Annotated[
         Thinking, typer.Option(metavar="MODE", help=f"whether it reasons before it answers: {', '.join(Thinking)}")
     ] = Thinking.AUTO,
@@ -293,23 +305,28 @@ def ask(
     if settings.model_path is None:
         tell("KEYE_MODEL_PATH is not set: a small model answers, which knows drawn shapes only.", err=True)
     try:
-        fields = {"media": media, "prompt": read_prompt() if prompt == "-" else prompt, "thinking": thinking}
+        fields = {"media": media, **asked_of(prompt, also), "response_schema": read_schema(response_schema)}
+        fields |= {"thinking": thinking, "generation": {"max_new_tokens": max_new_tokens}}
         # Before the model, which takes its time.
-        job = build_job(fields | {"generation": {"max_new_tokens": max_new_tokens}}, LocalMedia(Path()))
+        job = build_job(fields, LocalMedia(Path()))
         if sys.stderr.isatty():
             tell(escaped(f"Loading {settings.model_path or SMALL_KEYE} ..."), err=True)
         with _load(settings.model_path or SMALL_KEYE) as analyzer:
             asked = analyzer.submit(job)
-            if as_json or not sys.stdout.isatty():
-                result = asked.result()
-                tell(result.model_dump_json(indent=2) if as_json else result.answer)
-            else:
+            is_live = not as_json and sys.stdout.isatty()
+            if is_live:
                 transcript = Transcript()
                 for event in asked.events():
                     if isinstance(event, TextGenerated):
                         tell(transcript.show(event), end="", is_styled=True)
-                asked.result()
+            result = asked.result()
+            if is_live:
                 tell("")
+            if as_json:
+                tell(result.model_dump_json(indent=2))
+            else:
+                tell_answers(result, is_first_told=is_live)
+            end_if_unanswered(result)
     except (InvalidJob, JobFailed) as error:
         tell(escaped(str(error)), err=True)
         raise typer.Exit(shell.ExitCode.of(error)) from None

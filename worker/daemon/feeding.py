@@ -18,7 +18,7 @@ from keye.config.host import share_of_cores
 from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, VideoPart
 from keye.config.outcome import ModelIdentity, WorkerIdentity
 from keye.config.settings import Settings
-from keye.worker.daemon.bench import Measured, each_in_a_thread, unmeasured
+from keye.worker.daemon.bench import Measured, anew, each_in_a_thread, unmeasured
 from keye.worker.engine.inbox import Generated, Inbox, PendingGeneration, SamplingOptions
 from keye.worker.leases.claims import Claimed
 from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
@@ -100,7 +100,8 @@ def _workbench(engine: "Engine", processor: "KeyeProcessor", settings: Settings,
     with DecoderPool.of(settings.model_copy(update={"frames_cache_bytes": 0})) as decoders:
         yield Workbench(
             inbox=engine.inbox,
-            processor=processor,
+            # Nor does the engine of what it has computed.
+            processor=replace(processor, shares_prefixes=False),
             sampling={},
             media_limits=replace(MediaLimits.of(settings), media_roots=MediaRoots([folder])),
             media_cache=MediaCache(folder / "cache", 0),
@@ -157,7 +158,7 @@ def _measure(bench: Workbench, engine: "Engine", jobs: Sequence[AnalysisJob], nu
             one.run()
 
     def generate(job: AnalysisJob) -> None:
-        for _ in engine.inbox.submit(instant.prompt, SamplingOptions(job.generation.max_new_tokens)).deltas():
+        for _ in engine.inbox.submit(anew(instant.prompt), SamplingOptions(job.generation.max_new_tokens)).deltas():
             pass
 
     prepare = partial(attempt, replace(bench, inbox=instant))

@@ -63,11 +63,14 @@ class StopStrings:
         self._held: list[str] = []
         self._num_held = 0
 
-    def push(self, piece: str) -> str:
-        """The text that may be shown now: all but a tail that can still become a stop string."""
+    def push(self, piece: str, may_stop: bool = True) -> str:
+        """The text that may be shown now: all but a tail that can still become a stop string.
+
+        One that is complete while nothing `may_stop` is text as any other.
+        """
         if not self._stops:
             return piece
-        starts = [start for stop in self._stops if (start := stop.push(piece)) is not None]
+        starts = [start for stop in self._stops if (start := stop.push(piece, may_stop)) is not None]
         self._held.append(piece)
         num_shown = self._num_held + len(piece)
         if starts:
@@ -98,14 +101,16 @@ class _StopString:
         # Of each beginning, as far as one was matched: how much of its own end it begins with.
         self._borders = [0, 0]
 
-    def push(self, piece: str) -> int | None:
-        """Where it begins in the piece, or how far before it, once it is whole."""
+    def push(self, piece: str, may_stop: bool) -> int | None:
+        """Where it begins in the piece, or how far before it, once it is whole and `may_stop`."""
         for index, letter in enumerate(piece, 1):
             while self.num_matched and self._text[self.num_matched] != letter:
                 self.num_matched = self._border(self.num_matched)
             self.num_matched += self._text[self.num_matched] == letter
             if self.num_matched == len(self._text):
-                return index - len(self._text)
+                if may_stop:
+                    return index - len(self._text)
+                self.num_matched = self._border(self.num_matched)
         return None
 
     def _border(self, length: int) -> int:

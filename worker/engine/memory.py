@@ -19,8 +19,13 @@ from keye.worker.model.vision_tower import MAX_PATCHES
 
 logger = logging.getLogger(__name__)
 
-# Pages that are never written cost nothing (`KVCache`), so this is a limit and no reservation.
+# Pages that are never written cost nothing (`KVCache`), so this is a limit and no reservation. In time it is filled:
+# what was read for one job is kept for the next.
 CPU_CACHE_BYTES = 2 * 2**30
+
+# Of what the tower made of media: some thirty thousand rows of an 8B model, and little where the cache is small.
+MAX_ROW_BYTES = 2**28
+ROW_SHARE = 16
 
 FIRST_REST = 1000
 
@@ -78,15 +83,26 @@ def count_blocks(cache_bytes: int, block_bytes: int, context: int, block_size: i
     return min(cache_bytes // block_bytes, max_running * -(-context // block_size))
 
 
+def row_bytes(cache_bytes: int) -> int:
+    """Bytes of encoded media that are kept beside a cache of so many bytes."""
+    return min(MAX_ROW_BYTES, cache_bytes // ROW_SHARE)
+
+
 def cache_bytes_within(room: int, step_bytes: int, token_bytes: int, video_token_bytes: float, max_tokens: int) -> int:
-    """The largest cache that leaves room for the largest step and for the longest video whose tokens it could hold.
+    """The largest cache that leaves room for the largest step and for the longest video whose tokens it could hold, and
+    for encoded media that are kept (`row_bytes`).
 
     A token takes `token_bytes` in the cache, one of a video `video_token_bytes` in the tower; a sequence has at most
     `max_tokens`. Below zero where there is no room for a step.
     """
-    beside_its_own_video = room / (1 + video_token_bytes / token_bytes)
-    beside_the_longest = room - video_token_bytes * max_tokens
-    return int(min(room - step_bytes, max(beside_its_own_video, beside_the_longest)))
+    beside_its_own_video = _beside_rows(room, 1 + video_token_bytes / token_bytes)
+    beside_the_longest = _beside_rows(room - video_token_bytes * max_tokens)
+    return int(min(_beside_rows(room - step_bytes), max(beside_its_own_video, beside_the_longest)))
+
+
+def _beside_rows(room: float, bytes_each: float = 1) -> float:
+    """How many bytes of cache `room` allows, each of which takes `bytes_each` of it and its part of `row_bytes`."""
+    return max((room - MAX_ROW_BYTES) / bytes_each, room / (bytes_each + 1 / ROW_SHARE))
 
 
 def _peak_bytes(device: torch.device, run: Callable[[], None]) -> int:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 
 from keye.config.codes import PrecisionSetting
-from keye.worker.engine.memory import block_bytes, cache_bytes_within, count_blocks, largest_needs
+from keye.worker.engine.memory import block_bytes, cache_bytes_within, count_blocks, largest_needs, row_bytes
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.attention_choice import paged_forms
 from keye.worker.model.precision import WEIGHT_SHARE
@@ -111,7 +111,7 @@ class ModelMemory:
         """The bytes that a cache of so many tokens asks for, with all beside it."""
         cache = -(-num_tokens // self.block_size) * self.block_size * self.token
         video = self.video_token * min(self.context, cache / self.token)
-        return self.weights + CUDA_BYTES + cache + int(max(self.step, video)) + 1
+        return self.weights + CUDA_BYTES + cache + row_bytes(cache) + int(max(self.step, video)) + 1
 
 
 def _peak_bytes(run: Callable[[], None]) -> int:

@@ -10,81 +10,33 @@ from torch import Tensor
 
 from keye.worker.engine.graph_capture import DecodeGraphs
 from keye.worker.engine.memory import too_large
+from keye.worker.engine.row_cache import RowCache
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import Chunk
+from keye.worker.engine.visual_rows import VisualRows, visual_rows
 from keye.worker.model.device import send
 from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import AttentionForm, KVCache, Span, attend_decoding, attend_spans
-from keye.worker.model.positions import PlaceholderMismatch
-from keye.worker.model.processor import PreparedPrompt
 from keye.worker.model.vision_tower import MAX_PATCHES
 
 logger = logging.getLogger(__name__)
 
 
-class VisualRows:
-    """The images, or the videos, of one prompt, in prompt order: item by item, as the prompt's chunks need them.
-
-    An item is what attends to itself: an image, a whole video, or a frame.
-
-    `columns` [n] are the placeholders, `patches` [p, 3, s, s] and `grids` [items, 3] the media, `merged` how many
-    patches make one row. Of each item are kept its `patches` and `num_rows`, and in `encoded` what the tower gave.
-    Raises `PlaceholderMismatch` when they do not come to the same number of rows.
-    """
-
-    def __init__(self, columns: Tensor, patches: Tensor, grids: Tensor, merged: int) -> None:
-        num_patches = grids.prod(dim=1)
-        total = int(num_patches.sum()) // merged
-        if total != len(columns):
-            raise PlaceholderMismatch(f"{len(columns)} placeholder tokens, but the media give {total} rows")
-        self.grids = grids
-        self.patches = patches.split(num_patches.tolist())
-        self.num_rows = (num_patches // merged).tolist()
-        self.encoded: dict[int, Tensor] = {}
-        self._columns = columns
-        self._row_ends = num_patches.cumsum(dim=0) // merged
-
-    def unencoded(self, start: int, stop: int) -> list[int]:
-        """The items that fill columns from `start` up to `stop` and are still to go through the tower."""
-        first, last = self._rows_within(start, stop)
-        if first == last:
-            return []
-        first_item, last_item = torch.searchsorted(self._row_ends, torch.tensor([first, last - 1]), right=True).tolist()
-        return [item for item in range(first_item, last_item + 1) if item not in self.encoded]
-
-    def fill(self, embeds: Tensor, start: int) -> None:
-        """Put the rows into a chunk's embeddings [n, H], of the columns from `start` on."""
-        first, last = self._rows_within(start, start + len(embeds))
-        for item, rows in self.encoded.items():
-            item_end = int(self._row_ends[item])
-            item_start = item_end - len(rows)
-            low, high = max(first, item_start), min(last, item_end)
-            if low < high:
-                columns = send((self._columns[low:high] - start).numpy(), embeds.device)
-                embeds[columns] = rows[low - item_start : high - item_start].to(embeds.dtype)
-
-    def forget_before(self, start: int) -> None:
-        """The prompt is in the cache up to there; rows before are needed no more."""
-        first, _ = self._rows_within(start, start)
-        for item in [item for item in self.encoded if self._row_ends[item] <= first]:
-            del self.encoded[item]
-
-    def _rows_within(self, start: int, stop: int) -> tuple[int, int]:
-        first, last = torch.searchsorted(self._columns, torch.tensor([start, stop])).tolist()
-        return first, last
-
-
 class ModelRunner:
     """Leaves the model as it is: who has it may `generate` with it between two steps."""
 
-    def __init__(self, model: KeyeForConditionalGeneration, cache: KVCache, attention: AttentionForm) -> None:
+    def __init__(
+        self, model: KeyeForConditionalGeneration, cache: KVCache, attention: AttentionForm, max_row_bytes: int
+    ) -> None:
+        """`max_row_bytes` bounds what is kept of encoded media for prompts to come."""
         self._model = model
         self._cache = cache
         self._attention = attention
         self._graphs: DecodeGraphs | None = None
         self._device = model.device
         self._visual: dict[Sequence, dict[str, VisualRows]] = {}
+        self._rows = RowCache(max_row_bytes)
 
     def capture_decoding(self, max_running: int) -> None:
         """Capture decoding steps of up to `max_running` sequences where attention allows it."""
@@ -117,31 +69,37 @@ class ModelRunner:
         Those of a sequence that runs out of memory by itself go one by one.
 
         Not all media of a prompt at once: a prompt of many images would hold up everyone who is decoding. What comes
-        out is kept until the prompt is in the cache as far. A sequence that is preempted is encoded again: rows kept
-        for sequences that wait would take the very memory that ran out.
+        out is kept until the prompt is in the cache as far, and for others that show the same as long as there is room
+        for it: what two of these chunks show, or one of a prompt before, is encoded once.
         """
         for sequence, _ in chunks:
             if sequence not in self._visual:
-                self._visual[sequence] = self._media_of(sequence.pending.prompt)
+                self._visual[sequence] = visual_rows(sequence.pending.prompt, self._model.config)
         for kind, encode in (("image", self._model.get_image_features), ("video", self._model.get_video_features)):
-            wanted: list[tuple[VisualRows, int]] = []
+            shown: dict[bytes, list[tuple[VisualRows, int]]] = {}
             for sequence, num_tokens in chunks:
                 if media := self._visual[sequence].get(kind):
                     start = sequence.num_cached
                     media.forget_before(start)
-                    wanted += [(media, item) for item in media.unencoded(start, start + num_tokens)]
-            if not wanted:
+                    for item in media.unencoded(start, start + num_tokens):
+                        if (rows := self._rows.find(media.keys[item])) is not None:
+                            media.encoded[item] = rows
+                        else:
+                            shown.setdefault(media.keys[item], []).append((media, item))
+            if not shown:
                 continue
+            wanted = list(shown.values())
             try:
-                _encode(encode, wanted, self._device)
+                self._encode(encode, wanted)
                 continue
             except Exception as error:
                 if len(chunks) > 1 or len(wanted) == 1 or not is_out_of_memory(error):
                     raise
             # Not before the error is gone: its traceback holds the tensors of the failed attempt.
+            self._rows.clear()
             torch.cuda.empty_cache()
             for one in wanted:
-                _encode(encode, [one], self._device)
+                self._encode(encode, [one])
 
     def why_too_large(self, chunk: Chunk) -> str:
         """Of a chunk that found no room, alone: what it asked for, and what is known to have room."""
@@ -186,40 +144,37 @@ class ModelRunner:
     def forget_media(self, sequence: Sequence) -> None:
         self._visual.pop(sequence, None)
 
+    def distrust_media(self, sequence: Sequence) -> None:
+        """What it shows has led to numbers that are not finite: nobody is to be given the same rows."""
+        for media in self._visual.get(sequence, {}).values():
+            for key in media.keys:
+                self._rows.forget(key)
+
+    def make_room(self) -> bool:
+        """Let go of what is kept for prompts to come; False where that was nothing."""
+        return self._rows.clear()
+
     def let_go(self) -> None:
         """Of captured steps, which know this runner as it knows them, and of encoded media. It runs nothing after."""
         self._graphs = None
         self._visual.clear()
+        self._rows.clear()
 
-    def _media_of(self, prompt: PreparedPrompt) -> dict[str, VisualRows]:
-        config = self._model.config
-        merged = config.vision_config.spatial_merge_size**2
-        videos = prompt.video_grid_thw
-        if videos is not None and config.splits_video_into_frames:
-            videos = videos.repeat_interleave(videos[:, 0], dim=0)
-            videos[:, 0] = 1
-        return {
-            kind: VisualRows((prompt.input_ids == token_id).nonzero()[:, 0], patches, grids, merged)
-            for kind, token_id, patches, grids in (
-                ("image", config.image_token_id, prompt.pixel_values, prompt.image_grid_thw),
-                ("video", config.video_token_id, prompt.pixel_values_videos, videos),
-            )
-            if patches is not None and grids is not None
-        }
-
-
-def _encode(
-    encode: Callable[[Tensor, Tensor], Tensor], wanted: Seq[tuple[VisualRows, int]], device: torch.device
-) -> None:
-    patches = [media.patches[item] for media, item in wanted]
-    # More stay on the host: of what goes through in parts, the tower fetches them part by part, too.
-    if sum(map(len, patches)) <= MAX_PATCHES:
-        patches = [send(item.numpy(), device) for item in patches]
-    packed = patches[0] if len(patches) == 1 else torch.cat(patches)
-    rows = encode(packed, torch.stack([media.grids[item] for media, item in wanted]))
-    num_rows = [media.num_rows[item] for media, item in wanted]
-    for (media, item), item_rows in zip(wanted, rows.split(num_rows), strict=True):
-        media.encoded[item] = item_rows
+    def _encode(self, encode: Callable[[Tensor, Tensor], Tensor], wanted: Seq[Seq[tuple[VisualRows, int]]]) -> None:
+        """Each of the wanted is one item, as the prompts have it that show it."""
+        firsts = [places[0] for places in wanted]
+        patches = [media.patches[item] for media, item in firsts]
+        # More stay on the host: of what goes through in parts, the tower fetches them part by part, too.
+        if sum(map(len, patches)) <= MAX_PATCHES:
+            patches = [send(item.numpy(), self._device) for item in patches]
+        packed = patches[0] if len(patches) == 1 else torch.cat(patches)
+        rows = encode(packed, torch.stack([media.grids[item] for media, item in firsts]))
+        num_rows = [media.num_rows[item] for media, item in firsts]
+        for places, item_rows in zip(wanted, rows.split(num_rows), strict=True):
+            first, number = places[0]
+            kept = self._rows.keep(first.keys[number], item_rows)
+            for media, item in places:
+                media.encoded[item] = kept
 
 
 def _build_inputs(chunks: Seq[Chunk]) -> tuple[np.ndarray, list[int], list[Span]]:

@@ -1,12 +1,14 @@
 """Chooses the next token of every sequence at once. What a sequence draws does not depend on who runs beside it."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from keye.worker.engine.sequence import Sequence
+from keye.worker.engine.token_masks import StepMasks
 from keye.worker.model.device import send
 
 _NOT_A_NUMBER = -1
@@ -22,15 +24,22 @@ class Sampler:
     def __init__(self) -> None:
         self._batch: _Batch | None = None
 
-    def choose(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
+    def choose(self, logits: Tensor, sequences: Seq[Sequence], masks: StepMasks | None = None) -> list[int | None]:
         """The next token for each row of `logits` [n, V]; None for a row with a logit that is not a number.
 
         As in transformers: repetition penalty, temperature, top-k, top-p. The draw is by the sequence's own generator.
+        A sequence that asks for logprobs is given its `logprob_of`.
         """
         if self._batch is None or self._batch.sequences != sequences:
             self._batch = _Batch(sequences, logits)
         batch = self._batch
         logits = logits.float()
+        # Before the draw, as all that takes memory: a step that is tried again for want of it draws nothing twice.
+        logprobs = batch.logprobs(logits) if batch.reporting else None
+        if held := [row for row in batch.bounded if sequences[row].must_go_on]:
+            logits = batch.hold(logits, held)
+        if masks is not None:
+            logits = masks.apply(logits)
         if batch.penalised:
             logits = batch.penalise(logits)
         if not batch.sampled:
@@ -43,7 +52,7 @@ class Sampler:
         if batch.penalised:
             batch.see(choice)
         # Read once: on a GPU each reading waits for all that was queued.
-        numbers: list[int] = choice.tolist()
+        numbers: list[int] = choice.tolist() if logprobs is None else batch.report(logprobs, choice)
         return [None if number == _NOT_A_NUMBER else number for number in numbers]
 
     def forget_batch(self) -> None:
@@ -51,10 +60,23 @@ class Sampler:
         self._batch = None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Logprob:
+    """Of the token that was chosen, and of all [V]: another may be written in its place."""
+
+    token_id: int
+    logprob: float
+    of_all: Tensor
+
+    def __call__(self, token_id: int) -> float:
+        return self.logprob if token_id == self.token_id else float(self.of_all[token_id])
+
+
 class _Batch:
     """What these sequences ask for, as tensors: the same sequences are stepped together many times.
 
-    `sampled` are the rows that draw, `penalised` those with a repetition penalty; each is there as a tensor, too.
+    `sampled` are the rows that draw, `penalised` those with a repetition penalty, `reporting` those that ask for
+    logprobs; each is there as a tensor, too. `bounded` are those that have `min_tokens`.
     """
 
     def __init__(self, sequences: Seq[Sequence], logits: Tensor) -> None:
@@ -75,6 +97,33 @@ class _Batch:
         self._most = max(top_k, default=0)
         self._last = self._send(top_k, np.int64).unsqueeze(-1) - 1
         self._top_k_differs = len(set(top_k)) > 1
+        self.bounded = [row for row, option in enumerate(options) if option.min_tokens]
+        self.reporting = [row for row, option in enumerate(options) if option.logprobs]
+        self._reporting_rows = self._send(self.reporting, np.int64)
+
+    def hold(self, logits: Tensor, rows: Seq[int]) -> Tensor:
+        """Logits [n, V] by which none of these rows ends."""
+        ends = [(r, end) for r in rows for end in self.sequences[r].eos_token_ids if end < logits.shape[-1]]
+        places = send(np.array(ends, np.int64).reshape(-1, 2), self._device).unbind(-1)
+        return logits.index_put(places, logits.new_full((), -torch.inf))
+
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """Float32 [k, V] of the `reporting` rows, by the model's own logits [n, V]."""
+        logprobs = logits.index_select(0, self._reporting_rows).log_softmax(-1)
+        # JSON has no infinity, and what overflowed may be a token that must not be chosen.
+        least = torch.finfo(torch.float32).min
+        return logprobs.nan_to_num_(nan=least, neginf=least)
+
+    def report(self, logprobs: Tensor, choice: Tensor) -> list[int]:
+        """Read the tokens [n] that were chosen, and give the `reporting` rows what the model thought of them."""
+        token_ids = choice.index_select(0, self._reporting_rows).clamp(min=0)
+        told = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        # Of 64 bits each, which hold any token id.
+        numbers = torch.cat([choice.double(), told.double()]).tolist()
+        chosen = [int(number) for number in numbers[: len(choice)]]
+        for row, logprob, of_all in zip(self.reporting, numbers[len(choice) :], logprobs, strict=True):
+            self.sequences[row].logprob_of = _Logprob(chosen[row], logprob, of_all)
+        return chosen
 
     def penalise(self, logits: Tensor) -> Tensor:
         """Logits [n, V], those of tokens that the `penalised` rows have seen made smaller."""

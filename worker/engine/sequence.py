@@ -1,8 +1,10 @@
 """One generation as the engine steps it: its tokens, its blocks, its text. Touches no tensors."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
+from keye.config.faults import Fault
+from keye.worker.engine.block_pool import BlockKey
 from keye.worker.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
 from keye.worker.engine.inbox import FinishReason, Generated, PendingGeneration
 from keye.worker.engine.thinking_budget import ThinkingBudget, ThinkingTags
@@ -11,7 +13,10 @@ SECONDS_A_PRIORITY = 10
 
 
 class Sequence:
-    """`num_cached` of its tokens have keys and values in the blocks of `block_table`."""
+    """`num_cached` of its tokens have keys and values in the blocks of `block_table`.
+
+    `num_proven` of those have led to numbers that are finite; `num_cached_tokens` of its prompt others had computed.
+    """
 
     def __init__(
         self,
@@ -22,13 +27,19 @@ class Sequence:
     ) -> None:
         self.pending = pending
         self.num_prompt_tokens = len(pending.prompt.input_ids)
+        self.constraint = pending.constraint
         self.rng = random.Random(pending.sampling.seed)
         self.generated_ids: list[int] = []
+        self.logprob_of: Callable[[int], float] | None = None
+        """Of any token in the place of the next one, where it asks for logprobs and the next one is chosen."""
+        self._logprobs: list[float] = []
         self.block_table: list[int] = []
         self.num_cached = 0
+        self.num_proven = 0
+        self.num_cached_tokens = 0
         self.started_at: float | None = None
         self._first_token_at: float | None = None
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         most = pending.sampling.max_thinking_tokens
         self._budget = None if most is None or thinking_tags is None else ThinkingBudget(thinking_tags, most)
         self._detokenizer = Detokenizer(token_bytes)
@@ -56,9 +67,19 @@ class Sequence:
         """Only the newest generated token is to be computed."""
         return self.num_cached >= self.num_prompt_tokens and self.num_uncached == 1
 
+    @property
+    def must_go_on(self) -> bool:
+        """Nothing ends it yet: it has fewer than its `min_tokens`."""
+        return len(self.generated_ids) < self.pending.sampling.min_tokens
+
     def num_missing_blocks(self, block_size: int) -> int:
         """How many blocks its tokens take beyond those it has."""
         return -(-self.num_tokens // block_size) - len(self.block_table)
+
+    def keys_to_find(self, block_size: int) -> list[BlockKey]:
+        """Of the blocks that others may have computed: all that are full, but one token is always to be computed."""
+        known = self.pending.block_keys
+        return [] if known is None else known.keys[: (self.num_tokens - 1) // block_size]
 
     def is_given_up(self, now: float) -> bool:
         """Its job abandoned it, or its deadline has passed."""
@@ -67,20 +88,32 @@ class Sequence:
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take the next token, deliver the text it completes, say whether the sequence is over.
 
-        Where its thinking has to end, another token than this one is taken.
+        Where its thinking has to end, or its answer while tokens are left to end it with, another one is taken.
         """
         if self._budget is not None:
             token_id = self._budget.take(token_id, goes_on=self._detokenizer.goes_on(token_id))
+        if self.constraint is not None:
+            num_left = self.pending.sampling.max_new_tokens - len(self.generated_ids)
+            token_id = self.constraint.take(token_id, num_left)
         self.generated_ids.append(token_id)
+        if self.logprob_of is not None:
+            self._logprobs.append(self.logprob_of(token_id))
+            self.logprob_of = None
         if self._first_token_at is None:
             self._first_token_at = now
-        text = self._stop_strings.push(self._detokenizer.push(token_id))
+        text = self._stop_strings.push(self._detokenizer.push(token_id), may_stop=not self.must_go_on)
         if text:
             self._text.append(text)
         self.pending.deliver(text, 1)
-        if self._stop_strings.is_hit or token_id in self._eos_token_ids:
+        if self.constraint is not None and self.constraint.is_complete:
+            return "length" if self.constraint.has_cut else "stop"
+        if self._stop_strings.is_hit or token_id in self.eos_token_ids:
             return "stop"
         return "length" if len(self.generated_ids) >= self.pending.sampling.max_new_tokens else None
+
+    def unfit(self, reason: FinishReason | None) -> Fault | None:
+        """Why its answer, that ends for this reason or goes on, does not fit what it has to."""
+        return None if self.constraint is None else self.constraint.fault(has_ended=reason is not None)
 
     def end(self, reason: FinishReason, now: float) -> None:
         """Deliver what was held back, and the whole."""
@@ -101,5 +134,7 @@ class Sequence:
                 first_token_seconds=None if self._first_token_at is None else self._first_token_at - submitted_at,
                 generate_seconds=now - started_at,
                 has_cut_thinking=self._budget is not None and self._budget.has_cut,
+                logprobs=tuple(self._logprobs),
+                num_cached_tokens=self.num_cached_tokens,
             )
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,23 +14,29 @@ import torch
 
 from keye.config.codes import ErrorCode
 from keye.config.faults import Fault
+from keye.worker.engine.block_keys import BlockKeys
+from keye.worker.engine.block_pool import BlockPool
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import Inbox, PendingGeneration, SamplingOptions
-from keye.worker.engine.memory import MemoryLimits, block_bytes, count_blocks
+from keye.worker.engine.memory import MemoryLimits, block_bytes, count_blocks, row_bytes
 from keye.worker.engine.model_runner import ModelRunner
 from keye.worker.engine.sampler import Sampler
-from keye.worker.engine.scheduler import BlockPool, Scheduler
+from keye.worker.engine.scheduler import Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.snapshot import EngineSnapshot
 from keye.worker.engine.step_plan import Chunk, StepLimits
 from keye.worker.engine.thinking_budget import ThinkingTags
+from keye.worker.engine.token_masks import TokenMasks
+from keye.worker.engine.visual_rows import visual_rows
 from keye.worker.host_fault import HostFault, host_fault_of
 from keye.worker.model.attention_choice import choose_attention
+from keye.worker.model.configuration_keye import KeyeConfig
 from keye.worker.model.device_faults import is_device_lost, is_out_of_memory
 from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.paged_attention import KVCache
-from keye.worker.model.processor import KeyeProcessor
+from keye.worker.model.positions import PlaceholderMismatch
+from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
@@ -64,15 +71,20 @@ class Engine:
         num_blocks = count_blocks(kv_cache_bytes, each, context, block_size, limits.max_running)
         if num_blocks < 1:
             raise ValueError(f"{kv_cache_bytes} bytes are not enough for one block of {block_size} tokens")
-        self.inbox = Inbox(max_tokens=min(context, num_blocks * block_size), is_queue=True)
+        self.inbox = Inbox(
+            max_tokens=min(context, num_blocks * block_size),
+            is_queue=True,
+            block_keys=partial(_block_keys, config, block_size),
+        )
         self._processor = processor
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._thinking_tags = ThinkingTags.of(processor.tokenizer)
         self._limits = MemoryLimits(limits)
         self._scheduler = Scheduler(BlockPool(num_blocks, block_size), limits)
         self._cache = KVCache(config, num_blocks, block_size, model.dtype, model.device)
-        self._runner = ModelRunner(model, self._cache, paged)
+        self._runner = ModelRunner(model, self._cache, paged, row_bytes(kv_cache_bytes))
         self._sampler = Sampler()
+        self._masks = TokenMasks()
         self._is_stopping = False
         self.is_alive = True
         """False once the step thread died of a fault: it does not come back, the process should end."""
@@ -164,10 +176,15 @@ class Engine:
             sequence.end("abandoned" if sequence.pending.is_abandoned else "deadline", started_at)
         self._scheduler.limits = self._limits.now
         plan = self._scheduler.start_step()
+        if self._scheduler.unproven:
+            self._cache.wipe(self._scheduler.unproven)
+            self._scheduler.unproven.clear()
         for sequence in plan.preempted:
             self._runner.forget_media(sequence)
         for sequence in plan.admitted:
-            sequence.started_at = sequence.started_at or started_at
+            if sequence.started_at is None:
+                sequence.started_at = started_at
+                sequence.num_cached_tokens = sequence.num_cached
             sequence.pending.begin()
         unseen = [chunk for chunk in plan.chunks if self._runner.needs_encoding(chunk)]
         if unseen:
@@ -191,8 +208,9 @@ class Engine:
 
     def _next_tokens(self, chunks: Seq[Chunk]) -> list[int | None]:
         """The next token of each sequence whose end its chunk reaches."""
-        logits = self._runner.run(chunks)
-        return self._sampler.choose(logits, [chunk.sequence for chunk in chunks if chunk.reaches_end])
+        ending = [chunk.sequence for chunk in chunks if chunk.reaches_end]
+        masks = self._masks.begin(ending)
+        return self._sampler.choose(self._runner.run(chunks), ending, masks)
 
     def _apply(self, chunks: Seq[Chunk], token_ids: Seq[int | None], now: float) -> None:
         next_token_ids = iter(token_ids)
@@ -202,14 +220,22 @@ class Engine:
             sequence.num_cached += num_tokens
             if sequence.num_uncached:
                 continue
-            self._runner.forget_media(sequence)
             token_id = next(next_token_ids)
             if token_id is None:
-                self._cache.wipe(sequence.block_table)
+                self._runner.distrust_media(sequence)
                 message = "The model's numbers overflowed. Run it at another precision."
-                self._fail(sequence, Fault(ErrorCode.INTERNAL, message))
+                self._fail(sequence, sequence.unfit(None) or Fault(ErrorCode.INTERNAL, message))
                 continue
-            reason = sequence.append(token_id, now)
+            self._runner.forget_media(sequence)
+            self._scheduler.publish(sequence)
+            try:
+                reason = sequence.append(token_id, now)
+                fault = sequence.unfit(reason)
+            except Exception as error:
+                fault = _own_fault(error)
+            if fault is not None:
+                self._fail(sequence, fault)
+                continue
             if sequence.generated_ids[-1] != token_id:
                 # It took note of the other as seen.
                 self._sampler.forget_batch()
@@ -220,7 +246,8 @@ class Engine:
     def _isolated(
         self, compute: Callable[[Seq[Chunk]], Result], chunks: Seq[Chunk], *, can_shorten: bool
     ) -> list[tuple[Seq[Chunk], Result]]:
-        """Compute the chunks together. If that fails, in halves, so that only the sequence to blame fails.
+        """Compute the chunks together. If that fails, in halves, so that only the sequence to blame fails; where
+        memory ran out, first with what was kept for prompts to come.
 
         `can_shorten` lets a chunk that is alone and still too large for the memory be halved itself; what is left of
         it is planned again in the next step.
@@ -231,8 +258,11 @@ class Engine:
             if is_device_lost(error):
                 raise  # And every sequence with it.
             is_memory = is_out_of_memory(error)
+            has_made_room = is_memory and self._runner.make_room()
             sequence, num_tokens = chunks[0]
-            if len(chunks) > 1:
+            if has_made_room:
+                parts = [chunks]
+            elif len(chunks) > 1:
                 parts = [chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]]
             elif is_memory and can_shorten and num_tokens > 1:
                 parts = [[Chunk(sequence, num_tokens // 2)]]
@@ -246,12 +276,9 @@ class Engine:
                 self._fail(sequence, host_fault)
                 return []
             else:
-                logger.exception("a sequence failed")
-                name = type(error).__name__
-                message = f"The model failed on this job with {name}. The worker's log has the traceback."
-                self._fail(sequence, Fault(ErrorCode.INTERNAL, message))
+                self._fail(sequence, _own_fault(error))
                 return []
-            if is_memory:
+            if is_memory and not has_made_room:
                 self._counters.out_of_memory += 1
                 self._limits.lower(sum(chunk.num_tokens for chunk in chunks) // 2)
         # Not before the error is gone: its traceback holds the tensors of the failed attempt.
@@ -260,10 +287,23 @@ class Engine:
         return [result for part in parts for result in self._isolated(compute, part, can_shorten=can_shorten)]
 
     def _fail(self, sequence: Sequence, fault: Fault | HostFault) -> None:
-        self._leave(sequence)
+        self._leave(sequence, has_failed=True)
         sequence.pending.end(fault)
 
-    def _leave(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
+    def _leave(self, sequence: Sequence, *, has_failed: bool = False) -> None:
+        self._scheduler.remove(sequence, has_failed=has_failed)
         self._runner.forget_media(sequence)
         self._sampler.forget_batch()
+
+
+def _own_fault(error: Exception) -> Fault:
+    logger.exception("a sequence failed")
+    message = f"The model failed on this job with {type(error).__name__}. The worker's log has the traceback."
+    return Fault(ErrorCode.INTERNAL, message)
+
+
+def _block_keys(config: KeyeConfig, block_size: int, prompt: PreparedPrompt) -> BlockKeys | None:
+    try:
+        return BlockKeys(prompt, visual_rows(prompt, config).values(), block_size)
+    except PlaceholderMismatch:
+        return None  # Its sequence fails of it.

@@ -33,7 +33,7 @@ from keye.worker.model.checkpoint_files import read_generation
 from keye.worker.tasks.workbench import Workbench
 
 if TYPE_CHECKING:
-    from keye.producer.client import Medium
+    from keye.producer.fields import Medium
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from keye.worker.model.precision import Precision, choose_precision
 from keye.worker.model.processor import KeyeProcessor
 from keye.worker.proof.golden_case import GENERATIONS
 from keye.worker.proof.numbers import prove_numbers
-from keye.worker.tasks.attempt import load_sampling
+from keye.worker.tasks.sampling import load_sampling
 from keye.worker.telemetry import tell_warnings
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def load_served_model(settings: Settings, before_start: Callable[[], object] = l
     started = time.monotonic()
     keep_to_cores(choose_device(settings.device), share_of_cores(settings.host_workers), settings.decoders)
     path, model, processor, precision = load_configured_model(settings)
+    processor.shares_prefixes = settings.prefix_cache
     loaded = time.monotonic()
     logger.info("numbers: %s", prove_numbers([GENERATIONS[model.config.model_type]], model.dtype, model.device))
     cache_bytes = measure_cache_bytes(model, processor, DEFAULT_LIMITS, settings.gpu_memory_fraction)

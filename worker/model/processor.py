@@ -1,8 +1,10 @@
 """A conversation with its images and videos to the tensors a model or an engine takes. Fetches and decodes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,24 @@ from keye.worker.sizing import Sizing
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedMedia:
+    """The images and videos of one conversation or of several that are about the same: what `PreparedPrompt` has of
+    them, and what stands in its text for each."""
+
+    image_fillers: Sequence[str]
+    video_fillers: Sequence[str]
+    pixel_values: Tensor | None = None
+    image_grid_thw: Tensor | None = None
+    pixel_values_videos: Tensor | None = None
+    video_grid_thw: Tensor | None = None
+    second_per_grid_ts: Tensor | None = None
+    num_frames: Tensor | None = None
+    image_digests: Sequence[bytes] = ()
+    video_digests: Sequence[bytes] = ()
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedPrompt:
     """One conversation, ready to run. Nothing is padded and nothing refers to another conversation."""
 
@@ -54,6 +74,12 @@ class PreparedPrompt:
     """float32 [videos], Preview only"""
     num_frames: Tensor | None = None
     """int64 [videos]"""
+    image_digests: Sequence[bytes] = ()
+    """As `digest_items` has them; none where they are still to be made"""
+    video_digests: Sequence[bytes] = ()
+    """The same of all videos, or frames where each is an item"""
+    salt: bytes = b""
+    """Prompts of different salt share nothing in an engine's caches, whatever they hold"""
 
 
 @dataclass(eq=False)
@@ -63,6 +89,8 @@ class KeyeProcessor:
     image_processor: ImageProcessor
     eos_token_ids: Sequence[int]
     """A generation ends at any of these."""
+    shares_prefixes: bool = True
+    """Whether conversations about different `PreparedMedia` may share what an engine has computed."""
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> "KeyeProcessor":
@@ -96,18 +124,44 @@ class KeyeProcessor:
         Raises `PlaceholderMismatch` when messages and media differ in number, `Fault` for pixels that cannot be
         shown.
         """
-        config = self.config
+        return self.prepare_text(messages, self.prepare_media(images, videos), thinking)
+
+    def prepare_media(self, images: Sequence[Image], videos: Sequence[Video]) -> PreparedMedia:
+        """The half of `prepare` that conversations about the same media share: the patches are in memory once."""
         image_patches = [self.image_processor.process_image(image) for image in images]
-        video_patches, fillers = self._videos(videos)
+        video_patches, video_fillers = self._videos(videos)
+        seconds = None if self.config.splits_video_into_frames else [1 / video.fps for video in videos]
+        return PreparedMedia(
+            image_fillers=[IMAGE_PAD * sum(self._frame_tokens(patches)) for patches in image_patches],
+            video_fillers=video_fillers,
+            pixel_values=_joined(image_patches),
+            image_grid_thw=torch.tensor([grid for patches in image_patches for grid in patches.grids])
+            if images
+            else None,
+            pixel_values_videos=_joined(video_patches),
+            video_grid_thw=torch.tensor([grid for patches in video_patches for grid in patches.grids])
+            if videos
+            else None,
+            second_per_grid_ts=torch.tensor(seconds, dtype=torch.float32) if seconds else None,
+            num_frames=torch.tensor([len(video.frames) for video in videos]) if videos else None,
+            image_digests=self._digests(image_patches),
+            video_digests=self._digests(video_patches),
+            salt=b"" if self.shares_prefixes else token_bytes(16),
+        )
+
+    def prepare_text(
+        self, messages: Sequence[Message], media: PreparedMedia, thinking: Thinking = "auto"
+    ) -> PreparedPrompt:
+        """The other half: one conversation about them. Raises `PlaceholderMismatch` as `prepare` does."""
+        config = self.config
         text = fill_placeholders(
-            self.prompt_format.render(messages, thinking),
-            images=[IMAGE_PAD * sum(self._frame_tokens(patches)) for patches in image_patches],
-            videos=fillers,
+            self.prompt_format.render(messages, thinking), images=media.image_fillers, videos=media.video_fillers
         )
         input_ids = torch.tensor(self.prompt_format.encode(text))
-        image_grids = [grid for patches in image_patches for grid in patches.grids]
-        video_grids = [grid for patches in video_patches for grid in patches.grids]
-        seconds = None if config.splits_video_into_frames else [1 / video.fps for video in videos]
+        image_grids, video_grids = (
+            [] if grids is None else grids.tolist() for grids in (media.image_grid_thw, media.video_grid_thw)
+        )
+        seconds = None if media.second_per_grid_ts is None else media.second_per_grid_ts.tolist()
         positions, delta = position_ids(input_ids, config, image_grids, video_grids, seconds)
         visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
         return PreparedPrompt(
@@ -116,12 +170,15 @@ class KeyeProcessor:
             position_ids=positions,
             rope_delta=delta,
             num_visual_tokens=int(visual.sum()),
-            pixel_values=_joined(image_patches),
-            image_grid_thw=torch.tensor(image_grids) if images else None,
-            pixel_values_videos=_joined(video_patches),
-            video_grid_thw=torch.tensor(video_grids) if videos else None,
-            second_per_grid_ts=torch.tensor(seconds, dtype=torch.float32) if seconds else None,
-            num_frames=torch.tensor([len(video.frames) for video in videos]) if videos else None,
+            pixel_values=media.pixel_values,
+            image_grid_thw=media.image_grid_thw,
+            pixel_values_videos=media.pixel_values_videos,
+            video_grid_thw=media.video_grid_thw,
+            second_per_grid_ts=media.second_per_grid_ts,
+            num_frames=media.num_frames,
+            image_digests=media.image_digests,
+            video_digests=media.video_digests,
+            salt=media.salt,
         )
 
     def count_text_tokens(self, messages: Sequence[Message], thinking: Thinking = "auto") -> int:
@@ -146,6 +203,17 @@ class KeyeProcessor:
             for patches, video in zip(split, videos, strict=True)
         ]
 
+    def _digests(self, media: Iterable[Patches]) -> list[bytes]:
+        splits = self.config.splits_video_into_frames
+        return [
+            digest
+            for patches in media
+            for digest in digest_items(
+                patches.values,
+                [(1, h, w) for t, h, w in patches.grids for _ in range(t)] if splits else patches.grids,
+            )
+        ]
+
     def _frame_tokens(self, patches: Patches) -> list[int]:
         return [h * w // self.image_processor.merge_size**2 for t, h, w in patches.grids for _ in range(t)]
 
@@ -167,6 +235,18 @@ class KeyeProcessor:
             if parts:
                 batch[name] = torch.cat(parts)
         return batch
+
+
+def digest_items(patches: np.ndarray, grids: Iterable[Sequence[int]]) -> list[bytes]:
+    """Of each item, of patches [p, ...] and a grid (t, h, w), what its rows follow from."""
+    digests, start = [], 0
+    for t, h, w in grids:
+        stop = start + t * h * w
+        digest = blake2b(f"{t} {h} {w} ".encode(), digest_size=32)
+        digest.update(np.ascontiguousarray(patches[start:stop]).data.cast("B"))
+        digests.append(digest.digest())
+        start = stop
+    return digests
 
 
 def _joined(parts: list[Patches]) -> Tensor | None:

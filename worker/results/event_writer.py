@@ -17,7 +17,7 @@ from keye.config.contract import Report
 from keye.config.event import Channel, TextGenerated
 from keye.config.scripts import load_script
 from keye.worker.leases.claims import Claimed
-from keye.worker.results.thinking import Piece, ThinkingSplitter
+from keye.worker.results.thinking import AnswerForm, Piece, ThinkingSplitter
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ SILENCE_SECONDS = 1.0
 # Of text, until it is written.
 MAX_WAIT_SECONDS = 0.1
 MAX_WAITING_TOKENS = 32
+# Where more are written side by side each waits longer, so that a stream keeps the events of a long job.
+ANSWERS_AT_FULL_RATE = 8
 
 
 class EventWriter:
@@ -90,12 +92,13 @@ def without_oversized(redis: Redis, lease: Claimed, events: Sequence[str]) -> li
 
 
 class AttemptEvents:
-    """What one attempt says, by its own thread."""
+    """What one attempt says, by its own thread; `num_tokens` are those of all its answers."""
 
     def __init__(self, writer: EventWriter, lease: Claimed) -> None:
         self._writer = writer
         self._lease = lease
         self.unwritten: list[str] = []
+        self.num_tokens = 0
 
     def tell(self, kind: type[Report], may_wait: bool = False, **facts: Any) -> bool:
         """An event of this kind with these facts. What `may_wait` is written with what follows, or by the settlement.
@@ -118,12 +121,23 @@ class AttemptEvents:
 class Coalescer:
     """Writes an event when its text has waited for `MAX_WAIT_SECONDS` or is of `MAX_WAITING_TOKENS`; the first at once.
 
-    Text that could not be written is written with the next.
+    Text that could not be written is written with the next. Of a job with several answers (`num_answers`) each has one.
     """
 
-    def __init__(self, events: AttemptEvents) -> None:
+    def __init__(
+        self,
+        events: AttemptEvents,
+        form: AnswerForm = "free",
+        *,
+        question: int = 0,
+        sample: int = 0,
+        num_answers: int = 1,
+    ) -> None:
         self._events = events
-        self._splitter = ThinkingSplitter()
+        self._max_wait_seconds = MAX_WAIT_SECONDS * max(1, num_answers / ANSWERS_AT_FULL_RATE)
+        self._place = {"question": question, "sample": sample}
+        self._are_several = num_answers > 1
+        self._splitter = ThinkingSplitter(form)
         self._waiting: list[Piece] = []
         self._offsets: Counter[Channel] = Counter()
         self._num_tokens = 0
@@ -133,9 +147,10 @@ class Coalescer:
     def push(self, text: str, num_tokens: int, is_last: bool = False) -> None:
         """Text that came, never half a character, and how many tokens it took; the last is left to `flush`."""
         self._num_tokens += num_tokens
+        self._events.num_tokens += num_tokens
         self._add(self._splitter.push(text))
         is_much = self._num_tokens - self._num_tokens_written >= MAX_WAITING_TOKENS
-        if not is_last and (is_much or time.monotonic() - self._written_at >= MAX_WAIT_SECONDS):
+        if not is_last and (is_much or time.monotonic() - self._written_at >= self._max_wait_seconds):
             self._tell()
 
     def flush(self) -> None:
@@ -152,10 +167,10 @@ class Coalescer:
     def _tell(self, may_wait: bool = False) -> None:
         while self._waiting:
             channel, text = self._waiting[0]
-            offset, num_tokens = self._offsets[channel], self._num_tokens
-            if not self._events.tell(
-                TextGenerated, may_wait, channel=channel, text=text, offset=offset, num_tokens=num_tokens
-            ):
+            facts = {"channel": channel, "text": text, "offset": self._offsets[channel], **self._place}
+            if self._are_several:
+                facts["num_tokens_of_all"] = self._events.num_tokens
+            if not self._events.tell(TextGenerated, may_wait, num_tokens=self._num_tokens, **facts):
                 break
             self._offsets[channel] += len(text)
             self._waiting.pop(0)

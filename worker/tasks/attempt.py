@@ -1,36 +1,26 @@
 """One attempt at one job: media fetched and decoded, prompt prepared, answer generated. Writes no outcome."""
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from math import inf
-from pathlib import Path
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from keye.config.codes import ErrorCode, Stage
 from keye.config.event import FramesDecoded, StageStarted
 from keye.config.faults import Fault
-from keye.config.job import AnalysisJob, GenerationOptions, ImagePart, Priority, VideoPart
-from keye.config.outcome import (
-    Generation,
-    JobResult,
-    PartialText,
-    StageTimings,
-    TokenUsage,
-)
-from keye.worker.engine.inbox import Generated, PendingGeneration, SamplingOptions
+from keye.config.job import AnalysisJob, ImagePart, VideoPart
+from keye.config.outcome import JobResult, PartialText, StageTimings
+from keye.worker.engine.inbox import Generations
 from keye.worker.leases.claims import Claimed
 from keye.worker.leases.job_lease import Interruption
 from keye.worker.media.decoded import Decoded
 from keye.worker.media.fetch.fetched import Identity
 from keye.worker.media.job_media import decode, fetch
-from keye.worker.model.checkpoint_files import read_generation
-from keye.worker.results.event_writer import AttemptEvents, Coalescer
-from keye.worker.results.thinking import part_text
+from keye.worker.results.event_writer import AttemptEvents
 from keye.worker.sizing import Sizing
+from keye.worker.tasks.answers import Answers
 from keye.worker.tasks.fault import CANCELLED_WHILE_RUNNING
 from keye.worker.tasks.isolation import Isolation
 from keye.worker.tasks.moves import log_stage
@@ -39,17 +29,12 @@ from keye.worker.tasks.visual_inputs import media_warnings, visual_inputs
 from keye.worker.tasks.workbench import Workbench
 from keye.worker.telemetry.log import about
 
-if TYPE_CHECKING:
-    from keye.worker.model.processor import PreparedPrompt
-
 FRAMES_TOLD_EVERY_SECONDS = 0.5
 # A shorter stage is told with what follows it: a job that is answered at once costs two round trips in all.
 BRIEFLY_SECONDS = 0.01
 # What an attempt is at: on its way to a decoder or to the prompt, waiting for something, being decoded and prepared, or
 # generating.
 Phase = Literal["fetch", Wanted, "decode", "running"]
-# As many whole numbers as callers' JSON surely holds (RFC 8259, 6).
-_NUM_SEEDS = 2**53
 
 
 class LeaseLost(Exception):
@@ -58,19 +43,6 @@ class LeaseLost(Exception):
 
 class Drained(Exception):
     """The process ends before the job does, and has given it back: another worker is to run it."""
-
-
-def load_sampling(folder: Path) -> dict[str, Any]:
-    """How the checkpoint samples where a job does not say, as `SamplingOptions` has it; what it leaves out is off."""
-    written = read_generation(folder)
-    sampling = {name: written[name] for name in ("top_p", "top_k", "repetition_penalty") if name in written}
-    return sampling | {"temperature": written.get("temperature", 1.0) if written.get("do_sample") else 0.0}
-
-
-def complete_sampling(options: GenerationOptions, defaults: dict[str, Any]) -> SamplingOptions:
-    """The job's options, each one left out taken from the checkpoint, and a seed drawn, so that it can be told."""
-    drawn = {"seed": secrets.randbelow(_NUM_SEEDS)}
-    return SamplingOptions(**(defaults | drawn | options.model_dump(exclude_none=True)))
 
 
 class Attempt:
@@ -95,7 +67,7 @@ class Attempt:
         self._seconds: dict[str, float] = {}
         self._frames_told_at = self._began_at
         self._interruption: Interruption | None = None
-        self._pending: PendingGeneration | None = None
+        self._answers: Answers | None = None
         self._had_begun = False
 
     @contextmanager
@@ -111,74 +83,66 @@ class Attempt:
 
     def run(self) -> JobResult:
         """Raises `LeaseLost`, `Drained`, or whatever `fault.explain` makes a failure of."""
+        self._answers = Answers(self._bench, self.job)
         try:
-            return self._answer()
+            return self._answer(self._answers)
         except BaseException as error:
             # Others wait for the memory of pixels, which a traceback would hold until a search for cycles.
-            self._had_begun, self._pending = self.is_in_engine, None
+            self._had_begun, self._answers = self.is_in_engine, None
             clear_frames(error.__traceback__)
             raise
 
-    def _answer(self) -> JobResult:
+    def _answer(self, answers: Answers) -> JobResult:
         parts = self.job.all_media()
         self._limits.append(TimeLimit("KEYE_MAX_ATTEMPT_SECONDS", self._bench.max_attempt_seconds, time.monotonic()))
         self._stop_if_over()
-        sizing = self._sizing(parts)
+        sizing = self._sizing(parts, answers)
         identities, decoded = self._read_media(parts, sizing) if parts else ([], [])
         with self._in_stage(Stage.PREPARE, is_brief=not parts):
             images, videos, seen = visual_inputs(sizing, parts, identities, decoded)
-            prompt = self._bench.processor.prepare(_messages(self.job), images, videos, self.job.thinking.value)
-            self._require_room(prompt)
-            self.num_visual_tokens = prompt.num_visual_tokens
-            if prompt.num_visual_tokens:
-                # Its patches, which live until it has ended: a sequence that is preempted is encoded again.
-                self._bench.decoders.keep(prompt, 3 * sizing.factor**2 * prompt.num_visual_tokens)
+            prepared = self._bench.processor.prepare_media(images, videos)
+            self.num_visual_tokens = answers.prepare(prepared, self._stop_if_over)
         warnings = media_warnings(decoded, self._bench.media_limits.min_frames_per_second) + self._memory_warning()
         # Their memory is another job's while this one generates, whatever frames of calls still know of these lists.
         for media in (decoded, images, videos):
             media.clear()
         with self._in_stage(Stage.GENERATE, is_brief=True):
-            sampling = complete_sampling(self.job.generation, self._bench.sampling)
-            generated = self._generate(prompt, sampling)
-        if generated.has_cut_thinking:
-            warnings += (f"Thinking was ended after {sampling.max_thinking_tokens} tokens (max_thinking_tokens).",)
+            self._generate(answers)
         return JobResult(
             job_id=self.lease.job_id,
-            **part_text(generated.text)._asdict(),
-            raw_text=generated.text,
-            finish_reason="length" if generated.finish_reason == "length" else "stop",
-            usage=TokenUsage(
-                prompt_tokens=generated.num_prompt_tokens,
-                visual_tokens=prompt.num_visual_tokens,
-                completion_tokens=len(generated.token_ids),
-            ),
+            **answers.told(),
             timings=StageTimings(
                 queued=self.lease.queued_seconds,
                 total=self.seconds,
-                first_token=generated.first_token_seconds,
+                first_token=answers.first_token_seconds,
                 **self._seconds,
             ),
             media=seen,
             model=self._bench.model,
             worker=self._bench.worker,
             attempts=self.lease.attempt,
-            warnings=warnings,
+            warnings=warnings + answers.warnings(),
             metadata=self.job.metadata,
-            generation=Generation(**asdict(sampling), thinking=self.job.thinking),
         )
 
     @property
     def phase(self) -> Phase:
         if self.stage is Stage.GENERATE:
-            return "running" if self.is_in_engine else "engine"
+            return "engine" if self.num_waiting else "running"
         is_prepared = self.stage in (Stage.DECODE, Stage.PREPARE)
         return self._turn.waits_for or ("decode" if is_prepared else "fetch")
 
     @property
     def is_in_engine(self) -> bool:
         # Read once, here and in `interrupt`: other threads ask, and `run` lets go of it.
-        pending = self._pending
-        return self._had_begun if pending is None else pending.has_begun
+        answers = self._answers
+        return self._had_begun if answers is None else answers.has_begun
+
+    @property
+    def num_waiting(self) -> int:
+        """How many generations it has for the engine that are not begun."""
+        answers = self._answers
+        return 0 if answers is None else answers.num_waiting
 
     @property
     def seconds(self) -> float:
@@ -196,8 +160,8 @@ class Attempt:
         Preparing goes on to its end, all other stages stop at once.
         """
         self._interruption = reason
-        if (pending := self._pending) is not None:
-            pending.abandon()
+        if (answers := self._answers) is not None:
+            answers.abandon()
 
     def _stop_if_over(self) -> None:
         match self._interruption:
@@ -225,12 +189,7 @@ class Attempt:
         return next((limit.fault(self.stage, now) for limit in self._limits if now >= limit.ends_at), None)
 
     def _text_so_far(self) -> PartialText | None:
-        """What the engine gave before it was stopped; None where it had not begun to write."""
-        generated = self._pending.generated if self._pending is not None and self._pending.has_ended else None
-        if generated is None or not generated.token_ids:
-            return None
-        parted = part_text(generated.text)._asdict()
-        return PartialText(**parted, raw_text=generated.text, completion_tokens=len(generated.token_ids))
+        return None if self._answers is None else self._answers.text_so_far()
 
     @contextmanager
     def _in_stage(self, stage: Stage, is_brief: bool = False) -> Iterator[None]:
@@ -244,13 +203,12 @@ class Attempt:
         self._seconds[stage.value] = time.monotonic() - started_at
         self._stop_if_over()
 
-    def _sizing(self, parts: Sequence[ImagePart | VideoPart]) -> Sizing:
+    def _sizing(self, parts: Sequence[ImagePart | VideoPart], answers: Answers) -> Sizing:
         """The model's rule for sizes, within what the context leaves for media beside the text and the answer."""
-        processor, job = self._bench.processor, self.job
-        # Of text alone there is nothing to share out, and a long one takes a second to count.
-        num_text_tokens = processor.count_text_tokens(_messages(job), job.thinking.value) if parts else 0
+        processor = self._bench.processor
         context = min(processor.config.max_position_embeddings, self._bench.inbox.max_tokens)
-        room = context - job.generation.max_new_tokens - num_text_tokens
+        # Of text alone there is nothing to share out, and a long one takes a second to count.
+        room = context - answers.num_tokens(context, self._stop_if_over) if parts else context
         if self.lease.max_visual_tokens is not None:
             room = min(room, self.lease.max_visual_tokens)
         return processor.sizing.share(parts, room)
@@ -297,64 +255,41 @@ class Attempt:
             self._frames_told_at = now
             self.events.tell(FramesDecoded, media_index=media_index, done=done, total=total)
 
-    def _require_room(self, prompt: "PreparedPrompt") -> None:
-        context = self._bench.processor.config.max_position_embeddings
-        num_prompt_tokens, max_new_tokens = len(prompt.input_ids), self.job.generation.max_new_tokens
-        if num_prompt_tokens + max_new_tokens > context:
-            raise Fault(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {num_prompt_tokens} tokens ({prompt.num_visual_tokens} of them visual) and "
-                f"max_new_tokens is {max_new_tokens}; the model's context is {context}. "
-                "Shorten the text, or lower max_new_tokens, max_pixels, max_frames or fps.",
-            )
-
-    def _generate(self, prompt: "PreparedPrompt", sampling: SamplingOptions) -> Generated:
+    def _generate(self, answers: Answers) -> None:
         limit = TimeLimit("KEYE_MAX_GENERATE_SECONDS", self._bench.max_generate_seconds, time.monotonic())
         self._limits.append(limit)
-        priority = list(Priority).index(self.job.priority)
-        self._pending = self._bench.inbox.submit(prompt, sampling, priority=priority, deadline=self.ends_at)
-        if self._interruption is not None:
-            # It came before there was anything to abandon.
-            self._pending.abandon()
         try:
-            if not self._pending.wait(BRIEFLY_SECONDS):
+            generations = answers.submit(self.ends_at)
+            if self._interruption is not None:
+                # It came before there was anything to abandon.
+                answers.abandon()
+            if not generations.wait(BRIEFLY_SECONDS):
                 self.events.flush()
-                self._await_turn(self._pending)
-            self._bench.lookahead.begun(self)
-            text = Coalescer(self.events)
-            for delta in self._pending.deltas():
-                text.push(delta.text, delta.num_tokens, is_last=self._pending.has_ended)
+                self._await_turn(generations)
+            is_ahead = self._is_ahead(generations)
+            for _ in answers.read(generations, self.events):
+                is_ahead = is_ahead and self._is_ahead(generations)
         except BaseException:
             # Nobody is left to read what the engine would go on to write.
-            self._pending.abandon()
+            answers.abandon()
             raise
-        text.flush()
         self._stop_if_over()
-        generated = self._pending.generated
-        if generated.finish_reason in ("abandoned", "deadline"):
-            raise RuntimeError(f"the engine gave the generation up ({generated.finish_reason}), nobody asked it to")
-        return generated
 
-    def _await_turn(self, pending: PendingGeneration) -> None:
-        """Until the engine has room for it, or it is over."""
+    def _await_turn(self, generations: Generations) -> None:
+        """Until the engine has room for one of them, or it is over."""
         self._turn.wait("engine")
-        if not pending.wait_to_begin(BRIEF_WAIT_SECONDS):
+        if not generations.wait_to_begin(BRIEF_WAIT_SECONDS):
             self._turn.tell(after_seconds=0)
-            pending.wait_to_begin()
+            generations.wait_to_begin()
         self._turn.begin()
 
-
-def _messages(job: AnalysisJob) -> list[dict[str, Any]]:
-    """The conversation as the checkpoint's template reads it: media are placeholders, in order."""
-    return [
-        {
-            "role": message.role,
-            "content": message.content
-            if isinstance(message.content, str)
-            else [part.model_dump(include={"type", "text"}) for part in message.content],
-        }
-        for message in job.conversation()
-    ]
+    def _is_ahead(self, generations: Generations) -> bool:
+        """Whether some of it still waits for the engine; the door is told how far it is."""
+        if generations.num_waiting:
+            self._bench.lookahead.changed()
+            return True
+        self._bench.lookahead.begun(self)
+        return False
 
 
 class TimeLimit(NamedTuple):

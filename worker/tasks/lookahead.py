@@ -12,7 +12,7 @@ BRIEFLY_SECONDS = 0.1
 
 
 def most_waiting(num_decoders: int) -> int:
-    """Jobs that may wait for a decoder, or prepared ones for the engine: whoever takes from them finds the next."""
+    """Jobs that may wait for a decoder, or generations for the engine: whoever takes from them finds the next."""
     return max(8, 2 * num_decoders)
 
 
@@ -63,7 +63,9 @@ class Lookahead:
         return self._running.copy()
 
     def phases(self) -> "list[Phase]":
-        return [attempt.phase for attempt in self.attempts()]
+        """Of each attempt; one that waits for the engine is there once for each generation that does."""
+        phases = {attempt: attempt.phase for attempt in self.attempts()}
+        return [phase for each, phase in phases.items() for _ in range(each.num_waiting if phase == "engine" else 1)]
 
     def changed(self) -> None:
         """An attempt is at something else now."""
@@ -79,11 +81,12 @@ class Lookahead:
         num_unclaimed = num_taken - len(self._running)
         num_new = sum(a.phase == "fetch" and a.seconds < BRIEFLY_SECONDS for a in ahead) + num_unclaimed
         # Who is about to ask for a decoder seems to have one.
+        num_for_engine = sum(a.num_waiting for a, phase in zip(ahead, phases, strict=True) if phase == "engine")
         num_asking = max(0, phases.count("decode") - self._num_decoders)
         has_room = (
             phases.count("fetch") + num_unclaimed < self._most_fetching
             and phases.count("decoder") + num_asking + num_new < self._most_waiting
-            and phases.count("engine") + num_new < self._most_waiting
+            and num_for_engine + num_new < self._most_waiting
             and "memory" not in phases
         )
         self._has_refused = not has_room

@@ -46,6 +46,7 @@ STARVED_SECONDS = _counter(
     "starved_seconds", "Seconds that the engine had room for another sequence while jobs here were prepared", "cause"
 )
 PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of the prompts of answered jobs")
+CACHED_TOKENS = _counter("cached_tokens", "Of the tokens of those prompts, those found in the cache")
 GENERATED_TOKENS = _counter("generated_tokens", "Tokens of the answers of answered jobs")
 FRAMES = _counter("frames", "Pictures and frames of videos that answered jobs saw")
 CACHE_HITS = _counter("cache_hits", "Media found in the cache")
@@ -87,5 +88,6 @@ def count_outcome(outcome: Outcome) -> None:
     if spent.first_token is not None:
         FIRST_TOKEN.observe(spent.queued + spent.total - spent.generate + spent.first_token)
     PROMPT_TOKENS.inc(outcome.usage.prompt_tokens)
+    CACHED_TOKENS.inc(outcome.usage.cached_tokens)
     GENERATED_TOKENS.inc(outcome.usage.completion_tokens)
     FRAMES.inc(sum(medium.frames for medium in outcome.media))

@@ -1,6 +1,6 @@
 """The answers that a page about a batch shows: some from all over it, with their questions and thumbnails."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,15 @@ def _answer_of(text: bytes, prompt: str | None, journal: Journal, read: Read) ->
     try:
         if "response" in line:
             said = line["response"]["body"]
-            choice, model = said["choices"][0], said["model"]
-            answer, reasoning = choice["message"]["content"], choice["message"].get("reasoning_content")
-            finish_reason = choice["finish_reason"]
+            choices, model = said["choices"], said["model"]
+            answers = [choice["message"]["content"] for choice in choices]
+            reasoning = choices[0]["message"].get("reasoning_content")
+            finish_reasons = {choice["finish_reason"] for choice in choices}
         else:
             said, model = line, line["model"]["name"]
-            answer, reasoning, finish_reason = line["answer"], line["reasoning"], line["finish_reason"]
+            given = line.get("answers") or [line]
+            answers = [each["answer"] if "answer" in each else f"({each['code']})" for each in given]
+            reasoning, finish_reasons = line["reasoning"], {each.get("finish_reason") for each in given}
         usage = said["usage"]
         found = journal.answered(str(line["custom_id"]))
         if found is None:
@@ -78,14 +81,14 @@ def _answer_of(text: bytes, prompt: str | None, journal: Journal, read: Read) ->
         row, seconds = found
         facts = [] if seconds is None else [f"{seconds:,.1f} s"]
         facts.append(f"{usage['prompt_tokens']:,} tokens read, {usage['completion_tokens']:,} written")
-        if finish_reason == "length":
+        if "length" in finish_reasons:
             facts.append("cut off at its most tokens")
         question, media = _asked(row, read)
         shown = Answer(
             custom_id=shorten(line["custom_id"]),
             number=row.number,
             question=None if question in (None, prompt) else Excerpt.of(str(question), _QUESTION_BYTES),
-            answer=Excerpt.of(answer, _ANSWER_BYTES),
+            answer=Excerpt.of(_numbered(answers), _ANSWER_BYTES),
             reasoning=Excerpt.of(reasoning, _ANSWER_BYTES) if reasoning else None,
             model=shorten(model),
             facts=facts,
@@ -106,7 +109,7 @@ def _asked(row: Row, read: Read) -> tuple[str | None, list[str]]:
         return None, []
     if isinstance(fields, InvalidJob):
         return None, []
-    said, parts = fields.get("prompt"), _listed(fields.get("media"))
+    said, parts = question_of(fields), _listed(fields.get("media"))
     for message in _listed(fields.get("messages")):
         for part in _listed(message.get("content") if isinstance(message, Mapping) else None):
             text = part.get("text") if isinstance(part, Mapping) else part
@@ -115,6 +118,19 @@ def _asked(row: Row, read: Read) -> tuple[str | None, list[str]]:
             else:
                 parts.append(part)
     return said, [uri for part in parts if (uri := _uri_of(part))]
+
+
+def question_of(fields: Mapping[str, Any]) -> str | None:
+    """Of fields of a job as a client takes them; of several questions all."""
+    questions = []
+    for each in _listed(fields.get("questions")):
+        questions.append(str(each.get("prompt") if isinstance(each, Mapping) else getattr(each, "prompt", each)))
+    return _numbered(questions) if questions else fields.get("prompt")
+
+
+def _numbered(texts: Sequence[str]) -> str:
+    """One as it is, of several each behind its number."""
+    return texts[0] if len(texts) == 1 else "\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def _listed(given: Any) -> list[Any]:

@@ -24,7 +24,7 @@ from keye.config.medium_name import name_medium
 from keye.producer.batch.journal import Journal
 from keye.producer.batch.lines import State, read_fields
 from keye.producer.batch.report.chart import Bar, round_up
-from keye.producer.batch.report.gallery import Read, Spread, all_lines, show_answers
+from keye.producer.batch.report.gallery import Read, Spread, all_lines, question_of, show_answers
 from keye.producer.batch.report.markup import Excerpt, shorten
 from keye.producer.batch.report.page import Asked, Failures, Page, Seconds, Totals, write_page
 from keye.producer.batch.report.thumbnails import Thumbnails
@@ -63,7 +63,7 @@ def write_report(
     Raises `InvalidBatch` where it cannot be written.
     """
     with _telling(path), closing(Thumbnails(endpoint_url)) as thumbnails:
-        ended, prompt = journal.first_and_last_end(), options.get("prompt")
+        ended, prompt = journal.first_and_last_end(), question_of(options)
         answers = list(show_answers(outputs[0], progress.answered, prompt, journal, read, thumbnails))
         answers.sort(key=lambda answer: answer.number)
         models = Counter(answer.model for answer in answers)

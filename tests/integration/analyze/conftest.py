@@ -20,11 +20,11 @@ from keye.worker.media.job_media import DecoderPool, MediaCache, MediaLimits
 from keye.worker.model.load import load_model
 from keye.worker.results.outbox import Outbox, Spool
 from keye.worker.tasks.analyze import Analyst
-from keye.worker.tasks.attempt import load_sampling
 from keye.worker.tasks.celery_app import build_app
 from keye.worker.tasks.fitness import Fitness
 from keye.worker.tasks.lookahead import Lookahead
 from keye.worker.tasks.probe import probe
+from keye.worker.tasks.sampling import load_sampling
 from keye.worker.tasks.work_clock import WorkClock
 from keye.worker.tasks.workbench import Workbench
 from tests.integration.analyze.plant import (

@@ -68,7 +68,7 @@ class FaultyProcessor(KeyeProcessor):
         finally:
             cls.gate.set()
 
-    def prepare(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
+    def prepare_text(self, messages: Any, *args: Any, **kwargs: Any) -> PreparedPrompt:
         if self.misfortunes:
             raise self.misfortunes.pop()
         last = _last_text(messages[-1]["content"])
@@ -77,7 +77,7 @@ class FaultyProcessor(KeyeProcessor):
         if last == "wait":
             self.is_held.set()
             assert self.gate.wait(30)
-        return super().prepare(messages, *args, **kwargs)
+        return super().prepare_text(messages, *args, **kwargs)
 
 
 def _last_text(content: str | list[dict[str, str]]) -> str:

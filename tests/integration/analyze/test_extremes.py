@@ -36,6 +36,9 @@ GENERATION: Values = {
     ),
     "seed": ((0, 1, 2**32, 2**63 - 1), (-1, 2**63, LONGER, NAN)),
     "max_thinking_tokens": ((0, 1, 131072), (-1, 131073, LONGER, NAN, 0.5)),
+    "min_tokens": ((0, 1, 6), (-1, 7, LONGER, NAN, 0.5)),
+    "n": ((1,), (0, 17, LONGER, NAN, 1.5)),
+    "logprobs": ((True, False), ("", None, 2)),
 }
 PIXELS = (784, 785, 2**31, 2**63, LONG, LONGER), (783, 0, -1, NAN)
 SIDES = (28, 29), (27, 0, 16385, LONGER)
@@ -74,6 +77,8 @@ JOB: Values = {
     ),
     "traceparent": ((f"00-{'0' * 32}-{'0' * 16}-00",), ("", "00", HALF)),
     "result_ttl_seconds": ((600, 3650 * 86400), (59, 0, LONG, LONGER)),
+    "response_schema": ((), ()),
+    "questions": ((), (["?"], [{"prompt": "?"}] * 65, [DEEP], HALF, [HALF], "?")),
 }
 CHATS: list[Any] = [
     [{"role": "user", "content": []}],

@@ -44,7 +44,7 @@ def test_the_log_tells_why_a_job_failed(plant: Plant, caplog: pytest.LogCaptureF
     assert "\n" not in ending
 
 
-@pytest.mark.parametrize("culprit", [(KeyeProcessor, "prepare"), (ModelRunner, "encode"), (ModelRunner, "run")])
+@pytest.mark.parametrize("culprit", [(KeyeProcessor, "prepare_text"), (ModelRunner, "encode"), (ModelRunner, "run")])
 def test_a_warning_of_a_library_is_told_and_fails_no_job(
     plant: Plant, picture: str, culprit: tuple[type, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,12 @@ def test_the_engine_waits_for_memory_that_others_hold(plant: Plant) -> None:
 @pytest.mark.holds(
     "docs/operations.md#what-can-a-broken-or-hostile-file-do", "bounds the pixels of all jobs of a process"
 )
-def test_what_a_job_was_shown_counts_until_it_is_answered_and_the_next_waits_for_that(plant: Plant) -> None:
+@pytest.mark.parametrize(
+    "asked", [{}, {"prompt": None, "questions": ["what?", "why?", "where?"]}], ids=["one", "three"]
+)
+def test_what_a_job_was_shown_counts_until_it_is_answered_and_the_next_waits_for_that(
+    plant: Plant, asked: dict[str, Any]
+) -> None:
     path = str(plant.media / "olive.png")
     Image.new("RGB", (500, 500), "olive").save(path)
     part = ImagePart(uri=path)
@@ -65,7 +70,7 @@ def test_what_a_job_was_shown_counts_until_it_is_answered_and_the_next_waits_for
         limits = replace(plant.bench.media_limits, max_decoded_bytes=MAX_BYTES)
         bench = replace(plant.bench, inbox=plant.engine.inbox, decoders=decoders, media_limits=limits)
         generation = GenerationOptions(max_new_tokens=400)
-        first, answered = attempt(bench, generation=generation)
+        first, answered = attempt(bench, generation=generation, **asked)
         eventually(lambda: first.phase == "running")
         second, other = attempt(bench)
         eventually(lambda: second.phase == "memory" or answered.done())

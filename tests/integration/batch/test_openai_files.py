@@ -4,14 +4,17 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from openai import omit
+from openai.lib._parsing import parse_chat_completion, type_to_response_format_param
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from openai.types.completion_usage import CompletionUsage
+from openai.types.completion_usage import CompletionUsage, PromptTokensDetails
 from openai.types.shared import ErrorObject
+from pydantic import BaseModel
 
 from keye.config.codes import ErrorCode
 from keye.config.job import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, TextPart, Thinking, VideoPart
@@ -133,7 +136,46 @@ def test_a_file_of_the_package_is_taken_and_its_models_read_the_answers(run: Run
             message=ChatCompletionMessage(role="assistant", content="a cat", refusal=None),
         )
     ]
-    assert completion.usage == CompletionUsage(prompt_tokens=0, completion_tokens=2, total_tokens=2)
+    cached = PromptTokensDetails(cached_tokens=0)
+    assert completion.usage == CompletionUsage(
+        prompt_tokens=0, completion_tokens=2, total_tokens=2, prompt_tokens_details=cached
+    )
+
+
+def test_each_of_several_answers_is_a_choice_with_its_logprobs(run: Run) -> None:
+    reply = ["a cat", ErrorCode.OUT_OF_MEMORY, "猫 🐈"]
+    _, (answer,), errors = run(line("1", ask(n=3, logprobs=True)), reply=lambda job: reply)
+    assert errors == []
+    completion = ChatCompletion.model_validate(answer["response"]["body"], strict=True)
+    assert completion.model_dump(exclude_unset=True) == answer["response"]["body"]
+    # One that could not be given is not there, and the others stay what they are.
+    assert [(choice.index, choice.message.content) for choice in completion.choices] == [(0, "a cat"), (2, "猫 🐈")]
+    for choice in completion.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        tokens = [each.bytes for each in choice.logprobs.content]
+        assert b"".join(bytes(each or ()) for each in tokens).decode() == choice.message.content
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 4
+
+
+class Colour(BaseModel):
+    """As programs of the package have it."""
+
+    colour: Literal["red", "blue"]
+    where: str | None
+
+
+def test_what_the_package_makes_of_a_model_is_the_schema_and_its_model_reads_the_answer(run: Run) -> None:
+    response_format = type_to_response_format_param(Colour)
+    told = '{"colour": "red", "where": null}'
+    (job,), (answer,), errors = run(line("1", ask(response_format=response_format)), reply=lambda job: told)
+    assert errors == []
+    assert isinstance(job.response_schema, dict)
+    assert job.response_schema["required"] == ["colour", "where"]
+    completion = ChatCompletion.model_validate(answer["response"]["body"])
+    parsed = parse_chat_completion(response_format=Colour, input_tools=omit, chat_completion=completion)
+    assert parsed.choices[0].message.parsed == Colour(colour="red", where=None)
 
 
 def test_what_was_answered_can_be_asked_about(run: Run) -> None:
@@ -173,6 +215,8 @@ def test_parts_of_a_message_may_be_written_as_others_write_them(run: Run) -> Non
     assert [job.all_parts() for job in jobs] == [(part,) for _, part in PARTS]
 
 
+COLOUR = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "colour", "schema": COLOUR, "strict": True}}
 OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 5}, {"generation": {"max_new_tokens": 5}}),
     ({"stop": ["a", "b"]}, {"generation": {"stop": ("a", "b")}}),
@@ -189,12 +233,27 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"thinking": "auto", "deadline_seconds": 60, "max_thinking_tokens": 9, "priority": "high"},
         {"deadline_seconds": 60, "generation": {"max_thinking_tokens": 9}, "priority": "high"},
     ),
+    ({"n": 2, "logprobs": True, "top_logprobs": 0}, {"generation": {"n": 2, "logprobs": True}}),
+    ({"min_tokens": 5, "logprobs": None}, {"generation": {"min_tokens": 5}}),
+    ({"response_format": {"type": "text"}}, {}),
+    ({"response_format": {"type": "json_object"}}, {"response_schema": {"type": "object"}}),
+    ({"response_format": JSON_SCHEMA}, {"response_schema": COLOUR}),
+    ({"response_format": {**JSON_SCHEMA, "json_schema": {"name": "any"}}}, {"response_schema": {"type": "object"}}),
+    ({"guided_json": COLOUR, "guided_decoding_backend": "xgrammar"}, {"response_schema": COLOUR}),
+    ({"extra_body": {"guided_json": json.dumps(COLOUR)}}, {"response_schema": COLOUR}),
+    ({"guided_regex": "[a-z]+"}, {"response_schema": "[a-z]+"}),
+    ({"guided_choice": ["a", "b"], "guided_json": None}, {"response_schema": ["a", "b"]}),
+    ({"structured_outputs": {"json": COLOUR, "regex": None}}, {"response_schema": COLOUR}),
+    ({"structured_outputs": {"choice": ["a"]}}, {"response_schema": ["a"]}),
+    ({"structured_outputs": {"json_object": True}}, {"response_schema": {"type": "object"}}),
+    ({"response_schema": ["a"]}, {"response_schema": ["a"]}),
     ({"priority": 0, "tools": [], "function_call": "auto", "best_of": 1, "stream_options": {}}, {}),
 ]
 
 
 def test_options_of_openai_and_of_vllm(run: Run) -> None:
-    jobs, _, errors = run(*(line(str(number), ask(**options)) for number, (options, _) in enumerate(OPTIONS)))
+    lines = [line(str(number), ask(**options)) for number, (options, _) in enumerate(OPTIONS)]
+    jobs, _, errors = run(*lines, reply=lambda job: '{"colour": "red"}')
     assert errors == []
     same = {"messages": (ChatMessage(role="user", content="?"),), "priority": "low"}
     assert jobs == [AnalysisJob.model_validate({**same, **fields}) for _, fields in OPTIONS]
@@ -241,9 +300,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"body": ask(tools=[{"type": "function"}])},
         "body.tools: can only be [] here, or left out: there is nothing like",
     ),
-    ({"body": ask(n=2)}, "body.n: can only be 1 here, or left out: a job has one answer: submit it"),
-    ({"body": ask(logprobs=True)}, "body.logprobs: can only be false here"),
-    ({"body": ask(response_format={"type": "json_object"})}, 'body.response_format: can only be {"type": "text"} here'),
+    ({"body": ask(n=99)}, "1 fault: generation.n: Input should be less than or equal to 16"),
+    ({"body": ask(best_of=2)}, "body.best_of: can only be 1 here, or left out: how many answers are drawn is n"),
+    (
+        {"body": ask(logprobs=True, top_logprobs=5)},
+        "body.top_logprobs: can only be 0 here, or left out: there",
+    ),
+    ({"body": ask(response_format={"type": "yaml"})}, 'body.response_format: can only be {"type": "json_schema", '),
+    ({"body": ask(response_format={"type": "json_schema"})}, "body.response_format: can only be"),
+    ({"body": ask(response_format="json")}, "body.response_format: can only be"),
+    (
+        {"body": ask(response_format={"type": "json_schema", "json_schema": {"schema": "{}"}})},
+        "body.response_format: can only be",
+    ),
+    ({"body": ask(guided_json="{")}, "body.guided_json: can only be a JSON Schema, an object or the text of one here"),
+    ({"body": ask(guided_choice="a")}, "body.guided_choice: can only be a list of texts here"),
+    (
+        {"body": ask(guided_grammar="root ::= x")},
+        "body.guided_grammar: is no field here: what the answer has to",
+    ),
+    (
+        {"body": ask(structured_outputs={"regex": "a", "choice": ["a"]})},
+        "body.structured_outputs: can only be an",
+    ),
+    ({"body": ask(structured_outputs={"grammar": "x"})}, "with one of json, regex, choice and json_object here"),
+    ({"body": ask(guided_regex="a", response_schema="b")}, "body.response_schema: says once more what the answer has"),
+    ({"body": ask(questions=["?"])}, "body.questions: is no field here"),
     ({"body": ask(stream=True)}, "body.stream: can only be false here"),
     ({"body": ask(frequency_penalty=1)}, "here, or left out: there is repetition_penalty"),
     ({"body": ask(ignore_eos=True)}, "body.ignore_eos: can only be false here, or left out"),
@@ -267,7 +349,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.holds(
     "docs/batches.md#what-can-the-input-be",
-    "What a body for OpenAI asks beyond this model",
+    "what it asks beyond this model",
 )
 def test_what_no_job_can_do_costs_its_line_and_says_which_field(run: Run) -> None:
     lines = [{**line(str(number), ask()), **odd} for number, (odd, _) in enumerate(REFUSED, 1)]

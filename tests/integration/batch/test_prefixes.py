@@ -92,7 +92,7 @@ def test_keys_come_in_the_order_of_their_bytes_and_as_they_are(store: "S3Client"
 )
 def test_what_a_prefix_names(store: "S3Client", s3_endpoint: str, given: str, keys: list[str]) -> None:
     fill(store, "A/1.jpg", "a/1.jpg", "a/b/2.jpg", "ab.jpg")
-    source = open_source(given, "?", s3_endpoint)
+    source = open_source(given, True, s3_endpoint)
     assert isinstance(source, Prefix)
     assert keys_of(source) == keys
 
@@ -192,4 +192,4 @@ def test_credentials_that_are_not_there_are_told(
 @pytest.mark.parametrize("name", ["in.jsonl", "a/in.CSV", "in.json"])
 def test_a_file_in_a_bucket_is_to_be_downloaded(name: str) -> None:
     with pytest.raises(InvalidBatch, match=r"is a file of a bucket\. Download it"):
-        open_source(f"s3://photos/{name}", "?", None)
+        open_source(f"s3://photos/{name}", True, None)

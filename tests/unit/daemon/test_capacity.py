@@ -17,7 +17,7 @@ from keye.worker.daemon.cli import app
 from keye.worker.daemon.exit_codes import ExitCode
 from keye.worker.daemon.findings import Severity
 from keye.worker.daemon.trials import check_gpu_memory
-from keye.worker.engine.memory import measure_cache_bytes
+from keye.worker.engine.memory import measure_cache_bytes, row_bytes
 from keye.worker.engine.model_memory import CUDA_BYTES, ModelMemory
 from keye.worker.engine.step_loop import DEFAULT_LIMITS, Engine
 from keye.worker.model.configuration_keye import KeyeConfig
@@ -74,7 +74,8 @@ def test_an_h100_is_planned_as_one_was_measured() -> None:
     capacity = Capacity(memory, card=int(79.2 * GIB), fraction=0.9)
     told = capacity.as_dict()
     assert (memory.weights + CUDA_BYTES) / GIB == pytest.approx(17.0, rel=0.02)
-    assert told["reserve_bytes"] / GIB == pytest.approx(1.8, rel=0.05)
+    # It kept no encoded media yet, which are planned for now.
+    assert (told["reserve_bytes"] - row_bytes(told["cache_bytes"])) / GIB == pytest.approx(1.8, rel=0.05)
     assert told["cache_bytes"] / GIB == pytest.approx(52.4, rel=0.01)
     assert capacity.num_tokens == pytest.approx(381_696, rel=0.01)
 

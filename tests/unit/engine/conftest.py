@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from keye.worker.engine.block_keys import BlockKeys
 from keye.worker.engine.detokenizer import TokenBytes
 from keye.worker.engine.inbox import PendingGeneration, SamplingOptions
 from keye.worker.engine.sequence import Sequence
@@ -36,18 +37,23 @@ def make_prompt() -> Callable[[list[int]], PreparedPrompt]:
 
 @pytest.fixture(scope="session")
 def make_sequence(tokenizer: Any, token_bytes: TokenBytes) -> MakeSequence:
-    """Makes sequences in order of arrival; keywords are fields of `SamplingOptions`."""
+    """Makes sequences in order of arrival; keywords are fields of `SamplingOptions`.
+
+    With a `block_size` they share blocks.
+    """
 
     def make(
         ids: list[int],
         priority: int = 0,
         deadline: float = inf,
         eos_token_ids: tuple[int, ...] = (),
+        block_size: int | None = None,
         **sampling: Any,
     ) -> Sequence:
         options = SamplingOptions(**{"max_new_tokens": 8, **sampling})
         prompt = PreparedPrompt("", torch.tensor(ids), torch.arange(len(ids)).expand(3, -1), 0, 0)
         pending = PendingGeneration(prompt, options, priority, deadline)
+        pending.block_keys = None if block_size is None else BlockKeys(prompt, [], block_size)
         return Sequence(pending, token_bytes, eos_token_ids, ThinkingTags.of(tokenizer))
 
     return make

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from keye.worker.engine import memory
-from keye.worker.engine.memory import cache_bytes_within, run_largest_step, run_long_video
+from keye.worker.engine.memory import cache_bytes_within, row_bytes, run_largest_step, run_long_video
 from keye.worker.engine.step_plan import StepLimits
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor
@@ -56,13 +56,13 @@ TOKEN, VIDEO_TOKEN, STEP = 147_456, 4 * 12_000, 400 * 2**20
 
 @pytest.mark.parametrize("gibibytes", [1, 2, 4, 8, 50])
 @pytest.mark.parametrize(("video_token", "context"), [(VIDEO_TOKEN, 40_960), (0, 131_072)], ids=["preview", "1.5"])
-def test_cache_leaves_room_for_a_step_and_for_any_video_it_could_hold(
+def test_cache_leaves_room_for_rows_and_a_step_and_for_any_video_it_could_hold(
     gibibytes: int, video_token: int, context: int
 ) -> None:
     room = gibibytes * 2**30
 
     def needed(cache: float) -> float:
-        return cache + max(STEP, video_token * min(context, cache / TOKEN))
+        return cache + row_bytes(int(cache)) + max(STEP, video_token * min(context, cache / TOKEN))
 
     cache = cache_bytes_within(room, STEP, TOKEN, video_token, context)
     assert needed(cache) <= room + 1

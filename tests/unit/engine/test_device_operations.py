@@ -118,9 +118,11 @@ def test_step_waits_for_its_tokens_and_for_nothing_else(
     """Prompts in chunks, beside others that decode, and batches that change as jobs come and end."""
     engine = make_engine(make_form)
     engine._runner.capture_decoding(LIMITS.max_running)
-    options = [GREEDY, PENALISED, SAMPLED, replace(SAMPLED, top_k=5), PENALISED]
+    engine._processor.eos_token_ids = (503,)
+    reported = replace(PENALISED, min_tokens=3, logprobs=True)
+    options = [GREEDY, PENALISED, SAMPLED, replace(SAMPLED, top_k=5), reported, PENALISED, replace(reported, seed=8)]
     pendings = [
-        engine.inbox.submit(make_prompt([1] * (20 + 50 * n)), replace(option, max_new_tokens=2 + n))
+        engine.inbox.submit(make_prompt([n] * (20 + 50 * n)), replace(option, max_new_tokens=3 + n))
         for n, option in enumerate(options)
     ]
     tallies = step_until_idle(engine, cuda, pendings)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 
 import pytest
 
@@ -11,12 +12,14 @@ from keye.config.faults import Fault
 from keye.worker.engine.inbox import (
     OVERRUN_SECONDS,
     Generated,
+    Generations,
     Inbox,
     PendingGeneration,
     SamplingOptions,
     TextDelta,
 )
 from keye.worker.model.processor import PreparedPrompt
+from tests.support.conditions import eventually
 
 MakePrompt = Callable[[list[int]], PreparedPrompt]
 OPTIONS = SamplingOptions(10)
@@ -91,3 +94,54 @@ def test_reader_does_not_wait_for_an_engine_that_is_long_past_the_deadline(make_
     pending.deliver("so far", 2)
     assert list(pending.deltas()) == [TextDelta("so far", 2)]
     assert pending.is_abandoned
+
+
+def a_few(make_prompt: MakePrompt, deadline: float = inf) -> list[PendingGeneration]:
+    changed = threading.Condition()
+    return [PendingGeneration(make_prompt([0]), OPTIONS, 0, deadline, changed) for _ in range(3)]
+
+
+def test_one_reader_gets_the_text_of_several_and_the_end_of_each(make_prompt: MakePrompt) -> None:
+    pending = a_few(make_prompt)
+    read: list[tuple[int, TextDelta, bool]] = []
+    reader = threading.Thread(target=lambda: read.extend(Generations(pending).deltas()))
+    reader.start()
+    for step in range(100):
+        pending[step % 3].deliver(f"{step} ", 1)
+    pending[1].end(FAULT)
+    pending[0].end(GENERATED)
+    eventually(lambda: sum(has_ended for _, _, has_ended in read) == 2)
+    pending[2].deliver("more", 1)
+    pending[2].end(GENERATED)
+    reader.join(timeout=10)
+    assert not reader.is_alive()
+    for place in range(3):
+        own = [each for each in read if each[0] == place]
+        expected = "".join(f"{step} " for step in range(place, 100, 3)) + "more" * (place == 2)
+        assert "".join(delta.text for _, delta, _ in own) == expected
+        assert [has_ended for _, _, has_ended in own] == [False] * (len(own) - 1) + [True]
+    assert [each.fault for each in pending] == [None, FAULT, None]
+
+
+def test_several_wait_for_the_engine_until_one_begins(make_prompt: MakePrompt) -> None:
+    pending = a_few(make_prompt)
+    for each in pending:
+        each.has_begun = False
+    several = Generations(pending)
+    assert (several.num_waiting, several.has_begun, several.wait_to_begin(0)) == (3, False, False)
+    waiter = threading.Thread(target=several.wait_to_begin)
+    waiter.start()
+    eventually(lambda: all(each.is_awaited for each in pending))
+    pending[1].begin()
+    waiter.join(timeout=10)
+    assert not waiter.is_alive()
+    assert (several.num_waiting, several.has_begun, several.has_ended) == (2, True, False)
+    pending[2].end(FAULT)
+    assert several.num_waiting == 1
+
+
+def test_nobody_waits_for_several_that_are_long_past_the_deadline(make_prompt: MakePrompt) -> None:
+    pending = a_few(make_prompt, time.monotonic() - OVERRUN_SECONDS)
+    pending[2].deliver("so far", 2)
+    assert list(Generations(pending).deltas()) == [(2, TextDelta("so far", 2), False)]
+    assert all(each.is_abandoned for each in pending)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keye.worker.engine.scheduler import BlockPool, Scheduler
+from keye.worker.engine.block_pool import BlockPool
+from keye.worker.engine.scheduler import Scheduler
 from keye.worker.engine.sequence import Sequence
 from keye.worker.engine.step_plan import StepLimits, StepPlan
 

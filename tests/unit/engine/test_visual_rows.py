@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from keye.worker.engine.model_runner import VisualRows
+from keye.worker.engine.visual_rows import VisualRows
 from keye.worker.model.positions import PlaceholderMismatch
 
 GRIDS = torch.tensor([[1, 2, 4], [1, 2, 2], [2, 2, 2]])  # 2, 1 and 2 rows of four patches
@@ -13,7 +13,7 @@ PATCHES = torch.arange(20.0).view(20, 1, 1, 1)
 
 @pytest.fixture
 def media() -> VisualRows:
-    return VisualRows(COLUMNS, PATCHES, GRIDS, merged=4)
+    return VisualRows(COLUMNS, PATCHES, GRIDS, 4, [b"a", b"b", b"c"])
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_rows_are_kept_until_the_prompt_is_past_them(media: VisualRows) -> None:
 
 def test_placeholders_and_media_must_agree() -> None:
     with pytest.raises(PlaceholderMismatch, match="4 placeholder tokens, but the media give 5 rows"):
-        VisualRows(COLUMNS[:4], PATCHES, GRIDS, merged=4)
+        VisualRows(COLUMNS[:4], PATCHES, GRIDS, 4, [b"a", b"b", b"c"])

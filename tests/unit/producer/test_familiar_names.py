@@ -57,6 +57,13 @@ def refused(make: Door, **fields: Any) -> str:
         ("images", [], "images and videos are media"),
         ("video", "/a.mp4", "images and videos are media"),
         ("videos", [], "images and videos are media"),
+        ("guided_json", {}, "response_schema: a JSON Schema, a regular expression or a list of choices"),
+        ("response_format", {"type": "json_object"}, "response_schema: a JSON Schema"),
+        ("schema", {}, "response_schema: a JSON Schema"),
+        ("num_return_sequences", 2, "n, in generation"),
+        ("min_new_tokens", 2, "min_tokens, in generation"),
+        ("top_logprobs", 5, "logprobs, in generation"),
+        ("prompts", ["?"], 'are questions, as in [{"prompt": "What is it?"}]'),
         ("text", "?", "the question is prompt"),
         ("question", "?", "the question is prompt"),
         ("nframes", 8, "max_frames"),
@@ -90,7 +97,9 @@ def test_a_name_from_elsewhere_is_refused_with_what_to_write_instead(
 def test_it_is_told_within_generation_too(name: str) -> None:
     for make in (lambda **given: AnalysisJob(prompt="?", generation=given), GenerationOptions):
         assert f"{name}: is no field here: {OF_A_JOB[name]}" in refused(make, **{name: 1})
-    assert "thinking: is no field here: it stands in the job itself" in refused(GenerationOptions, thinking="think")
+    told = refused(GenerationOptions, thinking="think")
+    assert "thinking: is no field here: it stands in " in told
+    assert "the job itself" in told
 
 
 @pytest.mark.parametrize("make", [ImagePart, VideoPart])

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from keye.config.wire import seal
 from keye.producer import AnalysisJob, ChatMessage, GenerationOptions, ImagePart, InvalidJob, TextPart, VideoPart
 from keye.producer.cli import app
-from keye.producer.client import Client, JobFields, build_job
+from keye.producer.client import Client, build_job
+from keye.producer.fields import JobFields
 from keye.producer.shell import ExitCode
 
 # No Redis is there: a job that gets as far has found nothing to say.

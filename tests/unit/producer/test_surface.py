@@ -19,12 +19,13 @@ def test_every_exported_name_is_there_and_the_list_is_sorted() -> None:
 
 def test_the_public_surface_is_exactly_this() -> None:
     assert " ".join(producer.__all__) == (
-        "AnalysisJob AsyncBatch AsyncClient AsyncJob Batch BatchProgress Cancellation ChatMessage Client Content "
-        "DeadLetterNotFound End EndedJob ErrorCode EventsMissing FeedGap FramesDecoded GenerationOptions Heartbeat "
-        "IdempotencyConflict ImagePart InvalidBatch InvalidEventId InvalidJob InvalidSettings Job JobEnded JobEvent "
-        "JobFailed JobFailure JobNotEnded JobNotFound JobResult JobState JobUnreadable KeyeError MessageNotFound "
-        "OutputUnwritable PartialText Priority Progress QueueFull QueueUnavailable QueuedAgain Refusal Sampling "
-        "Settings Stage StageStarted TextGenerated TextPart Thinking UnknownSchemaVersion UploadFailed VideoPart"
+        "AnalysisJob Answer AnswerEnded AsyncBatch AsyncClient AsyncJob Batch BatchProgress Cancellation "
+        "ChatMessage Client Content DeadLetterNotFound End EndedJob ErrorCode EventsMissing FeedGap FramesDecoded "
+        "GenerationOptions Heartbeat IdempotencyConflict ImagePart InvalidBatch InvalidEventId InvalidJob "
+        "InvalidSettings Job JobEnded JobEvent JobFailed JobFailure JobNotEnded JobNotFound JobResult JobState "
+        "JobUnreadable KeyeError MessageNotFound OutputUnwritable PartialText Priority Progress Question "
+        "QueueFull QueueUnavailable QueuedAgain Refusal Sampling Settings Stage StageStarted TextGenerated "
+        "TextPart Thinking TokenLogprob Unanswered UnknownSchemaVersion UploadFailed VideoPart"
     )
 
 

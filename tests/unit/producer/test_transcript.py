@@ -4,7 +4,7 @@ import re
 
 from keye.config.codes import JobState, QueuedAgain, Stage
 from keye.config.event import Channel, EventsMissing, FramesDecoded, JobEnded, JobEvent, StageStarted, TextGenerated
-from keye.producer.cli import Transcript
+from keye.producer.transcript import Transcript
 
 
 def stage(stage: Stage, attempt: int = 1) -> StageStarted:

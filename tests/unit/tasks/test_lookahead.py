@@ -17,13 +17,13 @@ def has_room(*phases: str, num_taken: int | None = None) -> bool:
         return lookahead.has_room(len(phases) if num_taken is None else num_taken)
 
 
-def attempt(phase: str) -> Any:
-    return cast(Any, _Attempt(phase))
+def attempt(phase: str, num_waiting: int = 1) -> Any:
+    return cast(Any, _Attempt(phase, num_waiting))
 
 
 class _Attempt(SimpleNamespace):
-    def __init__(self, phase: str) -> None:
-        super().__init__(phase=phase, seconds=1.0)
+    def __init__(self, phase: str, num_waiting: int) -> None:
+        super().__init__(phase=phase, seconds=1.0, num_waiting=num_waiting)
 
     __hash__ = object.__hash__
 
@@ -63,3 +63,15 @@ def test_the_door_looks_again_once_what_it_was_refused_for_has_changed() -> None
         lookahead.changed()
         assert len(woken) == 1
         assert lookahead.has_room(1)
+
+
+def test_a_job_of_many_answers_counts_as_many_for_the_engine() -> None:
+    lookahead = Lookahead(num_decoders=2)
+    several = attempt("engine", num_waiting=8)
+    with lookahead.watching(several):
+        assert not lookahead.has_room(1)
+        assert lookahead.phases() == ["engine"] * 8
+        several.num_waiting = 7
+        assert lookahead.has_room(1)
+        several.phase = "decode"
+        assert lookahead.phases() == ["decode"]
