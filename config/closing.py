@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from keye.config.regex import written_out
@@ -33,18 +33,25 @@ class Letters:
         self._behind_digits = [*self._ordered[:4], *digits, *(each for each in self._ordered[4:] if each not in digits)]
         self._digits = {*digits, self._ids.get(ord("."))}
 
-    def allowed_by(self, mask: bytes, before: int | None, hint: "Hint", at: int) -> tuple[list[int], int]:
-        """Those that may follow the token `before`, the likeliest to lead to an end first; and how far the hint."""
-        ordered = self._behind_digits if before in self._digits else self._ordered
-        allowed = {token_id: None for token_id in ordered if mask[token_id // 8] >> token_id % 8 & 1}
+    def allowed_by(self, mask: bytes, before: int | None, hint: "Hint", at: int, most: int) -> tuple[list[int], int]:
+        """At most so many that may follow the token `before`, the likeliest to lead to an end first; and how far the
+        hint."""
+
+        def is_allowed(token_id: int | None) -> bool:
+            return token_id is not None and bool(mask[token_id // 8] >> token_id % 8 & 1)
+
+        # Looked up one by one, as far as need be: a mask is asked at each step.
+        allowed = filter(is_allowed, self._behind_digits if before in self._digits else self._ordered)
         # Within a text what ends an object ends nothing, and in what is no JSON nothing does.
         ends = [] if not hint.is_json else [self._end_of_text]
-        ends += [] if self._no_syntax in allowed else self._ends
-        if not any(token_id in allowed for token_id in ends):
+        ends += [] if is_allowed(self._no_syntax) else self._ends
+        if not any(map(is_allowed, ends)):
             for place in (*range(at, len(hint.patterns)), *range(at)):
-                if (token_id := self._ids.get(hint.patterns[place])) in allowed:
-                    return list({token_id: None} | allowed), place + 1
-        return list(allowed), at
+                token_id = self._ids.get(hint.patterns[place])
+                if token_id is not None and is_allowed(token_id):
+                    others = (other for other in allowed if other != token_id)
+                    return [token_id, *islice(others, most - 1)], place + 1
+        return list(islice(allowed, most)), at
 
 
 class Hint:
@@ -110,7 +117,8 @@ def shortest_closing(
             choices = [] if is_begun else [list(way) for way in ways if state.validate_tokens(list(way)) == len(way)]
             if not choices:
                 mask = state.compute_bitmask()
-                allowed, at = letters.allowed_by(mask, tokens[-1] if tokens else None, hint, at)
+                before = tokens[-1] if tokens else None
+                allowed, at = letters.allowed_by(mask, before, hint, at, most_ways)
                 choices = [[token] for token in allowed]
             for rank, choice in enumerate(choices[:most_ways]):
                 heapq.heappush(found, (cost + 1 + _DETOUR * (rank > 0), next(number), state, tokens, choice, at))

@@ -193,7 +193,7 @@ def _next_look(num_left: int, closing: Sequence[int]) -> int:
     The way to the end grows by what is begun, seldom by as many tokens as this leaves.
     """
     to_spare = num_left - len(closing)
-    return num_left - max(to_spare - _MOST_BEGUN, 0) // 4
+    return num_left - max(to_spare - _MOST_BEGUN, 0) // 3
 
 
 # Tokens that may have to follow one that begins something.

@@ -70,6 +70,6 @@ class StepMasks:
         packed = send(self._packed, logits.device).view(-1).int()
         added = self._masks.added(logits.device).index_select(0, packed).view(num_rows, -1)[:, :width]
         if num_rows == num_logits:
-            return logits + added
+            return added.add_(logits)
         rows = send(np.array(self._rows, np.int64), logits.device)
-        return logits.index_copy(0, rows, logits.index_select(0, rows) + added)
+        return logits.index_copy(0, rows, added.add_(logits.index_select(0, rows)))
