@@ -111,8 +111,8 @@ def test_images_without_room_side_by_side_are_encoded_one_by_one(
 @pytest.mark.holds("docs/operations.md#which-failures-are-tried-again", "if that is smaller")
 def test_what_has_no_room_beside_others_only_is_told_no_number(engine: Engine, processor: KeyeProcessor) -> None:
     """Others' memory ran out, when as large an image has had room before."""
-    image = show(processor, Image(noise(112, 84)))
-    ask(engine, image)
+    ask(engine, show(processor, Image(noise(112, 84))))
+    image = show(processor, Image(255 - noise(112, 84)))
 
     def fail(*_: Any) -> Any:
         raise torch.OutOfMemoryError("of another process")

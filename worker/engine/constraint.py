@@ -3,6 +3,7 @@
 Thinking goes before it, unbound but for its tags. Touches no tensors; the masks are filled elsewhere.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -93,6 +94,8 @@ class Constraint:
         """Raises `Fault` where the schema cannot be enforced, or so few tokens do not suffice for any answer."""
         self._vocabulary = vocabulary
         self._hint = Hint(schema)
+        # What refers to itself may nest on and on, and each level ask for more than was written of it.
+        self._share = 3 if '"$ref"' in json.dumps(schema) else 2
         self._max_new_tokens = max_new_tokens
         self._is_thinking = thinking != "no_think"
         self.matcher = LLMatcher(
@@ -113,7 +116,7 @@ class Constraint:
                 "Raise max_new_tokens, or ask for less.",
             )
         self._shortest = shortest
-        self._look_at = _next_look(max_new_tokens, shortest)
+        self._look_at = _next_look(max_new_tokens, shortest, self._share)
 
     @classmethod
     def of(cls, processor: KeyeProcessor, schema: ResponseSchema, thinking: str, max_new_tokens: int) -> Self:
@@ -163,7 +166,7 @@ class Constraint:
         if after.consume_token(token_id):
             closing = self._shortest if self._still_ends(after, num_left - 1) else self._closing_of(after, num_left - 1)
             if closing is not None:
-                self._shortest, self._look_at = closing, _next_look(num_left - 1, closing)
+                self._shortest, self._look_at = closing, _next_look(num_left - 1, closing, self._share)
                 return
         self._closing = self._closing_of(self.matcher, num_left)
         self.has_cut = self._closing is not None
@@ -187,13 +190,14 @@ class Constraint:
         self.is_complete = ends_itself or self._closing == [] or self.matcher.is_stopped()
 
 
-def _next_look(num_left: int, closing: Sequence[int]) -> int:
+def _next_look(num_left: int, closing: Sequence[int], share: int) -> int:
     """With how many tokens left it is to be looked at again how many it takes to end.
 
-    The way to the end grows by what is begun, seldom by as many tokens as this leaves.
+    The way to the end grows by what is begun: seldom by as many tokens as this leaves, where it grows by less than
+    `share` for each token, the one that is written counted in.
     """
     to_spare = num_left - len(closing)
-    return num_left - max(to_spare - _MOST_BEGUN, 0) // 3
+    return num_left - max(to_spare - _MOST_BEGUN, 0) // share
 
 
 # Tokens that may have to follow one that begins something.
