@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ class TokenMasks:
         # One: whatever becomes of a step, its masks are filled before those of the next, which tell of the same
         # matchers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine-masks")
+        self._filling: Future[None] | None = None
         self._executor: LLExecutor | None = None
         self._fill_seconds = 0.0
         self._added: Tensor | None = None
@@ -46,10 +47,10 @@ class TokenMasks:
         packed = np.zeros((len(constrained), num_bytes), np.uint8)
         matchers = [constraint.matcher for _, constraint in constrained]
         fill: Callable[[], None] = partial(self._fill, matchers, packed)
-        if self._fill_seconds >= _BRIEFLY_SECONDS:
-            # One thread: whatever becomes of a step, its masks are filled before those of the next, which tell of the
-            # same matchers.
-            fill = self._thread.submit(self._fill, matchers, packed, in_parallel=True).result
+        is_filling = self._filling is not None and not self._filling.done()
+        if is_filling or self._fill_seconds >= _BRIEFLY_SECONDS:
+            self._filling = self._thread.submit(self._fill, matchers, packed, in_parallel=True)
+            fill = self._filling.result
         return StepMasks(self, [row for row, _ in constrained], packed, fill)
 
     def _fill(self, matchers: "Seq[LLMatcher]", packed: np.ndarray, in_parallel: bool = False) -> None:
