@@ -54,6 +54,9 @@ class EchoProcessor:
     def count_text_tokens(self, messages: list[dict[str, Any]], thinking: str) -> int:
         return len(_last_text(messages))
 
+    def prepare(self, messages: list[dict[str, Any]], images: Any, videos: Any, thinking: str) -> EchoPrompt:
+        return self.prepare_text(messages, self.prepare_media(images, videos), thinking)
+
     def prepare_media(self, images: Any, videos: Any) -> Any:
         return SimpleNamespace(pixel_values=None, pixel_values_videos=None)
 
