@@ -31,37 +31,13 @@ from keye.worker.model.prompt import (
 from keye.worker.sizing import Sizing
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedMedia:
-    """The images and videos of one conversation or of several that are about the same: what `PreparedPrompt` has of
-    them, and what stands in its text for each."""
+    """The images and videos of one conversation, or of several that are about the same."""
 
-    image_fillers: Sequence[str]
-    video_fillers: Sequence[str]
-    pixel_values: Tensor | None = None
-    image_grid_thw: Tensor | None = None
-    pixel_values_videos: Tensor | None = None
-    video_grid_thw: Tensor | None = None
-    second_per_grid_ts: Tensor | None = None
-    num_frames: Tensor | None = None
-    image_digests: Sequence[bytes] = ()
-    video_digests: Sequence[bytes] = ()
-    salt: bytes = b""
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedPrompt:
-    """One conversation, ready to run. Nothing is padded and nothing refers to another conversation."""
-
-    text: str
-    """After the chat template and with all placeholders in."""
-    input_ids: Tensor
-    """int64 [L]"""
-    position_ids: Tensor
-    """int64 [3, L]: temporal, height, width"""
-    rope_delta: int
-    """The token generated in column n stands at n + rope_delta in all three rows."""
-    num_visual_tokens: int
+    image_fillers: Sequence[str] = ()
+    """What stands in the text for each"""
+    video_fillers: Sequence[str] = ()
     pixel_values: Tensor | None = None
     """uint8 [patches, 3, p, p] of all images, in prompt order; the model normalises them"""
     image_grid_thw: Tensor | None = None
@@ -79,7 +55,22 @@ class PreparedPrompt:
     video_digests: Sequence[bytes] = ()
     """The same of all videos, or frames where each is an item"""
     salt: bytes = b""
-    """Prompts of different salt share nothing in an engine's caches, whatever they hold"""
+    """What is of different salt shares nothing in an engine's caches, whatever it holds"""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrompt(PreparedMedia):
+    """One conversation, ready to run. Nothing is padded and nothing refers to another conversation."""
+
+    text: str
+    """After the chat template and with all placeholders in."""
+    input_ids: Tensor
+    """int64 [L]"""
+    position_ids: Tensor
+    """int64 [3, L]: temporal, height, width"""
+    rope_delta: int
+    """The token generated in column n stands at n + rope_delta in all three rows."""
+    num_visual_tokens: int
 
 
 @dataclass(eq=False)
@@ -170,15 +161,7 @@ class KeyeProcessor:
             position_ids=positions,
             rope_delta=delta,
             num_visual_tokens=int(visual.sum()),
-            pixel_values=media.pixel_values,
-            image_grid_thw=media.image_grid_thw,
-            pixel_values_videos=media.pixel_values_videos,
-            video_grid_thw=media.video_grid_thw,
-            second_per_grid_ts=media.second_per_grid_ts,
-            num_frames=media.num_frames,
-            image_digests=media.image_digests,
-            video_digests=media.video_digests,
-            salt=media.salt,
+            **vars(media),
         )
 
     def count_text_tokens(self, messages: Sequence[Message], thinking: Thinking = "auto") -> int:
