@@ -23,6 +23,7 @@ from keye.worker.model.keye import KeyeForConditionalGeneration
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from tests.support.conditions import eventually
+from tests.support.small_device import SmallDevice
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "preview" / "checkpoint"
 GREEDY = SamplingOptions(16)
@@ -247,20 +248,6 @@ def test_faulty_input_fails_its_own_sequence_only(
         read(pending)
         assert list(pending.generated.token_ids) == generate(plain_model, processor, prompt, 16)
     assert engine.is_alive
-
-
-class SmallDevice:
-    """Stands for a device whose memory holds the work of so many tokens a forward pass, and no more."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, max_tokens: int) -> None:
-        self._forward = engine._runner._model.model.forward
-        self._max_tokens = max_tokens
-        monkeypatch.setattr(engine._runner._model.model, "forward", self)
-
-    def __call__(self, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if embeds.shape[1] > self._max_tokens:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return self._forward(embeds, *args, **kwargs)
 
 
 @pytest.mark.holds("docs/design.md#one-job-walked", "Where memory runs out, the batch is halved")

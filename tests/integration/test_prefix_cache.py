@@ -22,6 +22,7 @@ from keye.worker.model.image_processing import Image, Video
 from keye.worker.model.load import load_model
 from keye.worker.model.processor import KeyeProcessor, PreparedPrompt
 from tests.support.conditions import eventually
+from tests.support.small_device import SmallDevice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GREEDY = SamplingOptions(12)
@@ -122,20 +123,6 @@ def conversations(sharing: Sharing) -> list[PreparedPrompt]:
         sharing.prompt("Tell me of the sea, at some length, and of all that swims in it."),
         sharing.prompt("Tell me of the sea, at some length, and of all that flies above it."),
     ]
-
-
-class SmallDevice:
-    """Stands for a device whose memory holds the work of so many tokens a forward pass, and no more."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, max_tokens: int) -> None:
-        self._forward = engine._runner._model.model.forward
-        self._max_tokens = max_tokens
-        monkeypatch.setattr(engine._runner._model.model, "forward", self)
-
-    def __call__(self, embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if embeds.shape[1] > self._max_tokens:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return self._forward(embeds, *args, **kwargs)
 
 
 @pytest.mark.holds(
