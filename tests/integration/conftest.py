@@ -6,12 +6,20 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from keye.producer import AsyncClient, Client, Settings
 from keye.testing import MemoryClient
 from tests.support.sides import RedisWorker, synchronously
 
 MAX_QUEUE_DEPTH = 8
+
+
+@pytest.fixture
+def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """The command, for the server of the test."""
+    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
+    return CliRunner()
 
 
 @dataclass

@@ -3,28 +3,15 @@
 import json
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from keye.config import keys
-from keye.producer import Client, Job, JobState
+from keye.producer import Client, JobState
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
-from tests.support.worker_side import JOB, answer, failure, settle, start
-
-
-@pytest.fixture
-def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
-    return CliRunner()
-
-
-def asked(job: Job, redis: Redis) -> dict[str, Any]:
-    (sealed,) = redis.hmget(keys.record(job.id), "sealed")
-    return json.loads(sealed)["job"]
+from tests.support.worker_side import JOB, answer, asked, failure, settle, start
 
 
 def test_a_job_travels_from_submit_to_result(keye: CliRunner, client: Client, redis: Redis) -> None:

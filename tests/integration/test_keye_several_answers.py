@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
@@ -14,20 +13,9 @@ from keye.producer import Client, ErrorCode, Job, JobResult
 from keye.producer.cli import app
 from keye.producer.shell import ExitCode
 from keye.testing import MemoryClient
-from tests.support.worker_side import settle, start
+from tests.support.worker_side import asked, settle, start
 
 COLOUR = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
-
-
-@pytest.fixture
-def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
-    return CliRunner()
-
-
-def asked(job: Job, redis: Redis) -> dict[str, Any]:
-    (sealed,) = redis.hmget(keys.record(job.id), "sealed")
-    return json.loads(sealed)["job"]
 
 
 def settle_with(redis: Redis, job: Job, *said: str | ErrorCode) -> JobResult:

@@ -36,12 +36,6 @@ def worker(redis_url: str) -> Iterator[Redis]:
         yield connection
 
 
-@pytest.fixture
-def keye(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-    monkeypatch.setenv("KEYE_REDIS_URL", redis_url)
-    return CliRunner()
-
-
 def claim(worker: Redis, job: Job) -> Claimed:
     sealed = SealedJob.model_validate_json(worker.hget(keys.record(job.id), "sealed") or "")
     return leased_jobs.claim(LeaseStore(worker, lease_seconds=30), sealed, WORKER)

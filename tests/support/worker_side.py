@@ -1,6 +1,8 @@
 """What a worker writes of a job, for tests of who waits for it."""
 
+import json
 import time
+from typing import Any
 
 from redis import Redis
 
@@ -15,6 +17,12 @@ from keye.producer import (
 )
 
 JOB = AnalysisJob(prompt="What is it?", metadata={"order": 7})
+
+
+def asked(job: Job, redis: Redis) -> dict[str, Any]:
+    """What the record of the job says, as JSON has it."""
+    (sealed,) = redis.hmget(keys.record(job.id), "sealed")
+    return json.loads(sealed)["job"]
 
 
 def start(redis: Redis, job: Job) -> None:
